@@ -1,0 +1,173 @@
+"""Segments to token columns, a batch of conversations at a time.
+
+1. Neighbouring texts are one *run*: literals of the template merge with the contents beside them, as they do at
+   inference. A run ends at a control token and at a generation boundary.
+2. All runs of the batch are encoded in one call. Runs in which weights or speakers change also need character offsets.
+3. Control tokens are put between them by id; labels and weights are made from lengths. No loop over tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from compiler.conversation import Conversation, Segment
+from compiler.tokenizer import Tokenizer
+
+IGNORED = -100
+
+Who = tuple[str, str]
+"""(role, key): whose tokens these are; role "template" is the template's own text."""
+
+TEMPLATE: Who = ("template", "")
+
+
+@dataclass(slots=True)
+class Stretch:
+    """Consecutive tokens of one speaker, policy key and turn. `reply` is the message index of a generated token, or -1."""
+
+    who: Who
+    length: int
+    message: int
+    generated: bool
+
+
+@dataclass(slots=True)
+class Encoded:
+    """One sequence. ids int32[T]; weights float32[T], > 0 = trained; stretches cover all T tokens in order."""
+
+    ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    stretches: list[Stretch]
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """int32[T]: the id where it is trained, else -100; unshifted."""
+        return np.where(self.weights > 0, self.ids, np.int32(IGNORED))
+
+
+@dataclass(slots=True)
+class Run:
+    """Texts to be encoded as one; `control` >= 0 makes it that token instead."""
+
+    control: int
+    segments: list[Segment]
+    fresh: bool
+
+    def speaker(self) -> Segment | None:
+        """Return the segment that stands for the whole run: one weight, one speaker (and template text); else None."""
+        first = self.segments[0]
+        speaker = first
+        for segment in self.segments[1:]:
+            if (segment.weight, segment.generated, segment.key) != (first.weight, first.generated, first.key):
+                return None
+            if speaker.message < 0:
+                speaker = segment
+            elif segment.message not in (-1, speaker.message):
+                return None
+        return speaker
+
+
+def encode(
+    batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer, *, reply_start: str = "continued"
+) -> list[Encoded]:
+    """Return the token columns of each weighed conversation; `reply_start` says how a reply's first text is encoded."""
+    runs = [make_runs(segments, tokenizer, reply_start) for _, segments in batch]
+    ids = _encode_runs([run for row in runs for run in row if run.control < 0], tokenizer)
+    return [_assemble(row, ids, conversation) for row, (conversation, _) in zip(runs, batch, strict=True)]
+
+
+def make_runs(segments: list[Segment], tokenizer: Tokenizer, reply_start: str) -> list[Run]:
+    """Return the runs of one conversation, each to be encoded as one text or placed as one control token."""
+    runs: list[Run] = []
+    for segment in segments:
+        if segment.control >= 0:
+            runs.append(Run(segment.control, [segment], fresh=False))
+        elif not segment.text:
+            continue
+        elif runs and runs[-1].control < 0 and not segment.boundary:
+            runs[-1].segments.append(segment)
+        else:
+            fresh = not runs or tokenizer.prefix_every_section
+            if segment.boundary and runs and runs[-1].control < 0:
+                fresh = reply_start == "fresh"
+            runs.append(Run(-1, [segment], fresh))
+    return runs
+
+
+_Tokens = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64] | None]
+
+
+def _encode_runs(runs: list[Run], tokenizer: Tokenizer) -> dict[int, _Tokens]:
+    """Return ids, and offsets where they are needed, by the id() of a run."""
+    done: dict[int, _Tokens] = {}
+    plain: dict[bool, list[Run]] = {True: [], False: []}
+    for run in runs:
+        if run.speaker() is not None:
+            plain[run.fresh].append(run)
+        else:
+            text = "".join(segment.text for segment in run.segments)
+            done[id(run)] = tokenizer.encode_with_offsets(text, fresh=run.fresh)
+    for fresh, group in plain.items():
+        if group:
+            texts = ["".join(segment.text for segment in run.segments) for run in group]
+            ids, lengths = tokenizer.encode(texts, fresh=fresh)
+            for run, part in zip(group, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+                done[id(run)] = (part, None)
+    return done
+
+
+def _assemble(runs: list[Run], tokens: dict[int, _Tokens], conversation: Conversation) -> Encoded:
+    ids: list[npt.NDArray[np.int32]] = []
+    weights: list[npt.NDArray[np.float32]] = []
+    stretches: list[Stretch] = []
+    for run in runs:
+        part, offsets = (np.array([run.control], dtype=np.int32), None) if run.control >= 0 else tokens[id(run)]
+        ids.append(part)
+        if offsets is None:
+            speaker = run.speaker() or run.segments[0]
+            weights.append(np.full(len(part), speaker.weight, dtype=np.float32))
+            counts = [(speaker, len(part))]
+        else:
+            weight, owner = _from_offsets(run.segments, offsets)
+            weights.append(weight)
+            edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
+            counts = [(run.segments[owner[a]], int(b - a)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        for segment, count in counts:
+            _extend(stretches, segment, count, conversation)
+    return Encoded(np.concatenate(ids), np.concatenate(weights), stretches)
+
+
+def _from_offsets(
+    segments: list[Segment], offsets: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Return (weight float32[T], index of the segment of the first character int64[T]).
+
+    A token takes the smallest weight among the characters it covers: one that covers any untrained character is
+    untrained.
+    """
+    bounds = np.cumsum([0] + [len(segment.text) for segment in segments])
+    values = np.array([segment.weight for segment in segments], dtype=np.float32)
+    last_segment = len(segments) - 1
+    start = np.minimum(np.searchsorted(bounds, offsets[:, 0], side="right") - 1, last_segment)
+    # A token of no width (a lone prefix space) counts for the character it stands before.
+    end = np.searchsorted(bounds, np.maximum(offsets[:, 1] - 1, offsets[:, 0]), side="right") - 1
+    end = np.clip(end, start, last_segment)
+    weight = np.minimum(values[start], values[end])
+    for i in np.flatnonzero(end - start > 1):
+        weight[i] = values[start[i] : end[i] + 1].min()
+    return weight, start
+
+
+def _extend(stretches: list[Stretch], segment: Segment, count: int, conversation: Conversation) -> None:
+    if not count:
+        return
+    role = str(conversation.messages[segment.message].role) if segment.message >= 0 else ""
+    who = (role, segment.key) if role else TEMPLATE
+    last = stretches[-1] if stretches else None
+    if last and (last.who, last.message, last.generated) == (who, segment.message, segment.generated):
+        last.length += count
+    else:
+        stretches.append(Stretch(who, count, segment.message, segment.generated))

@@ -1,0 +1,71 @@
+"""sharegpt: a list of {from, value}, with tool calls as `function_call` and their results as `observation`.
+
+With `tags` it also reads lists of {role, content} and any other names for keys and roles.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from compiler.conversation import Call, Conversation, Message, Role
+from compiler.formats.common import asked_weight, parse_call, parse_tools
+from schemas.errors import Reason, RowError
+
+COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
+TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+_ROLES = {
+    "user_tag": Role.USER,
+    "assistant_tag": Role.ASSISTANT,
+    "observation_tag": Role.TOOL,
+    "function_tag": Role.ASSISTANT,
+    "system_tag": Role.SYSTEM,
+}
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
+    """Return the conversation; a leading system message wins over the system column."""
+    column = columns["messages"]
+    assert column is not None
+    role_tag, content_tag = tags["role_tag"], tags["content_tag"]
+    roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
+    messages: list[Message] = []
+    for i, source in enumerate(row[column]):
+        role = roles[source[role_tag]]
+        if role is Role.SYSTEM and i > 0:
+            raise RowError(
+                Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}"
+            )
+        weight = asked_weight(source, role)
+        if source[role_tag] == tags.get("function_tag"):
+            calls = _calls(source[content_tag], f"/{column}/{i}/{content_tag}")
+            messages.append(Message(role, "", calls, weight=weight))
+        else:
+            messages.append(Message(role, source[content_tag], weight=weight))
+    system = row.get(columns["system"]) if columns.get("system") else None
+    if system and messages[0].role is not Role.SYSTEM:
+        messages.insert(0, Message(Role.SYSTEM, system))
+    tools = row.get(columns["tools"]) if columns.get("tools") else None
+    return Conversation(messages, parse_tools(tools, f"/{columns.get('tools')}"))
+
+
+def _calls(text: str, pointer: str) -> list[Call]:
+    """Return the calls of a function_call message: one JSON object, or a list of them."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RowError(
+            Reason.TOOL_ARGUMENTS, f"expected a tool call as JSON, found text that is not: {error}", pointer
+        ) from error
+    calls = value if isinstance(value, list) else [value]
+    if not calls:
+        raise RowError(Reason.TOOL_ARGUMENTS, "expected at least one tool call, found an empty list", pointer)
+    return [parse_call(call, pointer) for call in calls]

@@ -1,0 +1,62 @@
+"""Files -> units -> rows, each row with the bytes it came from.
+
+    source = open_source(path)      what the file is; InputError if it cannot be read as that
+    for unit in cut(source):        pieces that are compiled at once, found without holding the file
+        for row in read(unit):      values and rejects; a bad row never ends the run
+
+The rules that hold for every kind:
+
+* The text of a row is never changed: no trimming, no normalizing, no guessing of types.
+* `Row.offset` and `Row.length` are bytes in the decompressed file, counted from its real start (a byte
+  order mark counts 3). The slice is exactly the JSON value, the CSV record or the line, without its ending.
+* The rows are the same for any `target_bytes`, and the same for a file and its .gz or .zst.
+* Bad input is either a `Reject` of one row, or an `InputError` when the rest of the file cannot be trusted
+  to begin where it seems to. `open_source`, `cut` and `read` all may raise InputError.
+
+    module       what it knows
+    model.py     Kind, Source, Unit, Row
+    source.py    names, contents that contradict the name, compression
+    text.py      .jsonl .json .csv .tsv .txt
+    elements.py  where the elements of a JSON array are
+    value.py     one JSON value, and everything that can be wrong with it
+    columns.py   .parquet .arrow .feather .xlsx
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+from compiler.read import text
+from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, no_rows
+from compiler.read.source import open_source
+
+__all__ = ["MAX_DEPTH", "Kind", "Row", "Source", "Unit", "cut", "open_source", "read"]
+
+
+def cut(source: Source, target_bytes: int = 1 << 20) -> Iterator[Unit]:
+    """Yield the units of a file, in order; each has about `target_bytes` (text) or one row group (columns).
+
+    A row is never split: a row longer than the target makes a longer unit. Memory is bounded by a few
+    `target_bytes` (or by the longest row) for text, compressed or not. InputError if there is no row.
+    """
+    if target_bytes < 1:
+        raise ValueError(f"target_bytes must be at least 1, got {target_bytes}")
+    found = False
+    for unit in _columns().cut(source) if source.kind in COLUMNAR else text.cut(source, target_bytes):
+        found = True
+        yield unit
+    if not found:
+        raise no_rows(source.path)
+
+
+def read(unit: Unit) -> Iterator[Row]:
+    """Yield the rows of a unit, in order; InputError if the file is no longer the one that was cut."""
+    return _columns().read(unit) if unit.kind in COLUMNAR else text.read(unit)
+
+
+def _columns() -> ModuleType:
+    """Return the module for columnar files; importing it loads pyarrow, which text files do not need."""
+    from compiler.read import columns
+
+    return columns

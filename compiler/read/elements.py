@@ -1,0 +1,190 @@
+"""Where the elements of a JSON array are, without parsing them and without holding the array.
+
+The scanner looks only at strings and brackets. It does not ask whether an element is JSON: an element whose
+brackets balance ends where they do, and is parsed (and maybe rejected) on its own later. Only what leaves no
+place for the next row to begin is an error: a missing comma, text after the array, no end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from schemas.errors import InputError
+
+STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+"""A whole string. Possessive (`*+`): what was matched is never tried again, so time stays linear."""
+
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+_SCALAR = re.compile(rb'[^ \t\r\n,\[\]{}"]*+')
+_TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + STRING + rb")*+", re.DOTALL)
+"""Everything up to the next bracket, or to the quote of a string that has no end in this block."""
+_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+
+_QUOTE, _COMMA, _BACKSLASH = b'",\\'
+_OPENING, _CLOSING = b"[{", b"]}"
+
+
+class Elements:
+    """A state machine over blocks that may end anywhere, even inside an escape.
+
+    The state is a method: it takes the block and a position, and returns the position it has read up to.
+    """
+
+    def __init__(self, path: str | Path, at: int, line: int = 1) -> None:
+        self._path = str(path)
+        self._base = at  # offset of the current block in the file
+        self._line, self._counted = line, 0  # line number of position `_counted` of the current block
+        self._held = b""  # a backslash that ended the last block: it belongs to the byte after it
+        self._depth = 0
+        self._begun, self._begun_line = at, line  # the element that is open, or was last
+        self._ended = False
+        self._state: Callable[[bytes, int], int] = self._opening
+
+    def spans(self, blocks: Iterable[bytes]) -> Iterator[tuple[int, int]]:
+        """Yield (begin, end) of each element, as offsets in the file; InputError where the array is broken."""
+        for fresh in blocks:
+            block, at = self._held + fresh, 0
+            self._base -= len(self._held)
+            self._held = b""
+            while at < len(block):
+                at = self._state(block, at)
+                if self._ended:
+                    self._ended = False
+                    yield self._begun, self._base + at
+            self._count_lines(block, len(block))
+            self._base += len(block) - len(self._held)
+            self._counted = 0
+        self._check_closed()
+
+    def _opening(self, block: bytes, at: int) -> int:
+        """Read up to the bracket that opens the array."""
+        at = _after_space(block, at)
+        if at < len(block):
+            if block[at] != _OPENING[0]:
+                raise self._wrong(block, at, "an array of rows, '[', was expected")
+            self._state = self._first
+            at += 1
+        return at
+
+    def _first(self, block: bytes, at: int) -> int:
+        """Read the start of the first element, or the end of an empty array."""
+        at = _after_space(block, at)
+        if at < len(block):
+            self._state = self._element
+            if block[at] == _CLOSING[0]:
+                self._state = self._closed
+                at += 1
+        return at
+
+    def _element(self, block: bytes, at: int) -> int:
+        """Read the first byte of an element, which decides how its end is found."""
+        at = _after_space(block, at)
+        if at == len(block):
+            return at
+        first = block[at]
+        if first == _COMMA or first in _CLOSING:
+            raise self._wrong(block, at, "a row was expected")
+        self._count_lines(block, at)
+        self._begun, self._begun_line = self._base + at, self._line
+        if first in _OPENING:
+            self._depth, self._state = 1, self._nested
+        elif first == _QUOTE:
+            self._state = self._string
+        else:
+            self._state = self._scalar
+            return at
+        return at + 1
+
+    def _scalar(self, block: bytes, at: int) -> int:
+        """Read a number, true, false, null, or whatever stands in their place, up to a delimiter."""
+        if match := _SCALAR.match(block, at):
+            at = match.end()
+        if at < len(block):
+            self._end_element()
+        return at
+
+    def _nested(self, block: bytes, at: int) -> int:
+        """Read up to the bracket that closes the element, or the end of the block."""
+        depth, size = self._depth, len(block)
+        match_rest = _TO_BRACKET.match
+        while (match := match_rest(block, at)) and (at := match.end()) < size:
+            byte = block[at]
+            at += 1
+            if byte == _QUOTE:
+                self._state = self._string
+                break
+            depth += 1 if byte in _OPENING else -1
+            if not depth:
+                self._end_element()
+                break
+        self._depth = depth
+        return at
+
+    def _string(self, block: bytes, at: int) -> int:
+        """Read the rest of a string whose quote was read, perhaps blocks ago."""
+        if match := _STRING_REST.match(block, at):
+            at = match.end()
+        if at == len(block):
+            return at
+        if block[at] == _BACKSLASH:  # the last byte of the block: an escape needs the one after it
+            self._held = block[at:]
+        elif self._depth:
+            self._state = self._nested
+        else:
+            self._end_element()
+        return at + 1
+
+    def _separator(self, block: bytes, at: int) -> int:
+        """Read the comma after an element, or the end of the array."""
+        at = _after_space(block, at)
+        if at == len(block):
+            return at
+        if block[at] == _COMMA:
+            self._state = self._element
+        elif block[at] == _CLOSING[0]:
+            self._state = self._closed
+        else:
+            raise self._wrong(block, at, "',' or ']' was expected after a row")
+        return at + 1
+
+    def _closed(self, block: bytes, at: int) -> int:
+        """Read the space after the array: nothing else may follow."""
+        at = _after_space(block, at)
+        if at < len(block):
+            raise self._wrong(block, at, "nothing was expected after the ']' that ends the array")
+        return at
+
+    def _end_element(self) -> None:
+        self._ended, self._state = True, self._separator
+
+    def _count_lines(self, block: bytes, at: int) -> None:
+        """Move the line counter to `at`; each byte is looked at once."""
+        self._line += block.count(b"\n", self._counted, at)
+        self._counted = at
+
+    def _wrong(self, block: bytes, at: int, expected: str) -> InputError:
+        self._count_lines(block, at)
+        found = block[at : at + 24].decode("utf-8", "replace")
+        return InputError(
+            self._path,
+            f"{expected} at byte {self._base + at} (line {self._line}), found {found!r}",
+            "Repair the JSON there, or write one JSON object per line into a .jsonl file.",
+        )
+
+    def _check_closed(self) -> None:
+        if self._state == self._closed:
+            return
+        hint = "The file may have been cut short: write it again, or write one JSON object per line (.jsonl)."
+        if self._state in (self._nested, self._string, self._scalar):
+            what = f"the row that begins at byte {self._begun} (line {self._begun_line}) never ends"
+        else:
+            what = f"',' or ']' was expected at byte {self._base} (line {self._line}), found the end of the file"
+        raise InputError(self._path, f"the array is never closed: {what}", hint)
+
+
+def _after_space(block: bytes, at: int) -> int:
+    """Return the position of the first byte at or after `at` that is not JSON space."""
+    match = _SPACE.match(block, at)
+    return match.end() if match else at

@@ -1,0 +1,132 @@
+"""What a file, a unit and a row are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from schemas.errors import InputError, Reject
+
+MAX_DEPTH = 256
+"""How many objects and arrays may be open at once; `[[1]]` has depth 2."""
+
+
+class Kind(StrEnum):
+    """What the (decompressed) bytes of a file are."""
+
+    JSONL = "jsonl"
+    JSON = "json"
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    ARROW = "arrow"
+    XLSX = "xlsx"
+    TXT = "txt"
+
+
+COLUMNAR = frozenset({Kind.PARQUET, Kind.ARROW, Kind.XLSX})
+"""Kinds whose rows are not byte ranges of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that can be opened, and how it is read; `notes` say what the name alone does not tell."""
+
+    path: Path
+    kind: Kind
+    compression: str  # "", "gz" or "zst"
+    notes: tuple[str, ...] = ()
+    start: int = 0  # where the text begins: 3 after a UTF-8 byte order mark
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The piece of one file that is compiled at once; picklable.
+
+    `offset` and `length` are a byte range of the decompressed file. For Parquet they are the number of the
+    row group and 1, for Arrow the number of the record batch and 1, for a workbook 0 and 1.
+
+    `digest` names everything that decides the values of the rows: the kind, the header and the bytes (text),
+    or the sha256 of the whole decompressed file and the number of the group (columns). It does not depend on
+    the path, the compression or the place in the file, so a unit that only moved keeps its digest.
+
+    `data` is what cannot be read from `path` by range: the bytes of a compressed file; one Arrow stream with
+    the rows of the group for a compressed Parquet file or an Arrow stream (which has no index to seek by).
+    """
+
+    path: str
+    kind: Kind
+    offset: int
+    length: int
+    digest: str
+    data: bytes | None
+    header: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Row:
+    """One row, or why it is none: exactly one of `value` and `reject` counts.
+
+    `index` is 0-based within the unit. `raw` is the slice of the file; for columnar kinds, which have no
+    such slice, it is the value as JSON (NaN shows as null, a cell that cannot be shown is left out).
+    """
+
+    index: int
+    offset: int | None
+    length: int | None
+    value: Any
+    raw: bytes
+    reject: Reject | None = None
+
+
+def digest_of(kind: Kind, header: tuple[str, ...], data: bytes) -> str:
+    """Return the digest of a unit of text; the header is written as JSON so that its end is certain."""
+    digest = hashlib.sha256(kind.encode() + b"\0" + orjson.dumps(header) + b"\0")
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Return the file opened for reading; everything the operating system may answer is an InputError."""
+    try:
+        return Path(path).open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: str | Path, error: OSError) -> InputError:
+    """Return the InputError for what the operating system said about a file."""
+    if isinstance(error, PermissionError):
+        return InputError(str(path), "permission denied", "Make the file readable for the user running this.")
+    if isinstance(error, FileNotFoundError):
+        return InputError(str(path), "no such file", "Check the path; relative paths start at the current directory.")
+    what = os.strerror(error.errno) if error.errno else str(error)
+    return InputError(str(path), f"cannot be read ({what})")
+
+
+def no_rows(path: str | Path) -> InputError:
+    """Return the InputError for a file without a single row."""
+    return InputError(str(path), "has no rows", "Remove it from the inputs, or check what should have written it.")
+
+
+def changed(path: str | Path) -> InputError:
+    """Return the InputError for a file that is not the one that was cut into units."""
+    return InputError(
+        str(path), "changed while it was being read", "Wait until nothing writes to it, then run again."
+    )
+
+
+def check_header(where: str, names: tuple[str, ...]) -> None:
+    """Raise InputError unless the column names are non-empty and unique: each becomes a key of every row."""
+    hint = "The first row must name every column, each name once."
+    for column, name in enumerate(names, start=1):
+        if not name.strip():
+            raise InputError(where, f"column {column} of the header has no name", hint)
+        if (first := names.index(name) + 1) < column:
+            raise InputError(where, f"columns {first} and {column} of the header are both named {name!r}", hint)

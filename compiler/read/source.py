@@ -1,0 +1,286 @@
+"""From a path to a stream of its decompressed bytes, and to what those bytes are."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import stat
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import orjson
+import zstandard
+
+from compiler.read.elements import STRING
+from compiler.read.model import COLUMNAR, Kind, Source, no_rows, open_file, unreadable
+from schemas.errors import InputError
+
+KINDS = {
+    ".arrow": Kind.ARROW,
+    ".csv": Kind.CSV,
+    ".feather": Kind.ARROW,
+    ".json": Kind.JSON,
+    ".jsonl": Kind.JSONL,
+    ".ndjson": Kind.JSONL,
+    ".parquet": Kind.PARQUET,
+    ".tsv": Kind.TSV,
+    ".txt": Kind.TXT,
+    ".xlsx": Kind.XLSX,
+}
+_UTF8_BOM = b"\xef\xbb\xbf"
+_FOREIGN_TEXT = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_FOREIGN_DATA = (
+    (b"\x1f\x8b\x08", "gzip data", ".gz added"),
+    (b"\x28\xb5\x2f\xfd", "zstd data", ".zst added"),
+    (b"PK\x03\x04", "a zip archive", ".xlsx if it is a workbook"),
+    (b"PAR1\x15", "a Parquet file", ".parquet"),
+    (b"ARROW1\0\0", "an Arrow file", ".arrow"),
+)
+_KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object that should have been an array
+_TOKENS = re.compile(STRING + rb"(?:[ \t\r\n]*+:[ \t\r\n]*+\[?)?|[\[\]{}]", re.DOTALL)
+
+
+def open_source(path: Path) -> Source:
+    """Return what a file is and how to read it, from its name and, for JSON, its first bytes.
+
+    `.json` that is JSON Lines and `.jsonl` that is one array are read as what they are, with a note: JSON
+    Lines if the object at the start is closed on its own line; an array if the bracket at the start is not
+    closed on its line, or is and holds only objects and nothing follows.
+
+    InputError: unknown suffix, missing, not a file, unreadable, empty, UTF-16 or UTF-32, data of another
+    kind, or a `.json` that begins with neither an array nor a one-line object.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    source = Source(path, *_kind_of_name(path))
+    return source if source.kind in COLUMNAR else _look_inside(source)
+
+
+@contextlib.contextmanager
+def open_stream(source: Source) -> Iterator[BinaryIO]:
+    """Yield the decompressed bytes from `source.start` on, as a buffered stream."""
+    with contextlib.ExitStack() as stack:
+        stream: BinaryIO = stack.enter_context(open_file(source.path))
+        if source.compression:
+            raw = _Decompressed(stream, source.compression, str(source.path))
+            stream = stack.enter_context(io.BufferedReader(raw, 1 << 18))
+        stream.read(source.start)
+        try:
+            yield stream
+        except OSError as error:
+            raise unreadable(source.path, error) from error
+
+
+def _check_is_file(path: Path) -> None:
+    """Raise InputError unless the path is an ordinary file with something in it (a FIFO would block)."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            what = f"is a link to {str(path.readlink())!r}, which does not exist"
+            raise InputError(str(path), what, "Restore the file it points to, or name the file itself.") from error
+        raise unreadable(path, error) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:  # a NUL byte
+        raise InputError(repr(str(path)), "cannot be a path") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(str(path), "is a directory", "Name the files in it, one by one.")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(str(path), "is not a regular file", "Write the data into a file: it is read more than once.")
+    if not found.st_size:
+        raise no_rows(path)
+    open_file(path).close()
+
+
+def _kind_of_name(path: Path) -> tuple[Kind, str]:
+    """Return kind and compression; only the suffixes decide, in any case."""
+    name = path.name.lower()
+    compression = next((end for end in ("gz", "zst") if name.endswith("." + end)), "")
+    kind = KINDS.get(Path(name.removesuffix("." + compression) if compression else name).suffix)
+    if kind is None:
+        known = ", ".join(KINDS)
+        raise InputError(str(path), "unknown kind of file", f"Known: {known}, each also with .gz or .zst added.")
+    return kind, compression
+
+
+def _look_inside(source: Source) -> Source:
+    """Return the source with what the first bytes of a text file say about it."""
+    path = source.path
+    with open_stream(source) as stream:
+        head = stream.read(8)
+    if not head:
+        raise no_rows(path)
+    for mark, encoding in _FOREIGN_TEXT:
+        if head.startswith(mark):
+            raise InputError(
+                str(path), f"is {encoding} text", f"Convert it to UTF-8: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
+            )
+    for magic, what, suffix in _FOREIGN_DATA:
+        if head.startswith(magic):
+            raise InputError(str(path), f"holds {what}, not {source.kind} text", f"Rename it: {suffix}.")
+    kind, start, notes = source.kind, 0, []
+    if head.startswith(_UTF8_BOM):
+        start = len(_UTF8_BOM)
+        notes.append("skipped the UTF-8 byte order mark at the start")
+    source = Source(path, kind, source.compression, tuple(notes), start)
+    if kind is Kind.JSON and _is_json_lines(source):
+        kind = Kind.JSONL
+        notes.append("read as JSON Lines although it is named .json")
+    elif kind is Kind.JSONL and _is_array(source):
+        kind = Kind.JSON
+        notes.append("read as one JSON array although it is named as JSON Lines")
+    return Source(path, kind, source.compression, tuple(notes), start)
+
+
+def _is_json_lines(source: Source) -> bool:
+    """Return whether a `.json` file is JSON Lines; InputError if it is neither that nor an array."""
+    with open_stream(source) as stream:
+        line = _first_line(stream)
+        if line.startswith(b"[") or not line:
+            return False
+        hint = "Put the rows into an array, [{...}, {...}], or write one object per line into a .jsonl file."
+        if not line.startswith(b"{"):
+            found = line[:24].decode("utf-8", "replace")
+            raise InputError(str(source.path), f"an array of rows was expected, found {found!r}", hint)
+        if _closes(line):
+            return True
+        keys, lists = _keys(line + b"\n" + stream.read(_KEYS_LOOKED_AT))
+    shown = ", ".join(map(repr, keys[:5])) + (", ..." if len(keys) > 5 else "")
+    if lists:
+        hint = f"If the rows are in {lists[0]!r}: jq -c '.[\"{lists[0]}\"][]' FILE > ROWS.jsonl"
+    what = f"an array of rows was expected, found one object with the keys {shown or '(none)'}"
+    raise InputError(str(source.path), what, hint)
+
+
+def _is_array(source: Source) -> bool:
+    """Return whether a `.jsonl` file is one array: `[` that is not closed on its line, or rows and no more."""
+    with open_stream(source) as stream:
+        line = _first_line(stream)
+        if not line.startswith(b"["):
+            return False
+        if not _closes(line):
+            return True
+        if _first_line(stream):
+            return False
+    try:
+        value = orjson.loads(line)
+    except ValueError:
+        return False
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _first_line(stream: BinaryIO) -> bytes:
+    """Return the next line that is not blank, without the space around it; b"" at the end of the file."""
+    return next((text for line in stream if (text := line.strip())), b"")
+
+
+def _closes(line: bytes) -> bool:
+    """Return whether the bracket that the line begins with is closed on it."""
+    depth = 0
+    for match in _TOKENS.finditer(line):
+        token = match[0]
+        if not token.startswith(b'"'):
+            depth += 1 if token in (b"[", b"{") else -1
+            if not depth:
+                return True
+        elif token.endswith(b"["):
+            depth += 1
+    return False
+
+
+def _keys(text: bytes) -> tuple[list[str], list[str]]:
+    """Return the first keys of the object that `text` begins with, and those of them that hold an array."""
+    depth, keys, lists = 0, [], []
+    for match in _TOKENS.finditer(text):
+        token = match[0]
+        if token.startswith(b'"'):
+            if depth == 1 and (colon := token.rfind(b":", token.rfind(b'"'))) > 0:
+                keys.append(token[1 : token.rfind(b'"', 0, colon)].decode("utf-8", "replace"))
+                lists += keys[-1:] if token.endswith(b"[") else []
+            depth += token.endswith(b"[")
+        else:
+            depth += 1 if token in (b"[", b"{") else -1
+    return keys, lists
+
+
+class _Member(Protocol):
+    """One gzip member or zstd frame being decompressed (zlib and zstandard agree on these names)."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /) -> bytes: ...
+
+
+_MEMBERS: dict[str, Callable[[], _Member]] = {
+    "gz": lambda: zlib.decompressobj(wbits=31),
+    "zst": lambda: zstandard.ZstdDecompressor().decompressobj(),
+}
+
+
+class _Decompressed(io.RawIOBase):
+    """The decompressed bytes of a file of any number of members; InputError where it is corrupt or cut short.
+
+    gzip.open and zstandard.open are not used: the first forgets what it read before an error, the second
+    takes a file that was cut short for a whole one.
+    """
+
+    _CHUNK = 1024  # compressed bytes at a time; a zstd bomb makes at most 32 MiB out of this many
+
+    def __init__(self, file: BinaryIO, compression: str, where: str) -> None:
+        super().__init__()
+        self._file, self._compression, self._where = file, compression, where
+        self._member: _Member | None = None
+        self._rest = b""  # compressed, behind the end of the last member
+        self._ready = memoryview(b"")
+        self._given = 0
+
+    def readable(self) -> bool:
+        """Return True: BufferedReader asks."""
+        return True
+
+    def readinto(self, into: memoryview) -> int:  # type: ignore[override]
+        """Fill `into` with what comes next and return how much that was; 0 at the end."""
+        while not self._ready:
+            chunk = self._rest or self._file.read(self._CHUNK)
+            self._rest = b""
+            if not chunk:
+                if self._member is not None:
+                    raise self._broken("is cut short")
+                return 0
+            self._ready = memoryview(self._decompress(chunk))
+        size = min(len(into), len(self._ready))
+        into[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        self._given += size
+        return size
+
+    def _decompress(self, chunk: bytes) -> bytes:
+        """Return what a chunk holds, b"" if nothing yet; between gzip members there may be zeros (padding)."""
+        if self._member is None:
+            if self._compression == "gz" and self._given:
+                chunk = chunk.lstrip(b"\0")
+            if not chunk:
+                return b""
+            self._member = _MEMBERS[self._compression]()
+        try:
+            out = self._member.decompress(chunk)
+        except (zlib.error, zstandard.ZstdError) as error:
+            raise self._broken(f"is not valid {self._compression} data ({error})") from error
+        if self._member.eof:
+            self._rest, self._member = self._member.unused_data, None
+        return out
+
+    def _broken(self, what: str) -> InputError:
+        hint = f"Copy or download it again; `{'gzip' if self._compression == 'gz' else 'zstd'} -t FILE` tests it."
+        return InputError(self._where, f"{what}; {self._given} decompressed bytes were readable", hint)

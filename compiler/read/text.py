@@ -1,0 +1,275 @@
+"""Units and rows of .jsonl, .json, .csv, .tsv and .txt.
+
+Cutting finds spans: runs of whole lines, CSV records, array elements. Reading finds the same spans again
+within a unit, with the same code, so that the two cannot disagree.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO
+
+from compiler.read.elements import Elements
+from compiler.read.model import Kind, Row, Source, Unit, changed, check_header, digest_of, open_file, unreadable
+from compiler.read.source import open_stream
+from compiler.read.value import not_utf8, parse
+from schemas.errors import InputError, Reason, Reject
+
+_DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
+_JSON_SPACE = b" \t\r\n"
+
+MAX_FIELD = 1 << 26
+"""Characters of a CSV field; a longer one is a quote that was never closed, found before memory is full."""
+csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no other way
+
+
+def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
+    """Yield units of consecutive spans, each closed by the span that brings it to `target_bytes`."""
+    with open_stream(source) as stream:
+        window = _Window(stream, source.start)
+        blocks = window.blocks(max(1, target_bytes // 4))
+        header: tuple[str, ...] = ()
+        if source.kind in _DELIMITERS:
+            records = _Records(str(source.path), source.kind, window.lines(), source.start)
+            header = _read_header(records)
+            spans = records.spans()
+        elif source.kind is Kind.JSON:
+            spans = Elements(source.path, source.start).spans(blocks)
+        else:
+            spans = _line_runs(blocks, source.start)
+        for begin, end in _grouped(spans, target_bytes):
+            data = window.take(begin, end)
+            if not data.isspace():
+                yield Unit(
+                    path=str(source.path),
+                    kind=source.kind,
+                    offset=begin,
+                    length=end - begin,
+                    digest=digest_of(source.kind, header, data),
+                    data=data if source.compression else None,
+                    header=header,
+                )
+
+
+def read(unit: Unit) -> Iterator[Row]:
+    """Yield the rows of a unit of text."""
+    data = _bytes_of(unit) if unit.data is None else unit.data
+    if unit.kind is Kind.JSONL:
+        return _read_json_lines(unit, data)
+    if unit.kind is Kind.JSON:
+        return _read_json_array(unit, data)
+    if unit.kind is Kind.TXT:
+        return _read_txt(unit, data)
+    return _read_csv(unit, data)
+
+
+def _bytes_of(unit: Unit) -> bytes:
+    """Return the bytes of a unit from its file; InputError if they are not those that were cut."""
+    with open_file(unit.path) as file:
+        try:
+            file.seek(unit.offset)
+            data = file.read(unit.length)
+        except OSError as error:
+            raise unreadable(unit.path, error) from error
+    if digest_of(unit.kind, unit.header, data) != unit.digest:
+        raise changed(unit.path)
+    return data
+
+
+class _Window:
+    """The part of a stream from the first span not yet taken up to where it was read."""
+
+    def __init__(self, stream: BinaryIO, at: int) -> None:
+        self._stream = stream
+        self._parts: list[bytes] = []
+        self._at = at  # offset of the first part
+
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """Yield the stream in blocks of `size` bytes."""
+        while block := self._stream.read(size):
+            self._parts.append(block)
+            yield block
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the stream line by line."""
+        for line in self._stream:
+            self._parts.append(line)
+            yield line
+
+    def take(self, begin: int, end: int) -> bytes:
+        """Return the bytes of a range of offsets, and forget them and all before them."""
+        held = b"".join(self._parts)
+        begin, end = begin - self._at, end - self._at
+        self._parts = [held[end:]]
+        self._at += end
+        return held[begin:end]
+
+
+def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield the range of each group of consecutive spans of about `target_bytes`."""
+    begin = end = -1
+    for first, end in spans:  # noqa: B007  # the last end closes the last group
+        if begin < 0:
+            begin = first
+        if end - begin >= target_bytes:
+            yield begin, end
+            begin = -1
+    if begin >= 0:
+        yield begin, end
+
+
+def _line_runs(blocks: Iterable[bytes], at: int) -> Iterator[tuple[int, int]]:
+    """Yield the range of the lines that end in each block; a line ends at a newline and nowhere else."""
+    begin = at
+    for block in blocks:
+        if last := block.rfind(b"\n") + 1:
+            yield begin, at + last
+            begin = at + last
+        at += len(block)
+    if begin < at:
+        yield begin, at
+
+
+def _read_json_lines(unit: Unit, data: bytes) -> Iterator[Row]:
+    """Yield a row per line that is not blank; JSON space around the value is not part of the row."""
+    index, at = 0, unit.offset
+    for line in data.split(b"\n"):
+        if raw := line.strip(_JSON_SPACE):
+            value, reject = parse(raw)
+            offset = at if raw is line else at + line.index(raw)
+            yield Row(index, offset, len(raw), value, raw, reject)
+            index += 1
+        at += len(line) + 1
+
+
+def _read_json_array(unit: Unit, data: bytes) -> Iterator[Row]:
+    """Yield a row per element; the brackets of the array are put back around the elements of the unit."""
+    spans = Elements(unit.path, unit.offset - 1).spans([b"[", data, b"]"])
+    for index, (begin, end) in enumerate(spans):
+        raw = data[begin - unit.offset : end - unit.offset]
+        value, reject = parse(raw)
+        yield Row(index, begin, end - begin, value, raw, reject)
+
+
+def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
+    """Yield {"text": line} per line that is not blank; the line keeps its space, not its ending."""
+    index, at = 0, unit.offset
+    for line in data.splitlines(keepends=True) if False else _lines(data):
+        raw = _without_ending(line)
+        if raw.strip():
+            value, reject = None, None
+            try:
+                value = {"text": raw.decode()}
+            except UnicodeDecodeError as error:
+                reject = not_utf8(raw, error)
+            yield Row(index, at, len(raw), value, raw, reject)
+            index += 1
+        at += len(line)
+
+
+def _lines(data: bytes) -> Iterable[bytes]:
+    """Return the lines with their endings; only b"\\n" ends a line (bytes.splitlines has other ideas)."""
+    return io.BytesIO(data)
+
+
+def _without_ending(line: bytes) -> bytes:
+    """Return a line without its \\n or \\r\\n."""
+    return line[: -2 if line.endswith(b"\r\n") else -1] if line.endswith(b"\n") else line
+
+
+class _Records:
+    """CSV records and where they are; what a record is, is decided by the csv module in its strict mode.
+
+    A record with broken quoting ends with the line at which the module gives up, and the next one begins
+    on the next line. A quote that is never closed leaves no next record: InputError.
+    """
+
+    def __init__(self, path: str, kind: Kind, lines: Iterable[bytes], at: int) -> None:
+        self._path, self._delimiter = path, _DELIMITERS[kind]
+        self._at, self._line, self._ended = at, 1, False  # of the byte that the csv module reads next
+        self._raw: list[bytes] = []
+        self._lines = lines
+        self._found = self._find()
+
+    def __iter__(self) -> Iterator[tuple[int, bytes, list[str] | csv.Error]]:
+        """Yield (offset, exact bytes, fields or what is wrong) of each record that is not blank."""
+        return self._found
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Yield the range of each record."""
+        return ((at, at + len(raw)) for at, raw, _ in self._found)
+
+    def _decoded(self) -> Iterator[str]:
+        """Yield the lines for the csv module; bytes that are not UTF-8 pass through as surrogates."""
+        for line in self._lines:
+            self._at += len(line)
+            self._line += 1
+            self._raw.append(line)
+            yield line.decode("utf-8", "surrogateescape")
+        self._ended = True
+
+    def _find(self) -> Iterator[tuple[int, bytes, list[str] | csv.Error]]:
+        reader = csv.reader(self._decoded(), delimiter=self._delimiter, strict=True)
+        delimiter = self._delimiter.encode()
+        while True:
+            at, line = self._at, self._line
+            found: list[str] | csv.Error
+            try:
+                found = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                found = error
+                if self._ended or self._at - at > MAX_FIELD:
+                    raise self._unclosed(at, line) from error
+            raw = b"".join(self._raw).rstrip(b"\r\n")
+            self._raw.clear()
+            if raw.strip() or delimiter in raw:
+                yield at, raw, found
+
+    def _unclosed(self, at: int, line: int) -> InputError:
+        what = f"a quote in the record that begins at byte {at} (line {line}) is never closed"
+        return InputError(self._path, what, 'Close it; a quote inside a quoted field is written twice: "".')
+
+
+def _read_header(records: _Records) -> tuple[str, ...]:
+    """Return the first record of a CSV file as column names."""
+    where = records._path
+    for _, raw, fields in records:
+        if isinstance(fields, csv.Error):
+            if b"\r" in raw:
+                raise InputError(where, "lines end with \\r alone", "Convert the line ends to \\n.")
+            raise InputError(where, f"the header is not a CSV record: {fields}", "Repair the first line.")
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            reject = not_utf8(raw, error)
+            raise InputError(where, f"the header is not UTF-8: {reject.message}") from error
+        check_header(where, tuple(fields))
+        return tuple(fields)
+    return ()
+
+
+def _read_csv(unit: Unit, data: bytes) -> Iterator[Row]:
+    """Yield a row per record; every value is text."""
+    records = _Records(unit.path, unit.kind, _lines(data), unit.offset)
+    for index, (at, raw, fields) in enumerate(records):
+        reject = _csv_reject(unit.header, raw, fields)
+        value = None if reject or isinstance(fields, csv.Error) else dict(zip(unit.header, fields, strict=True))
+        yield Row(index, at, len(raw), value, raw, reject)
+
+
+def _csv_reject(header: tuple[str, ...], raw: bytes, fields: list[str] | csv.Error) -> Reject | None:
+    """Return why a record is no row, None if it is one."""
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return not_utf8(raw, error)
+    if isinstance(fields, csv.Error):
+        return Reject(Reason.CSV, f"not a CSV record: {fields}")
+    if len(fields) != len(header):
+        columns = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
+        return Reject(Reason.CSV, f"{len(header)} fields were expected ({columns}), found {len(fields)}")
+    return None

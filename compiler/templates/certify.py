@@ -1,0 +1,220 @@
+"""The certificate: a template's laws, checked with this tokenizer on probe conversations before any row is compiled.
+
+| law | says |
+|---|---|
+| text | our text equals the official rendering |
+| agree | the two derivations (by rendering, by skeleton) give the same segments |
+| ids | our ids equal the official encoding of the whole text, where no text could merge across a generation boundary |
+| context | what precedes a reply is encoded as the generation prompt would be at inference |
+| stop | every trained reply ends with a trained stop token |
+| injection | control tokens spelled in a text stay text: the control tokens out are those the template wrote |
+| decode | the ids of each run decode to its text |
+
+A law that fails stops the compile with the two token strings side by side. What a template refuses (a system message,
+tools) is not a failure; it is recorded.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from compiler.conversation import Call, Conversation, Message, Role, Segment
+from compiler.encode import Run, encode, make_runs
+from compiler.templates.load import Template
+from compiler.templates.program import as_dict, merge
+from compiler.tokenizer import Tokenizer
+from compiler.weigh import Policy, weigh
+from schemas.errors import IntegrityError, RowError
+
+_EVEN = Policy("none", {}, ())
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Weather of a city, 城市天气",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A conversation to try. `plain`: no reply begins with white space, so no merge can cross into it."""
+
+    name: str
+    conversation: Conversation
+    plain: bool = True
+
+
+def certify(template: Template, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the certificate: checks made by law, what the template refuses, merges across generation boundaries."""
+    checks: Counter[str] = Counter()
+    refused: dict[str, str] = {}
+    crossing = 0
+    stops: set[str] = set()
+    for probe in probes():
+        try:
+            rendered = template.program.by_rendering(probe.conversation)
+        except RowError as error:
+            refused[probe.name] = str(error)
+            continue
+        crossing += _check(probe, rendered, template, tokenizer, checks)
+        stops |= {s.text for s, after in zip(rendered, [*rendered[1:], None], strict=True) if _is_stop(s, after)}
+        if (spelling := _spelling_probe(probe, tokenizer)) is not None:
+            _check_injection(probe, spelling, template, tokenizer, checks)
+    if not checks:
+        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+        raise IntegrityError(f"template {template.name}", f"it refuses every conversation ({reasons})")
+    return {
+        "checks": dict(sorted(checks.items())),
+        "refuses": refused,
+        "stops": sorted(stops),
+        "merges_across_generation_boundary": crossing,
+    }
+
+
+def probes() -> list[Probe]:
+    """Return the conversations every template is tried with; texts hold no control tokens."""
+    user, system = Role.USER, Role.SYSTEM
+
+    def talk(*texts: str) -> list[Message]:
+        roles = (Role.USER, Role.ASSISTANT)
+        return [Message(roles[i % 2], text) for i, text in enumerate(texts)]
+
+    call = Message(Role.ASSISTANT, "", [Call("get_weather", {"city": "北京", "days": 2, "units": None})])
+    both = Message(Role.ASSISTANT, "Let me look.", [Call("get_weather", {"city": "Paris"}), Call("get_weather", {"city": "Rome"})])
+    result = Message(Role.TOOL, '{"t": 21.5}', name="get_weather")
+    many = ["问题 one?", "回答 1.", "And two?\n\n- a\n- b", "Answer **2**.", "3 + 4 = ?", "7"]
+    return [
+        Probe("one turn", Conversation(talk("Hello, who wrote Faust?", "Goethe did, over sixty years."))),
+        Probe("many turns", Conversation(talk(*many))),
+        Probe("system", Conversation([Message(system, "You answer in one line."), *talk("Hi!", "Hello.")])),
+        Probe("empty system", Conversation([Message(system, ""), *talk("Hi!", "Hello.")])),
+        Probe("unicode", Conversation(talk("naïve café 你好 👩‍👩‍👧 ½ {x} <b>&amp;</b>", "当然 🎉 “quoted” \\n `code`"))),
+        Probe("code", Conversation(talk("Write a loop.", "```python\nfor i in range(3):\n\tprint(i)\n```"))),
+        Probe("inner space", Conversation(talk("a  b\t\tc\n\n\nd", "e   f\r\ng"))),
+        Probe("white space", Conversation(talk("  padded \n", "\n\nstarts on a new line\n")), plain=False),
+        Probe("empty reply", Conversation(talk("Say nothing.", ""))),
+        Probe("tools", Conversation([Message(user, "Weather?"), call, result, Message(Role.ASSISTANT, "Sunny.")], [_TOOL])),
+        Probe(
+            "parallel calls",
+            Conversation([Message(user, "Weather?"), both, result, result, Message(Role.ASSISTANT, "Both warm.")], [_TOOL]),
+        ),
+    ]
+
+
+def _is_stop(segment: Segment, after: Segment | None) -> bool:
+    return segment.generated and (after is None or not after.generated or after.message != segment.message)
+
+
+def _check(
+    probe: Probe, rendered: list[Segment], template: Template, tokenizer: Tokenizer, checks: Counter[str]
+) -> int:
+    """Check every law but injection on one probe; return the merges that cross a generation boundary."""
+    conversation = probe.conversation
+    filled = template.program.segments(conversation)
+    _must("agree", probe, _texts(filled), _texts(rendered), checks)
+    messages = [as_dict(message, str) for message in conversation.messages]
+    chat = template.program.tool_template if conversation.tools else template.program.template
+    official_text = chat.render(messages, conversation.tools, generation_prompt=False)
+    _must("text", probe, [segment.text for segment in merge(rendered)], [official_text], checks)
+
+    weighed = weigh(conversation, rendered, _EVEN)
+    for segment, after in zip(weighed, [*weighed[1:], None], strict=True):
+        if _is_stop(segment, after) and not (segment.control in template.program.stops and segment.weight > 0):
+            _must("stop", probe, [segment.text], ["a trained stop token"], checks)
+        checks["stop"] += 1
+    runs = make_runs(weighed, tokenizer, template.reply_start)
+    _check_decode(probe, runs, tokenizer, checks)
+
+    encoded = encode([(conversation, weighed)], tokenizer, reply_start=template.reply_start)[0]
+    ours = encoded.ids.tolist()
+    official = _official_ids(official_text, weighed, template, tokenizer)
+    if not probe.plain:
+        return int(ours != official)
+    _must("ids", probe, [tokenizer.token(i) for i in ours], [tokenizer.token(i) for i in official], checks)
+    replies = [i for i, message in enumerate(conversation.messages) if message.role is Role.ASSISTANT]
+    first = next((i for i, weight in enumerate(encoded.weights) if weight > 0), 0)
+    prompt = chat.render(messages[: replies[0]], conversation.tools, generation_prompt=True)
+    at_inference = tokenizer.official.encode(prompt, add_special_tokens=False).ids
+    _must("context", probe, _tokens(ours[:first], tokenizer), _tokens(at_inference, tokenizer), checks)
+    return 0
+
+
+def _official_ids(text: str, segments: list[Segment], template: Template, tokenizer: Tokenizer) -> list[int]:
+    """Return what the published tokenizer makes of the text: whole, or reply by reply where the card says so."""
+    pieces = [text]
+    if template.reply_start == "fresh":
+        pieces = [""]
+        for segment in segments:
+            if segment.boundary:
+                pieces.append("")
+            pieces[-1] += segment.text
+    return [i for piece in pieces for i in tokenizer.official.encode(piece, add_special_tokens=False).ids]
+
+
+def _check_decode(probe: Probe, runs: list[Run], tokenizer: Tokenizer, checks: Counter[str]) -> None:
+    """Check that each run's ids decode to its text, up to the normalization the tokenizer itself declares."""
+    anchor = next(iter(tokenizer.controls.values()), None)
+    prefix = [] if anchor is None else [anchor]
+    skip = len(tokenizer.decode(prefix))
+    for run in runs:
+        if run.control >= 0:
+            continue
+        text = "".join(segment.text for segment in run.segments)
+        ids, _ = tokenizer.encode([text], fresh=run.fresh)
+        decoded = tokenizer.decode([*prefix, *ids.tolist()])[skip:]
+        if run.fresh and tokenizer.has_prefix and decoded.startswith(" "):
+            decoded = decoded[1:]
+        _must("decode", probe, [tokenizer.normalize(decoded)], [tokenizer.normalize(text)], checks)
+
+
+def _spelling_probe(probe: Probe, tokenizer: Tokenizer) -> Conversation | None:
+    """Return the probe with control tokens spelled in every content that is not empty."""
+    if not probe.plain or not tokenizer.controls:
+        return None
+    spelled = " ".join(list(tokenizer.controls)[:40])
+    messages = [
+        Message(m.role, f"{m.content} {spelled}." if m.content else "", m.calls, m.name, m.call_id)
+        for m in probe.conversation.messages
+    ]
+    return Conversation(messages, probe.conversation.tools)
+
+
+def _check_injection(
+    probe: Probe, spelling: Conversation, template: Template, tokenizer: Tokenizer, checks: Counter[str]
+) -> None:
+    if template.program.special_text == "allow":
+        return
+    wanted, found = Counter[str](), Counter[str]()
+    for conversation, count in ((probe.conversation, wanted), (spelling, found)):
+        segments = weigh(conversation, template.program.by_rendering(conversation), _EVEN)
+        ids = encode([(conversation, segments)], tokenizer, reply_start=template.reply_start)[0].ids
+        count.update(tokenizer.token(i) for i in ids[tokenizer.is_control[ids]].tolist())
+    _must("injection", probe, sorted(found.elements()), sorted(wanted.elements()), checks)
+
+
+def _texts(segments: list[Segment]) -> list[str]:
+    return [f"{segment.message}:{segment.generated}:{segment.text}" for segment in segments]
+
+
+def _tokens(ids: list[int], tokenizer: Tokenizer) -> list[str]:
+    return [tokenizer.token(i) for i in ids]
+
+
+def _must(law: str, probe: Probe, ours: list[str], official: list[str], checks: Counter[str]) -> None:
+    """Count a check; raise with both sides where they first differ."""
+    checks[law] += 1
+    if law == "text":
+        ours, official = ["".join(ours)], ["".join(official)]
+    if ours == official:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(ours, official, strict=False)) if a != b), min(len(ours), len(official)))
+    low = max(0, at - 6)
+    raise IntegrityError(
+        "chat template", f"law {law!r} fails on the probe {probe.name!r}",
+        f"ours:     {ours[low : at + 12]!r}\n  official: {official[low : at + 12]!r}\n"
+        "  Nothing was compiled. Use a template card (--template NAME), or report the tokenizer.",
+    )  # fmt: skip

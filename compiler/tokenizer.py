@@ -1,0 +1,233 @@
+"""A tokenizer as the compiler sees it: text to ids that never become control tokens, and the control tokens apart.
+
+Three encoders are made from one `tokenizer.json`:
+
+- `official`: unchanged; what `transformers` does with the rendered text. Only the certificate uses it.
+- `fresh`: without added tokens, so that `<|im_end|>` typed in a text stays text.
+- `continued`: like `fresh`, but without the space that sentencepiece-style tokenizers put in front of a text:
+  for text that goes on where other text ended, as a reply does after its generation prompt.
+
+For byte-level tokenizers `fresh` and `continued` are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from tokenizers import Encoding
+from tokenizers import Tokenizer as HFTokenizer
+
+from schemas.errors import InputError, UsageError
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Every file that can decide an id or a rendering; together they are the tokenizer's digest."""
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass
+class Tokenizer:
+    """One model's tokenizer files, loaded without running any code of theirs."""
+
+    folder: Path
+    files: dict[str, bytes]
+    """The files found, by name: they are copied beside the shards so that a dataset explains itself."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Return the tokenizer in `folder`; it needs at least a `tokenizer.json`."""
+        if not folder.is_dir():
+            raise UsageError(
+                f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json."
+            )
+        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        if "tokenizer.json" not in files:
+            found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+            raise UsageError(
+                f"--tokenizer {folder}", f"expected a tokenizer.json, found {found}",
+                "Point at the model's folder; AutoTokenizer(...).save_pretrained writes a tokenizer.json.",
+            )  # fmt: skip
+        tokenizer = cls(folder, files)
+        try:
+            _ = tokenizer.official, tokenizer.config
+        except Exception as error:  # noqa: BLE001  # tokenizers raises bare Exception for a file it cannot read
+            raise InputError(str(folder / "tokenizer.json"), f"not a tokenizer: {error}") from error
+        return tokenizer
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the names and bytes of all tokenizer files."""
+        total = hashlib.sha256()
+        for name, data in sorted(self.files.items()):
+            total.update(f"{name}\0{len(data)}\0".encode())
+            total.update(data)
+        return total.hexdigest()
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads(self.files.get("tokenizer_config.json", b"{}"))
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """`tokenizer.json`, parsed."""
+        return orjson.loads(self.files["tokenizer.json"])
+
+    @cached_property
+    def official(self) -> HFTokenizer:
+        """The tokenizer as published."""
+        return HFTokenizer.from_str(self.files["tokenizer.json"].decode())
+
+    @cached_property
+    def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
+        bare = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        spec = self.spec | bare
+        fresh = HFTokenizer.from_str(orjson.dumps(spec).decode())
+        continued = _without_prefix(spec)
+        return fresh, HFTokenizer.from_str(orjson.dumps(continued).decode()) if continued else fresh
+
+    @property
+    def has_prefix(self) -> bool:
+        """True where a text of its own gets a leading space."""
+        return self._plain[0] is not self._plain[1]
+
+    @cached_property
+    def prefix_every_section(self) -> bool:
+        """True where the published tokenizer puts its prefix space after every control token, not only first."""
+        return not any(
+            node.get("prepend_scheme") == "first" for node in _nodes(self.spec.get("pre_tokenizer"))
+        )
+
+    @cached_property
+    def controls(self) -> dict[str, int]:
+        """Every added token by its text: what must be placed by id and never come out of a text."""
+        return {t["content"]: t["id"] for t in self.spec["added_tokens"]}
+
+    @cached_property
+    def stops(self) -> frozenset[int]:
+        """The control tokens marked special: one of them must end a reply (`</tool_call>`, say, must not)."""
+        special = {t["id"] for t in self.spec["added_tokens"] if t["special"]}
+        eos = self.controls.get(self.named_tokens.get("eos_token", ""))
+        return frozenset(special | ({eos} if eos is not None else set()))
+
+    @cached_property
+    def control_pattern(self) -> re.Pattern[str]:
+        """Matches any control token's text, the longest first as the published tokenizer does."""
+        texts = sorted(self.controls, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+
+    @cached_property
+    def is_control(self) -> npt.NDArray[np.bool_]:
+        """bool[V]: which ids are control tokens."""
+        table = np.zeros(self.official.get_vocab_size(with_added_tokens=True) + 1, dtype=bool)
+        for control in self.controls.values():
+            if control >= len(table):
+                table = np.append(table, np.zeros(control + 1 - len(table), dtype=bool))
+            table[control] = True
+        return table
+
+    @cached_property
+    def named_tokens(self) -> dict[str, str]:
+        """bos_token, eos_token ... as text, as chat templates expect them."""
+        special = json.loads(self.files.get("special_tokens_map.json", b"{}")) | self.config
+        found = {name: special.get(name) for name in NAMED_TOKENS}
+        return {k: v["content"] if isinstance(v, dict) else v for k, v in found.items() if v}
+
+    @cached_property
+    def chat_templates(self) -> dict[str, str]:
+        """The Jinja chat templates by name; most tokenizers have one, "default", or none."""
+        if "chat_template.jinja" in self.files:
+            return {"default": self.files["chat_template.jinja"].decode()}
+        template = json.loads(self.files.get("chat_template.json", b"{}")).get("chat_template")
+        template = template or self.config.get("chat_template")
+        if isinstance(template, list):
+            return {entry["name"]: entry["template"] for entry in template}
+        return {"default": template} if template else {}
+
+    def encode(self, texts: Sequence[str], *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return (ids int32[T], lengths int64[len(texts)]) of the texts, one after the other.
+
+        No control token comes out of a text, whatever it spells: that is checked, not assumed.
+        """
+        encodings = self._plain[0 if fresh else 1].encode_batch_fast(list(texts), add_special_tokens=False)
+        ids, lengths = _flatten(encodings)
+        self._check_plain(ids)
+        return ids, lengths
+
+    def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return (ids int32[T], offsets int64[T, 2] in characters of `text`)."""
+        encoding = self._plain[0 if fresh else 1].encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, dtype=np.int32)
+        self._check_plain(ids)
+        return ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+
+    def _check_plain(self, ids: npt.NDArray[np.int32]) -> None:
+        if len(ids) and self.is_control[ids].any():
+            found = int(ids[self.is_control[ids]][0])
+            # Some vocabularies can spell <unk> or a control token from ordinary pieces; an honest refusal
+            # is better than a token that the template did not emit.
+            raise InputError(
+                str(self.folder), f"ordinary text was encoded to the control token {self.token(found)!r} ({found})"
+            )
+
+    def token(self, token_id: int) -> str:
+        """Return the vocabulary entry of an id, as the tokenizer spells it."""
+        return self.official.id_to_token(token_id) or f"<id {token_id}>"
+
+    def normalize(self, text: str) -> str:
+        """Return `text` as the tokenizer normalizes it before it encodes (NFC for Qwen); texts equal here encode alike."""
+        normalizer = self._plain[0].normalizer
+        return normalizer.normalize_str(text) if normalizer else text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, control tokens included."""
+        return self.official.decode(list(ids), skip_special_tokens=False)
+
+
+def _flatten(encodings: list[Encoding]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    lists = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+    ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(lengths.sum()))
+    return ids, lengths
+
+
+def _nodes(spec: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return a normalizer's or pre-tokenizer's parts, with sequences opened."""
+    if not spec:
+        return []
+    parts = spec.get("normalizers") or spec.get("pretokenizers")
+    return [spec] if parts is None else [node for part in parts for node in _nodes(part)]
+
+
+def _without_prefix(spec: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a tokenizer.json without its leading-space rules; None if it has none."""
+    pre_tokenizer = copy.deepcopy(spec.get("pre_tokenizer"))
+    found = False
+    for node in _nodes(pre_tokenizer):
+        if node["type"] == "Metaspace" and node.get("prepend_scheme", "always") != "never":
+            node["prepend_scheme"], found = "never", True
+            node.pop("add_prefix_space", None)
+        elif node.get("add_prefix_space"):
+            node["add_prefix_space"], found = False, True
+    normalizer = spec.get("normalizer")
+    kept = [node for node in _nodes(normalizer) if node["type"] != "Prepend"]
+    if len(kept) < len(_nodes(normalizer)):
+        normalizer, found = {"type": "Sequence", "normalizers": kept}, True
+    return spec | {"pre_tokenizer": pre_tokenizer, "normalizer": normalizer} if found else None

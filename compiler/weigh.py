@@ -1,0 +1,127 @@
+"""What is trained, and how much: weights on segments, from the row's own flags and a policy.
+
+A policy is data (`registry/weights/*.json`). It looks at the text of a reply as the model would produce it (tool
+calls rendered, the stop left out) and gives stretches of it a weight and a key; everything else in the reply weighs 1.
+Weights never change ids: they are applied to characters, and a token takes the smallest weight it covers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compiler.conversation import Conversation, Role, Segment
+
+KEYWORD = "keyword"
+"""The key of a policy's own marker words ("Action:" itself, not what follows it)."""
+
+Interval = tuple[int, int, float, str]
+"""(start, end, weight, key) in characters of a reply; intervals are in order and do not overlap."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A weights policy, compiled: keywords at the start of a line, or patterns anywhere."""
+
+    name: str
+    keywords: dict[str, tuple[float, float]]
+    patterns: tuple[tuple[str, re.Pattern[str], float], ...]
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> Policy:
+        """Return the policy a card describes (`schemas/weights.schema.json`)."""
+        keywords = {key: (w["keyword"], w["content"]) for key, w in card.get("keywords", {}).items()}
+        patterns = tuple(
+            (key, re.compile(w["pattern"], re.DOTALL), w["weight"]) for key, w in card.get("patterns", {}).items()
+        )
+        return cls(card["name"], keywords, patterns)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that tokens can carry under this policy."""
+        return [*self.keywords, *(key for key, _, _ in self.patterns)] + ([KEYWORD] if self.keywords else [])
+
+    def intervals(self, reply: str) -> list[Interval]:
+        """Return the weighted stretches of a reply.
+
+        Keywords are a state machine anchored at line starts: a keyword holds until the next one; the same words in
+        the middle of a line are text.
+        """
+        found: list[Interval] = []
+        if self.keywords:
+            texts = sorted(self.keywords, key=len, reverse=True)
+            marks = list(re.finditer("^(?:" + "|".join(map(re.escape, texts)) + ")", reply, re.MULTILINE))
+            ends = [mark.start() for mark in marks[1:]] + [len(reply)]
+            for mark, end in zip(marks, ends, strict=True):
+                keyword, content = self.keywords[mark[0]]
+                found += [(mark.start(), mark.end(), keyword, KEYWORD), (mark.end(), end, content, mark[0])]
+        for key, pattern, weight in self.patterns:
+            found += [(match.start(), match.end(), weight, key) for match in pattern.finditer(reply)]
+        return sorted(interval for interval in found if interval[1] > interval[0])
+
+
+def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -> list[Segment]:
+    """Return the segments with weights and keys.
+
+    1. A reply weighs 1, or what its message asks for; `loss: false` makes it context, stop included.
+    2. A message of another role weighs 0, or what it asks for, on its own text only: headers stay context.
+    3. The policy multiplies into replies that did not ask for a weight of their own.
+    """
+    weighed: list[Segment] = []
+    reply: list[Segment] = []
+    for segment in segments:
+        if reply and not (segment.generated and segment.message == reply[0].message):
+            weighed += _weigh_reply(conversation, reply, policy)
+            reply = []
+        if segment.generated:
+            reply.append(segment)
+            continue
+        if segment.message >= 0:
+            message = conversation.messages[segment.message]
+            segment.weight = (message.weight or 0.0) if message.role is not Role.ASSISTANT else 0.0
+        weighed.append(segment)
+    return weighed + (_weigh_reply(conversation, reply, policy) if reply else [])
+
+
+def _weigh_reply(conversation: Conversation, reply: list[Segment], policy: Policy) -> list[Segment]:
+    """Return a reply's segments weighed; its last segment is the stop, which weighs as the message does."""
+    asked = conversation.messages[reply[0].message].weight
+    for segment in reply:
+        segment.weight = 1.0 if asked is None else asked
+    if asked is not None or not (policy.keywords or policy.patterns):
+        return reply
+    *body, stop = reply
+    intervals = policy.intervals("".join(segment.text for segment in body))
+    return [*_apply(body, intervals), stop]
+
+
+def _apply(body: list[Segment], intervals: list[Interval]) -> list[Segment]:
+    weighed: list[Segment] = []
+    position = 0
+    for segment in body:
+        end = position + len(segment.text)
+        inside = [(max(a, position), min(b, end), w, key) for a, b, w, key in intervals if a < end and b > position]
+        if segment.control >= 0 or not inside:
+            if inside:
+                segment.weight, segment.key = inside[0][2], inside[0][3]
+            weighed.append(segment)
+        else:
+            weighed += _pieces(segment, position, end, inside)
+        position = end
+    return weighed
+
+
+def _pieces(segment: Segment, position: int, end: int, inside: list[Interval]) -> list[Segment]:
+    pieces: list[Segment] = []
+    at = position
+    for start, stop, weight, key in [*inside, (end, end, 1.0, "")]:
+        if start > at:
+            pieces.append(replace(segment, text=segment.text[at - position : start - position]))
+        if stop > start:
+            text = segment.text[start - position : stop - position]
+            pieces.append(replace(segment, text=text, weight=segment.weight * weight, key=key))
+        at = stop
+    for piece in pieces[1:]:
+        piece.boundary = False
+    return pieces

@@ -1,0 +1,35 @@
+"""What may pass: JSON Schemas, the Arrow schema of a shard, errors. The bottom floor: imports nothing above it."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import UsageError, nearest
+
+ROOT = Path(__file__).parent
+
+
+@cache
+def schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema `schemas/NAME.schema.json`. It is shared: do not change it."""
+    loaded: dict[str, Any] = json.loads((ROOT / f"{name}.schema.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def check_config(value: Any, name: str, where: str) -> None:
+    """Raise a UsageError with the place and the nearest valid key if a configuration does not match its schema."""
+    import jsonschema  # noqa: PLC0415  # 100 ms that `cli --help` must not pay
+
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema(name)).iter_errors(value))
+    if error is None:
+        return
+    pointer = "/".join(["", *map(str, error.absolute_path)])
+    hint = ""
+    if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+        known = error.schema.get("properties", {})
+        unknown = next(key for key in error.instance if key not in known)
+        hint = f"{unknown!r}: {nearest(unknown, known)}"
+    raise UsageError(f"{where}#{pointer}", error.message[:300], hint)

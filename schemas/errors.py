@@ -1,0 +1,123 @@
+"""Errors a user can fix, and the reasons a row can be rejected for.
+
+    Problem
+    ├── UsageError      exit 2   the command line or a configuration file
+    ├── TooManyRejects  exit 3   more rows were rejected than --max-rejects allows
+    ├── IntegrityError  exit 4   something on disk is not what its manifest says
+    ├── InputError      exit 5   a file cannot be read or written
+    └── LockedError     exit 6   another process is writing the same output
+
+A `Problem` is one message: where it is, what was expected and found, and what to do. The command line
+prints it and exits with its code; anything else that reaches the command line is a bug (exit 1).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Problem(Exception):
+    """A message for the user: `where: what; hint`."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, where: str, what: str, hint: str = "") -> None:
+        self.where, self.what, self.hint = where, what, hint
+        super().__init__(f"{where}: {what}" + (f"\n  {hint}" if hint else ""))
+
+
+class UsageError(Problem):
+    """The command line or a configuration asks for something that does not exist or cannot be."""
+
+    exit_code = 2
+
+
+class TooManyRejects(Problem):
+    """More rows were rejected than allowed; nothing was published."""
+
+    exit_code = 3
+
+
+class IntegrityError(Problem):
+    """Bytes on disk, or a law of the product, are not what they must be."""
+
+    exit_code = 4
+
+
+class InputError(Problem):
+    """A file cannot be read (or written) as what it claims to be."""
+
+    exit_code = 5
+
+
+class LockedError(Problem):
+    """Another process holds the output."""
+
+    exit_code = 6
+
+
+class Reason(StrEnum):
+    """Why a row was not compiled. The value is what `rejects.jsonl` and the manifest say."""
+
+    NOT_UTF8 = "not_utf8"
+    """The bytes of the row are not UTF-8."""
+    JSON = "json"
+    """The row is not one JSON value (NaN, a raw control character, a half line...)."""
+    DUPLICATE_KEY = "duplicate_key"
+    """An object of the row has the same key twice: readers disagree on which one counts."""
+    LONE_SURROGATE = "lone_surrogate"
+    """A \\ud800-style escape without its partner: no text can carry it."""
+    TOO_DEEP = "too_deep"
+    """Nested deeper than `compiler.read.MAX_DEPTH`."""
+    CSV = "csv"
+    """A record has more or fewer fields than the header."""
+    SCHEMA = "schema"
+    """The row does not match its format's JSON Schema."""
+    TURN_ORDER = "turn_order"
+    """The turns cannot be a conversation: reply first, no reply, a turn without its reply."""
+    TOOLS = "tools"
+    """The `tools` text is not a JSON list of tools."""
+    TOOL_ARGUMENTS = "tool_arguments"
+    """The arguments of a tool call are not a JSON object."""
+    TEMPLATE_REFUSED = "template_refused"
+    """The chat template itself raised an error for this conversation."""
+    TEMPLATE_UNSTABLE = "template_unstable"
+    """The chat template renders earlier turns differently once later ones follow."""
+    SPECIAL_TEXT = "special_text"
+    """The text spells a control token and `--special-text reject` was asked for."""
+    PLACEHOLDER = "placeholder"
+    """A self-cognition placeholder was left without a value."""
+    TOO_LONG = "too_long"
+    """It does not fit into --max-length under the chosen --overlength policy."""
+    NOTHING_TRAINED = "nothing_trained"
+    """No token of the example would be trained: its loss would be NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that was not compiled: `pointer` is a JSON pointer into the raw row ("" = the whole row)."""
+
+    reason: Reason
+    message: str
+    pointer: str = ""
+
+
+class RowError(Exception):
+    """Raised while one row is lifted or rendered; becomes a `Reject`, and the run goes on."""
+
+    def __init__(self, reason: Reason, message: str, pointer: str = "") -> None:
+        super().__init__(message)
+        self.reject = Reject(reason, message, pointer)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return "; did you mean 'x'? (valid: ...)" for a name that is not among the valid ones."""
+    choices = sorted(valid)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    shown = ", ".join(choices[:30]) + (f", ... {len(choices) - 30} more" if len(choices) > 30 else "")
+    return f"{guess}known: {shown or 'none'}"
