@@ -29,6 +29,10 @@ class Problem(Exception):
         self.where, self.what, self.hint = where, what, hint
         super().__init__(f"{where}: {what}" + (f"\n  {hint}" if hint else ""))
 
+    def __reduce__(self) -> tuple[type[Problem], tuple[str, str, str]]:
+        # Problems cross process boundaries; an exception is pickled with its message alone by default.
+        return type(self), (self.where, self.what, self.hint)
+
 
 class UsageError(Problem):
     """The command line or a configuration asks for something that does not exist or cannot be."""
@@ -112,6 +116,9 @@ class RowError(Exception):
     def __init__(self, reason: Reason, message: str, pointer: str = "") -> None:
         super().__init__(message)
         self.reject = Reject(reason, message, pointer)
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[Reason, str, str]]:
+        return type(self), (self.reject.reason, self.reject.message, self.reject.pointer)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

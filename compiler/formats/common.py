@@ -42,15 +42,6 @@ def check_turns(messages: list[Message], pointer: str, *, first: int = 0) -> Non
         )
 
 
-def drop_dangling(messages: list[Message]) -> bool:
-    """Remove trailing turns that have no reply; return whether any were removed (`--repair dangling`)."""
-    keep = max((i + 1 for i, message in enumerate(messages) if message.role is Role.ASSISTANT), default=None)
-    if keep is None or keep == len(messages):
-        return False
-    del messages[keep:]
-    return True
-
-
 def parse_tools(value: Any, pointer: str) -> list[Any] | None:
     """Return the list of tools given as JSON text, a list or one tool; None where nothing is given, [] for an empty list."""
     if isinstance(value, str):

@@ -13,13 +13,33 @@ from pathlib import Path
 
 from schemas.errors import InputError
 
-STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-"""A whole string. Possessive (`*+`): what was matched is never tried again, so time stays linear."""
+_STRING_BODY = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+'
+_USUAL_STRING = rb'"[^"]*+(?:(?<=[^\\]\\)"[^"]*+)*+(?<!\\)"'
+
+STRING = rb"(?:" + _USUAL_STRING + rb"|" + _STRING_BODY + rb'")'
+"""A whole string. Possessive (`*+`): what was matched is never tried again, so time stays linear.
+
+The first way is four times as fast, because it loops over "not this one byte", not over a set. It looks at
+quotes only: one after a single backslash is escaped, one without a backslash before it is the end; where two
+backslashes stand before a quote it gives up, and the second way decides.
+"""
+
+OPEN_STRING = _STRING_BODY + rb'(?:"|\\?\Z)'
+"""A whole string, or one that goes on to the end of the bytes: never tried again from a quote within it."""
+
+BRACKETS = re.compile(OPEN_STRING + rb"|[\[\]{}]", re.DOTALL)
+"""Strings and brackets; a bracket outside of strings is a match of its own."""
 
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _SCALAR = re.compile(rb'[^ \t\r\n,\[\]{}"]*+')
-_TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + STRING + rb")*+", re.DOTALL)
-"""Everything up to the next bracket, or to the quote of a string that has no end in this block."""
+_NEITHER = rb'[^"\[\]{}]*+'
+_INSIDE = _NEITHER + rb"(?:" + STRING + _NEITHER + rb")*+"
+_LEAF = rb"[\[{]" + _INSIDE + rb"[\]}]"
+_TO_BRACKET = re.compile(
+    _NEITHER + rb"(?:(?:" + STRING + rb"|" + _LEAF + rb")" + _NEITHER + rb")*+", re.DOTALL
+)
+"""Everything up to the next bracket, or to the quote of a string that has no end in this block. A pair of
+brackets without others inside is passed over too: that leaves fewer brackets to look at one by one."""
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 _QUOTE, _COMMA, _BACKSLASH = b'",\\'
@@ -43,10 +63,9 @@ class Elements:
         self._state: Callable[[bytes, int], int] = self._opening
 
     def spans(self, blocks: Iterable[bytes]) -> Iterator[tuple[int, int]]:
-        """Yield (begin, end) of each element, as offsets in the file; InputError where the array is broken."""
+        """Yield (begin, end) of each element, as offsets in the file; InputError for a broken array."""
         for fresh in blocks:
             block, at = self._held + fresh, 0
-            self._base -= len(self._held)
             self._held = b""
             while at < len(block):
                 at = self._state(block, at)
@@ -180,7 +199,7 @@ class Elements:
         if self._state in (self._nested, self._string, self._scalar):
             what = f"the row that begins at byte {self._begun} (line {self._begun_line}) never ends"
         else:
-            what = f"',' or ']' was expected at byte {self._base} (line {self._line}), found the end of the file"
+            what = f"the file ends at byte {self._base} (line {self._line})"
         raise InputError(self._path, f"the array is never closed: {what}", hint)
 
 

@@ -103,16 +103,16 @@ def open_file(path: str | Path) -> BinaryIO:
 def unreadable(path: str | Path, error: OSError) -> InputError:
     """Return the InputError for what the operating system said about a file."""
     if isinstance(error, PermissionError):
-        return InputError(str(path), "permission denied", "Make the file readable for the user running this.")
+        return InputError(str(path), "permission denied", "Make the file readable for this user.")
     if isinstance(error, FileNotFoundError):
-        return InputError(str(path), "no such file", "Check the path; relative paths start at the current directory.")
+        return InputError(str(path), "no such file", "Check the path; relative ones start where you are.")
     what = os.strerror(error.errno) if error.errno else str(error)
     return InputError(str(path), f"cannot be read ({what})")
 
 
 def no_rows(path: str | Path) -> InputError:
     """Return the InputError for a file without a single row."""
-    return InputError(str(path), "has no rows", "Remove it from the inputs, or check what should have written it.")
+    return InputError(str(path), "has no rows", "Leave it out, or check what should have written it.")
 
 
 def changed(path: str | Path) -> InputError:
@@ -129,4 +129,5 @@ def check_header(where: str, names: tuple[str, ...]) -> None:
         if not name.strip():
             raise InputError(where, f"column {column} of the header has no name", hint)
         if (first := names.index(name) + 1) < column:
-            raise InputError(where, f"columns {first} and {column} of the header are both named {name!r}", hint)
+            what = f"columns {first} and {column} of the header are both named {name!r}"
+            raise InputError(where, what, hint)

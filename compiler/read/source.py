@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 import orjson
 import zstandard
 
-from compiler.read.elements import STRING
+from compiler.read.elements import BRACKETS, OPEN_STRING
 from compiler.read.model import COLUMNAR, Kind, Source, no_rows, open_file, unreadable
 from schemas.errors import InputError
 
@@ -45,7 +45,7 @@ _FOREIGN_DATA = (
     (b"ARROW1\0\0", "an Arrow file", ".arrow"),
 )
 _KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object that should have been an array
-_TOKENS = re.compile(STRING + rb"(?:[ \t\r\n]*+:[ \t\r\n]*+\[?)?|[\[\]{}]", re.DOTALL)
+_TOKENS = re.compile(OPEN_STRING + rb"(?P<key>[ \t\r\n]*+:[ \t\r\n]*+)?|[\[\]{}]", re.DOTALL)
 
 
 def open_source(path: Path) -> Source:
@@ -72,8 +72,8 @@ def open_stream(source: Source) -> Iterator[BinaryIO]:
         if source.compression:
             raw = _Decompressed(stream, source.compression, str(source.path))
             stream = stack.enter_context(io.BufferedReader(raw, 1 << 18))
-        stream.read(source.start)
         try:
+            stream.read(source.start)
             yield stream
         except OSError as error:
             raise unreadable(source.path, error) from error
@@ -86,7 +86,7 @@ def _check_is_file(path: Path) -> None:
     except FileNotFoundError as error:
         if path.is_symlink():
             what = f"is a link to {str(path.readlink())!r}, which does not exist"
-            raise InputError(str(path), what, "Restore the file it points to, or name the file itself.") from error
+            raise InputError(str(path), what, "Restore that file, or name another.") from error
         raise unreadable(path, error) from error
     except OSError as error:
         raise unreadable(path, error) from error
@@ -95,7 +95,7 @@ def _check_is_file(path: Path) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise InputError(str(path), "is a directory", "Name the files in it, one by one.")
     if not stat.S_ISREG(found.st_mode):
-        raise InputError(str(path), "is not a regular file", "Write the data into a file: it is read more than once.")
+        raise InputError(str(path), "is not a regular file", "Write the data into one: it is read twice.")
     if not found.st_size:
         raise no_rows(path)
     open_file(path).close()
@@ -107,8 +107,8 @@ def _kind_of_name(path: Path) -> tuple[Kind, str]:
     compression = next((end for end in ("gz", "zst") if name.endswith("." + end)), "")
     kind = KINDS.get(Path(name.removesuffix("." + compression) if compression else name).suffix)
     if kind is None:
-        known = ", ".join(KINDS)
-        raise InputError(str(path), "unknown kind of file", f"Known: {known}, each also with .gz or .zst added.")
+        hint = f"Known: {', '.join(KINDS)}, each also with .gz or .zst added."
+        raise InputError(str(path), f"unknown kind of file {path.suffix!r}", hint)
     return kind, compression
 
 
@@ -121,9 +121,8 @@ def _look_inside(source: Source) -> Source:
         raise no_rows(path)
     for mark, encoding in _FOREIGN_TEXT:
         if head.startswith(mark):
-            raise InputError(
-                str(path), f"is {encoding} text", f"Convert it to UTF-8: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
-            )
+            hint = f"Convert it to UTF-8: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
+            raise InputError(str(path), f"is {encoding} text", hint)
     for magic, what, suffix in _FOREIGN_DATA:
         if head.startswith(magic):
             raise InputError(str(path), f"holds {what}, not {source.kind} text", f"Rename it: {suffix}.")
@@ -162,7 +161,7 @@ def _is_json_lines(source: Source) -> bool:
 
 
 def _is_array(source: Source) -> bool:
-    """Return whether a `.jsonl` file is one array: `[` that is not closed on its line, or rows and no more."""
+    """Return whether a `.jsonl` is one array: `[` not closed on its line, or objects in it and no more."""
     with open_stream(source) as stream:
         line = _first_line(stream)
         if not line.startswith(b"["):
@@ -186,29 +185,24 @@ def _first_line(stream: BinaryIO) -> bytes:
 def _closes(line: bytes) -> bool:
     """Return whether the bracket that the line begins with is closed on it."""
     depth = 0
-    for match in _TOKENS.finditer(line):
-        token = match[0]
-        if not token.startswith(b'"'):
-            depth += 1 if token in (b"[", b"{") else -1
+    for match in BRACKETS.finditer(line):
+        if not match[0].startswith(b'"'):
+            depth += 1 if match[0] in (b"[", b"{") else -1
             if not depth:
                 return True
-        elif token.endswith(b"["):
-            depth += 1
     return False
 
 
 def _keys(text: bytes) -> tuple[list[str], list[str]]:
     """Return the first keys of the object that `text` begins with, and those of them that hold an array."""
-    depth, keys, lists = 0, [], []
+    keys, lists, depth = [], [], 0
     for match in _TOKENS.finditer(text):
-        token = match[0]
-        if token.startswith(b'"'):
-            if depth == 1 and (colon := token.rfind(b":", token.rfind(b'"'))) > 0:
-                keys.append(token[1 : token.rfind(b'"', 0, colon)].decode("utf-8", "replace"))
-                lists += keys[-1:] if token.endswith(b"[") else []
-            depth += token.endswith(b"[")
-        else:
-            depth += 1 if token in (b"[", b"{") else -1
+        if not match[0].startswith(b'"'):
+            depth += 1 if match[0] in (b"[", b"{") else -1
+        elif depth == 1 and match["key"]:
+            keys.append(text[match.start() + 1 : match.start("key") - 1].decode("utf-8", "replace"))
+            if text.startswith(b"[", match.end()):
+                lists.append(keys[-1])
     return keys, lists
 
 
@@ -244,6 +238,7 @@ class _Decompressed(io.RawIOBase):
         self._rest = b""  # compressed, behind the end of the last member
         self._ready = memoryview(b"")
         self._given = 0
+        self._padding = False  # after a gzip member there may be zeros
 
     def readable(self) -> bool:
         """Return True: BufferedReader asks."""
@@ -266,9 +261,9 @@ class _Decompressed(io.RawIOBase):
         return size
 
     def _decompress(self, chunk: bytes) -> bytes:
-        """Return what a chunk holds, b"" if nothing yet; between gzip members there may be zeros (padding)."""
+        """Return what a chunk holds, b"" if nothing yet."""
         if self._member is None:
-            if self._compression == "gz" and self._given:
+            if self._padding:
                 chunk = chunk.lstrip(b"\0")
             if not chunk:
                 return b""
@@ -279,8 +274,10 @@ class _Decompressed(io.RawIOBase):
             raise self._broken(f"is not valid {self._compression} data ({error})") from error
         if self._member.eof:
             self._rest, self._member = self._member.unused_data, None
+            self._padding = self._compression == "gz"
         return out
 
     def _broken(self, what: str) -> InputError:
-        hint = f"Copy or download it again; `{'gzip' if self._compression == 'gz' else 'zstd'} -t FILE` tests it."
+        tool = "gzip" if self._compression == "gz" else "zstd"
+        hint = f"Copy or download it again; `{tool} -t FILE` tests it."
         return InputError(self._where, f"{what}; {self._given} decompressed bytes were readable", hint)

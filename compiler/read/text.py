@@ -12,9 +12,19 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from compiler.read.elements import Elements
-from compiler.read.model import Kind, Row, Source, Unit, changed, check_header, digest_of, open_file, unreadable
+from compiler.read.model import (
+    Kind,
+    Row,
+    Source,
+    Unit,
+    changed,
+    check_header,
+    digest_of,
+    open_file,
+    unreadable,
+)
 from compiler.read.source import open_stream
-from compiler.read.value import not_utf8, parse
+from compiler.read.value import excerpt, not_utf8, parse
 from schemas.errors import InputError, Reason, Reject
 
 _DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
@@ -109,15 +119,14 @@ class _Window:
 
 def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield the range of each group of consecutive spans of about `target_bytes`."""
-    begin = end = -1
-    for first, end in spans:  # noqa: B007  # the last end closes the last group
-        if begin < 0:
-            begin = first
-        if end - begin >= target_bytes:
-            yield begin, end
-            begin = -1
-    if begin >= 0:
-        yield begin, end
+    group: tuple[int, int] | None = None
+    for begin, end in spans:
+        group = (group[0] if group else begin, end)
+        if end - group[0] >= target_bytes:
+            yield group
+            group = None
+    if group:
+        yield group
 
 
 def _line_runs(blocks: Iterable[bytes], at: int) -> Iterator[tuple[int, int]]:
@@ -134,11 +143,13 @@ def _line_runs(blocks: Iterable[bytes], at: int) -> Iterator[tuple[int, int]]:
 
 def _read_json_lines(unit: Unit, data: bytes) -> Iterator[Row]:
     """Yield a row per line that is not blank; JSON space around the value is not part of the row."""
-    index, at = 0, unit.offset
-    for line in data.split(b"\n"):
+    index, at, size = 0, 0, len(data)
+    while at < size:
+        end = data.find(b"\n", at)
+        line = data[at : end if end >= 0 else size]
         if raw := line.strip(_JSON_SPACE):
             value, reject = parse(raw)
-            offset = at if raw is line else at + line.index(raw)
+            offset = unit.offset + at + (0 if raw is line else line.index(raw))
             yield Row(index, offset, len(raw), value, raw, reject)
             index += 1
         at += len(line) + 1
@@ -156,7 +167,7 @@ def _read_json_array(unit: Unit, data: bytes) -> Iterator[Row]:
 def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
     """Yield {"text": line} per line that is not blank; the line keeps its space, not its ending."""
     index, at = 0, unit.offset
-    for line in data.splitlines(keepends=True) if False else _lines(data):
+    for line in _lines(data):
         raw = _without_ending(line)
         if raw.strip():
             value, reject = None, None
@@ -256,20 +267,23 @@ def _read_csv(unit: Unit, data: bytes) -> Iterator[Row]:
     """Yield a row per record; every value is text."""
     records = _Records(unit.path, unit.kind, _lines(data), unit.offset)
     for index, (at, raw, fields) in enumerate(records):
-        reject = _csv_reject(unit.header, raw, fields)
-        value = None if reject or isinstance(fields, csv.Error) else dict(zip(unit.header, fields, strict=True))
+        value, reject = _csv_value(unit.header, raw, fields)
         yield Row(index, at, len(raw), value, raw, reject)
 
 
-def _csv_reject(header: tuple[str, ...], raw: bytes, fields: list[str] | csv.Error) -> Reject | None:
-    """Return why a record is no row, None if it is one."""
+def _csv_value(
+    header: tuple[str, ...], raw: bytes, fields: list[str] | csv.Error
+) -> tuple[dict[str, str] | None, Reject | None]:
+    """Return the value of a record, or why it has none."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:
-        return not_utf8(raw, error)
+        return None, not_utf8(raw, error)
     if isinstance(fields, csv.Error):
-        return Reject(Reason.CSV, f"not a CSV record: {fields}")
+        return None, Reject(Reason.CSV, f"not a CSV record: {fields}, in {excerpt(raw, 20)}")
     if len(fields) != len(header):
         columns = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
-        return Reject(Reason.CSV, f"{len(header)} fields were expected ({columns}), found {len(fields)}")
-    return None
+        return None, Reject(
+            Reason.CSV, f"{len(header)} fields were expected ({columns}), found {len(fields)}"
+        )
+    return dict(zip(header, fields, strict=True)), None

@@ -1,0 +1,259 @@
+"""The command line: parse, call, print, map errors to exit codes. Heavy imports stay inside the commands.
+
+Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from schemas.errors import Problem, UsageError
+
+EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        _check_names()
+        try:
+            return super().invoke(ctx)
+        except Problem as problem:
+            click.echo(f"error: {problem}", err=True)
+            ctx.exit(problem.exit_code)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from schemas.errors import nearest  # noqa: PLC0415  # only for the message
+
+            raise click.UsageError(f"{error.message.rstrip('.')}; {nearest(args[0], self.commands)}", ctx) from None
+
+
+def _check_names() -> None:
+    """Say so when another installed package shadows one of ours: its code would run instead."""
+    import schemas  # noqa: PLC0415
+
+    here = Path(__file__).resolve().parent
+    found = Path(schemas.__file__ or "").resolve().parent.parent
+    if found != here:
+        raise UsageError(
+            "import", f"the package 'schemas' comes from {found}, expected {here}",
+            "Another installed package or a folder on PYTHONPATH has the same name; use a fresh environment.",
+        )  # fmt: skip
+
+
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES
+)
+@click.version_option(package_name="finetune-data-compiler", message="%(version)s")
+def main() -> None:
+    """Compile chat and agent data into token ids and labels, see what is trained, check that it is whole.
+
+    \b
+    Examples:
+      cli compile --mix agent:1,bench:2 --self-cognition 3000
+      cli compile chats.jsonl --tokenizer ./Qwen2.5-7B-Instruct -o shards
+      cli inspect shards
+      cli verify shards
+    """
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cache() -> Path:
+    import platformdirs  # noqa: PLC0415
+
+    return Path(platformdirs.user_cache_dir("finetune-data-compiler"))
+
+
+@main.command("compile", epilog=EXIT_CODES)
+@click.argument("files", nargs=-1)
+@click.option("--mix", metavar="NAME:SHARE,...", help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all of it.")
+@click.option("--self-cognition", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Add N rows of who the model is, drawn evenly from the embedded pool.")
+@click.option("--name", metavar="ZH[,EN]", help="The model's name in self-cognition rows.")
+@click.option("--author", metavar="ZH[,EN]", help="Who made it, in self-cognition rows.")
+@click.option("--registry", "registries", multiple=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder with a dataset_info.json and its data, or with hub datasets. May be given again.")
+@click.option("--format", "format_name", default="auto", show_default=True, metavar="auto|NAME", help="Format of FILES; see cli formats.")
+@click.option("--tokenizer", metavar="DIR|ID", help="Folder with a tokenizer.json, or a hub id.  [default: the embedded demo tokenizer]")
+@click.option("--template", default="auto", show_default=True, metavar="auto|NAME", help="Chat template: the tokenizer's own, or a card's name.")
+@click.option("--weights", default="auto", show_default=True, metavar="auto|none|NAME", help="Weights policy: none, react, hermes; auto is the dataset's own.")
+@click.option("--max-length", type=click.IntRange(1), metavar="N", help="Longest example in tokens.  [default: no limit]")
+@click.option("--overlength", type=click.Choice(["turns", "last-turns", "reject", "cut"]), default="turns", show_default=True, help="What to do with longer ones: keep the first whole turns, keep the system text and the last turns, reject, or cut tokens.")
+@click.option("--mix-unit", type=click.Choice(["rows", "tokens", "trained_tokens"]), default="rows", show_default=True, help="What shares are shares of.")
+@click.option("--total", type=click.IntRange(1), metavar="N", help="Size of the shared part of the mix, in --mix-unit.  [default: the most without repeats]")
+@click.option("--max-repeats", type=click.IntRange(0), metavar="R", help="How often a row may be used again: 0 = never, 1 = twice in all.  [default: 0, or as --total needs]")
+@click.option("--val-size", type=click.FloatRange(0), default=0.0, show_default=True, metavar="X", help="Validation rows: a fraction below 1, or a number. A conversation is never on both sides.")
+@click.option("--dedup", type=click.Choice(["exact"]), help="Drop conversations that came before.  [default: count them]")
+@click.option("--system", type=click.Choice(["merge"]), help="Where the template takes no system message, put it before the first user message.")
+@click.option("--special-text", type=click.Choice(["text", "reject", "allow"]), default="text", show_default=True, help="Text that spells a control token stays text, is rejected, or becomes the token.")
+@click.option("--repair", metavar="NAME,...", default="", help="Repairs to make, counted: dangling.")
+@click.option("--max-rejects", default="1%", show_default=True, metavar="N|P%", help="Rejected rows allowed in each dataset.")
+@click.option("--shuffle/--no-shuffle", default=True, show_default=True, help="Shuffle all rows, or keep datasets and files in order.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides sampling, split and order.")
+@click.option("--workers", type=click.IntRange(1), default=_workers, show_default="cores", metavar="N", help="Processes; never changes a byte.")
+@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), default=_cache, show_default="the user's cache folder", metavar="DIR", help="Where compiled units are kept.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("shards"), show_default=True, metavar="OUT", help="Folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def compile_(**given: Any) -> None:
+    """Compile FILES and registry datasets into OUT.
+
+    FILES are used whole, each a dataset named by its stem, unless --mix says otherwise. Bad rows go to
+    OUT/rejects.jsonl with the reason and where it is; the run goes on.
+
+    \b
+    Examples:
+      cli compile --mix agent:1,bench:2 --self-cognition 3000
+      cli compile data/a.json data/b.jsonl.gz --tokenizer DIR -o out
+      cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
+      cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
+    """
+    from compiler import report, terminal  # noqa: PLC0415
+    from compiler.pipeline import compile_set  # noqa: PLC0415
+
+    config = _config(given)
+    with terminal.watch() as watcher:
+        result = compile_set(config, watcher)
+    if given["as_json"]:
+        summary = {key: result.manifest[key] for key in ("datasets", "balance", "options", "seed")}
+        summary["splits"] = {
+            name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])}
+            for name, split in result.manifest["splits"].items()
+        }
+        summary |= {"out": str(given["out"]), "manifest_sha256": result.digest}
+        summary |= {"units_compiled": result.units_compiled, "units_cached": result.units_cached}
+        summary["remarks"] = report.remarks(result.manifest)
+        click.echo(json.dumps(summary, ensure_ascii=False))
+    else:
+        terminal.print_out(report.summary(result, str(given["out"])))
+
+
+def _config(given: dict[str, Any]) -> Any:
+    """Return the run's configuration from the options, with everything that can be checked without files checked."""
+    import re  # noqa: PLC0415
+
+    from compiler import mix, pipeline, sources  # noqa: PLC0415
+    from compiler.formats import get  # noqa: PLC0415
+    from compiler.repair import REPAIRS  # noqa: PLC0415
+    from registry import weights  # noqa: PLC0415
+    from schemas.errors import nearest  # noqa: PLC0415
+
+    if not given["files"] and not given["mix"] and not given["self_cognition"]:
+        raise UsageError("compile", "nothing to compile", "Name files, --mix, or --self-cognition N; see cli compile --help.")
+    if given["format_name"] != "auto":
+        get(given["format_name"], "--format")
+    if given["weights"] != "auto":
+        weights(given["weights"])
+    repairs = tuple(filter(None, (name.strip() for name in given["repair"].split(","))))
+    for name in repairs:
+        if name not in REPAIRS:
+            raise UsageError(f"--repair {name}", "unknown repair", nearest(name, REPAIRS))
+    if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
+        raise UsageError(f"--max-rejects {given['max_rejects']}", "expected a number of rows or a percentage", "--max-rejects 1%")
+    if (given["name"] or given["author"]) and not given["self_cognition"]:
+        raise UsageError("--name/--author", "they name the model in self-cognition rows, and none are asked for", "Add --self-cognition N.")
+    if bool(given["name"]) != bool(given["author"]):
+        raise UsageError("--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai")
+    persona = {key: given[key] for key in ("name", "author") if given[key]}
+    return pipeline.Config(
+        catalogue=sources.Catalogue(given["files"], given["registries"], given["format_name"]),
+        mix=mix.parse_mix(given["mix"]) if given["mix"] else [],
+        out=given["out"],
+        cache=given["cache"],
+        tokenizer=pipeline.tokenizer_path(given["tokenizer"]),
+        template=given["template"],
+        weights=given["weights"],
+        special_text=given["special_text"],
+        max_length=given["max_length"],
+        overlength=given["overlength"],
+        merge_system=given["system"] == "merge",
+        repairs=repairs,
+        max_rejects=given["max_rejects"],
+        self_cognition=given["self_cognition"],
+        options=mix.Options(
+            unit=given["mix_unit"],
+            total=given["total"],
+            max_repeats=given["max_repeats"],
+            val_size=given["val_size"],
+            dedup=given["dedup"] == "exact",
+            seed=given["seed"],
+            shuffle=given["shuffle"],
+        ),
+        workers=given["workers"],
+        **persona,
+    )
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def verify(out: Path, as_json: bool) -> None:
+    """Hash everything in OUT again and name every damage by file and batch.
+
+    \b
+    Example:
+      cli verify shards
+    """
+    from compiler.shards import ShardSet  # noqa: PLC0415
+
+    opened = ShardSet.open(out)
+    problems = opened.verify()
+    shards = sum(len(opened.shards(split)) for split in ("train", "val"))
+    if as_json:
+        click.echo(json.dumps({"ok": not problems, "shards": shards, "problems": problems}, ensure_ascii=False))
+    elif not problems:
+        click.echo(f"{out}: {shards} shards and {len(opened.manifest['files'])} files are whole")
+    else:
+        for problem in problems:
+            click.echo(problem, err=True)
+    if problems:
+        sys.exit(4)
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the formats as JSON.")
+def formats(name: str | None, as_json: bool) -> None:
+    """List the source formats, each with an example row from its schema.
+
+    \b
+    Examples:
+      cli formats
+      cli formats sharegpt
+    """
+    from compiler.formats import FORMATS, get  # noqa: PLC0415
+    from schemas import schema  # noqa: PLC0415
+
+    chosen = [get(name, "formats")] if name else list(FORMATS.values())
+    described = [
+        {
+            "name": f.name,
+            "description": schema(f.name)["description"],
+            "columns": f.columns,
+            "tags": f.tags,
+            "weights": f.weights,
+            "examples": schema(f.name)["examples"],
+        }
+        for f in chosen
+    ]
+    if as_json:
+        click.echo(json.dumps(described, ensure_ascii=False))
+        return
+    for entry in described:
+        click.echo(f"{entry['name']}: {entry['description']}")
+        click.echo(f"  columns: {', '.join(entry['columns'].values())}   weights: {entry['weights']}")
+        for example in entry["examples"]:
+            click.echo(f"  {json.dumps(example, ensure_ascii=False)}")
+        click.echo()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The dataset card: OUT/README.md, for people and for the `datasets` library (its front matter names the splits)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the realized mix as a table: a header, one line per dataset, a total."""
+    header = ("dataset", "asked for", "rows", "share of rows", "share of trained tokens", "repeats", "rejected", "sampled out", "duplicates")
+    total = {what: sum(d["realized"][what] for d in manifest["datasets"]) for what in ("rows", "trained_tokens")}
+    lines = [header]
+    for entry in manifest["datasets"]:
+        realized, balance = entry["realized"], entry["balance"]
+        lines.append(
+            (
+                entry["name"],
+                asked(entry),
+                f"{realized['rows']:,}",
+                f"{realized['rows'] / total['rows']:.1%}",
+                f"{realized['trained_tokens'] / max(total['trained_tokens'], 1):.1%}",
+                f"{balance['repeats']:,}",
+                f"{balance['rejected']:,}",
+                f"{balance['sampled_out']:,}",
+                f"{entry['duplicates']:,}" + (" dropped" if balance["duplicates"] else ""),
+            )
+        )
+    balance = manifest["balance"]
+    duplicates = sum(d["duplicates"] for d in manifest["datasets"])
+    lines.append(
+        ("total", "", f"{total['rows']:,}", "100.0%", "100.0%", f"{balance['repeats']:,}", f"{balance['rejected']:,}",
+         f"{balance['sampled_out']:,}", f"{duplicates:,}")
+    )  # fmt: skip
+    return lines
+
+
+def asked(entry: dict[str, Any]) -> str:
+    """Return what was asked of a dataset, in words."""
+    if entry["share"] is not None:
+        return f"share {entry['share']:g}"
+    return f"{entry['count']:,} rows" if entry["count"] is not None else "all rows"
+
+
+def dataset_card(manifest: dict[str, Any]) -> str:
+    """Return the Markdown of the card. It holds no date and no path, so that equal inputs give equal bytes."""
+    splits = {name: split for name, split in manifest["splits"].items() if split["rows"]}
+    lines = ["---", "configs:", "- config_name: default", "  data_files:"]
+    for name in splits:
+        lines += [f"  - split: {'validation' if name == 'val' else name}", f"    path: {name}/*.arrow"]
+    lines += ["---", "", "# Compiled dataset", ""]
+    if any(entry["sample"] for entry in manifest["datasets"]):
+        lines += ["**Made from embedded samples**: good for trying things out, too small to train a model.", ""]
+    lines += ["One row is one token sequence: `input_ids`, unshifted `labels` (-100 = context), `loss_weights`", "where they are not all 1, `spans` (who each token is from) and where the row came from.", ""]
+    lines += [_table(mix_rows(manifest)), ""]
+    lines += [_table([("split", "rows", "tokens", "trained tokens", "shards")] + [
+        (name, f"{s['rows']:,}", f"{s['tokens']:,}", f"{s['trained_tokens']:,}", str(len(s["shards"]))) for name, s in splits.items()
+    ]), ""]  # fmt: skip
+    template, tokenizer = manifest["template"], manifest["tokenizer"]
+    lines += [
+        f"- Template: {template['name']} ({template['provenance']}), certificate {template['certificate']['checks']}",
+        f"- Tokenizer: sha256 {tokenizer['digest']}",
+        f"- Seed: {manifest['seed']}; mix by {manifest['options']['mix_unit']}",
+        "",
+    ]
+    for entry in manifest["datasets"]:
+        licence = f", licence {entry['source']['license']}" if "license" in entry["source"] else ""
+        lines.append(f"- `{entry['name']}`: format {entry['format']}, weights {entry['weights']}{licence}")
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    lines = [" | ".join(["", *row, ""]).strip() for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

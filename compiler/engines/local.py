@@ -1,0 +1,63 @@
+"""Units on this machine: in this process, or in a pool of fresh processes that pull from one queue."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from compiler.unit import Task, run_unit
+from schemas.errors import InputError
+
+Done = Callable[[Task], None]
+
+
+def run(tasks: Iterable[Task], workers: int, done: Done) -> str | None:
+    """Run the tasks, calling `done` for each as it ends. Return why skeletons must not be used, or None.
+
+    At most two tasks per worker are in flight, so a long list of units (and the bytes that some carry) is never held
+    at once. Workers are spawned, not forked: nothing that was initialised in this process is half-inherited.
+    """
+    # One engine thread per process: the workers are the parallelism.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    iterator = iter(tasks)
+    if workers == 1:
+        return _run_here(iterator, done)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    flying: dict[Future[str | None], Task] = {}
+    try:
+        for task in iterator:
+            flying[pool.submit(run_unit, task)] = task
+            if len(flying) >= 2 * workers and (trouble := _collect(flying, done)):
+                return trouble
+        while flying:
+            if trouble := _collect(flying, done):
+                return trouble
+    except BrokenProcessPool as error:
+        raise InputError(
+            "workers", "a worker process was killed, most often for memory",
+            "Run again with fewer --workers; what was compiled so far is kept.",
+        ) from error  # fmt: skip
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return None
+
+
+def _run_here(tasks: Iterable[Task], done: Done) -> str | None:
+    for task in tasks:
+        if trouble := run_unit(task):
+            return trouble
+        done(task)
+    return None
+
+
+def _collect(flying: dict[Future[str | None], Task], done: Done) -> str | None:
+    ready, _ = wait(flying, return_when=FIRST_COMPLETED)
+    for future in ready:
+        task = flying.pop(future)
+        if trouble := future.result():
+            return trouble
+        done(task)
+    return None

@@ -1,0 +1,164 @@
+"""Rows of a plan, taken from the memory-mapped objects into shards. Nothing is encoded here.
+
+A shard is an Arrow IPC file of record batches; each batch gets its own fast digest, so that a trainer can check what
+it is about to use, and the whole file a sha256, which is its identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from compiler.mix import Ints, Plan
+from schemas.arrow import SHARD
+
+SHARD_TOKENS = 32 << 20
+"""Tokens after which a shard is closed: about 256 MB."""
+BATCH_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit's rows and what they are called: file label, row number of the unit's first row in its file."""
+
+    table: pa.Table
+    file: str
+    first_row: int
+
+
+@dataclass
+class Source:
+    """One dataset's parts in order; a position of the plan counts through them."""
+
+    name: str
+    parts: list[Part]
+
+    def starts(self) -> Ints:
+        """Return the position at which each part begins, and the total, int64[P + 1]."""
+        return np.concatenate([[0], np.cumsum([part.table.num_rows for part in self.parts])]).astype(np.int64)
+
+
+def write_split(folder: Path, plan: Plan, val: bool, sources: list[Source]) -> list[dict[str, Any]]:
+    """Write the plan's rows of one split as shards; return their manifest entries."""
+    chosen = np.flatnonzero(plan.val == val)
+    if not len(chosen):
+        return []
+    folder.mkdir(parents=True)
+    tokens = _tokens(plan, chosen, sources)
+    shard_of = (np.cumsum(tokens) - tokens) // SHARD_TOKENS
+    entries = []
+    for number, rows in enumerate(np.split(chosen, np.flatnonzero(np.diff(shard_of)) + 1)):
+        path = folder / f"shard-{number:05d}.arrow"
+        entries.append(_write_shard(path, plan, rows, sources))
+    return entries
+
+
+def _tokens(plan: Plan, chosen: Ints, sources: list[Source]) -> Ints:
+    tokens = np.empty(len(chosen), dtype=np.int64)
+    for number, source in enumerate(sources):
+        mine = plan.dataset[chosen] == number
+        if mine.any():
+            lengths = np.concatenate([_lengths(part.table) for part in source.parts])
+            tokens[mine] = lengths[plan.position[chosen][mine]]
+    return tokens
+
+
+def _lengths(table: pa.Table) -> Ints:
+    column = table.column("input_ids")
+    return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks] or [np.empty(0)]).astype(np.int64)
+
+
+def _write_shard(path: Path, plan: Plan, rows: Ints, sources: list[Source]) -> dict[str, Any]:
+    table = _take(plan, rows, sources)
+    batches = []
+    with path.open("wb") as file, pa.ipc.new_file(file, SHARD) as writer:
+        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+            start = file.tell()
+            writer.write_batch(batch)
+            batches.append({"offset": start, "length": file.tell() - start, "rows": batch.num_rows})
+    with pa.memory_map(str(path), "r") as source:
+        data = memoryview(source.read_buffer())
+        for entry in batches:
+            entry["xxh3"] = xxhash.xxh3_128_hexdigest(data[entry["offset"] : entry["offset"] + entry["length"]])
+        sha256 = hashlib.sha256(data).hexdigest()
+        size = len(data)
+        data.release()
+    return {
+        "file": f"{path.parent.name}/{path.name}",
+        "rows": table.num_rows,
+        "tokens": int(_lengths(table).sum()),
+        "trained_tokens": int(np.sum(table.column("num_trained").to_numpy(), dtype=np.int64)),
+        "bytes": size,
+        "sha256": sha256,
+        "batches": batches,
+    }
+
+
+def _take(plan: Plan, rows: Ints, sources: list[Source]) -> pa.Table:
+    """Return the rows in the plan's order, with their provenance."""
+    pieces: list[pa.Table] = []
+    places: list[Ints] = []
+    for number, source in enumerate(sources):
+        mine = np.flatnonzero(plan.dataset[rows] == number)
+        if not len(mine):
+            continue
+        positions, repeats = plan.position[rows][mine], plan.repeat[rows][mine]
+        starts = source.starts()
+        part_of = np.searchsorted(starts, positions, side="right") - 1
+        for p in np.unique(part_of).tolist():
+            here = np.flatnonzero(part_of == p)
+            local = positions[here] - starts[p]
+            pieces.append(_shard_columns(source.name, source.parts[p], local, repeats[here]))
+            places.append(mine[here])
+    table = pa.concat_tables(pieces)
+    order = np.empty(len(rows), dtype=np.int64)
+    order[np.concatenate(places)] = np.arange(len(rows))
+    return table.take(pa.array(order)).combine_chunks()
+
+
+def _shard_columns(dataset: str, part: Part, local: Ints, repeats: Ints) -> pa.Table:
+    taken = part.table.take(pa.array(local)).combine_chunks()
+    n = taken.num_rows
+    lengths = _lengths(taken).astype(np.int32)
+    none = pa.ListArray.from_arrays(np.zeros(n + 1, dtype=np.int32), pa.array([], SHARD.field("images").type.value_type))
+    columns = {
+        "input_ids": taken.column("input_ids"),
+        "labels": taken.column("labels"),
+        "loss_weights": taken.column("loss_weights"),
+        "seq_lens": pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32), lengths),
+        "images": none,
+        "videos": none,
+        "dataset": pa.repeat(dataset, n),
+        "file": pa.repeat(part.file, n),
+        "row": pa.array(taken.column("index").to_numpy() + part.first_row),
+        "offset": taken.column("offset"),
+        "repeat": pa.array(repeats.astype(np.int32)),
+        "num_trained": taken.column("num_trained"),
+        "spans": taken.column("spans"),
+    }
+    return pa.table([columns[name] for name in SHARD.names], schema=SHARD)
+
+
+def fingerprints(table: pa.Table) -> npt.NDArray[np.bytes_]:
+    """Return the fingerprints of a table's rows as S16[N]."""
+    column = table.column("fingerprint").combine_chunks()
+    buffer = column.buffers()[1] if len(column) else None
+    if buffer is None:
+        return np.empty(0, dtype="S16")
+    return np.frombuffer(buffer, dtype="S16", count=len(column), offset=column.offset * 16)
+
+
+def iterate_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the record batches of a shard, memory-mapped."""
+    with pa.memory_map(str(path), "r") as source:
+        reader = pa.ipc.open_file(source)
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)

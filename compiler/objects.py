@@ -1,0 +1,101 @@
+"""The cache of compiled units: one object per unit, named by a digest of everything that decides its bytes.
+
+An object is two files: `KEY.arrow` (the rows) and `KEY.json` (rejects, counts, the digest of the first), the second
+written last. A missing, damaged or foreign object is made again; it is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import xxhash
+
+from schemas.arrow import OBJECT
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Object:
+    """A unit's compiled rows, memory-mapped, with what was counted while they were made."""
+
+    table: pa.Table
+    info: dict[str, Any]
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the compiler's own source and schemas: another version never reads our objects."""
+    total = hashlib.sha256()
+    for folder in ("compiler", "schemas"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".json"):
+                total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def key_of(*parts: Any) -> str:
+    """Return the name of the object that these inputs decide."""
+    text = orjson.dumps([code_digest(), *parts], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(text).hexdigest()[:40]
+
+
+def _paths(cache_dir: Path, key: str) -> tuple[Path, Path]:
+    folder = cache_dir / "objects" / key[:2]
+    return folder / f"{key}.arrow", folder / f"{key}.json"
+
+
+def load(cache_dir: Path, key: str) -> Object | None:
+    """Return the object, or None where there is none or its bytes are not what its record says."""
+    rows_path, info_path = _paths(cache_dir, key)
+    try:
+        record = orjson.loads(info_path.read_bytes())
+        info = orjson.dumps(record["info"])
+        source = pa.memory_map(str(rows_path), "r")
+        buffer = source.read_buffer()
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if record.get("info_xxh3") != xxhash.xxh3_128_hexdigest(info):
+        return None
+    if record.get("rows_xxh3") != xxhash.xxh3_128_hexdigest(buffer):
+        return None
+    return Object(pa.ipc.open_file(buffer).read_all(), record["info"])
+
+
+def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:
+    """Write an object: rows first, the record that vouches for them last, each by rename."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, OBJECT) as writer:
+        writer.write_table(table.combine_chunks())
+    rows = sink.getvalue()
+    rows_path, info_path = _paths(cache_dir, key)
+    rows_path.parent.mkdir(parents=True, exist_ok=True)
+    record = {
+        "rows_xxh3": xxhash.xxh3_128_hexdigest(rows),
+        "info_xxh3": xxhash.xxh3_128_hexdigest(orjson.dumps(info)),
+        "info": info,
+    }
+    write_atomically(rows_path, rows)
+    write_atomically(info_path, orjson.dumps(record))
+
+
+def write_atomically(path: Path, data: Any) -> None:
+    """Write a file so that it is there whole or not at all. The cache is not flushed to disk: damage is detected."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise

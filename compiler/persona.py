@@ -1,0 +1,48 @@
+"""Self-cognition: who the model is, substituted into the pool's placeholders.
+
+Rows are {query, response, tag: zh|en}. `{{NAME}}` and `{{AUTHOR}}` (LLaMA-Factory's lower-case forms too) are replaced
+in query and response, with the Chinese or the English value by the row's tag. What is left between double braces
+is an error: it would be trained as it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from schemas.errors import Reason, RowError, UsageError
+
+_PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+DEMO_NAME, DEMO_AUTHOR = "小样,Demi", "示例团队,the Demo Team"
+"""Who the model is where nobody says: good for trying out, and the summary says that it was used."""
+
+COLUMNS = {"prompt": "query", "query": None, "response": "response", "history": None, "system": None, "tools": None}
+
+
+def persona(name: str, author: str) -> tuple[tuple[str, str], ...]:
+    """Return the substitutions for `--name ZH[,EN] --author ZH[,EN]`; one value serves both languages."""
+    values = []
+    for what, given in (("name", name), ("author", author)):
+        parts = [part.strip() for part in given.replace("，", ",").split(",")]
+        if not 1 <= len(parts) <= 2 or not all(parts):
+            raise UsageError(f"--{what} {given!r}", "expected one value, or two as ZH,EN", f"--{what} 卡卡罗特,Kakarot")
+        values += [(f"{what}.zh", parts[0]), (f"{what}.en", parts[-1])]
+    return tuple(values)
+
+
+def substitute(row: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
+    """Return the row with its placeholders filled in."""
+    tag = row.get("tag", "zh")
+
+    def fill(match: re.Match[str]) -> str:
+        value = values.get(f"{match[1].lower()}.{tag}")
+        if value is None:
+            raise RowError(
+                Reason.PLACEHOLDER, f"the placeholder {match[0]} has no value for language {tag!r}", f"/{column}"
+            )
+        return value
+
+    filled = dict(row)
+    for column in ("query", "response"):
+        filled[column] = _PLACEHOLDER.sub(fill, row[column])
+    return filled

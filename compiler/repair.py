@@ -1,0 +1,40 @@
+"""Repairs of rows, each by name and only when asked for: nothing is mended silently.
+
+A repair says in one sentence what it changes; the row it changed is counted under its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from compiler.conversation import Conversation, Role
+
+Repair = Callable[[Conversation], bool]
+"""Changes a conversation in place; returns whether it did."""
+
+
+def dangling(conversation: Conversation) -> bool:
+    """Remove trailing turns that have no reply."""
+    messages = conversation.messages
+    keep = max((i + 1 for i, message in enumerate(messages) if message.role is Role.ASSISTANT), default=None)
+    if keep is None or keep == len(messages):
+        return False
+    del messages[keep:]
+    return True
+
+
+REPAIRS: dict[str, Repair] = {"dangling": dangling}
+
+
+def merge_system(conversation: Conversation) -> bool:
+    """Put a leading system text before the first user message, a blank line between (decision 26)."""
+    messages = conversation.messages
+    if not messages or messages[0].role is not Role.SYSTEM:
+        return False
+    user = next((message for message in messages if message.role is Role.USER), None)
+    if user is None:
+        return False
+    if messages[0].content:
+        user.content = f"{messages[0].content}\n\n{user.content}"
+    del messages[0]
+    return True

@@ -1,0 +1,90 @@
+"""What `cli compile` says at the end: the realized mix, the splits, and everything the user should know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compiler.card import mix_rows
+from compiler.persona import DEMO_NAME
+from compiler.pipeline import Result
+
+
+def summary(result: Result, out: str) -> RenderableType:
+    """Return the summary of a compile."""
+    manifest = result.manifest
+    parts: list[RenderableType] = [_table(mix_rows(manifest), last_is_total=True)]
+    for name, split in manifest["splits"].items():
+        if split["rows"]:
+            share = split["trained_tokens"] / split["tokens"]
+            parts.append(
+                Text(
+                    f"{name}: {split['rows']:,} rows, {split['tokens']:,} tokens, {split['trained_tokens']:,} of them "
+                    f"trained ({share:.1%}), {len(split['shards'])} shard{'s' if len(split['shards']) > 1 else ''}"
+                )
+            )
+    parts += [Text(line) for line in remarks(manifest)]
+    cached, compiled = result.units_cached, result.units_compiled
+    if compiled:
+        parts.append(Text(f"{compiled} unit{_s(compiled)} compiled, {cached} taken from the cache"))
+    else:
+        parts.append(Text(f"nothing was encoded again: all {cached} unit{_s(cached)} came from the cache"))
+    parts.append(Text(f"wrote {out}  manifest {result.digest[:16]}"))
+    return Group(*parts)
+
+
+def remarks(manifest: dict[str, Any]) -> list[str]:
+    """Return what is worth saying about the rows, one sentence each."""
+    lines = []
+    samples = [entry["name"] for entry in manifest["datasets"] if entry["sample"]]
+    if samples:
+        lines.append(
+            f"embedded samples were used for {' and '.join(samples)}: good for trying things out, too small to train a model"
+        )
+    persona = manifest["options"]["persona"]
+    if persona and persona["name"] == DEMO_NAME:
+        lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
+    for entry in manifest["datasets"]:
+        for note, count in entry["notes"].items():
+            lines.append(f"{entry['name']}: {_NOTES.get(note, note)} in {count:,} row{_s(count)}")
+        for reason, count in entry["rejected"].items():
+            lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected, {reason} (see rejects.jsonl)")
+    crossing = manifest["template"]["certificate"]["merges_across_generation_boundary"]
+    if crossing:
+        lines.append(
+            "replies that begin with white space are encoded apart from their prompt, as they are generated; encoding the "
+            "whole text at once would merge across"
+        )
+    return lines
+
+
+_NOTES = {
+    "special_text": "text that spells a control token was handled as --special-text says",
+    "shortened": "turns were dropped to fit --max-length",
+    "repair:dangling": "trailing turns without a reply were removed",
+    "repair:system_merge": "the system text was put before the first user message",
+}
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _table(rows: list[tuple[str, ...]], *, last_is_total: bool = False) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
+    for number, row in enumerate(rows[1:], start=1):
+        table.add_row(*row, style="bold" if last_is_total and number == len(rows) - 1 else None)
+    return table
+
+
+def plain(renderable: RenderableType) -> str:
+    """Return a renderable as text without colour, 100 columns wide."""
+    console = Console(width=100, no_color=True, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()

@@ -1,0 +1,228 @@
+"""The output folder: written under a lock, published by renames with the manifest last, opened and verified.
+
+Without a manifest there is no dataset. While a new set is written the old one stays whole; it is replaced only when
+everything of the new one is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import xxhash
+
+from schemas import schema
+from schemas.arrow import FORMAT_VERSION, MANIFEST, SHARD, SPLITS
+from schemas.errors import InputError, IntegrityError, LockedError, UsageError
+
+_OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
+"""What a published folder holds; publishing replaces these and touches nothing else."""
+_LOCK, _PARTIAL = ".lock", ".partial"
+
+
+class Output:
+    """A folder being written. Use as a context manager: it holds the lock and removes what was not published."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.partial = folder, folder / _PARTIAL
+        self._lock: IO[str] | None = None
+        self._created = False
+
+    def __enter__(self) -> Output:
+        _refuse_foreign(self.folder)
+        try:
+            self._created = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+        except BlockingIOError:
+            raise LockedError(
+                str(self.folder), "another compile is writing it", "Wait for it, or choose another -o folder."
+            ) from None
+        except OSError as error:
+            raise InputError(
+                str(self.folder), f"cannot be written: {error.strerror}", "Choose another -o folder."
+            ) from error
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir()
+        return self
+
+    def _take_lock(self) -> None:
+        path = self.folder / _LOCK
+        while True:
+            lock = path.open("w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+                    self._lock = lock
+                    return
+            except FileNotFoundError:
+                pass  # the holder before us removed its lock file between our open and our lock: take a new one
+            except BlockingIOError:
+                lock.close()
+                raise
+            lock.close()
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        (self.folder / _LOCK).unlink(missing_ok=True)
+        if self._lock:
+            self._lock.close()
+        if self._created:
+            with contextlib.suppress(OSError):  # not empty: it was published
+                self.folder.rmdir()
+
+    def publish(self, manifest: dict[str, Any]) -> bytes:
+        """Put everything in place, the manifest last; return the manifest's bytes."""
+        data = (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+        (self.partial / MANIFEST).write_bytes(data)
+        for path in self.partial.rglob("*"):
+            _flush(path)
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        _flush(self.folder)
+        for name in _OWN:
+            _remove(self.folder / name)
+            if name != MANIFEST and (self.partial / name).exists():
+                (self.partial / name).rename(self.folder / name)
+        _flush(self.folder)
+        (self.partial / MANIFEST).rename(self.folder / MANIFEST)
+        _flush(self.folder)
+        return data
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise if the folder holds files and is not a set of ours: `-o` must never empty somebody's folder."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"-o {folder}", "expected a folder, found a file")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    left_over = names & {_LOCK, _PARTIAL} and names <= {*_OWN, _LOCK, _PARTIAL}
+    if names and MANIFEST not in names and not left_over:
+        raise UsageError(
+            f"-o {folder}", f"the folder is not empty and holds no compiled set (found {min(names)!r})",
+            "Choose a new folder; nothing in this one was touched.",
+        )  # fmt: skip
+
+
+# -- reading --
+
+
+@dataclass
+class ShardSet:
+    """A published set: its folder and manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> ShardSet:
+        """Return the set in `folder`; IntegrityError or InputError with one message where there is none."""
+        path = folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            what = "no such folder" if not folder.is_dir() else "no manifest.json: the set is not complete, or not one"
+            raise InputError(str(folder), what, "Compile it with cli compile ... -o DIR.") from None
+        except (OSError, ValueError) as error:
+            raise IntegrityError(str(path), f"not a manifest: {error}", "Compile the set again.") from error
+        version = manifest.get("format_version") if isinstance(manifest, dict) else None
+        if version != FORMAT_VERSION:
+            raise IntegrityError(str(path), f"expected format version {FORMAT_VERSION}, found {version}", "Compile the set again with this version.")
+        problem = _manifest_problem(manifest)
+        if problem:
+            raise IntegrityError(str(path), f"not a manifest: {problem}", "Compile the set again.")
+        return cls(folder, manifest)
+
+    def shards(self, split: str) -> list[dict[str, Any]]:
+        """Return the manifest entries of a split's shards."""
+        return self.manifest["splits"].get(split, {}).get("shards", [])
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield a split's rows as dicts of Python values, in order."""
+        for entry in self.shards(split):
+            with pa.memory_map(str(self.folder / entry["file"]), "r") as source:
+                reader = pa.ipc.open_file(source)
+                for i in range(reader.num_record_batches):
+                    yield from reader.get_batch(i).to_pylist()
+
+    def table(self, split: str) -> pa.Table:
+        """Return a split's rows as one memory-mapped table."""
+        tables = [
+            pa.ipc.open_file(pa.memory_map(str(self.folder / entry["file"]), "r")).read_all()
+            for entry in self.shards(split)
+        ]
+        return pa.concat_tables(tables) if tables else SHARD.empty_table()
+
+    def verify(self) -> list[str]:
+        """Return every damage found, file and batch named; an empty list means that every byte is as it was written."""
+        problems: list[str] = []
+        listed = set()
+        for split in SPLITS:
+            for entry in self.shards(split):
+                listed.add(entry["file"])
+                problems += _verify_shard(self.folder / entry["file"], entry)
+        for name, digest in self.manifest["files"].items():
+            problems += _verify_file(self.folder / name, name, digest)
+        for split in SPLITS:
+            for path in sorted((self.folder / split).glob("*")):
+                if f"{split}/{path.name}" not in listed:
+                    problems.append(f"{split}/{path.name}: not in the manifest")
+        return problems
+
+
+def _manifest_problem(manifest: Any) -> str | None:
+    import jsonschema_rs  # noqa: PLC0415  # only readers of manifests need it
+
+    validator = jsonschema_rs.validator_for(schema("manifest"))
+    for error in validator.iter_errors(manifest):
+        return f"{'/'.join(['', *map(str, error.instance_path)])}: {error.message[:200]}"
+    return None
+
+
+def _verify_shard(path: Path, entry: dict[str, Any]) -> list[str]:
+    name = entry["file"]
+    try:
+        data = path.read_bytes() if not path.stat().st_size else memoryview(pa.memory_map(str(path), "r").read_buffer())
+    except OSError as error:
+        return [f"{name}: {error.strerror}"]
+    if len(data) != entry["bytes"]:
+        return [f"{name}: expected {entry['bytes']} bytes, found {len(data)}"]
+    if hashlib.sha256(data).hexdigest() == entry["sha256"]:
+        return []
+    row, damaged = 0, []
+    for number, batch in enumerate(entry["batches"]):
+        part = data[batch["offset"] : batch["offset"] + batch["length"]]
+        if xxhash.xxh3_128_hexdigest(part) != batch["xxh3"]:
+            damaged.append(f"{name}: batch {number} (rows {row} to {row + batch['rows'] - 1}) is damaged")
+        row += batch["rows"]
+    return damaged or [f"{name}: the file's header or footer is damaged"]
+
+
+def _verify_file(path: Path, name: str, digest: str) -> list[str]:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return [f"{name}: {error.strerror}"]
+    return [] if found == digest else [f"{name}: is damaged or was edited"]

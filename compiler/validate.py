@@ -1,0 +1,120 @@
+"""Rows against the JSON Schema of their format, with the user's own column and role names in it.
+
+A schema is specialised instead of renaming rows: every pointer in a reject is then a pointer into the row as it is
+in the file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema_rs
+
+from compiler.formats import FORMATS, Format, Names
+from schemas import schema
+from schemas.errors import Reason, Reject, UsageError
+
+
+class Validator:
+    """Checks rows of one format under given column and tag names."""
+
+    def __init__(self, format_: Format, columns: Names, tags: Names, where: str) -> None:
+        self.schema = specialise(schema(format_.name), columns, tags, where)
+        self._validator = jsonschema_rs.validator_for(self.schema)
+
+    def check(self, row: Any) -> Reject | None:
+        """Return None for a valid row, else the reject that names the first thing wrong with it."""
+        if self._validator.is_valid(row):
+            return None
+        errors = sorted(self._validator.iter_errors(row), key=lambda e: [str(p).zfill(9) for p in e.instance_path])
+        return _reject(errors[0], row, self.schema)
+
+
+def specialise(node: Any, columns: Names, tags: Names, where: str) -> Any:
+    """Return a schema with its `x-column`, `x-tag` and `x-roles` marks replaced by the user's names.
+
+    A name that is None takes its property out of the schema; a required one cannot be taken out.
+    """
+    if isinstance(node, list):
+        return [specialise(item, columns, tags, where) for item in node]
+    if not isinstance(node, dict):
+        return node
+    new = {key: specialise(value, columns, tags, where) for key, value in node.items() if key not in ("properties", "examples")}
+    if "x-roles" in node:
+        names = [role[1:] if role.startswith("=") else tags.get(role) for role in node["x-roles"]]
+        new["enum"] = [name for name in names if name is not None]
+    if "x-role" in node:
+        new["const"] = tags.get(node["x-role"])
+    properties: dict[str, Any] = {}
+    required = list(node.get("required", ()))
+    for name, value in node.get("properties", {}).items():
+        actual = _actual(name, value, columns, tags)
+        if actual is not None:
+            properties[actual] = specialise(value, columns, tags, where)
+        elif name in required:
+            kind, key = ("tags", value["x-tag"]) if "x-tag" in value else ("columns", value["x-column"])
+            raise UsageError(where, f"{kind!r} is given but does not name {key!r}", f'Add "{key}": "..." to {kind}.')
+        if name in required and actual is not None:
+            required[required.index(name)] = actual
+    return new | ({"properties": properties} if properties else {}) | ({"required": required} if required else {})
+
+
+def _actual(name: str, value: Any, columns: Names, tags: Names) -> str | None:
+    if isinstance(value, dict) and "x-column" in value:
+        return columns.get(value["x-column"])
+    if isinstance(value, dict) and "x-tag" in value:
+        return tags.get(value["x-tag"])
+    return name
+
+
+def recognise(rows: list[Any]) -> tuple[str | None, dict[str, int]]:
+    """Return (the format that fits the most of the rows, rows that fit by format); None if no format fits any."""
+    fits = {}
+    for name, format_ in FORMATS.items():
+        validator = Validator(format_, dict(format_.columns), dict(format_.tags), name)
+        fits[name] = sum(validator.check(row) is None for row in rows)
+    best = max(fits, key=lambda name: fits[name])
+    return (best if fits[best] else None), fits
+
+
+def _reject(error: Any, row: Any, root: Any) -> Reject:
+    pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in error.instance_path)
+    found = row
+    for part in error.instance_path:
+        found = found[part]
+    keyword = str(error.schema_path[-1]) if error.schema_path else ""
+    message = str(error.message)
+    kind = error.kind
+    if hasattr(kind, "types"):
+        message = f"expected {' or '.join(kind.types)}, found {kind_of(found)}"
+    elif hasattr(kind, "property") and isinstance(found, dict):
+        keys = ", ".join(map(repr, list(found)[:8])) or "none"
+        message = f"expected the key {str(kind.property)!r}, found the keys {keys}"
+    elif hasattr(kind, "options"):
+        message = f"expected one of {', '.join(map(str, kind.options))}, found {found!r}"
+    elif hasattr(kind, "limit"):
+        size = f"{len(found)} items" if isinstance(found, list) else repr(found)
+        message = f"expected {keyword} {kind.limit}, found {size}"
+    elif (expected := _expected(root, error.schema_path)) and isinstance(found, dict):
+        message = f"expected {expected}, found the keys {', '.join(map(repr, list(found)[:8])) or 'none'}"
+    return Reject(Reason.SCHEMA, message[:500], pointer)
+
+
+def _expected(root: Any, path: list[str | int]) -> str | None:
+    """Return what the schema itself says it expected (`x-expected`) where no keyword says it well."""
+    node = root
+    for part in path[:-1]:
+        if part == "$ref":
+            target = node["$ref"].removeprefix("#/").split("/")
+            node = root
+            for name in target:
+                node = node[name]
+        else:
+            node = node[part]
+    return node.get("x-expected") if isinstance(node, dict) else None
+
+
+def kind_of(value: Any) -> str:
+    """Return what a JSON value is, in the words of JSON Schema."""
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
