@@ -52,12 +52,6 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
             lines.append(f"{entry['name']}: {_NOTES.get(note, note)} in {count:,} row{_s(count)}")
         for reason, count in entry["rejected"].items():
             lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected, {reason} (see rejects.jsonl)")
-    crossing = manifest["template"]["certificate"]["merges_across_generation_boundary"]
-    if crossing:
-        lines.append(
-            "replies that begin with white space are encoded apart from their prompt, as they are generated; encoding the "
-            "whole text at once would merge across"
-        )
     return lines
 
 

@@ -1,0 +1,54 @@
+"""Fixtures: the embedded demo tokenizer always, real tokenizers and data where the shared folder is beside the project."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import registry
+from compiler.templates.load import Template, load_template
+from compiler.tokenizer import Tokenizer
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def shared(*parts: str) -> Path:
+    """Return a path of the shared folder; skip the test where it is not there."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs ../shared/{'/'.join(parts)}, which is not beside this checkout")
+    return path
+
+
+_loaded: dict[tuple[str, str], tuple[Tokenizer, Template]] = {}
+
+
+def tools(tokenizer: str, template: str = "auto") -> tuple[Tokenizer, Template]:
+    """Return a tokenizer ("demo", or a folder of ../shared/tokenizers) and one of its templates, loaded once."""
+    if (tokenizer, template) not in _loaded:
+        folder = registry.DEMO_TOKENIZER if tokenizer == "demo" else shared("tokenizers", tokenizer)
+        loaded = next((t for (name, _), (t, _) in _loaded.items() if name == tokenizer), None) or Tokenizer.load(folder)
+        _loaded[tokenizer, template] = (loaded, load_template(template, loaded))
+    return _loaded[tokenizer, template]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Result]:
+    """Run the command line in this process, with a cache of the test's own."""
+    from cli import main
+
+    def invoke(*arguments: object, code: int = 0) -> Result:
+        given = [str(argument) for argument in arguments]
+        if given[0] == "compile":
+            given += ["--cache", str(tmp_path / "cache"), "--workers", "1"] if "--workers" not in given else ["--cache", str(tmp_path / "cache")]
+        result = CliRunner().invoke(main, given, catch_exceptions=False)
+        assert result.exit_code == code, f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}"
+        return result
+
+    return invoke
