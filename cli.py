@@ -31,14 +31,14 @@ class _Group(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from schemas.errors import nearest  # noqa: PLC0415  # only for the message
+            from schemas.errors import nearest  # only for the message
 
             raise click.UsageError(f"{error.message.rstrip('.')}; {nearest(args[0], self.commands)}", ctx) from None
 
 
 def _check_names() -> None:
     """Say so when another installed package shadows one of ours: its code would run instead."""
-    import schemas  # noqa: PLC0415
+    import schemas
 
     here = Path(__file__).resolve().parent
     found = Path(schemas.__file__ or "").resolve().parent.parent
@@ -50,7 +50,9 @@ def _check_names() -> None:
 
 
 @click.group(
-    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EXIT_CODES
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EXIT_CODES,
 )
 @click.version_option(package_name="finetune-data-compiler", message="%(version)s")
 def main() -> None:
@@ -70,38 +72,160 @@ def _workers() -> int:
 
 
 def _cache() -> Path:
-    import platformdirs  # noqa: PLC0415
+    import platformdirs
 
     return Path(platformdirs.user_cache_dir("finetune-data-compiler"))
 
 
 @main.command("compile", epilog=EXIT_CODES)
 @click.argument("files", nargs=-1)
-@click.option("--mix", metavar="NAME:SHARE,...", help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all of it.")
-@click.option("--self-cognition", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Add N rows of who the model is, drawn evenly from the embedded pool.")
+@click.option(
+    "--mix",
+    metavar="NAME:SHARE,...",
+    help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all of it.",
+)
+@click.option(
+    "--self-cognition",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Add N rows of who the model is, drawn evenly from the embedded pool.",
+)
 @click.option("--name", metavar="ZH[,EN]", help="The model's name in self-cognition rows.")
 @click.option("--author", metavar="ZH[,EN]", help="Who made it, in self-cognition rows.")
-@click.option("--registry", "registries", multiple=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder with a dataset_info.json and its data, or with hub datasets. May be given again.")
-@click.option("--format", "format_name", default="auto", show_default=True, metavar="auto|NAME", help="Format of FILES; see cli formats.")
-@click.option("--tokenizer", metavar="DIR|ID", help="Folder with a tokenizer.json, or a hub id.  [default: the embedded demo tokenizer]")
-@click.option("--template", default="auto", show_default=True, metavar="auto|NAME", help="Chat template: the tokenizer's own, or a card's name.")
-@click.option("--weights", default="auto", show_default=True, metavar="auto|none|NAME", help="Weights policy: none, react, hermes; auto is the dataset's own.")
-@click.option("--max-length", type=click.IntRange(1), metavar="N", help="Longest example in tokens.  [default: no limit]")
-@click.option("--overlength", type=click.Choice(["turns", "last-turns", "reject", "cut"]), default="turns", show_default=True, help="What to do with longer ones: keep the first whole turns, keep the system text and the last turns, reject, or cut tokens.")
-@click.option("--mix-unit", type=click.Choice(["rows", "tokens", "trained_tokens"]), default="rows", show_default=True, help="What shares are shares of.")
-@click.option("--total", type=click.IntRange(1), metavar="N", help="Size of the shared part of the mix, in --mix-unit.  [default: the most without repeats]")
-@click.option("--max-repeats", type=click.IntRange(0), metavar="R", help="How often a row may be used again: 0 = never, 1 = twice in all.  [default: 0, or as --total needs]")
-@click.option("--val-size", type=click.FloatRange(0), default=0.0, show_default=True, metavar="X", help="Validation rows: a fraction below 1, or a number. A conversation is never on both sides.")
-@click.option("--dedup", type=click.Choice(["exact"]), help="Drop conversations that came before.  [default: count them]")
-@click.option("--system", type=click.Choice(["merge"]), help="Where the template takes no system message, put it before the first user message.")
-@click.option("--special-text", type=click.Choice(["text", "reject", "allow"]), default="text", show_default=True, help="Text that spells a control token stays text, is rejected, or becomes the token.")
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with a dataset_info.json and its data, or with hub datasets. May be given again.",
+)
+@click.option(
+    "--format",
+    "format_name",
+    default="auto",
+    show_default=True,
+    metavar="auto|NAME",
+    help="Format of FILES; see cli formats.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="DIR|ID",
+    help="Folder with a tokenizer.json, or a hub id.  [default: the embedded demo tokenizer]",
+)
+@click.option(
+    "--template",
+    default="auto",
+    show_default=True,
+    metavar="auto|NAME",
+    help="Chat template: the tokenizer's own, or a card's name.",
+)
+@click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|NAME",
+    help="Weights policy: none, react, hermes; auto is the dataset's own.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Longest example in tokens.  [default: no limit]",
+)
+@click.option(
+    "--overlength",
+    type=click.Choice(["turns", "last-turns", "reject", "cut"]),
+    default="turns",
+    show_default=True,
+    help="Longer ones: keep the first whole turns, keep the system text and last turns, reject, or cut.",
+)
+@click.option(
+    "--mix-unit",
+    type=click.Choice(["rows", "tokens", "trained_tokens"]),
+    default="rows",
+    show_default=True,
+    help="What shares are shares of.",
+)
+@click.option(
+    "--total",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Size of the shared part of the mix, in --mix-unit.  [default: the most without repeats]",
+)
+@click.option(
+    "--max-repeats",
+    type=click.IntRange(0),
+    metavar="R",
+    help="How often a row may be used again: 0 = never, 1 = twice in all.  [default: 0, or as --total needs]",
+)
+@click.option(
+    "--val-size",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Validation rows: a fraction below 1, or a number. A conversation is never on both sides.",
+)
+@click.option(
+    "--dedup",
+    type=click.Choice(["exact"]),
+    help="Drop conversations that came before.  [default: count them]",
+)
+@click.option(
+    "--system",
+    type=click.Choice(["merge"]),
+    help="Where the template takes no system message, put it before the first user message.",
+)
+@click.option(
+    "--special-text",
+    type=click.Choice(["text", "reject", "allow"]),
+    default="text",
+    show_default=True,
+    help="Text that spells a control token stays text, is rejected, or becomes the token.",
+)
 @click.option("--repair", metavar="NAME,...", default="", help="Repairs to make, counted: dangling.")
-@click.option("--max-rejects", default="1%", show_default=True, metavar="N|P%", help="Rejected rows allowed in each dataset.")
-@click.option("--shuffle/--no-shuffle", default=True, show_default=True, help="Shuffle all rows, or keep datasets and files in order.")
+@click.option(
+    "--max-rejects",
+    default="1%",
+    show_default=True,
+    metavar="N|P%",
+    help="Rejected rows allowed in each dataset.",
+)
+@click.option(
+    "--shuffle/--no-shuffle",
+    default=True,
+    show_default=True,
+    help="Shuffle all rows, or keep datasets and files in order.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides sampling, split and order.")
-@click.option("--workers", type=click.IntRange(1), default=_workers, show_default="cores", metavar="N", help="Processes; never changes a byte.")
-@click.option("--cache", type=click.Path(path_type=Path, file_okay=False), default=_cache, show_default="the user's cache folder", metavar="DIR", help="Where compiled units are kept.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("shards"), show_default=True, metavar="OUT", help="Folder to write.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=_workers,
+    show_default="cores",
+    metavar="N",
+    help="Processes; never changes a byte.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=_cache,
+    show_default="the user's cache folder",
+    metavar="DIR",
+    help="Where compiled units are kept.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("shards"),
+    show_default=True,
+    metavar="OUT",
+    help="Folder to write.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def compile_(**given: Any) -> None:
     """Compile FILES and registry datasets into OUT.
@@ -116,8 +240,8 @@ def compile_(**given: Any) -> None:
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
     """
-    from compiler import report, terminal  # noqa: PLC0415
-    from compiler.pipeline import compile_set  # noqa: PLC0415
+    from compiler import report, terminal
+    from compiler.pipeline import compile_set
 
     config = _config(given)
     with terminal.watch() as watcher:
@@ -129,7 +253,7 @@ def compile_(**given: Any) -> None:
             for name, split in result.manifest["splits"].items()
         }
         summary |= {"out": str(given["out"]), "manifest_sha256": result.digest}
-        summary |= {"units_compiled": result.units_compiled, "units_cached": result.units_cached}
+        summary |= {"units_compiled": result.compiled, "units_cached": result.cached}
         summary["remarks"] = report.remarks(result.manifest)
         click.echo(json.dumps(summary, ensure_ascii=False))
     else:
@@ -138,16 +262,20 @@ def compile_(**given: Any) -> None:
 
 def _config(given: dict[str, Any]) -> Any:
     """Return the run's configuration from the options, with everything that can be checked without files checked."""
-    import re  # noqa: PLC0415
+    import re
 
-    from compiler import mix, pipeline, sources  # noqa: PLC0415
-    from compiler.formats import get  # noqa: PLC0415
-    from compiler.repair import REPAIRS  # noqa: PLC0415
-    from registry import weights  # noqa: PLC0415
-    from schemas.errors import nearest  # noqa: PLC0415
+    from compiler import mix, pipeline, sources
+    from compiler.formats import get
+    from compiler.repair import REPAIRS
+    from registry import weights
+    from schemas.errors import nearest
 
     if not given["files"] and not given["mix"] and not given["self_cognition"]:
-        raise UsageError("compile", "nothing to compile", "Name files, --mix, or --self-cognition N; see cli compile --help.")
+        raise UsageError(
+            "compile",
+            "nothing to compile",
+            "Name files, --mix, or --self-cognition N; see cli compile --help.",
+        )
     if given["format_name"] != "auto":
         get(given["format_name"], "--format")
     if given["weights"] != "auto":
@@ -157,11 +285,21 @@ def _config(given: dict[str, Any]) -> Any:
         if name not in REPAIRS:
             raise UsageError(f"--repair {name}", "unknown repair", nearest(name, REPAIRS))
     if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
-        raise UsageError(f"--max-rejects {given['max_rejects']}", "expected a number of rows or a percentage", "--max-rejects 1%")
+        raise UsageError(
+            f"--max-rejects {given['max_rejects']}",
+            "expected a number of rows or a percentage",
+            "--max-rejects 1%",
+        )
     if (given["name"] or given["author"]) and not given["self_cognition"]:
-        raise UsageError("--name/--author", "they name the model in self-cognition rows, and none are asked for", "Add --self-cognition N.")
+        raise UsageError(
+            "--name/--author",
+            "they name the model in self-cognition rows, and none are asked for",
+            "Add --self-cognition N.",
+        )
     if bool(given["name"]) != bool(given["author"]):
-        raise UsageError("--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai")
+        raise UsageError(
+            "--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai"
+        )
     persona = {key: given[key] for key in ("name", "author") if given[key]}
     return pipeline.Config(
         catalogue=sources.Catalogue(given["files"], given["registries"], given["format_name"]),
@@ -202,7 +340,7 @@ def verify(out: Path, as_json: bool) -> None:
     Example:
       cli verify shards
     """
-    from compiler.shards import ShardSet  # noqa: PLC0415
+    from compiler.shards import ShardSet
 
     opened = ShardSet.open(out)
     problems = opened.verify()
@@ -229,8 +367,8 @@ def formats(name: str | None, as_json: bool) -> None:
       cli formats
       cli formats sharegpt
     """
-    from compiler.formats import FORMATS, get  # noqa: PLC0415
-    from schemas import schema  # noqa: PLC0415
+    from compiler.formats import FORMATS, get
+    from schemas import schema
 
     chosen = [get(name, "formats")] if name else list(FORMATS.values())
     described = [

@@ -1,0 +1,1 @@
+"""The compiler: source rows -> objects -> shards. Start reading at `pipeline.py`."""

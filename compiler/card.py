@@ -7,9 +7,19 @@ from typing import Any
 
 def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the realized mix as a table: a header, one line per dataset, a total."""
-    header = ("dataset", "asked for", "rows", "share of rows", "share of trained tokens", "repeats", "rejected", "sampled out", "duplicates")
+    header = (
+        "dataset",
+        "asked for",
+        "rows",
+        "share of rows",
+        "share of trained tokens",
+        "repeats",
+        "rejected",
+        "sampled out",
+        "duplicates",
+    )
     total = {what: sum(d["realized"][what] for d in manifest["datasets"]) for what in ("rows", "trained_tokens")}
-    lines = [header]
+    lines: list[tuple[str, ...]] = [header]
     for entry in manifest["datasets"]:
         realized, balance = entry["realized"], entry["balance"]
         lines.append(
@@ -49,12 +59,21 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         lines += [f"  - split: {'validation' if name == 'val' else name}", f"    path: {name}/*.arrow"]
     lines += ["---", "", "# Compiled dataset", ""]
     if any(entry["sample"] for entry in manifest["datasets"]):
-        lines += ["**Made from embedded samples**: good for trying things out, too small to train a model.", ""]
-    lines += ["One row is one token sequence: `input_ids`, unshifted `labels` (-100 = context), `loss_weights`", "where they are not all 1, `spans` (who each token is from) and where the row came from.", ""]
+        lines += [
+            "**Made from embedded samples**: good for trying things out, too small to train a model.",
+            "",
+        ]
+    lines += [
+        "One row is one token sequence: `input_ids`, unshifted `labels` (-100 = context), `loss_weights`",
+        "where they are not all 1, `spans` (who each token is from) and where the row came from.",
+        "",
+    ]
     lines += [_table(mix_rows(manifest)), ""]
-    lines += [_table([("split", "rows", "tokens", "trained tokens", "shards")] + [
-        (name, f"{s['rows']:,}", f"{s['tokens']:,}", f"{s['trained_tokens']:,}", str(len(s["shards"]))) for name, s in splits.items()
-    ]), ""]  # fmt: skip
+    table: list[tuple[str, ...]] = [("split", "rows", "tokens", "trained tokens", "shards")]
+    for name, split in splits.items():
+        counts = (f"{split[what]:,}" for what in ("rows", "tokens", "trained_tokens"))
+        table.append((name, *counts, str(len(split["shards"]))))
+    lines += [_table(table), ""]
     template, tokenizer = manifest["template"], manifest["tokenizer"]
     lines += [
         f"- Template: {template['name']} ({template['provenance']}), certificate {template['certificate']['checks']}",

@@ -60,9 +60,7 @@ class Conversation:
 
     def fingerprint(self) -> bytes:
         """Return 16 bytes that are equal for equal conversations (text, roles, calls, tools; not weights)."""
-        parts = [
-            [m.role, m.content, [[c.name, c.arguments] for c in m.calls], m.name] for m in self.messages
-        ]
+        parts = [[m.role, m.content, [[c.name, c.arguments] for c in m.calls], m.name] for m in self.messages]
         # Integers beyond 64 bits are the one JSON value orjson cannot write.
         text = orjson.dumps([parts, self.tools], default=str, option=orjson.OPT_PASSTHROUGH_SUBCLASS)
         return xxhash.xxh3_128_digest(text)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ TEMPLATE: Who = ("template", "")
 
 @dataclass(slots=True)
 class Stretch:
-    """Consecutive tokens of one speaker, policy key and turn. `reply` is the message index of a generated token, or -1."""
+    """Consecutive tokens of one speaker, policy key and message; `message` is -1 for the template's own text."""
 
     who: Who
     length: int
@@ -134,7 +135,7 @@ def _assemble(runs: list[Run], tokens: dict[int, _Tokens], conversation: Convers
             weight, owner = _from_offsets(run.segments, offsets)
             weights.append(weight)
             edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
-            counts = [(run.segments[owner[a]], int(b - a)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            counts = [(run.segments[owner[a]], int(b - a)) for a, b in pairwise(edges)]
         for segment, count in counts:
             _extend(stretches, segment, count, conversation)
     return Encoded(np.concatenate(ids), np.concatenate(weights), stretches)

@@ -1,4 +1,4 @@
-"""Datasets of the ModelScope and Hugging Face hubs: from a folder of the user's, from the hub's own cache, or downloaded.
+"""Datasets of the ModelScope and Hugging Face hubs: from a folder of the user's, or downloaded.
 
 The core never opens a connection. Downloading needs the `[hub]` extra; without it, and without a local copy, the
 error says what to do.
@@ -39,8 +39,16 @@ def find(name: str, hubs: Mapping[str, str], registries: Sequence[Path]) -> tupl
             errors.append(f"{hub}: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
     repository = next(iter(hubs.values()))
     if errors:
-        raise InputError(f"dataset {name}", f"{repository} could not be downloaded ({'; '.join(errors)})", _advice(name, repository))
-    raise UsageError(f"dataset {name}", f"there is no local copy of {repository}, and no hub client is installed", _advice(name, repository))
+        raise InputError(
+            f"dataset {name}",
+            f"{repository} could not be downloaded ({'; '.join(errors)})",
+            _advice(name, repository),
+        )
+    raise UsageError(
+        f"dataset {name}",
+        f"there is no local copy of {repository}, and no hub client is installed",
+        _advice(name, repository),
+    )
 
 
 def _advice(name: str, repository: str) -> str:
@@ -60,11 +68,11 @@ def _order(hubs: Mapping[str, str]) -> list[str]:
 
 def _download(hub: str, repository: str) -> tuple[Path, str | None]:
     if hub == "huggingface":
-        from huggingface_hub import snapshot_download  # noqa: PLC0415  # an extra
+        from huggingface_hub import snapshot_download  # an extra
 
         folder = Path(snapshot_download(repository, repo_type="dataset"))
         return folder, folder.name  # the cache keeps a snapshot in a folder named by its commit
-    from modelscope import dataset_snapshot_download  # noqa: PLC0415  # an extra
+    from modelscope import dataset_snapshot_download  # an extra
 
     return Path(dataset_snapshot_download(repository)), None
 
@@ -74,9 +82,13 @@ def tokenizer_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"--tokenizer {name}", "no such folder", "Give a folder with a tokenizer.json, or a hub id like Qwen/Qwen2.5-7B-Instruct.")
+        raise UsageError(
+            f"--tokenizer {name}",
+            "no such folder",
+            "Give a folder with a tokenizer.json, or a hub id like Qwen/Qwen2.5-7B-Instruct.",
+        )
     try:
-        from huggingface_hub import snapshot_download  # noqa: PLC0415  # an extra
+        from huggingface_hub import snapshot_download  # an extra
     except ImportError:
         raise UsageError(
             f"--tokenizer {name}", "no such folder, and no hub client is installed to download it",

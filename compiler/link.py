@@ -73,7 +73,9 @@ def _tokens(plan: Plan, chosen: Ints, sources: list[Source]) -> Ints:
 
 def _lengths(table: pa.Table) -> Ints:
     column = table.column("input_ids")
-    return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks] or [np.empty(0)]).astype(np.int64)
+    return np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks] or [np.empty(0)]).astype(
+        np.int64
+    )
 
 
 def _write_shard(path: Path, plan: Plan, rows: Ints, sources: list[Source]) -> dict[str, Any]:
@@ -128,7 +130,9 @@ def _shard_columns(dataset: str, part: Part, local: Ints, repeats: Ints) -> pa.T
     taken = part.table.take(pa.array(local)).combine_chunks()
     n = taken.num_rows
     lengths = _lengths(taken).astype(np.int32)
-    none = pa.ListArray.from_arrays(np.zeros(n + 1, dtype=np.int32), pa.array([], SHARD.field("images").type.value_type))
+    none = pa.ListArray.from_arrays(
+        np.zeros(n + 1, dtype=np.int32), pa.array([], SHARD.field("images").type.value_type)
+    )
     columns = {
         "input_ids": taken.column("input_ids"),
         "labels": taken.column("labels"),

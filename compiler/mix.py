@@ -102,7 +102,11 @@ def parse_mix(text: str) -> list[Request]:
             share = float(number) if mark == ":" else None
             count = int(number) if mark == "#" else None
         except ValueError:
-            raise UsageError(f"--mix {text}", f"expected a number after {name!r}, found {number!r}", "--mix agent:1,bench:2") from None
+            raise UsageError(
+                f"--mix {text}",
+                f"expected a number after {name!r}, found {number!r}",
+                "--mix agent:1,bench:2",
+            ) from None
         if not name or (share is not None and not 0 < share < float("inf")) or (count is not None and count < 1):
             raise UsageError(f"--mix {text}", f"expected NAME:SHARE or NAME#ROWS with a number above 0, found {part!r}")
         requests.append(Request(name, share, count))
@@ -206,9 +210,7 @@ def _check_repeats(
             )
 
 
-def _draw(
-    request: Request, rows: Examples, positions: Ints, amount: float, options: Options
-) -> tuple[Ints, Ints]:
+def _draw(request: Request, rows: Examples, positions: Ints, amount: float, options: Options) -> tuple[Ints, Ints]:
     """Return (positions, repeats): whole passes over the rows, then part of one more in seeded order."""
     unit = options.unit if request.share is not None else "rows"
     measure = rows.measure(unit)[positions]
@@ -236,13 +238,12 @@ def _check_realized(request: Request, rows: Examples, draw: Draw, options: Optio
     got = float(measure[draw.position].sum())
     if abs(got - draw.target) > float(measure.max()):
         raise IntegrityError(
-            f"--mix {request.name}", f"{draw.target:,.1f} {options.unit} were asked for, {got:,.0f} were drawn"
+            f"--mix {request.name}",
+            f"{draw.target:,.1f} {options.unit} were asked for, {got:,.0f} were drawn",
         )
 
 
-def _order(
-    requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: Options
-) -> Plan:
+def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: Options) -> Plan:
     dataset = np.repeat(np.arange(len(draws)), [len(draw.position) for draw in draws])
     position = np.concatenate([draw.position for draw in draws])
     repeat = np.concatenate([draw.repeat for draw in draws])
@@ -271,7 +272,8 @@ def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.b
         return val
     if not 0 < wanted < len(prints):
         raise UsageError(
-            f"--val-size {options.val_size:g}", f"expected between 1 and {len(prints) - 1:,} rows, found {wanted:,}"
+            f"--val-size {options.val_size:g}",
+            f"expected between 1 and {len(prints) - 1:,} rows, found {wanted:,}",
         )
     groups, member, sizes = np.unique(prints, return_inverse=True, return_counts=True)
     keys = np.frombuffer(groups.astype("S16").tobytes(), dtype="<u8").reshape(-1, 2)[:, 0]
@@ -305,7 +307,7 @@ def _hashes(seed: int, what: str, *columns: Ints) -> npt.NDArray[np.uint64]:
 
 
 def _mix64(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return the keys through the finalizer of splitmix64 (Steele, Lea, Flood 2014): a bijection that mixes all bits."""
+    """Return the keys through the finalizer of splitmix64 (Steele, Lea, Flood 2014): it mixes all bits."""
     keys = keys + np.uint64(0x9E3779B97F4A7C15)
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

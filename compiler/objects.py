@@ -1,7 +1,7 @@
 """The cache of compiled units: one object per unit, named by a digest of everything that decides its bytes.
 
-An object is two files: `KEY.arrow` (the rows) and `KEY.json` (rejects, counts, the digest of the first), the second
-written last. A missing, damaged or foreign object is made again; it is never used.
+An object is two files: `KEY.arrow` (the rows) and `KEY.json` (rejects, counts, the digest of the first), the
+second written last. A missing, damaged or foreign object is made again; it is never used.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from schemas.arrow import OBJECT
+from schemas.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,19 +57,16 @@ def _paths(cache_dir: Path, key: str) -> tuple[Path, Path]:
 
 def load(cache_dir: Path, key: str) -> Object | None:
     """Return the object, or None where there is none or its bytes are not what its record says."""
-    rows_path, info_path = _paths(cache_dir, key)
+    info = load_record(cache_dir, key)
+    if info is None:
+        return None
     try:
-        record = orjson.loads(info_path.read_bytes())
-        info = orjson.dumps(record["info"])
-        source = pa.memory_map(str(rows_path), "r")
-        buffer = source.read_buffer()
-    except (OSError, ValueError, KeyError, TypeError):
+        buffer = pa.memory_map(str(_paths(cache_dir, key)[0]), "r").read_buffer()
+    except OSError:
         return None
-    if record.get("info_xxh3") != xxhash.xxh3_128_hexdigest(info):
+    if info.pop("rows_xxh3") != xxhash.xxh3_128_hexdigest(buffer):
         return None
-    if record.get("rows_xxh3") != xxhash.xxh3_128_hexdigest(buffer):
-        return None
-    return Object(pa.ipc.open_file(buffer).read_all(), record["info"])
+    return Object(pa.ipc.open_file(buffer).read_all(), info)
 
 
 def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:
@@ -77,15 +75,34 @@ def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> N
     with pa.ipc.new_file(sink, OBJECT) as writer:
         writer.write_table(table.combine_chunks())
     rows = sink.getvalue()
-    rows_path, info_path = _paths(cache_dir, key)
+    rows_path, _ = _paths(cache_dir, key)
     rows_path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "rows_xxh3": xxhash.xxh3_128_hexdigest(rows),
-        "info_xxh3": xxhash.xxh3_128_hexdigest(orjson.dumps(info)),
-        "info": info,
-    }
     write_atomically(rows_path, rows)
-    write_atomically(info_path, orjson.dumps(record))
+    store_record(cache_dir, key, info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)})
+
+
+def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
+    """Return a record, or None where there is none or it is not as it was written."""
+    try:
+        checksum, data = _paths(cache_dir, key)[1].read_bytes().split(b"\n", 1)
+    except (OSError, ValueError):
+        return None
+    return orjson.loads(data) if checksum == xxhash.xxh3_128_hexdigest(data).encode() else None
+
+
+def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
+    """Write a record: its checksum on the first line, then the JSON."""
+    path = _paths(cache_dir, key)[1]
+    data = orjson.dumps(record)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)
+    except OSError as error:
+        raise InputError(
+            str(cache_dir),
+            f"the cache cannot be written: {error.strerror}",
+            "Choose another folder with --cache.",
+        ) from error
 
 
 def write_atomically(path: Path, data: Any) -> None:

@@ -16,7 +16,14 @@ _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 DEMO_NAME, DEMO_AUTHOR = "小样,Demi", "示例团队,the Demo Team"
 """Who the model is where nobody says: good for trying out, and the summary says that it was used."""
 
-COLUMNS = {"prompt": "query", "query": None, "response": "response", "history": None, "system": None, "tools": None}
+COLUMNS = {
+    "prompt": "query",
+    "query": None,
+    "response": "response",
+    "history": None,
+    "system": None,
+    "tools": None,
+}
 
 
 def persona(name: str, author: str) -> tuple[tuple[str, str], ...]:
@@ -38,7 +45,9 @@ def substitute(row: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
         value = values.get(f"{match[1].lower()}.{tag}")
         if value is None:
             raise RowError(
-                Reason.PLACEHOLDER, f"the placeholder {match[0]} has no value for language {tag!r}", f"/{column}"
+                Reason.PLACEHOLDER,
+                f"the placeholder {match[0]} has no value for language {tag!r}",
+                f"/{column}",
             )
         return value
 

@@ -27,7 +27,7 @@ def summary(result: Result, out: str) -> RenderableType:
                 )
             )
     parts += [Text(line) for line in remarks(manifest)]
-    cached, compiled = result.units_cached, result.units_compiled
+    cached, compiled = result.cached, result.compiled
     if compiled:
         parts.append(Text(f"{compiled} unit{_s(compiled)} compiled, {cached} taken from the cache"))
     else:
@@ -42,7 +42,8 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
     samples = [entry["name"] for entry in manifest["datasets"] if entry["sample"]]
     if samples:
         lines.append(
-            f"embedded samples were used for {' and '.join(samples)}: good for trying things out, too small to train a model"
+            f"embedded samples were used for {' and '.join(samples)}: good for trying things out, "
+            "too small to train a model"
         )
     persona = manifest["options"]["persona"]
     if persona and persona["name"] == DEMO_NAME:

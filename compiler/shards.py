@@ -149,7 +149,11 @@ class ShardSet:
             raise IntegrityError(str(path), f"not a manifest: {error}", "Compile the set again.") from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if version != FORMAT_VERSION:
-            raise IntegrityError(str(path), f"expected format version {FORMAT_VERSION}, found {version}", "Compile the set again with this version.")
+            raise IntegrityError(
+                str(path),
+                f"expected format version {FORMAT_VERSION}, found {version}",
+                "Compile the set again with this version.",
+            )
         problem = _manifest_problem(manifest)
         if problem:
             raise IntegrityError(str(path), f"not a manifest: {problem}", "Compile the set again.")
@@ -193,7 +197,7 @@ class ShardSet:
 
 
 def _manifest_problem(manifest: Any) -> str | None:
-    import jsonschema_rs  # noqa: PLC0415  # only readers of manifests need it
+    import jsonschema_rs  # only readers of manifests need it
 
     validator = jsonschema_rs.validator_for(schema("manifest"))
     for error in validator.iter_errors(manifest):

@@ -101,9 +101,7 @@ class Catalogue:
             chosen, note = _recognise(files[0])
             notes.append(note)
         format_ = formats.get(chosen, "--format")
-        return Dataset(
-            name, chosen, dict(format_.columns), dict(format_.tags), files, format_.weights, notes=notes
-        )
+        return Dataset(name, chosen, dict(format_.columns), dict(format_.tags), files, format_.weights, notes=notes)
 
     def _from_card(self, card: dict[str, Any]) -> Dataset:
         format_ = formats.get(card["format"], f"dataset {card['name']}")
@@ -143,7 +141,7 @@ class Catalogue:
 
 def self_cognition() -> Dataset:
     """Return the embedded self-cognition pool."""
-    from compiler.persona import COLUMNS  # noqa: PLC0415  # only here
+    from compiler.persona import COLUMNS  # only here
 
     file = File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
     return Dataset(SELF_COGNITION, "alpaca", dict(COLUMNS), {}, [file], "none", sample=False)
@@ -181,8 +179,12 @@ def _refuse_other_kinds(entry: dict[str, Any], where: str) -> None:
         "columns/response": "pretraining text (no response column)"
         if entry.get("formatting", "alpaca") == "alpaca" and columns and "response" not in columns
         else None,
-        "script_url": "a loading script, which would run its code" if "script_url" in entry and not hub.named(entry) else None,
-        "cloud_file_name": "files in cloud storage" if "cloud_file_name" in entry and "file_name" not in entry else None,
+        "script_url": "a loading script, which would run its code"
+        if "script_url" in entry and not hub.named(entry)
+        else None,
+        "cloud_file_name": "files in cloud storage"
+        if "cloud_file_name" in entry and "file_name" not in entry
+        else None,
     }
     for key, what in other.items():
         if what:
@@ -194,16 +196,30 @@ def _data_files(path: Path, where: str, entry: dict[str, Any], label: str | None
     split = entry.get("split", "train")
     if path.is_file():
         if split != "train":
-            raise UsageError(f"{where}/split", f"one file is one split, \"train\"; found {split!r}", "Name the folder of all splits.")
+            raise UsageError(
+                f"{where}/split",
+                f'one file is one split, "train"; found {split!r}',
+                "Name the folder of all splits.",
+            )
         return [File(path, label or path.name)]
     if not path.is_dir():
-        raise InputError(str(path), f"no such file or folder (from {where})", "Check file_name; it is relative to its registry.")
+        raise InputError(
+            str(path),
+            f"no such file or folder (from {where})",
+            "Check file_name; it is relative to its registry.",
+        )
     root = path / entry["folder"] if entry.get("folder") else path
     found = sorted(p for p in root.rglob("*") if p.is_file() and _is_data(p) and p.name != "dataset_info.json")
     if subset := entry.get("subset"):
-        found = [p for p in found if subset in (*p.relative_to(root).parts[:-1], p.name.split(".")[0], p.name.split("-")[0])]
+        found = [
+            p for p in found if subset in (*p.relative_to(root).parts[:-1], p.name.split(".")[0], p.name.split("-")[0])
+        ]
     if not found:
-        raise InputError(str(root), f"no data file in it (from {where})", "Data files are .json .jsonl .csv .parquet .arrow .xlsx .txt, also .gz and .zst.")
+        raise InputError(
+            str(root),
+            f"no data file in it (from {where})",
+            "Data files are .json .jsonl .csv .parquet .arrow .xlsx .txt, also .gz and .zst.",
+        )
     found = _of_split(found, split, where)
     kinds = {open_source(p).kind for p in found}
     if len(kinds) > 1:
@@ -211,7 +227,11 @@ def _data_files(path: Path, where: str, entry: dict[str, Any], label: str | None
     return [File(p, f"{label or path.name}/{p.relative_to(path).as_posix()}") for p in found]
 
 
-_SPLIT_WORDS = {"train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"), "test": ("test", "testing", "eval")}
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval"),
+}
 
 
 def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
@@ -236,7 +256,18 @@ def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
 
 def _is_data(path: Path) -> bool:
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    suffixes = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xlsx", ".txt")
+    suffixes = (
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".arrow",
+        ".feather",
+        ".xlsx",
+        ".txt",
+    )
     return name.endswith(suffixes) and not name.startswith(".")
 
 
@@ -249,7 +280,7 @@ def _recognise(file: File) -> tuple[str, str]:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
         raise UsageError(
             file.label, f"its rows match no known format (keys of the first: {keys})",
-            f"Name the format with --format ({', '.join(fits)}), or map its columns in a dataset_info.json (--registry).",
+            f"Name it with --format ({', '.join(fits)}), or map its columns in a dataset_info.json (--registry).",
         )  # fmt: skip
     return name, f"recognised as {name} ({fits[name]} of the first {len(rows)} rows match its schema)"
 

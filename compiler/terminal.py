@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console, RenderableType
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from compiler.pipeline import Watcher
+from compiler.collect import Watcher
 
 
 class _RichWatcher(Watcher):

@@ -40,6 +40,9 @@ FILES = (
 )
 """Every file that can decide an id or a rendering; together they are the tokenizer's digest."""
 
+_LOADED: dict[str, Tokenizer] = {}
+"""The last tokenizer loaded in this process, by its digest: loading a large one takes about a second."""
+
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -55,9 +58,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """Return the tokenizer in `folder`; it needs at least a `tokenizer.json`."""
         if not folder.is_dir():
-            raise UsageError(
-                f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json."
-            )
+            raise UsageError(f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json.")
         files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
         if "tokenizer.json" not in files:
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
@@ -66,11 +67,14 @@ class Tokenizer:
                 "Point at the model's folder; AutoTokenizer(...).save_pretrained writes a tokenizer.json.",
             )  # fmt: skip
         tokenizer = cls(folder, files)
-        try:
-            _ = tokenizer.official, tokenizer.config
-        except Exception as error:  # noqa: BLE001  # tokenizers raises bare Exception for a file it cannot read
-            raise InputError(str(folder / "tokenizer.json"), f"not a tokenizer: {error}") from error
-        return tokenizer
+        if tokenizer.digest not in _LOADED:
+            try:
+                _ = tokenizer.config, tokenizer.controls, tokenizer._plain
+            except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
+                raise InputError(str(folder / "tokenizer.json"), f"not a tokenizer: {error}") from error
+            _LOADED.clear()  # one is enough, and each holds tens of megabytes
+            _LOADED[tokenizer.digest] = tokenizer
+        return _LOADED[tokenizer.digest]
 
     @cached_property
     def digest(self) -> str:
@@ -83,6 +87,7 @@ class Tokenizer:
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        """`tokenizer_config.json`, parsed."""
         return json.loads(self.files.get("tokenizer_config.json", b"{}"))
 
     @cached_property
@@ -97,7 +102,7 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
-        bare = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        bare: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
         spec = self.spec | bare
         fresh = HFTokenizer.from_str(orjson.dumps(spec).decode())
         continued = _without_prefix(spec)
@@ -111,9 +116,7 @@ class Tokenizer:
     @cached_property
     def prefix_every_section(self) -> bool:
         """True where the published tokenizer puts its prefix space after every control token, not only first."""
-        return not any(
-            node.get("prepend_scheme") == "first" for node in _nodes(self.spec.get("pre_tokenizer"))
-        )
+        return not any(node.get("prepend_scheme") == "first" for node in _nodes(self.spec.get("pre_tokenizer")))
 
     @cached_property
     def controls(self) -> dict[str, int]:
@@ -136,11 +139,9 @@ class Tokenizer:
     @cached_property
     def is_control(self) -> npt.NDArray[np.bool_]:
         """bool[V]: which ids are control tokens."""
-        table = np.zeros(self.official.get_vocab_size(with_added_tokens=True) + 1, dtype=bool)
-        for control in self.controls.values():
-            if control >= len(table):
-                table = np.append(table, np.zeros(control + 1 - len(table), dtype=bool))
-            table[control] = True
+        size = self._plain[0].get_vocab_size(with_added_tokens=False)
+        table = np.zeros(max([size, *(control + 1 for control in self.controls.values())]), dtype=bool)
+        table[list(self.controls.values())] = True
         return table
 
     @cached_property
@@ -184,7 +185,8 @@ class Tokenizer:
             # Some vocabularies can spell <unk> or a control token from ordinary pieces; an honest refusal
             # is better than a token that the template did not emit.
             raise InputError(
-                str(self.folder), f"ordinary text was encoded to the control token {self.token(found)!r} ({found})"
+                str(self.folder),
+                f"ordinary text was encoded to the control token {self.token(found)!r} ({found})",
             )
 
     def token(self, token_id: int) -> str:
@@ -192,7 +194,7 @@ class Tokenizer:
         return self.official.id_to_token(token_id) or f"<id {token_id}>"
 
     def normalize(self, text: str) -> str:
-        """Return `text` as the tokenizer normalizes it before it encodes (NFC for Qwen); texts equal here encode alike."""
+        """Return `text` as the tokenizer normalizes it before it encodes (NFC for Qwen)."""
         normalizer = self._plain[0].normalizer
         return normalizer.normalize_str(text) if normalizer else text
 

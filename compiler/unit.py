@@ -71,6 +71,8 @@ class Task:
     layout: Layout
     settings: Settings
     cache: str
+    dataset: str
+    """Its name, for progress only."""
 
     @property
     def key(self) -> str:
@@ -137,7 +139,7 @@ class _UnitCompiler:
             self._encode(pending)
 
     def _lift(self, value: Any) -> Conversation:
-        from compiler.persona import substitute  # noqa: PLC0415  # a leaf that only self-cognition units need
+        from compiler.persona import substitute  # a leaf that only self-cognition units need
 
         if self.layout.persona:
             value = substitute(value, dict(self.layout.persona))

@@ -39,7 +39,11 @@ def specialise(node: Any, columns: Names, tags: Names, where: str) -> Any:
         return [specialise(item, columns, tags, where) for item in node]
     if not isinstance(node, dict):
         return node
-    new = {key: specialise(value, columns, tags, where) for key, value in node.items() if key not in ("properties", "examples")}
+    new = {
+        key: specialise(value, columns, tags, where)
+        for key, value in node.items()
+        if key not in ("properties", "examples")
+    }
     if "x-roles" in node:
         names = [role[1:] if role.startswith("=") else tags.get(role) for role in node["x-roles"]]
         new["enum"] = [name for name in names if name is not None]

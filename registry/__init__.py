@@ -1,4 +1,4 @@
-"""What is known, as data: dataset cards, template cards, weights policies, samples, the self-cognition pool, the demo tokenizer.
+"""What is known, as data: cards of datasets, templates and weights, samples, the self-cognition pool, a tokenizer.
 
 One file per thing; this loader reads them, and nothing is registered by being imported.
 """

@@ -21,7 +21,7 @@ def schema(name: str) -> dict[str, Any]:
 
 def check_config(value: Any, name: str, where: str) -> None:
     """Raise a UsageError with the place and the nearest valid key if a configuration does not match its schema."""
-    import jsonschema  # noqa: PLC0415  # 100 ms that `cli --help` must not pay
+    import jsonschema  # 100 ms that `cli --help` must not pay
 
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema(name)).iter_errors(value))
     if error is None:

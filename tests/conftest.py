@@ -1,4 +1,4 @@
-"""Fixtures: the embedded demo tokenizer always, real tokenizers and data where the shared folder is beside the project."""
+"""Fixtures: the embedded demo tokenizer; real tokenizers and data where ../shared is beside the project."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def run(tmp_path: Path) -> Callable[..., Result]:
     def invoke(*arguments: object, code: int = 0) -> Result:
         given = [str(argument) for argument in arguments]
         if given[0] == "compile":
-            given += ["--cache", str(tmp_path / "cache"), "--workers", "1"] if "--workers" not in given else ["--cache", str(tmp_path / "cache")]
+            given += (
+                ["--cache", str(tmp_path / "cache"), "--workers", "1"]
+                if "--workers" not in given
+                else ["--cache", str(tmp_path / "cache")]
+            )
         result = CliRunner().invoke(main, given, catch_exceptions=False)
         assert result.exit_code == code, f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}"
         return result

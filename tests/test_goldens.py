@@ -48,7 +48,7 @@ def compiled(conversation: Conversation, tokenizer: str, template: str, weights:
     return encode([(conversation, segments)], loaded, reply_start=chosen.reply_start)[0]
 
 
-def differing(ours: Encoded, golden: dict[str, Any], newline_after: str | None) -> dict[int, int]:
+def differing(golden: dict[str, Any], newline_after: str | None) -> dict[int, int]:
     """Return {position: decision} of the label differences that decisions declare on this row.
 
     Worked out from the upstream's own output: it trains a newline that follows the stop (decision 3).
@@ -66,7 +66,7 @@ def differing(ours: Encoded, golden: dict[str, Any], newline_after: str | None) 
 
 
 def check_labels(ours: Encoded, golden: dict[str, Any], newline_after: str | None) -> Counter[int]:
-    expected = differing(ours, golden, newline_after)
+    expected = differing(golden, newline_after)
     found = {i: -100 for i, (a, b) in enumerate(zip(ours.labels.tolist(), golden["labels"], strict=True)) if a != b}
     assert sorted(found) == sorted(expected), golden["id"]
     assert all(ours.labels[i] == -100 for i in found)
@@ -150,7 +150,10 @@ def test_ids_equal_llamafactory_and_labels_differ_as_decided(template: str) -> N
         attributes = row["dataset_attr"]
         try:
             conversation = lifted(
-                row["source"], attributes.get("formatting", "alpaca"), attributes.get("columns"), attributes.get("tags")
+                row["source"],
+                attributes.get("formatting", "alpaca"),
+                attributes.get("columns"),
+                attributes.get("tags"),
             )
         except RowError as error:
             assert row.get("dropped") and error.reject.reason is Reason.TURN_ORDER, row["id"]
@@ -260,7 +263,6 @@ def test_react_weights_equal_ms_swift_character_by_character() -> None:
         theirs = by_character(row["input_ids"], row["loss_scale"], row["labels"])
         mine = by_character(ours.ids.tolist(), ours.weights.tolist(), ours.labels.tolist())
         assert [c for c, _ in mine] == [c for c, _ in theirs]
-        tokenizer, _ = tools("qwen2.5")
         differ = [i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a[1] != b[1]]
         for i in differ:
             # The newline after the stop (3); or a smaller weight beside a border of weights (5); or a keyword that

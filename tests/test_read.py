@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pickle
+import random
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -76,11 +77,8 @@ def decompressed(path: Path) -> bytes:
     if path.suffix == ".gz":
         return gzip.decompress(data)
     if path.suffix == ".zst":
-        return (
-            b"".join(zstandard.ZstdDecompressor().read_to_iter(data, read_across_frames=True))
-            if data
-            else b""
-        )
+        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
+            return stream.read()
     return data
 
 
@@ -104,130 +102,93 @@ class BadRow:
 
     name: str
     raw: bytes
-    reason: Reason
-    pointer: str
-    says: tuple[str, ...]
+    says: tuple[str, ...] = ()
+    pointer: str = ""
     in_array: bool = True  # whether an array with it still has a place where the next row begins
 
 
-BAD_ROWS = [
-    BadRow(
-        "a byte that is not UTF-8", b'{"a": "x\xffy"}', Reason.NOT_UTF8, "", ("0xff", "byte 8 of", "UTF-8")
-    ),
-    BadRow("GBK text", '{"a": "你好"}'.encode("gbk"), Reason.NOT_UTF8, "", ("byte 7 of",)),
-    BadRow("a surrogate in UTF-8", b'{"a": "\xed\xa0\x80"}', Reason.NOT_UTF8, "", ("0xed", "byte 7 of")),
-    BadRow("NaN", b'{"NaN": 1, "a": NaN}', Reason.JSON, "", ("NaN is not JSON", "byte 16 of", "null")),
-    BadRow("Infinity", b"[1, Infinity]", Reason.JSON, "", ("Infinity is not JSON", "byte 4 of")),
-    BadRow("-Infinity", b"[-Infinity]", Reason.JSON, "", ("-Infinity is not JSON", "byte 1 of")),
-    BadRow("a number beyond floats", b"[1e999]", Reason.JSON, "", ("1e999", "byte 1 of", "64-bit float")),
-    BadRow("too many digits", b"[" + b"9" * 5000 + b"]", Reason.JSON, "", ("5000 digits", "byte 1 of")),
-    BadRow(
-        "a raw tab in a string",
-        b'{"a": "x\ty"}',
-        Reason.JSON,
-        "",
-        ("control character", "byte 8 of", r"x\ty"),
-    ),
-    BadRow("a raw NUL in a string", b'{"a": "\x00"}', Reason.JSON, "", ("control character", "byte 7 of")),
-    BadRow(
-        "half a row", b'{"a": "x", "b": [1, 2', Reason.JSON, "", ("byte 21 of", "half a row"), in_array=False
-    ),
-    BadRow(
-        "half a string", b'{"a": "x', Reason.JSON, "", ("Unterminated string", "byte 6 of"), in_array=False
-    ),
-    BadRow(
-        "half an escape", b'{"a": "x\\', Reason.JSON, "", ("Unterminated string", "byte 6 of"), in_array=False
-    ),
-    BadRow(
-        "two values", b'{"a": 1} {"b": 2}', Reason.JSON, "", ("text follows", "byte 9 of"), in_array=False
-    ),
-    BadRow("a comma at the end", b'{"a": 1,}', Reason.JSON, "", ("byte 8 of",)),
-    BadRow("single quotes", b"{'a': 1}", Reason.JSON, "", ("double quotes", "byte 1 of", "\"{'a': 1}\"")),
-    BadRow("Python's None", b'{"a": None}', Reason.JSON, "", ("Expecting value", "byte 6 of", "None")),
-    BadRow("bytes are counted, not characters", '{"é": "好", x}'.encode(), Reason.JSON, "", ("byte 14 of",)),
-    BadRow("a bare word", b"tru", Reason.JSON, "", ("byte 0 of", "tru")),
-    BadRow("brackets of two kinds", b"[1}", Reason.JSON, "", ("byte 2 of",)),
-    BadRow("a bad escape", rb'{"a": "\x41"}', Reason.JSON, "", ("escape", "byte 7 of")),
-    BadRow(
-        "a mark between files", UTF8_BOM + b'{"a": 1}', Reason.JSON, "", ("BOM", "byte 0 of"), in_array=False
-    ),
-    BadRow("a key twice", b'{"a": 1, "b": 2, "a": 3}', Reason.DUPLICATE_KEY, "", ("'a'", "more than once")),
-    BadRow("a key twice, once escaped", rb'{"a": 1, "\u0061": 1}', Reason.DUPLICATE_KEY, "", ("'a'",)),
-    BadRow("a key twice, spaced", b'{"a" : 1, "a"\t: 1}', Reason.DUPLICATE_KEY, "", ("'a'",)),
-    BadRow(
-        "a key twice, deep",
-        b'{"m": [{}, {"a/b": {"~": {"k": 1, "k": 1}}}]}',
-        Reason.DUPLICATE_KEY,
-        "/m/1/a~1b/~0",
-        ("'k'",),
-    ),
-    BadRow(
-        "a key twice, inside what the outer one dropped",
-        b'{"x": {"a": {"k": 1, "k": 2}, "a": 3}}',
-        Reason.DUPLICATE_KEY,
-        "/x",
-        ("'a'",),
-    ),
-    BadRow(
-        "a key twice, hidden by escaped colons",  # as many colons before as after, see compiler.read.value
-        rb'{"a": 1, "a": 2, "b": "\u003a"}',
-        Reason.DUPLICATE_KEY,
-        "",
-        ("'a'",),
-    ),
-    BadRow(
-        "a key twice, hidden by escaped colons in capitals",
-        rb'{"a": 1, "a": 2, "b": "\u003A"}',
-        Reason.DUPLICATE_KEY,
-        "",
-        ("'a'",),
-    ),
-    BadRow("an empty key twice", b'{"": 1, "": 2}', Reason.DUPLICATE_KEY, "", ("''",)),
-    BadRow(
-        "half a character",
-        rb'{"m": [{"content": "ok \ud83d"}]}',
-        Reason.LONE_SURROGATE,
-        "/m/0/content",
-        (r"\ud83d", "half a character", "text 'ok "),
-    ),
-    BadRow("the other half", rb'["\ude00"]', Reason.LONE_SURROGATE, "/0", (r"\ude00",)),
-    BadRow("halves in the wrong order", rb'["\ude00\ud83d"]', Reason.LONE_SURROGATE, "/0", (r"\ude00",)),
-    BadRow(
-        "half a character in a key", rb'{"a": {"\ud83d": 1}}', Reason.LONE_SURROGATE, "/a", (r"key '\ud83d'",)
-    ),
-    BadRow(
-        "half a character next to a long number",
-        rb'["\ud83d", 12345678901234567890123]',
-        Reason.LONE_SURROGATE,
-        "/0",
-        (r"\ud83d",),
-    ),
-    BadRow("257 levels", b"[" * 257 + b"]" * 257, Reason.TOO_DEEP, "", ("256 levels", "byte 256 of")),
-    BadRow("5000 levels", b'{"a":' * 5000 + b"1" + b"}" * 5000, Reason.TOO_DEEP, "", ("byte 1280 of",)),
-    BadRow("too deep and never closed", b"[" * 100_000, Reason.TOO_DEEP, "", ("256 levels",), in_array=False),
-]
+BAD_ROWS = {
+    Reason.NOT_UTF8: [
+        BadRow("a byte that is not UTF-8", b'{"a": "x\xffy"}', ("0xff", "byte 8 of the row", "to UTF-8")),
+        BadRow("GBK text", '{"a": "你好"}'.encode("gbk"), ("byte 7 of",)),
+        BadRow("a surrogate in UTF-8", b'{"a": "\xed\xa0\x80"}', ("0xed", "byte 7 of")),
+    ],
+    Reason.JSON: [
+        BadRow("NaN", b'{"NaN": 1, "a": NaN}', ("NaN is not JSON", "byte 16 of the row", "null")),
+        BadRow("Infinity", b"[1, Infinity]", ("Infinity is not JSON", "byte 4 of")),
+        BadRow("-Infinity", b"[-Infinity]", ("-Infinity is not JSON", "byte 1 of")),
+        BadRow("a number beyond floats", b"[1e999]", ("1e999", "byte 1 of", "64-bit float")),
+        BadRow("too many digits", b"[" + b"9" * 5000 + b"]", ("5000 digits", "byte 1 of")),
+        BadRow("a raw tab in a string", b'{"a": "x\ty"}', ("control character", "byte 8 of", r"x\ty")),
+        BadRow("a raw NUL in a string", b'{"a": "\x00"}', ("control character", "byte 7 of")),
+        BadRow("half a row", b'{"a": "x", "b": [1, 2', ("byte 21 of", "half a row"), in_array=False),
+        BadRow("half a string", b'{"a": "x', ("Unterminated string", "byte 6 of"), in_array=False),
+        BadRow("half an escape", b'{"a": "x\\', ("Unterminated string", "byte 6 of"), in_array=False),
+        BadRow("two values", b'{"a": 1} {"b": 2}', ("text follows", "byte 9 of"), in_array=False),
+        BadRow("a comma at the end", b'{"a": 1,}', ("byte 8 of",)),
+        BadRow("single quotes", b"{'a': 1}", ("double quotes", "byte 1 of", "\"{'a': 1}\"")),
+        BadRow("Python's None", b'{"a": None}', ("Expecting value", "byte 6 of", "None")),
+        BadRow("an error after wide characters", '{"é": "好", x}'.encode(), ("byte 14 of",)),
+        BadRow("a bare word", b"tru", ("byte 0 of", "tru")),
+        BadRow("brackets of two kinds", b"[1}", ("byte 2 of",)),
+        BadRow("a bad escape", rb'{"a": "\x41"}', ("escape", "byte 7 of")),
+        BadRow("a mark between files", UTF8_BOM + b'{"a": 1}', ("byte 0 of",), in_array=False),
+    ],
+    Reason.DUPLICATE_KEY: [
+        BadRow("a key twice", b'{"a": 1, "b": 2, "a": 3}', ("'a'", "more than once")),
+        BadRow("a key twice, once escaped", rb'{"a": 1, "\u0061": 1}', ("'a'",)),
+        BadRow("a key twice, spaced", b'{"a" : 1, "a"\t: 1}', ("'a'",)),
+        BadRow("a key twice, deep", b'{"m": [{}, {"a/b": {"~": {"k": 1, "k": 1}}}]}', ("'k'",), "/m/1/a~1b/~0"),
+        BadRow("a key twice in what was dropped", b'{"x": {"a": {"k":1,"k":2}, "a": 3}}', ("'a'",), "/x"),
+        # as many colons are read as would be written again: compiler.read.value says why that is not enough
+        BadRow("a key twice, hidden by an escaped colon", rb'{"a": 1, "a": 2, "b": "\u003a"}', ("'a'",)),
+        BadRow("a key twice, hidden by another one", rb'{"a": 1, "a": 2, "b": "\u003A"}', ("'a'",)),
+        BadRow("an empty key twice", b'{"": 1, "": 2}', ("''",)),
+    ],
+    Reason.LONE_SURROGATE: [
+        BadRow(
+            "half a character",
+            rb'{"m": [{"content": "ok \ud83d"}]}',
+            (r"\ud83d", "half a character", "in the text 'ok "),
+            "/m/0/content",
+        ),
+        BadRow("the other half", rb'["\ude00"]', (r"\ude00",), "/0"),
+        BadRow("halves in the wrong order", rb'["\ude00\ud83d"]', (r"\ude00",), "/0"),
+        BadRow("half a character in a key", rb'{"a": {"\ud83d": 1}}', (r"in the key '\ud83d'",), "/a"),
+        BadRow("half a character by a long number", rb'["\ud83d", 12345678901234567890]', (r"\ud83d",), "/0"),
+    ],
+    Reason.TOO_DEEP: [
+        BadRow("257 levels", b"[" * 257 + b"]" * 257, ("256 levels", "byte 256 of the row")),
+        BadRow("5000 levels", b'{"a":' * 5000 + b"1" + b"}" * 5000, ("byte 1280 of",)),
+        BadRow("too deep and never closed", b"[" * 100_000, ("256 levels",), in_array=False),
+    ],
+}
+BAD_JSON_LINES = [(reason, bad) for reason, found in BAD_ROWS.items() for bad in found]
+BAD_ELEMENTS = [(reason, bad) for reason, bad in BAD_JSON_LINES if bad.in_array]
 
 
-@pytest.mark.parametrize("bad", BAD_ROWS, ids=lambda bad: bad.name)
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
-def test_a_bad_row_is_rejected_for_its_reason_and_its_neighbours_are_read(
-    bad: BadRow, name: str, tmp_path: Path
-) -> None:
-    if name == "rows.json":
-        if not bad.in_array:
-            pytest.skip("leaves no place where the next row begins")
-        data = b'[{"ok": 1},\n' + bad.raw + b', {"ok": 2}]'
-    else:
-        data = b'{"ok": 1}\n' + bad.raw + b'\r\n{"ok": 2}\n'
-    first, rejected, last = rows(write(tmp_path / name, data))
+def check_rejected(reason: Reason, bad: BadRow, path: Path) -> None:
+    first, rejected, last = rows(path)
     assert (first.value, last.value) == ({"ok": 1}, {"ok": 2})
     assert rejected.reject is not None
-    assert (rejected.reject.reason, rejected.reject.pointer) == (bad.reason, bad.pointer)
+    assert (rejected.reject.reason, rejected.reject.pointer) == (reason, bad.pointer)
     for part in bad.says:
         assert part in rejected.reject.message
     rejected.reject.message.encode()  # rejects are written as UTF-8
     assert len(rejected.reject.message) < 250
     assert rejected.raw == bad.raw
+
+
+@pytest.mark.parametrize(("reason", "bad"), BAD_JSON_LINES, ids=[bad.name for _, bad in BAD_JSON_LINES])
+def test_a_bad_line_is_rejected_and_its_neighbours_are_read(reason: Reason, bad: BadRow, tmp_path: Path) -> None:
+    data = b'{"ok": 1}\n' + bad.raw + b'\r\n{"ok": 2}\n'
+    check_rejected(reason, bad, write(tmp_path / "a.jsonl", data))
+
+
+@pytest.mark.parametrize(("reason", "bad"), BAD_ELEMENTS, ids=[bad.name for _, bad in BAD_ELEMENTS])
+def test_a_bad_element_is_rejected_and_its_neighbours_are_read(reason: Reason, bad: BadRow, tmp_path: Path) -> None:
+    data = b'[{"ok": 1},\n' + bad.raw + b', {"ok": 2}]'
+    check_rejected(reason, bad, write(tmp_path / "a.json", data))
 
 
 # Bad files
@@ -264,7 +225,7 @@ BAD_FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     (
         "object.json",
         b'{\n "a": 1,\n "b": {"c": 2}\n}',
-        ("array of rows was expected", "keys 'a', 'b'", ".jsonl"),
+        ("array of rows was", "keys 'a', 'b'", ".jsonl"),
     ),
     ("data.json", b'{"version": 1,\n "data": [\n{"a": 1}]}', ("'version', 'data'", "jq", "'.[\"data\"][]'")),
     ("none.json", b"{\n}", ("keys (none)",)),
@@ -275,17 +236,17 @@ BAD_FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     (
         "open2.json",
         b'[{"a": 1},\n{"a": "',
-        ("never closed", "row that begins at byte 11 (line 2) never ends"),
+        ("never closed", "row that begins at byte 11 (line 2)"),
     ),
     ("open3.json", b"[1, 2", ("never closed", "row that begins at byte 4 (line 1)")),
     ("open4.json", b"[", ("never closed", "byte 1")),
     ("open5.json", b'["a\\', ("never closed", "row that begins at byte 1")),
-    ("unbalanced.json", b'[{"a": [1},\n{"a": 2}]', ("never closed", "row that begins at byte 1 (line 1)")),
+    ("unbalanced.json", b'[{"a": [1},\n{"a": 2}]', ("never closed", "last row begins at byte 1 (line 1)")),
     ("tail.json", b"[1]\n[2]", ("nothing was expected", "byte 4 (line 2)", "found '[2]'")),
     (
         "comma.json",
         b'[{"a": 1}\n{"a": 2}]',
-        ("',' or ']' was expected", "byte 10 (line 2)", "found '{\"a\": 2}]'"),
+        ("',' or ']' was", "byte 10 (line 2)", "found '{\"a\": 2}]'"),
     ),
     ("word.json", b'[1 "a"]', ("',' or ']' was expected", "byte 3 (line 1)")),
     ("close.json", b"[1}]", ("',' or ']' was expected", "byte 2")),
@@ -293,11 +254,7 @@ BAD_FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("leading.json", b"[,1]", ("a row was expected", "byte 1 (line 1)")),
     ("double.json", b"[1,,2]", ("a row was expected", "byte 3 (line 1)")),
     ("marked.json", UTF8_BOM + b"[1,,2]", ("byte 6 (line 1)",)),
-    (
-        "long.json",
-        b"[" + b'{"a":\n1},' * 999 + b"]",
-        ("a row was expected", f"byte {1 + 9 * 999} (line 1000)"),
-    ),
+    ("long.json", b"[" + b'{"a":\n1},' * 999 + b"]", ("a row was", "byte 8992 (line 1000)")),
     ("array_in.jsonl", b'[{"a": 1},\n{"a": 2}\n', ("never closed",)),
     ("same.csv", b"a,b,a\n1,2,3\n", ("columns 1 and 3", "'a'")),
     ("noname.csv", b"a,,b\n1,2,3\n", ("column 2", "no name")),
@@ -307,11 +264,11 @@ BAD_FILES: list[tuple[str, bytes, tuple[str, ...]]] = [
     ("mac.csv", b"a,b\r1,2\r", (r"lines end with \r alone",)),
     ("quote.csv", b'a,b\n1,2\n3,"4\n5,6\n', ("record that begins at byte 8 (line 3)", "never closed", '""')),
     ("quote.csv.gz", gzip.compress(b'a,b\n1,2\n3,"4'), ("record that begins at byte 8 (line 3)",)),
-    ("cut.jsonl.gz", GZ[:-9], ("cut short", "24 decompressed bytes", "gzip -t")),
+    ("cut.jsonl.gz", GZ[:-8], ("cut short", "24 decompressed bytes", "gzip -t")),
     ("cut2.jsonl.gz", GZ + GZ[:5], ("cut short", "24 decompressed bytes")),
     ("cut.jsonl.zst", ZST[:-1], ("cut short", "0 decompressed bytes", "zstd -t")),
     ("cut2.jsonl.zst", ZST + ZST[:-1], ("cut short", "24 decompressed bytes")),
-    ("cut.parquet.gz", GZ[:-9], ("cut short", "24 decompressed bytes")),
+    ("cut.parquet.gz", GZ[:-1], ("cut short", "24 decompressed bytes")),
     ("sum.jsonl.gz", GZ[:-8] + b"\0\0\0\0" + GZ[-4:], ("not valid gz data", "incorrect data check")),
     ("tail.jsonl.gz", GZ + b"tail", ("not valid gz data", "24 decompressed bytes")),
     ("not.jsonl.gz", ROW, ("not valid gz data", "0 decompressed bytes")),
@@ -390,6 +347,10 @@ def test_a_file_that_may_not_be_read_is_one_message() -> None:
 
 # Kinds and notes
 
+IS_ARRAY = "read as one JSON array although it is named as JSON Lines"
+IS_LINES = "read as JSON Lines although it is named .json"
+HAS_MARK = "skipped the UTF-8 byte order mark at the start"
+
 
 @pytest.mark.parametrize(
     ("name", "data", "kind", "notes"),
@@ -404,17 +365,17 @@ def test_a_file_that_may_not_be_read_is_one_message() -> None:
         ("a.arrow", b"?", Kind.ARROW, ()),
         ("a.feather", b"?", Kind.ARROW, ()),
         ("a.xlsx", b"?", Kind.XLSX, ()),
-        ("a.jsonl", UTF8_BOM + ROW, Kind.JSONL, ("skipped the UTF-8 byte order mark at the start",)),
-        ("a.json", ROW + b"\n" + ROW, Kind.JSONL, ("read as JSON Lines although it is named .json",)),
-        ("a.json", b"\n\n" + ROW, Kind.JSONL, ("read as JSON Lines although it is named .json",)),
-        ("a.json", b'{"a": NaN}\n' + ROW, Kind.JSONL, ("read as JSON Lines although it is named .json",)),
+        ("a.jsonl", UTF8_BOM + ROW, Kind.JSONL, (HAS_MARK,)),
+        ("a.json", ROW + b"\n" + ROW, Kind.JSONL, (IS_LINES,)),
+        ("a.json", b"\n\n" + ROW, Kind.JSONL, (IS_LINES,)),
+        ("a.json", b'{"a": NaN}\n' + ROW, Kind.JSONL, (IS_LINES,)),
         ("a.json", b'[{"a": 1}]\n[{"a": 1}]', Kind.JSON, ()),
-        ("a.jsonl", b"[\n1]", Kind.JSON, ("read as one JSON array although it is named as JSON Lines",)),
+        ("a.jsonl", b"[\n1]", Kind.JSON, (IS_ARRAY,)),
         (
             "a.jsonl",
             b'[{"a": 1}, {}]\n',
             Kind.JSON,
-            ("read as one JSON array although it is named as JSON Lines",),
+            (IS_ARRAY,),
         ),
         ("a.jsonl", b'[{"a": 1}]\n[{"a": 2}]\n', Kind.JSONL, ()),  # rows that are lists of messages
         ("a.jsonl", b"[1, 2]\n", Kind.JSONL, ()),
@@ -423,8 +384,8 @@ def test_a_file_that_may_not_be_read_is_one_message() -> None:
             UTF8_BOM + ROW,
             Kind.JSONL,
             (
-                "skipped the UTF-8 byte order mark at the start",
-                "read as JSON Lines although it is named .json",
+                HAS_MARK,
+                IS_LINES,
             ),
         ),
     ],
@@ -442,27 +403,28 @@ def test_the_name_decides_the_kind_unless_the_content_says_otherwise(
 
 def test_the_text_of_a_row_is_never_changed(tmp_path: Path) -> None:
     text = " \u0000\u2028\u0085\ufeff\r\n\t e\u0301 é \U0001f600 \uffff "
-    assert values(write(tmp_path / "a.jsonl", json.dumps([text]).encode() + b"\n1")) == [[text], 1]
-    assert values(write(tmp_path / "b.jsonl", json.dumps([text], ensure_ascii=False).encode() + b"\n1"))[
-        0
-    ] == [text]
+    for ascii_only in (True, False):
+        data = json.dumps([text], ensure_ascii=ascii_only).encode()
+        assert values(write(tmp_path / "a.jsonl", data + b"\n1")) == [[text], 1]
+        assert values(write(tmp_path / "a.json", b"[" + data + b"]")) == [[text]]
     line = text.replace("\r\n", "")
     assert values(write(tmp_path / "a.txt", f"{line}\r\n{line}\n{line}".encode())) == [{"text": line}] * 3
 
 
-def test_offsets_count_every_byte_of_the_file(tmp_path: Path) -> None:
-    data = UTF8_BOM + b'\r\n {"a": 1} \r\n\n{"b":"\xe5\xa5\xbd"}'
-    assert [(row.offset, row.length) for row in rows(write(tmp_path / "a.jsonl", data))] == [(6, 8), (18, 11)]
-    data = UTF8_BOM + b'[ 1,\r\n{"a":1} ,"x"]'
-    assert [(row.offset, row.length) for row in rows(write(tmp_path / "a.json", data))] == [
-        (5, 1),
-        (9, 7),
-        (18, 3),
-    ]
-    data = UTF8_BOM + b'a,b\r\n\r\n1,2\r\n"x\r\ny",3'
-    assert [(row.offset, row.length) for row in rows(write(tmp_path / "a.csv", data))] == [(10, 3), (15, 8)]
-    data = UTF8_BOM + b"\r\n a \r\n\nb"
-    assert [(row.offset, row.length) for row in rows(write(tmp_path / "a.txt", data))] == [(5, 3), (11, 1)]
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("a.jsonl", b'\r\n {"a": 1} \r\n\n{"b":"\xe5\xa5\xbd"}', [(6, 8), (18, 11)]),
+        ("a.json", b'[ 1,\r\n{"a":1} ,"x"]', [(5, 1), (9, 7), (18, 3)]),
+        ("a.csv", b'a,b\r\n\r\n1,2\r\n"x\r\ny",3', [(10, 3), (15, 8)]),
+        ("a.txt", b"\r\n a \r\n\nb", [(5, 3), (11, 1)]),
+    ],
+)
+def test_offsets_count_every_byte_of_the_file(
+    name: str, data: bytes, expected: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    found = rows(write(tmp_path / name, UTF8_BOM + data))
+    assert [(row.offset, row.length) for row in found] == expected
 
 
 def test_only_a_newline_ends_a_line_of_text(tmp_path: Path) -> None:
@@ -495,9 +457,7 @@ def test_integers_are_exact_however_long(number: int, tmp_path: Path) -> None:
         assert values(write(tmp_path / "a.jsonl", text.encode())) == [{"a": [number], "b": str(number)}]
 
 
-@pytest.mark.parametrize(
-    "text", ["[0.1234567890123456789012]", "[123456789012345678901e-3]", "[1E5, -0, -0.0, 5e-324]"]
-)
+@pytest.mark.parametrize("text", ["[0.1234567890123456789012]", "[123456789012345678901e-3]", "[1E5, -0.0, 5e-324]"])
 def test_floats_are_the_nearest_ones_however_long(text: str, tmp_path: Path) -> None:
     assert values(write(tmp_path / "a.jsonl", text.encode() + b"\n1"))[0] == json.loads(text)
 
@@ -624,12 +584,21 @@ def test_arrays_are_the_same_rows_for_any_cut(
 
 @settings(deadline=None, max_examples=150)
 @given(
-    st.lists(st.lists(ANY_TEXT, min_size=2, max_size=2), min_size=1), st.sampled_from(["\n", "\r\n"]), TARGETS
+    st.lists(st.lists(ANY_TEXT, min_size=2, max_size=2), min_size=1, max_size=8),
+    st.sampled_from(["\n", "\r\n"]),
+    st.booleans(),
+    TARGETS,
 )
-def test_csv_records_are_the_same_rows_for_any_cut(records: list[list[str]], end: str, target: int) -> None:
+def test_csv_records_are_the_same_rows_for_any_cut(
+    records: list[list[str]], end: str, quote_all: bool, target: int
+) -> None:
+    if not quote_all:  # the csv module would not quote them, and not read them unquoted
+        records = [[field.replace("\r", "") for field in record] for record in records]
+    quoting = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
         out = io.StringIO(newline="")
-        csv.writer(out, delimiter=delimiter, lineterminator=end).writerows([["a b", '"c"\n'], *records])
+        writer = csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting)
+        writer.writerows([["a b", '"c"\n'], *records])
         expected = [{"a b": first, '"c"\n': second} for first, second in records]
         check_the_same_everywhere(name, out.getvalue().encode(), expected, target)
 
@@ -643,7 +612,7 @@ def test_lines_of_text_are_the_same_rows_for_any_cut(lines: list[str], target: i
     check_the_same_everywhere("a.txt", data, expected, target)
 
 
-def reference_spans(data: bytes) -> list[bytes]:
+def reference_elements(data: bytes) -> list[bytes]:
     """The elements of an array, found one byte at a time."""
     found, begin, depth, quoted, at = [], 1, 0, False, 1
     while at < len(data):
@@ -666,22 +635,18 @@ def reference_spans(data: bytes) -> list[bytes]:
 
 @settings(max_examples=1000)
 @given(st.lists(st.text('ab\\\\"[]{},: \n', max_size=25).map(str.encode)), st.integers(1, 9))
-def test_the_scanner_agrees_with_a_slow_one_on_any_soup_of_brackets_and_quotes(
-    soup: list[bytes], size: int
-) -> None:
+def test_the_scanner_agrees_with_a_slow_one_on_any_soup(soup: list[bytes], size: int) -> None:
     data = b"[" + b",".join(b"{" + part + b"}" for part in soup) + b"]"
     blocks = [data[at : at + size] for at in range(0, len(data), size)]
     try:
         spans = list(Elements("x", 0).spans(blocks))
     except InputError as error:
-        with pytest.raises(InputError) as caught:  # the same message for any blocks
+        with pytest.raises(InputError) as caught:
             list(Elements("x", 0).spans([data]))
-        assert str(caught.value) == str(error)
+        assert caught.value.what.split(", found")[0] == error.what.split(", found")[0]
     else:
         assert spans == list(Elements("x", 0).spans([data]))
-        assert [data[begin:end] for begin, end in spans] == [
-            found for found in reference_spans(data) if found
-        ]
+        assert [data[begin:end] for begin, end in spans] == (reference_elements(data) if soup else [])
 
 
 @st.composite
@@ -691,9 +656,8 @@ def objects_with_keys_twice(draw: st.DrawFn) -> tuple[bytes, bool]:
 
     def string() -> tuple[str, str]:
         text = draw(st.text('a:"\\ ', max_size=3))
-        spelled = [
-            draw(st.sampled_from([json.dumps(c)[1:-1], f"\\u{ord(c):04x}", f"\\u{ord(c):04X}"])) for c in text
-        ]
+        spellings = ([json.dumps(c)[1:-1], f"\\u{ord(c):04x}", f"\\u{ord(c):04X}"] for c in text)
+        spelled = [draw(st.sampled_from(ways)) for ways in spellings]
         return text, '"' + "".join(spelled) + '"'
 
     def value(depth: int) -> tuple[str, bool]:
@@ -728,7 +692,7 @@ def unit_of(kind: Kind, data: bytes) -> Unit:
 def test_a_row_is_read_exactly_if_the_json_module_reads_it_without_complaint(raw: bytes) -> None:
     for row in read(unit_of(Kind.JSONL, raw)):
         if row.reject is None:
-            assert repr(row.value) == repr(json.loads(row.raw)).replace("-0,", "0,")
+            assert repr(row.value) == repr(json.loads(row.raw))
         else:
             assert row.reject.message
             assert row.value is None
@@ -769,8 +733,10 @@ def test_units_are_about_as_long_as_asked_for_and_never_split_a_row(tmp_path: Pa
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_cutting_a_large_file_takes_little_memory(name: str, suffix: str, tmp_path: Path) -> None:
-    row = json.dumps({"text": "some words " * 50}).encode()
-    lines = [b'"' + row.replace(b'"', b'""') + b'"' if name == "a.csv" else row] * 20_000
+    words = random.Random(1).choices([f"word{n}" for n in range(500)], k=10_000)
+    lines = [json.dumps({"text": " ".join(words[n % 9900 :][:100])}).encode() for n in range(20_000)]
+    if name == "a.csv":
+        lines = [b'"' + line.replace(b'"', b'""') + b'"' for line in lines]
     data = b"[" + b",\n".join(lines) + b"]" if name == "a.json" else b"\n".join(lines)
     source = open_source(write(tmp_path / (name + suffix), COMPRESS[suffix](data)))
     tracemalloc.start()
@@ -778,7 +744,18 @@ def test_cutting_a_large_file_takes_little_memory(name: str, suffix: str, tmp_pa
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert length > 0.99 * len(data)
-    assert peak < len(data) / 5
+    assert peak < len(data) / 10
+
+
+def test_a_file_that_is_much_larger_than_it_seems_takes_little_memory(tmp_path: Path) -> None:
+    data = (b"x" * 999 + b"\n") * 100_000
+    source = open_source(write(tmp_path / "a.txt.zst", zstandard.compress(data)))
+    tracemalloc.start()
+    count = sum(1 for _ in cut(source))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count > 50
+    assert peak < len(data) / 4
 
 
 def test_a_unit_can_be_sent_to_another_process(tmp_path: Path) -> None:
@@ -873,9 +850,8 @@ def test_tables_are_read_group_by_group_from_any_container(
     assert [(unit.offset, unit.length) for unit in found] == [(0, 1), (1, 1), (2, 1)]
     assert [len(list(read(unit))) for unit in found] == [2, 2, 1]
     assert values(path) == expected
-    assert [unit.digest for unit in found] == [
-        unit.digest for unit in units(write(tmp_path / f"b{name}", data))
-    ]
+    plain = units(write(tmp_path / f"b{name}", data))
+    assert [unit.digest for unit in found] == [unit.digest for unit in plain]
     assert len({unit.digest for unit in found}) == 3
     (row, *_) = read(found[1])
     assert (row.index, row.offset, row.length) == (0, None, None)
@@ -905,10 +881,7 @@ def test_what_json_has_no_type_for_becomes_text(tmp_path: Path) -> None:
         "category": (pa.array(["x"]).dictionary_encode(), "x"),
         "map": (pa.array([[("b", 1), ("a", None)]], pa.map_(pa.string(), pa.int8())), {"b": 1, "a": None}),
         "empty map": (pa.array([[]], pa.map_(pa.string(), pa.int8())), {}),
-        "dates": (
-            pa.array([[(1, dt.date(2024, 1, 2))]], pa.map_(pa.int8(), pa.date32())),
-            {"1": "2024-01-02"},
-        ),
+        "key": (pa.array([[(1, dt.date(2024, 1, 2))]], pa.map_(pa.int8(), pa.date32())), {"1": "2024-01-02"}),
         "in struct": (pa.array([{"d": decimal.Decimal("2.0"), "x": None}]), {"d": "2.0"}),
     }
     table = pa.table({name: array for name, (array, _) in columns.items()})
@@ -935,7 +908,7 @@ def raw_strings(*texts: bytes) -> pa.Array:
     [
         (raw_strings(b"ok", b"\xff"), Reason.NOT_UTF8, "/x~1y", "not UTF-8"),
         (pa.array([b"ok", b"\x89PNG"], pa.binary()), Reason.NOT_UTF8, "/x~1y", "leave the column out"),
-        (pa.array([0, 2**62], pa.timestamp("s")), Reason.JSON, "/x~1y", "timestamp[s]"),
+        (pa.array([0, 2**62], pa.timestamp("us")), Reason.JSON, "/x~1y", "timestamp[us]"),
         (
             pa.array([[("a", 1)], [("b", 1), ("b", 2)]], pa.map_(pa.string(), pa.int8())),
             Reason.DUPLICATE_KEY,
@@ -952,7 +925,7 @@ def test_a_cell_that_cannot_be_json_rejects_its_row_alone(
     for path in (
         write(tmp_path / "a.arrow", arrow_bytes(table, stream=False)),
         write(tmp_path / "b.arrow.gz", gzip.compress(arrow_bytes(table, stream=True))),
-        parquet(tmp_path / "a.parquet", table.cast(table.schema)),
+        parquet(tmp_path / "a.parquet", table),
     ):
         good, bad = rows(path)
         assert good.value["n"] == 1
@@ -978,12 +951,12 @@ def test_a_damaged_table_is_one_message(tmp_path: Path) -> None:
     data = parquet_bytes(pa.table({"a": ["some text"] * 100}))
     broken = data[:10] + b"\xff" * 30 + data[40:]
     assert "cannot be read as a Parquet file" in refusal(write(tmp_path / "a.parquet", broken))
-    column = pa.Array.from_buffers(
-        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\xff\xff\xff\x7f"), pa.py_buffer(b"x")]
-    )
-    table = pa.table({"a": column})
-    with contextlib.suppress(pa.ArrowInvalid):
-        assert "corrupt" in refusal(write(tmp_path / "a.arrow", arrow_bytes(table, stream=False)))
+    for stream in (True, False):  # an offset far beyond the text: reading it would crash
+        data = arrow_bytes(pa.table({"a": ["x"]}), stream=stream)
+        offsets = b"\0\0\0\0\1\0\0\0x"
+        assert data.count(offsets) == 1
+        broken = data.replace(offsets, b"\0\0\0\0\xff\xff\xff\x7fx")
+        assert "record batch 0 is corrupt" in refusal(write(tmp_path / "a.arrow", broken))
 
 
 # Workbooks

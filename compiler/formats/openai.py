@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, parse_call, parse_tools
+from compiler.formats.common import asked_weight, column_of, parse_call, parse_tools
 
 COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}
 TAGS = {
@@ -27,7 +27,11 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
     roles = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "function": Role.TOOL, "tool": Role.TOOL}
     roles |= {
         str(tags[tag]): role
-        for tag, role in (("user_tag", Role.USER), ("assistant_tag", Role.ASSISTANT), ("observation_tag", Role.TOOL))
+        for tag, role in (
+            ("user_tag", Role.USER),
+            ("assistant_tag", Role.ASSISTANT),
+            ("observation_tag", Role.TOOL),
+        )
         if tags.get(tag) is not None
     }
     messages = []
@@ -39,14 +43,13 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
         elif role is Role.TOOL:
             message.name, message.call_id = source.get("name"), source.get("tool_call_id")
         messages.append(message)
-    system = row.get(columns["system"]) if columns.get("system") else None
+    system = column_of(row, columns, "system")
     if system and messages[0].role is not Role.SYSTEM:
         messages.insert(0, Message(Role.SYSTEM, system))
-    tools_column = columns.get("tools")
-    tools = row.get(tools_column) if tools_column else None
-    if tools is None and tools_column == COLUMNS["tools"]:
-        tools = row.get("functions")
-    return Conversation(messages, parse_tools(tools, f"/{tools_column}"))
+    tools, pointer = column_of(row, columns, "tools"), f"/{columns.get('tools')}"
+    if tools is None and row.get("functions") is not None:
+        tools, pointer = row["functions"], "/functions"
+    return Conversation(messages, parse_tools(tools, pointer))
 
 
 def _text(content: Any) -> str:

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, parse_call, parse_tools
+from compiler.formats.common import asked_weight, column_of, parse_call, parse_tools
 from schemas.errors import Reason, RowError
 
 COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
@@ -41,20 +41,17 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
     for i, source in enumerate(row[column]):
         role = roles[source[role_tag]]
         if role is Role.SYSTEM and i > 0:
-            raise RowError(
-                Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}"
-            )
+            raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
         weight = asked_weight(source, role)
         if source[role_tag] == tags.get("function_tag"):
             calls = _calls(source[content_tag], f"/{column}/{i}/{content_tag}")
             messages.append(Message(role, "", calls, weight=weight))
         else:
             messages.append(Message(role, source[content_tag], weight=weight))
-    system = row.get(columns["system"]) if columns.get("system") else None
+    system = column_of(row, columns, "system")
     if system and messages[0].role is not Role.SYSTEM:
         messages.insert(0, Message(Role.SYSTEM, system))
-    tools = row.get(columns["tools"]) if columns.get("tools") else None
-    return Conversation(messages, parse_tools(tools, f"/{columns.get('tools')}"))
+    return Conversation(messages, parse_tools(column_of(row, columns, "tools"), f"/{columns.get('tools')}"))
 
 
 def _calls(text: str, pointer: str) -> list[Call]:

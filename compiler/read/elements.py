@@ -35,9 +35,7 @@ _SCALAR = re.compile(rb'[^ \t\r\n,\[\]{}"]*+')
 _NEITHER = rb'[^"\[\]{}]*+'
 _INSIDE = _NEITHER + rb"(?:" + STRING + _NEITHER + rb")*+"
 _LEAF = rb"[\[{]" + _INSIDE + rb"[\]}]"
-_TO_BRACKET = re.compile(
-    _NEITHER + rb"(?:(?:" + STRING + rb"|" + _LEAF + rb")" + _NEITHER + rb")*+", re.DOTALL
-)
+_TO_BRACKET = re.compile(_NEITHER + rb"(?:(?:" + STRING + rb"|" + _LEAF + rb")" + _NEITHER + rb")*+", re.DOTALL)
 """Everything up to the next bracket, or to the quote of a string that has no end in this block. A pair of
 brackets without others inside is passed over too: that leaves fewer brackets to look at one by one."""
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
@@ -200,6 +198,8 @@ class Elements:
             what = f"the row that begins at byte {self._begun} (line {self._begun_line}) never ends"
         else:
             what = f"the file ends at byte {self._base} (line {self._line})"
+            if self._state == self._separator:
+                what += f", its last row begins at byte {self._begun} (line {self._begun_line})"
         raise InputError(self._path, f"the array is never closed: {what}", hint)
 
 

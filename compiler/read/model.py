@@ -117,9 +117,7 @@ def no_rows(path: str | Path) -> InputError:
 
 def changed(path: str | Path) -> InputError:
     """Return the InputError for a file that is not the one that was cut into units."""
-    return InputError(
-        str(path), "changed while it was being read", "Wait until nothing writes to it, then run again."
-    )
+    return InputError(str(path), "changed while it was being read", "Wait until nothing writes to it, then run again.")
 
 
 def check_header(where: str, names: tuple[str, ...]) -> None:

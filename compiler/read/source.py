@@ -229,7 +229,7 @@ class _Decompressed(io.RawIOBase):
     takes a file that was cut short for a whole one.
     """
 
-    _CHUNK = 1024  # compressed bytes at a time; a zstd bomb makes at most 32 MiB out of this many
+    _CHUNK = 512  # compressed bytes at a time: a zstd bomb makes at most 16 MiB out of this many
 
     def __init__(self, file: BinaryIO, compression: str, where: str) -> None:
         super().__init__()
@@ -272,6 +272,7 @@ class _Decompressed(io.RawIOBase):
             out = self._member.decompress(chunk)
         except (zlib.error, zstandard.ZstdError) as error:
             raise self._broken(f"is not valid {self._compression} data ({error})") from error
+
         if self._member.eof:
             self._rest, self._member = self._member.unused_data, None
             self._padding = self._compression == "gz"

@@ -28,6 +28,7 @@ from compiler.read.value import excerpt, not_utf8, parse
 from schemas.errors import InputError, Reason, Reject
 
 _DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
+_LINES = frozenset({Kind.JSONL, Kind.TXT})
 _JSON_SPACE = b" \t\r\n"
 
 MAX_FIELD = 1 << 26
@@ -51,7 +52,7 @@ def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
             spans = _line_runs(blocks, source.start)
         for begin, end in _grouped(spans, target_bytes):
             data = window.take(begin, end)
-            if not data.isspace():
+            if source.kind not in _LINES or not data.isspace():
                 yield Unit(
                     path=str(source.path),
                     kind=source.kind,
@@ -283,7 +284,5 @@ def _csv_value(
         return None, Reject(Reason.CSV, f"not a CSV record: {fields}, in {excerpt(raw, 20)}")
     if len(fields) != len(header):
         columns = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
-        return None, Reject(
-            Reason.CSV, f"{len(header)} fields were expected ({columns}), found {len(fields)}"
-        )
+        return None, Reject(Reason.CSV, f"{len(header)} fields were expected ({columns}), found {len(fields)}")
     return dict(zip(header, fields, strict=True)), None

@@ -1,0 +1,1 @@
+"""Chat templates lowered to programs: text, control tokens and what is generated."""

@@ -84,7 +84,11 @@ def probes() -> list[Probe]:
         return [Message(roles[i % 2], text) for i, text in enumerate(texts)]
 
     call = Message(Role.ASSISTANT, "", [Call("get_weather", {"city": "北京", "days": 2, "units": None})])
-    both = Message(Role.ASSISTANT, "Let me look.", [Call("get_weather", {"city": "Paris"}), Call("get_weather", {"city": "Rome"})])
+    both = Message(
+        Role.ASSISTANT,
+        "Let me look.",
+        [Call("get_weather", {"city": "Paris"}), Call("get_weather", {"city": "Rome"})],
+    )
     result = Message(Role.TOOL, '{"t": 21.5}', name="get_weather")
     many = ["问题 one?", "回答 1.", "And two?\n\n- a\n- b", "Answer **2**.", "3 + 4 = ?", "7"]
     return [
@@ -92,15 +96,24 @@ def probes() -> list[Probe]:
         Probe("many turns", Conversation(talk(*many))),
         Probe("system", Conversation([Message(system, "You answer in one line."), *talk("Hi!", "Hello.")])),
         Probe("empty system", Conversation([Message(system, ""), *talk("Hi!", "Hello.")])),
-        Probe("unicode", Conversation(talk("naïve café 你好 👩‍👩‍👧 ½ {x} <b>&amp;</b>", "当然 🎉 “quoted” \\n `code`"))),
+        Probe(
+            "unicode",
+            Conversation(talk("naïve café 你好 👩‍👩‍👧 ½ {x} <b>&amp;</b>", "当然 🎉 “quoted” \\n `code`")),
+        ),
         Probe("code", Conversation(talk("Write a loop.", "```python\nfor i in range(3):\n\tprint(i)\n```"))),
         Probe("inner space", Conversation(talk("a  b\t\tc\n\n\nd", "e   f\r\ng"))),
         Probe("white space", Conversation(talk("  padded \n", "\n\nstarts on a new line\n")), plain=False),
         Probe("empty reply", Conversation(talk("Say nothing.", ""))),
-        Probe("tools", Conversation([Message(user, "Weather?"), call, result, Message(Role.ASSISTANT, "Sunny.")], [_TOOL])),
+        Probe(
+            "tools",
+            Conversation([Message(user, "Weather?"), call, result, Message(Role.ASSISTANT, "Sunny.")], [_TOOL]),
+        ),
         Probe(
             "parallel calls",
-            Conversation([Message(user, "Weather?"), both, result, result, Message(Role.ASSISTANT, "Both warm.")], [_TOOL]),
+            Conversation(
+                [Message(user, "Weather?"), both, result, result, Message(Role.ASSISTANT, "Both warm.")],
+                [_TOOL],
+            ),
         ),
     ]
 
@@ -211,7 +224,10 @@ def _must(law: str, probe: Probe, ours: list[str], official: list[str], checks: 
         ours, official = ["".join(ours)], ["".join(official)]
     if ours == official:
         return
-    at = next((i for i, (a, b) in enumerate(zip(ours, official, strict=False)) if a != b), min(len(ours), len(official)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(ours, official, strict=False)) if a != b),
+        min(len(ours), len(official)),
+    )
     low = max(0, at - 6)
     raise IntegrityError(
         "chat template", f"law {law!r} fails on the probe {probe.name!r}",

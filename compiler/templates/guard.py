@@ -1,4 +1,4 @@
-"""Private-use characters as marks inside rendered text, so that what a row says is never taken for what a template says.
+"""Private-use characters as marks in rendered text, so that a row's words are never taken for the template's.
 
 Two Unicode planes are borrowed while a conversation is rendered, and given back after:
 

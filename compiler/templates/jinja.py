@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-from jinja2.nodes import CallBlock, Call, Compare, Const, Filter, Getattr, Node, Operand
+from jinja2.nodes import Call, CallBlock, Compare, Const, Filter, Getattr, Node, Operand
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -101,7 +101,9 @@ class ChatTemplate:
         try:
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise InputError(where, f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from error
+            raise InputError(
+                where, f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
+            ) from error
         self.source = source
         self._named_tokens = dict(named_tokens)
 

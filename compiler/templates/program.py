@@ -216,7 +216,11 @@ class Program:
                 return False
             if self._sensitive and self._sensitive.search(text):
                 return False
-            names = [message.name, message.call_id, *(name for call in message.calls for name in (call.name, call.id))]
+            names = [
+                message.name,
+                message.call_id,
+                *(name for call in message.calls for name in (call.name, call.id)),
+            ]
             if not all(_PLAIN_NAME.fullmatch(name) for name in names if name is not None):
                 return False
         return True
@@ -315,7 +319,10 @@ def _must_name_calls(messages: list[dict[str, Any]], tools: list[Any] | None, te
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
         name = function.get("name") if isinstance(function, dict) else None
         if isinstance(name, str) and name not in text and to_json(name)[1:-1] not in text:
-            raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template leaves out the tools ({name!r} is not in its text)")
+            raise RowError(
+                Reason.TEMPLATE_REFUSED,
+                f"the chat template leaves out the tools ({name!r} is not in its text)",
+            )
     for message in messages:
         for call in message.get("tool_calls", ()):
             name = call["function"]["name"]

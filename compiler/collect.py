@@ -1,0 +1,163 @@
+"""Datasets -> units -> objects: cut the files, compile what the cache does not have, load all of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compiler import objects
+from compiler.engines import local
+from compiler.link import fingerprints
+from compiler.mix import Examples, Request
+from compiler.read import cut, open_source
+from compiler.sources import Dataset
+from compiler.unit import Layout, Settings, Task
+from schemas.errors import IntegrityError
+
+IN_PROCESS_UNITS = 2
+"""With this many units or fewer to compile, starting workers costs more than it gains."""
+
+
+class Watcher:
+    """What a run tells while it works; the command line draws it, a library caller may ignore it."""
+
+    def units(self, dataset: str, cached: int, compiled: int) -> None:
+        """Say that so many units are done, the last one of this dataset."""
+
+    def say(self, text: str) -> None:
+        """Say one sentence that the user should see."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One unit of a dataset: which file it is from, what its object is called, the digest of its input."""
+
+    file: str
+    key: str
+    digest: str
+
+
+@dataclass
+class Compiled:
+    """A dataset with its objects."""
+
+    dataset: Dataset
+    request: Request
+    records: list[Record] = field(default_factory=list)
+    loaded: list[objects.Object] = field(default_factory=list)
+
+    def counts(self) -> Counter[str]:
+        """Return how many rows were read, and rejected by reason ("rejected:REASON")."""
+        return self._total("counts")
+
+    def notes(self) -> Counter[str]:
+        """Return how many rows were repaired, shortened or spell a control token."""
+        return self._total("notes")
+
+    def _total(self, what: str) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for one in self.loaded:
+            total.update(one.info[what])
+        return total
+
+    def rejected(self) -> dict[str, int]:
+        """Return the number of rejects by reason, in alphabetical order."""
+        mark = "rejected:"
+        return {key.removeprefix(mark): n for key, n in sorted(self.counts().items()) if key.startswith(mark)}
+
+    def first_rows(self) -> list[int]:
+        """Return, per unit, the number of rows of its file before it."""
+        seen: Counter[str] = Counter()
+        first = []
+        for record, one in zip(self.records, self.loaded, strict=True):
+            first.append(seen[record.file])
+            seen[record.file] += one.info["counts"].get("read", 0)
+        return first
+
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        """Yield the rejects with their dataset, file and row."""
+        for record, one, first in zip(self.records, self.loaded, self.first_rows(), strict=True):
+            for reject in one.info["rejects"]:
+                row = {"dataset": self.dataset.name, "file": record.file, "row": first + reject["index"]}
+                yield row | {key: value for key, value in reject.items() if key != "index"}
+
+    def examples(self) -> Examples:
+        """Return what the plan needs to know of the rows."""
+        tables = [one.table for one in self.loaded]
+        tokens = [np.diff(c.offsets.to_numpy()) for t in tables for c in t.column("input_ids").chunks]
+        empty = [np.empty(0, np.int64)]
+        return Examples(
+            tokens=np.concatenate(tokens or empty).astype(np.int64),
+            trained=np.concatenate([t.column("num_trained").to_numpy() for t in tables] or empty).astype(np.int64),
+            fingerprints=np.concatenate([fingerprints(t) for t in tables] or [np.empty(0, "S16")]),
+            cap=self.dataset.num_samples,
+        )
+
+
+@dataclass
+class Collector:
+    """One pass over the datasets: what is found in the cache, what is compiled."""
+
+    datasets: list[tuple[Dataset, Request, Layout]]
+    settings: Settings
+    cache: Path
+    watcher: Watcher
+    cached: int = 0
+    compiled: int = 0
+
+    def run(self, workers: int) -> list[Compiled]:
+        """Return the datasets with their objects, every one of them loaded and checked."""
+        collected = [Compiled(dataset, request) for dataset, request, _ in self.datasets]
+        found: dict[str, objects.Object] = {}
+        tasks = self._missing(collected, found)
+        first = list(islice(tasks, IN_PROCESS_UNITS + 1))
+        trouble = local.run(chain(first, tasks), workers if len(first) > IN_PROCESS_UNITS else 1, self._done)
+        if trouble:
+            self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
+            self.settings, self.cached, self.compiled = replace(self.settings, skeletons=False), 0, 0
+            return self.run(workers)
+        for one in collected:
+            one.loaded = [found[record.key] if record.key in found else self._load(record) for record in one.records]
+        return collected
+
+    def _missing(self, collected: list[Compiled], found: dict[str, objects.Object]) -> Iterator[Task]:
+        """Yield a task for each unit that the cache does not have, and record every unit."""
+        queued: set[str] = set()
+        for one, (dataset, _, layout) in zip(collected, self.datasets, strict=True):
+            for file in dataset.files:
+                source = open_source(file.path)
+                for note in source.notes:
+                    self.watcher.say(f"{file.label}: {note}")
+                for unit in cut(source):
+                    task = Task(unit, layout, self.settings, str(self.cache), dataset.name)
+                    one.records.append(Record(file.label, task.key, unit.digest))
+                    if task.key in found or task.key in queued:
+                        continue
+                    kept = objects.load(self.cache, task.key)
+                    if kept is None:
+                        queued.add(task.key)
+                        yield task
+                        continue
+                    found[task.key] = kept
+                    self.cached += 1
+                    self.watcher.units(dataset.name, self.cached, self.compiled)
+
+    def _done(self, task: Task) -> None:
+        self.compiled += 1
+        self.watcher.units(task.dataset, self.cached, self.compiled)
+
+    def _load(self, record: Record) -> objects.Object:
+        kept = objects.load(self.cache, record.key)
+        if kept is None:
+            raise IntegrityError(
+                str(self.cache),
+                "an object that was just compiled is gone or damaged",
+                "Run again; then check the disk.",
+            )
+        return kept

@@ -1,0 +1,134 @@
+"""The manifest: what a compiled set is, and the proof that every row is accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import registry
+from compiler.card import dataset_card
+from compiler.collect import Compiled
+from compiler.mix import Plan
+from compiler.tokenizer import Tokenizer
+from schemas.errors import IntegrityError
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides bytes."""
+    return {name: importlib.metadata.version(name) for name in ("tokenizers", "pyarrow", "jinja2", "numpy")} | {
+        "finetune-data-compiler": _own_version()
+    }
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("finetune-data-compiler")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a folder on PYTHONPATH
+
+
+def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what identifies the tokenizer, and its control tokens."""
+    return {
+        "digest": tokenizer.digest,
+        "files": sorted(tokenizer.files),
+        "named_tokens": tokenizer.named_tokens,
+        "controls": dict(sorted(tokenizer.controls.items(), key=lambda item: item[1])),
+    }
+
+
+def split_entry(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a split's totals and shards."""
+    totals = {what: sum(shard[what] for shard in shards) for what in ("rows", "tokens", "trained_tokens")}
+    return totals | {"shards": shards}
+
+
+def dataset_entry(number: int, one: Compiled, plan: Plan) -> dict[str, Any]:
+    """Return one dataset's part: files, what was drawn, what became of every row."""
+    draw, examples, rejected = plan.draws[number], one.examples(), one.rejected()
+    rows, used = len(draw.position), len(np.unique(draw.position))
+    return {
+        "name": one.dataset.name,
+        "format": one.dataset.format,
+        "weights": one.dataset.weights,
+        "policy": registry.weights(one.dataset.weights),
+        "sample": one.dataset.sample,
+        "source": one.dataset.source,
+        "files": _files(one),
+        "share": one.request.share,
+        "count": one.request.count,
+        "target": draw.target,
+        "realized": {
+            "rows": rows,
+            "tokens": int(examples.tokens[draw.position].sum()),
+            "trained_tokens": int(examples.trained[draw.position].sum()),
+            "val_rows": int((plan.val & (plan.dataset == number)).sum()),
+        },
+        "rejected": rejected,
+        "duplicates": draw.duplicates,
+        "notes": dict(sorted(one.notes().items())),
+        "balance": {
+            "read": one.counts()["read"],
+            "repeats": rows - used,
+            "in_shards": rows,
+            "rejected": sum(rejected.values()),
+            "sampled_out": len(examples.tokens) - draw.dropped - used,
+            "duplicates": draw.dropped,
+        },
+    }
+
+
+def _files(one: Compiled) -> list[dict[str, Any]]:
+    """Return each file's rows and a digest over the digests of its units."""
+    rows: Counter[str] = Counter()
+    digests: dict[str, Any] = {}
+    for record, loaded in zip(one.records, one.loaded, strict=True):
+        rows[record.file] += loaded.info["counts"].get("read", 0)
+        digests.setdefault(record.file, hashlib.sha256()).update(record.digest.encode())
+    return [{"file": file, "rows": rows[file], "digest": digest.hexdigest()} for file, digest in digests.items()]
+
+
+def total_balance(datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Return the balance over all datasets."""
+    total: Counter[str] = Counter()
+    for entry in datasets:
+        total.update(entry["balance"])
+    return dict(total)
+
+
+def check_balance(manifest: dict[str, Any]) -> None:
+    """Raise unless rows read + repeats = rows in shards + rejected + sampled out + duplicates, everywhere."""
+    hint = "This is a bug in the compiler; nothing was published."
+    balances = [(entry["name"], entry["balance"]) for entry in manifest["datasets"]]
+    for name, b in [*balances, ("all datasets", manifest["balance"])]:
+        rows_in = b["read"] + b["repeats"]
+        rows_out = b["in_shards"] + b["rejected"] + b["sampled_out"] + b["duplicates"]
+        if rows_in != rows_out:
+            raise IntegrityError(f"balance of {name}", f"{rows_in:,} rows in, {rows_out:,} rows out: {b}", hint)
+    written = sum(shard["rows"] for split in manifest["splits"].values() for shard in split["shards"])
+    planned = manifest["balance"]["in_shards"]
+    if written != planned:
+        raise IntegrityError("balance of the shards", f"{planned:,} rows were planned, {written:,} written", hint)
+
+
+def rejects_jsonl(compiled: list[Compiled]) -> bytes:
+    """Return `rejects.jsonl`: one object a line, in the order of datasets, files and rows."""
+    rejects = (reject for one in compiled for reject in one.rejects())
+    return b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
+
+
+def write_files(folder: Path, manifest: dict[str, Any], compiled: list[Compiled], tokenizer: Tokenizer) -> None:
+    """Write what stands beside the shards (rejects, card, tokenizer) and list it with its digest in the manifest."""
+    files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
+    files |= {f"tokenizer/{name}": data for name, data in sorted(tokenizer.files.items())}
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
