@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from schemas.errors import Problem, UsageError
+from schemas.errors import InputError, Problem, UsageError
 
 EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
 
@@ -26,6 +26,11 @@ class _Group(click.Group):
         except Problem as problem:
             click.echo(f"error: {problem}", err=True)
             ctx.exit(problem.exit_code)
+        except OSError as error:
+            if error.errno is None or error.filename is None:
+                raise  # not about a file of the user's: a bug
+            click.echo(f"error: {InputError(str(error.filename), error.strerror or str(error))}", err=True)
+            ctx.exit(InputError.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:

@@ -17,7 +17,7 @@ from compiler.link import fingerprints
 from compiler.mix import Examples, Request
 from compiler.read import cut, open_source
 from compiler.sources import Dataset
-from compiler.unit import Layout, Settings, Task
+from compiler.unit import Layout, Settings, Task, object_key
 from schemas.errors import IntegrityError
 
 IN_PROCESS_UNITS = 2
@@ -41,6 +41,8 @@ class Record:
     file: str
     key: str
     digest: str
+    offset: int
+    """Where the unit begins in its (decompressed) file, in bytes."""
 
 
 @dataclass
@@ -84,8 +86,9 @@ class Compiled:
         """Yield the rejects with their dataset, file and row."""
         for record, one, first in zip(self.records, self.loaded, self.first_rows(), strict=True):
             for reject in one.info["rejects"]:
-                row = {"dataset": self.dataset.name, "file": record.file, "row": first + reject["index"]}
-                yield row | {key: value for key, value in reject.items() if key != "index"}
+                offset = None if reject["offset"] is None else record.offset + reject["offset"]
+                where = {"dataset": self.dataset.name, "file": record.file, "row": first + reject["index"]}
+                yield where | {key: value for key, value in reject.items() if key != "index"} | {"offset": offset}
 
     def examples(self) -> Examples:
         """Return what the plan needs to know of the rows."""
@@ -135,16 +138,16 @@ class Collector:
                 for note in source.notes:
                     self.watcher.say(f"{file.label}: {note}")
                 for unit in cut(source):
-                    task = Task(unit, layout, self.settings, str(self.cache), dataset.name)
-                    one.records.append(Record(file.label, task.key, unit.digest))
-                    if task.key in found or task.key in queued:
+                    key = object_key(unit, layout, self.settings)
+                    one.records.append(Record(file.label, key, unit.digest, unit.offset))
+                    if key in found or key in queued:
                         continue
-                    kept = objects.load(self.cache, task.key)
+                    kept = objects.load(self.cache, key)
                     if kept is None:
-                        queued.add(task.key)
-                        yield task
+                        queued.add(key)
+                        yield Task(unit, layout, self.settings, str(self.cache), dataset.name, key)
                         continue
-                    found[task.key] = kept
+                    found[key] = kept
                     self.cached += 1
                     self.watcher.units(dataset.name, self.cached, self.compiled)
 

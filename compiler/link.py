@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from compiler.mix import Ints, Plan
@@ -27,11 +28,12 @@ BATCH_ROWS = 512
 
 @dataclass(frozen=True)
 class Part:
-    """One unit's rows and what they are called: file label, row number of the unit's first row in its file."""
+    """One unit's rows and where they come from: file label, the row number and the byte at which the unit begins."""
 
     table: pa.Table
     file: str
     first_row: int
+    offset: int
 
 
 @dataclass
@@ -143,7 +145,7 @@ def _shard_columns(dataset: str, part: Part, local: Ints, repeats: Ints) -> pa.T
         "dataset": pa.repeat(dataset, n),
         "file": pa.repeat(part.file, n),
         "row": pa.array(taken.column("index").to_numpy() + part.first_row),
-        "offset": taken.column("offset"),
+        "offset": pc.add(taken.column("offset"), part.offset),
         "repeat": pa.array(repeats.astype(np.int32)),
         "num_trained": taken.column("num_trained"),
         "spans": taken.column("spans"),

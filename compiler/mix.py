@@ -266,13 +266,18 @@ def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: lis
 
 def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.bool_]:
     """Return which rows are for validation: whole conversations, in seeded order, up to --val-size rows."""
-    wanted = round(options.val_size * len(prints)) if options.val_size < 1 else int(options.val_size)
+    size = options.val_size
+    if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
+        raise UsageError(
+            f"--val-size {size:g}", "expected a fraction below 1, or a whole number of rows", "--val-size 0.05"
+        )
+    wanted = round(size * len(prints)) if size < 1 else int(size)
     val = np.zeros(len(prints), dtype=bool)
-    if not options.val_size:
+    if not size:
         return val
     if not 0 < wanted < len(prints):
         raise UsageError(
-            f"--val-size {options.val_size:g}",
+            f"--val-size {size:g}",
             f"expected between 1 and {len(prints) - 1:,} rows, found {wanted:,}",
         )
     groups, member, sizes = np.unique(prints, return_inverse=True, return_counts=True)
@@ -288,7 +293,7 @@ def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.b
     val = chosen[member]
     if not val.any() or val.all():
         raise UsageError(
-            f"--val-size {options.val_size:g}", "no whole conversations add up to that",
+            f"--val-size {size:g}", "no whole conversations add up to that",
             "Every conversation is repeated too often; ask for more rows.",
         )  # fmt: skip
     return val

@@ -37,7 +37,7 @@ from compiler.templates.load import Template, load_template
 from compiler.tokenizer import Tokenizer
 from compiler.unit import Layout, Settings
 from schemas.arrow import FORMAT_VERSION, SPLITS
-from schemas.errors import TooManyRejects
+from schemas.errors import TooManyRejects, UsageError
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:
         layout = Layout(dataset.format, dataset.columns, dataset.tags, dataset.weights)
         chosen.append((dataset, request, layout))
     if config.self_cognition:
+        if any(dataset.name == SELF_COGNITION for dataset, _, _ in chosen):
+            raise UsageError("--self-cognition", f"another dataset is called {SELF_COGNITION!r}", "Rename that one.")
         pool = self_cognition()
         layout = Layout(pool.format, pool.columns, pool.tags, pool.weights, persona(config.name, config.author))
         chosen.append((pool, Request(SELF_COGNITION, count=config.self_cognition), layout))
@@ -153,32 +155,44 @@ def _certificate(config: Config, template: Template, tokenizer: Tokenizer) -> di
 
 
 def _check_rejects(config: Config, compiled: list[Compiled]) -> None:
-    """Raise if a dataset has more rejects than allowed; the rejects are written beside the output then."""
+    """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are kept for the user then."""
+    nothing_left = not any(one.counts()["read"] > sum(one.rejected().values()) for one in compiled)
     for one in compiled:
         read, reasons = one.counts()["read"], one.rejected()
         number = float(config.max_rejects.rstrip("%"))
         allowed = int(number * read / 100) if config.max_rejects.endswith("%") else int(number)
         rejected = sum(reasons.values())
-        if rejected <= allowed:
+        if rejected <= allowed and not nothing_left:
             continue
-        path = config.out.parent / f"{config.out.name}.rejects.jsonl"
-        path.write_bytes(rejects_jsonl(compiled))
+        limit = "No row is left" if nothing_left else f"--max-rejects {config.max_rejects} allows {allowed:,}"
         first = next(one.rejects())
         counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
         raise TooManyRejects(
             f"{first['file']}:{first['row']}#{first['pointer']}",
             f"{first['reason']}: {first['message']}",
-            f"{rejected:,} of {read:,} rows of {one.dataset.name!r} were rejected ({counted}); --max-rejects "
-            f"{config.max_rejects} allows {allowed:,}.\n  Nothing was published. All rejects are in {path}; what was "
-            "compiled is kept for the next run.",
+            f"{rejected:,} of {read:,} rows of {one.dataset.name!r} were rejected ({counted}). {limit}.\n"
+            f"  Nothing was published. All rejects are in {_keep_rejects(config, compiled)}; what was compiled is kept "
+            "for the next run.",
         )
+
+
+def _keep_rejects(config: Config, compiled: list[Compiled]) -> Path:
+    """Write the rejects beside the output, or into the cache where that cannot be written; return the path."""
+    name, data = f"{config.out.name}.rejects.jsonl", rejects_jsonl(compiled)
+    try:
+        path = config.out.parent / name
+        path.write_bytes(data)
+    except OSError:
+        path = config.cache / name
+        path.write_bytes(data)
+    return path
 
 
 def _write_shards(output: Output, plan: Plan, compiled: list[Compiled]) -> dict[str, Any]:
     sources = []
     for one in compiled:
         parts = zip(one.loaded, one.records, one.first_rows(), strict=True)
-        sources.append(Source(one.dataset.name, [Part(o.table, r.file, first) for o, r, first in parts]))
+        sources.append(Source(one.dataset.name, [Part(o.table, r.file, first, r.offset) for o, r, first in parts]))
     return {split: split_entry(write_split(output.partial / split, plan, split == "val", sources)) for split in SPLITS}
 
 

@@ -118,12 +118,21 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder}", "expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    left_over = names & {_LOCK, _PARTIAL} and names <= {*_OWN, _LOCK, _PARTIAL}
-    if names and MANIFEST not in names and not left_over:
+    left_over = names & {_LOCK, _PARTIAL} and names <= {*_OWN, _LOCK, _PARTIAL} - {MANIFEST}
+    if names and not left_over and not _is_ours(folder / MANIFEST):
         raise UsageError(
             f"-o {folder}", f"the folder is not empty and holds no compiled set (found {min(names)!r})",
             "Choose a new folder; nothing in this one was touched.",
         )  # fmt: skip
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Return whether this is a manifest of a compiled set, of any version: others have a manifest.json too."""
+    try:
+        found = json.loads(manifest.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"format_version", "kind", "splits", "balance"} <= set(found)
 
 
 # -- reading --
@@ -143,9 +152,11 @@ class ShardSet:
         try:
             manifest = json.loads(path.read_bytes())
         except FileNotFoundError:
-            what = "no such folder" if not folder.is_dir() else "no manifest.json: the set is not complete, or not one"
+            what = "no such folder" if not folder.exists() else "no manifest.json: the set is not complete, or not one"
             raise InputError(str(folder), what, "Compile it with cli compile ... -o DIR.") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise InputError(str(path), f"cannot be read: {error.strerror}") from error
+        except ValueError as error:
             raise IntegrityError(str(path), f"not a manifest: {error}", "Compile the set again.") from error
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if version != FORMAT_VERSION:

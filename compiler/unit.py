@@ -73,14 +73,16 @@ class Task:
     cache: str
     dataset: str
     """Its name, for progress only."""
+    key: str
+    """The object's name, worked out once by whoever plans the run."""
 
-    @property
-    def key(self) -> str:
-        """The name of the object."""
-        settings = asdict(self.settings)
-        del settings["tokenizer"]  # where the files are does not matter, only what they say
-        layout = asdict(self.layout) | {"policy": registry.weights(self.layout.weights)}
-        return objects.key_of(self.unit.kind, self.unit.digest, list(self.unit.header), layout, settings)
+
+def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
+    """Return the name of the object that a unit compiled this way becomes."""
+    asked = asdict(settings)
+    del asked["tokenizer"]  # where the files are does not matter, only what they say
+    read_as = asdict(layout) | {"policy": registry.weights(layout.weights)}
+    return objects.key_of(unit.kind, unit.digest, list(unit.header), read_as, asked)
 
 
 @lru_cache(maxsize=2)
@@ -171,7 +173,7 @@ class _UnitCompiler:
             except RowError as error:
                 self._reject(row, error.reject)
         if kept:
-            self.batches.append(_columns(kept))
+            self.batches.append(_columns(kept, self.task.unit))
 
     def _segments_or_merged(self, conversation: Conversation) -> list[Any]:
         try:
@@ -219,7 +221,7 @@ class _UnitCompiler:
         self.rejects.append(
             {
                 "index": row.index,
-                "offset": row.offset,
+                "offset": _within(row.offset, self.task.unit),
                 "length": row.length,
                 "pointer": reject.pointer,
                 "reason": str(reject.reason),
@@ -238,7 +240,12 @@ class _UnitCompiler:
         return {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
 
 
-def _columns(kept: list[tuple[Row, Conversation, Encoded]]) -> pa.RecordBatch:
+def _within(offset: int | None, unit: Unit) -> int | None:
+    """Return an offset counted from the unit's start: an object serves its unit wherever the unit stands in a file."""
+    return None if offset is None else offset - unit.offset
+
+
+def _columns(kept: list[tuple[Row, Conversation, Encoded]], unit: Unit) -> pa.RecordBatch:
     """Return the batch's columns from flat buffers and offsets."""
     examples = [example for _, _, example in kept]
     offsets = _offsets([len(example.ids) for example in examples])
@@ -254,7 +261,7 @@ def _columns(kept: list[tuple[Row, Conversation, Encoded]]) -> pa.RecordBatch:
         "spans": _spans([example.stretches for example in examples]),
         "num_trained": pa.array(trained, pa.int32()),
         "index": pa.array([row.index for row, _, _ in kept], pa.int64()),
-        "offset": pa.array([row.offset for row, _, _ in kept], pa.int64()),
+        "offset": pa.array([_within(row.offset, unit) for row, _, _ in kept], pa.int64()),
         "fingerprint": pa.array([conversation.fingerprint() for _, conversation, _ in kept], pa.binary(16)),
     }
     return pa.RecordBatch.from_arrays([arrays[name] for name in OBJECT.names], schema=OBJECT)

@@ -59,5 +59,5 @@ OBJECT = pa.schema(
         pa.field("fingerprint", pa.binary(16), nullable=False),
     ]
 )
-"""A unit's compiled rows in the cache. `index` counts within the unit, so that editing one unit of a file leaves the
-objects of the others valid; `fingerprint` is the conversation's, for duplicates and for the split."""
+"""A unit's compiled rows in the cache. `index` and `offset` count within the unit, so that an object serves its unit
+wherever that stands in a file; `fingerprint` is the conversation's, for duplicates and for the split."""

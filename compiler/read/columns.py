@@ -83,7 +83,7 @@ def _arrow_errors(path: str, kind: Kind) -> Iterator[None]:
     """Turn what pyarrow says about a file into an InputError."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a name, or a message
         if isinstance(error, OSError) and error.errno:
             raise unreadable(path, error) from error
         name = "a Parquet file" if kind is Kind.PARQUET else "an Arrow file or stream"
@@ -145,16 +145,25 @@ def _sliced(unit: Unit, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 def _check_batch(path: str, number: int, batch: pa.RecordBatch) -> None:
     """Raise InputError unless a record batch can be read safely.
 
-    Arrow data is memory as it is: offsets beyond its end would crash. Text that is not UTF-8 would not,
-    and is left to be a reject of its row.
+    Arrow data is memory as it is: offsets beyond its end would crash. Text that is not UTF-8 would not, and
+    is left to be a reject of its row: so the check is made as if text were binary.
     """
     for column in batch.columns:
+        type_ = _mapped(column.type, _binary_for_text)
         try:
-            column.validate(full=True)
+            (column if type_ == column.type else column.view(type_)).validate(full=True)
         except pa.ArrowInvalid as error:
-            if "UTF8" not in str(error):
-                what = f"record batch {number} is corrupt: {error}"
-                raise InputError(path, what, "Write or download it again.") from error
+            what = f"record batch {number} is corrupt: {error}"
+            raise InputError(path, what, "Write or download it again.") from error
+
+
+def _binary_for_text(type_: pa.DataType) -> pa.DataType:
+    """Return the binary type with the layout of a text type, or the type itself."""
+    if pa.types.is_string(type_):
+        return pa.binary()
+    if pa.types.is_large_string(type_):
+        return pa.large_binary()
+    return pa.binary_view() if pa.types.is_string_view(type_) else type_
 
 
 def _buffer(path: str, data: bytes | None) -> Any:
@@ -239,7 +248,7 @@ def _cell(name: str, column: pa.Array) -> Any:
 
 def _converted(column: pa.Array) -> list[Any]:
     """Return the values of a column as JSON values."""
-    type_ = _without_nanoseconds(column.type)
+    type_ = _mapped(column.type, _without_nanoseconds)
     if type_ != column.type:
         column = column.cast(type_, safe=False)
     values: list[Any] = column.to_pylist()
@@ -248,33 +257,38 @@ def _converted(column: pa.Array) -> list[Any]:
 
 
 def _without_nanoseconds(type_: pa.DataType) -> pa.DataType:
-    """Return the type with times to the microsecond.
+    """Return the type of a time to the microsecond, or the type itself.
 
     pyarrow gives nanoseconds as pandas objects if pandas is installed and fails otherwise; a row must not
     depend on that.
     """
-    types = pa.types
-    if types.is_timestamp(type_) and type_.unit == "ns":
+    if pa.types.is_timestamp(type_) and type_.unit == "ns":
         return pa.timestamp("us", type_.tz)
-    if types.is_duration(type_) and type_.unit == "ns":
+    if pa.types.is_duration(type_) and type_.unit == "ns":
         return pa.duration("us")
-    if types.is_time64(type_):
-        return pa.time64("us")
+    return pa.time64("us") if pa.types.is_time64(type_) else type_
+
+
+def _mapped(type_: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Return the type with `leaf` applied to the types inside it."""
+    types = pa.types
+
+    def inner(field: pa.Field) -> pa.Field:
+        return field.with_type(_mapped(field.type, leaf))
+
     if types.is_struct(type_):
-        return pa.struct([_field_without(type_.field(number)) for number in range(type_.num_fields)])
+        return pa.struct([inner(field) for field in type_])
     if types.is_map(type_):
-        return pa.map_(_without_nanoseconds(type_.key_type), _without_nanoseconds(type_.item_type))
+        return pa.map_(inner(type_.key_field), inner(type_.item_field), type_.keys_sorted)
     if types.is_list(type_):
-        return pa.list_(_field_without(type_.value_field))
+        return pa.list_(inner(type_.value_field))
     if types.is_large_list(type_):
-        return pa.large_list(_field_without(type_.value_field))
+        return pa.large_list(inner(type_.value_field))
     if types.is_fixed_size_list(type_):
-        return pa.list_(_field_without(type_.value_field), type_.list_size)
-    return type_
-
-
-def _field_without(field: pa.Field) -> pa.Field:
-    return field.with_type(_without_nanoseconds(field.type))
+        return pa.list_(inner(type_.value_field), type_.list_size)
+    if types.is_dictionary(type_):
+        return pa.dictionary(type_.index_type, _mapped(type_.value_type, leaf), type_.ordered)
+    return leaf(type_)
 
 
 def _converter(type_: pa.DataType) -> Convert | None:
