@@ -957,6 +957,8 @@ def test_a_damaged_table_is_one_message(tmp_path: Path) -> None:
         assert data.count(offsets) == 1
         broken = data.replace(offsets, b"\0\0\0\0\xff\xff\xff\x7fx")
         assert "record batch 0 is corrupt" in refusal(write(tmp_path / "a.arrow", broken))
+        renamed = arrow_bytes(pa.table({"name": ["x"]}), stream=stream).replace(b"name", b"n\xffme")
+        assert "cannot be read as an Arrow file" in refusal(write(tmp_path / "a.arrow", renamed))
 
 
 # Workbooks
