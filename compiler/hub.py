@@ -72,7 +72,7 @@ def _download(hub: str, repository: str) -> tuple[Path, str | None]:
 
         folder = Path(snapshot_download(repository, repo_type="dataset"))
         return folder, folder.name  # the cache keeps a snapshot in a folder named by its commit
-    from modelscope import dataset_snapshot_download  # an extra
+    from modelscope.hub.snapshot_download import dataset_snapshot_download  # an extra
 
     return Path(dataset_snapshot_download(repository)), None
 
