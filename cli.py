@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ class _Group(click.Group):
         _check_names()
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            click.echo(f"error: {_one_line(error)}", err=True)
+            ctx.exit(UsageError.exit_code)
         except Problem as problem:
             click.echo(f"error: {problem}", err=True)
             ctx.exit(problem.exit_code)
@@ -39,6 +43,18 @@ class _Group(click.Group):
             from schemas.errors import nearest  # only for the message
 
             raise click.UsageError(f"{error.message.rstrip('.')}; {nearest(args[0], self.commands)}", ctx) from None
+
+
+def _one_line(error: click.UsageError) -> str:
+    """Return click's message in our form, with the nearest valid value where it is about a choice."""
+    from schemas.errors import nearest  # only for the message
+
+    message = error.format_message().rstrip(".")
+    kind = getattr(getattr(error, "param", None), "type", None)
+    if isinstance(kind, click.Choice) and (match := re.search(r"'([^']*)' is not one of", message)):
+        name = error.param.opts[0] if isinstance(error, click.BadParameter) and error.param else ""
+        return f"{name} {match[1]}: no such value\n  {nearest(match[1], map(str, kind.choices))}"
+    return message
 
 
 def _check_names() -> None:
@@ -267,8 +283,6 @@ def compile_(**given: Any) -> None:
 
 def _config(given: dict[str, Any]) -> Any:
     """Return the run's configuration from the options, with everything that can be checked without files checked."""
-    import re
-
     from compiler import mix, pipeline, sources
     from compiler.formats import get
     from compiler.repair import REPAIRS

@@ -115,6 +115,18 @@ def parse_mix(text: str) -> list[Request]:
     return requests
 
 
+def check_options(requests: Sequence[Request], options: Options) -> None:
+    """Raise for options that would do nothing: they are about shares, and no dataset has one."""
+    if any(request.share is not None for request in requests):
+        return
+    unit = None if options.unit == "rows" else options.unit
+    given = {"--total": options.total, "--max-repeats": options.max_repeats, "--mix-unit": unit}
+    for option, value in given.items():
+        if value is not None:
+            name = requests[0].name if requests else "NAME"
+            raise UsageError(f"{option} {value}", "it is about shares, and no dataset has one", f"--mix {name}:1")
+
+
 def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: Options) -> Plan:
     """Return the plan for the datasets, in the order of the requests."""
     duplicate = _duplicates(examples)

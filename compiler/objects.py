@@ -87,13 +87,17 @@ def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
         checksum, data = _paths(cache_dir, key)[1].read_bytes().split(b"\n", 1)
     except (OSError, ValueError):
         return None
-    return orjson.loads(data) if checksum == xxhash.xxh3_128_hexdigest(data).encode() else None
+    if checksum != xxhash.xxh3_128_hexdigest(data).encode():
+        return None
+    record = orjson.loads(data)
+    # The name is inside too: a whole, valid file under another object's name is not that object.
+    return record if record.pop("key") == key else None
 
 
 def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
     """Write a record: its checksum on the first line, then the JSON."""
     path = _paths(cache_dir, key)[1]
-    data = orjson.dumps(record)
+    data = orjson.dumps({"key": key} | record)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)

@@ -28,7 +28,7 @@ from compiler.manifest import (
     versions,
     write_files,
 )
-from compiler.mix import Options, Plan, Request, make_plan
+from compiler.mix import Options, Plan, Request, check_options, make_plan
 from compiler.persona import DEMO_AUTHOR, DEMO_NAME, persona
 from compiler.shards import Output
 from compiler.sources import SELF_COGNITION, Catalogue, Dataset, self_cognition, with_weights
@@ -116,7 +116,9 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
 def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:
     """Return the datasets with what is asked of each and how it is read; self-cognition is the last one."""
     chosen = []
-    for request in config.catalogue.requests(config.mix):
+    requests = config.catalogue.requests(config.mix)
+    check_options(requests, config.options)
+    for request in requests:
         dataset = with_weights(config.catalogue.resolve(request.name), config.weights)
         layout = Layout(dataset.format, dataset.columns, dataset.tags, dataset.weights)
         chosen.append((dataset, request, layout))

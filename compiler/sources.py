@@ -61,6 +61,9 @@ class Catalogue:
 
     def requests(self, mix: list[Request]) -> list[Request]:
         """Return the requests, or one for each file where no mix is given."""
+        for folder in self.registries:
+            if not folder.is_dir():
+                raise UsageError(f"--registry {folder}", "no such folder")
         stems = self._stems()
         if not mix:
             return [Request(name) for name in stems]
@@ -152,9 +155,7 @@ def _dataset_info(folder: Path) -> dict[str, Any]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if folder.is_dir():
-            return {}  # a folder that only holds data of hub datasets
-        raise UsageError(f"--registry {folder}", "no such folder") from None
+        return {}  # a folder that only holds data of hub datasets
     except ValueError as error:
         raise InputError(str(path), f"not valid JSON: {error}") from error
     if not isinstance(info, dict):

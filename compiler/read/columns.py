@@ -167,8 +167,8 @@ def _binary_for_text(type_: pa.DataType) -> pa.DataType:
 
 
 def _buffer(path: str, data: bytes | None) -> Any:
-    """Return a file for pyarrow; a plain file is mapped, so that only what is used is read."""
-    return pa.memory_map(path) if data is None else pa.BufferReader(data)
+    """Return a file for pyarrow; not a memory map, which crashes when somebody else shortens the file."""
+    return pa.OSFile(path) if data is None else pa.BufferReader(data)
 
 
 def _is_arrow_file(file: Any) -> bool:

@@ -50,13 +50,13 @@ class Elements:
     The state is a method: it takes the block and a position, and returns the position it has read up to.
     """
 
-    def __init__(self, path: str | Path, at: int, line: int = 1) -> None:
+    def __init__(self, path: str | Path, at: int) -> None:
         self._path = str(path)
         self._base = at  # offset of the current block in the file
-        self._line, self._counted = line, 0  # line number of position `_counted` of the current block
+        self._line, self._counted = 1, 0  # line number of position `_counted` of the current block
         self._held = b""  # a backslash that ended the last block: it belongs to the byte after it
         self._depth = 0
-        self._begun, self._begun_line = at, line  # the element that is open, or was last
+        self._begun, self._begun_line = at, 1  # the element that is open, or was last
         self._ended = False
         self._state: Callable[[bytes, int], int] = self._opening
 

@@ -108,7 +108,8 @@ def _kind_of_name(path: Path) -> tuple[Kind, str]:
     kind = KINDS.get(Path(name.removesuffix("." + compression) if compression else name).suffix)
     if kind is None:
         hint = f"Known: {', '.join(KINDS)}, each also with .gz or .zst added."
-        raise InputError(str(path), f"unknown kind of file {path.suffix!r}", hint)
+        found = "".join(path.suffixes[-2:] if compression else path.suffixes[-1:])
+        raise InputError(str(path), f"unknown kind of file {found!r}", hint)
     return kind, compression
 
 
@@ -144,7 +145,9 @@ def _is_json_lines(source: Source) -> bool:
     """Return whether a `.json` file is JSON Lines; InputError if it is neither that nor an array."""
     with open_stream(source) as stream:
         line = _first_line(stream)
-        if line.startswith(b"[") or not line:
+        if not line:
+            raise no_rows(source.path)
+        if line.startswith(b"["):
             return False
         hint = "Put the rows into an array, [{...}, {...}], or write one object per line into a .jsonl file."
         if not line.startswith(b"{"):
@@ -272,7 +275,6 @@ class _Decompressed(io.RawIOBase):
             out = self._member.decompress(chunk)
         except (zlib.error, zstandard.ZstdError) as error:
             raise self._broken(f"is not valid {self._compression} data ({error})") from error
-
         if self._member.eof:
             self._rest, self._member = self._member.unused_data, None
             self._padding = self._compression == "gz"

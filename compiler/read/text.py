@@ -199,7 +199,7 @@ class _Records:
     """
 
     def __init__(self, path: str, kind: Kind, lines: Iterable[bytes], at: int) -> None:
-        self._path, self._delimiter = path, _DELIMITERS[kind]
+        self.path, self._delimiter = path, _DELIMITERS[kind]
         self._at, self._line, self._ended = at, 1, False  # of the byte that the csv module reads next
         self._raw: list[bytes] = []
         self._lines = lines
@@ -243,12 +243,12 @@ class _Records:
 
     def _unclosed(self, at: int, line: int) -> InputError:
         what = f"a quote in the record that begins at byte {at} (line {line}) is never closed"
-        return InputError(self._path, what, 'Close it; a quote inside a quoted field is written twice: "".')
+        return InputError(self.path, what, 'Close it; a quote inside a quoted field is written twice: "".')
 
 
 def _read_header(records: _Records) -> tuple[str, ...]:
     """Return the first record of a CSV file as column names."""
-    where = records._path
+    where = records.path
     for _, raw, fields in records:
         if isinstance(fields, csv.Error):
             if b"\r" in raw:
