@@ -6,6 +6,7 @@ Nothing here knows a source format, a chat template or a tokenizer.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -61,8 +62,10 @@ class Conversation:
     def fingerprint(self) -> bytes:
         """Return 16 bytes that are equal for equal conversations (text, roles, calls, tools; not weights)."""
         parts = [[m.role, m.content, [[c.name, c.arguments] for c in m.calls], m.name] for m in self.messages]
-        # Integers beyond 64 bits are the one JSON value orjson cannot write.
-        text = orjson.dumps([parts, self.tools], default=str, option=orjson.OPT_PASSTHROUGH_SUBCLASS)
+        try:
+            text = orjson.dumps([parts, self.tools])
+        except TypeError:  # integers beyond 64 bits, more than 254 levels: orjson cannot write what rows may hold
+            text = json.dumps([parts, self.tools]).encode()
         return xxhash.xxh3_128_digest(text)
 
 

@@ -46,6 +46,7 @@ from schemas.errors import IntegrityError, UsageError, nearest
 Ints = npt.NDArray[np.int64]
 LIMIT = 5
 """Rows, rejects and violations shown where nobody asked for more."""
+_MAGIC = b"ARROW1\0\0"
 _OTHER_MODELS = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _BETWEEN = "\uffff"
 """Stands for a control token where text is searched: no text that looks like one goes across it."""
@@ -83,6 +84,7 @@ class Row:
 
     @property
     def text(self) -> str:
+        """The whole row decoded, control tokens included."""
         return "".join(token.text for token in self.tokens)
 
     def as_json(self) -> dict[str, Any]:
@@ -101,6 +103,11 @@ class Query:
     sample: int | None = None
     seed: int = 0
     limit: int | None = None
+
+    @property
+    def asks(self) -> bool:
+        """True where certain rows are asked for."""
+        return (self.row, self.find, self.dataset, self.sample) != (None, None, None, None)
 
 
 # -- reading --
@@ -125,8 +132,7 @@ def _damage(opened: ShardSet, what: str) -> IntegrityError:
 class Split:
     """The batches of one split, each checked against its digest when it is read.
 
-    A batch is read at the offset that the manifest gives it: the file's own header and footer are not needed, and
-    `cli verify` looks at them.
+    A batch is read where the manifest says it is: the file's own index is not needed, and `cli verify` looks at it.
     """
 
     def __init__(self, opened: ShardSet, name: str) -> None:
@@ -137,6 +143,7 @@ class Split:
 
     @property
     def num_rows(self) -> int:
+        """The rows of the split, by the manifest."""
         return self._starts[-1]
 
     def scan(self) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -172,12 +179,19 @@ class Split:
             last = first + entry["rows"] - 1
             raise _damage(self.opened, f"{name}: batch {number} (rows {first} to {last}) is damaged")
         try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(data), SHARD)
+            batch = _decode(pa.py_buffer(data))
         except pa.ArrowException as error:
             raise _damage(self.opened, f"{name}: batch {number} is no Arrow batch: {error}") from error
         if batch.num_rows != entry["rows"]:
             raise _damage(self.opened, f"{name}: batch {number} has {batch.num_rows} rows, expected {entry['rows']}")
         return batch
+
+
+def _decode(part: pa.Buffer) -> pa.RecordBatch:
+    """Return the batch in a part of an Arrow file; the part of a file's first batch begins with the file's header."""
+    if part.slice(0, len(_MAGIC)).to_pybytes() == _MAGIC:
+        return pa.ipc.open_stream(part.slice(len(_MAGIC))).read_next_batch()
+    return pa.ipc.read_record_batch(part, SHARD)
 
 
 class Vocabulary:
@@ -218,8 +232,9 @@ class Vocabulary:
         """Return one row of a split, decoded."""
         ids, labels = columns["input_ids"], columns["labels"]
         weights = columns["loss_weights"] or [float(label != IGNORED) for label in labels]
+        pieces = self.pieces(pa.array(ids, pa.int32())).to_pylist()
         controls = self.tokenizer.is_control[ids].tolist()
-        texts = _texts(self.pieces(pa.array(ids, pa.int32())).to_pylist(), controls)
+        texts = _texts(pieces, controls)
         who = chain.from_iterable(repeat((s["role"], s["key"]), s["num_tokens"]) for s in columns["spans"])
         lookalikes, flags = self._lookalikes(texts, controls)
         tokens = [
@@ -286,10 +301,7 @@ def _byte_alphabet() -> dict[int, str]:
 def choose(split: Split, query: Query, vocabulary: Vocabulary) -> tuple[list[int], str]:
     """Return the numbers of the rows to show, and a sentence on how many there are beside them (or "")."""
     manifest = split.opened.manifest
-    if query.dataset is not None:
-        names = [entry["name"] for entry in manifest["datasets"]]
-        if query.dataset not in names:
-            raise UsageError(f"--dataset {query.dataset}", "no such dataset in the set", nearest(query.dataset, names))
+    _check_dataset(manifest, query.dataset)
     if query.find == "":
         raise UsageError("--find", "expected a text to look for, found an empty one")
     if not split.num_rows:
@@ -297,7 +309,7 @@ def choose(split: Split, query: Query, vocabulary: Vocabulary) -> tuple[list[int
         raise UsageError(f"--split {split.name}", "the set has no rows there", f"known: {', '.join(others)}")
     if query.row is not None:
         return _by_row(split, query)
-    if (query.find, query.dataset, query.sample) == (None, None, None):
+    if not query.asks:
         return _first_of_each(split), ""
     found = _matching(split, query, vocabulary)
     what = f"{_rows(len(found))} of {query.dataset or split.name}"
@@ -316,6 +328,12 @@ def choose(split: Split, query: Query, vocabulary: Vocabulary) -> tuple[list[int
     limit = query.limit or (LIMIT if query.find is not None else 1)
     more = f"; --limit {len(found)} shows all" if len(found) > limit else ""
     return found[:limit].tolist(), f"{min(limit, len(found)):,} of {what}{more}"
+
+
+def _check_dataset(manifest: dict[str, Any], name: str | None) -> None:
+    names = [entry["name"] for entry in manifest["datasets"]]
+    if name is not None and name not in names:
+        raise UsageError(f"--dataset {name}", "no such dataset in the set", nearest(name, names))
 
 
 def _rows(count: int) -> str:
@@ -412,7 +430,7 @@ def _matching(split: Split, query: Query, vocabulary: Vocabulary) -> Ints:
 
 
 def _contains(ids: pa.ListArray, text: str, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
-    """Return bool[N]: which rows' bytes contain the text's. The search is one over all rows; the loop is over matches."""
+    """Return bool[N]: which rows' bytes contain the text's. One search over all rows; the loop is over matches."""
     pieces = vocabulary.pieces(ids.values)
     _, offsets, data = pieces.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[ids.offsets.to_numpy()]
@@ -429,6 +447,7 @@ def _contains(ids: pa.ListArray, text: str, vocabulary: Vocabulary) -> npt.NDArr
 
 def rejects(opened: ShardSet, dataset: str | None = None) -> list[dict[str, Any]]:
     """Return the entries of rejects.jsonl, of one dataset or of all."""
+    _check_dataset(opened.manifest, dataset)
     entries = [json.loads(line) for line in read_file(opened, "rejects.jsonl").splitlines()]
     return [entry for entry in entries if dataset in (None, entry["dataset"])]
 
@@ -447,3 +466,104 @@ class Check:
     trained: int = 0
     rows: int = 0
     violations: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """True where no token that may not be trained is."""
+        return not self.trained
+
+    def as_json(self) -> dict[str, Any]:
+        """Return {assert, ok, roles, keys, tokens, trained, rows, violations}, counts being over all rows."""
+        return {"assert": self.given, "ok": self.ok} | {k: v for k, v in asdict(self).items() if k != "given"}
+
+    @property
+    def what(self) -> str:
+        """The tokens that are checked, in words."""
+        return " or ".join([f"role {role}" for role in self.roles] + [f"key {key!r}" for key in self.keys])
+
+
+def parse_check(given: str, manifest: dict[str, Any]) -> Check:
+    """Return the check that `NAME:0` asks for; NAME is a role or a policy key, in any case, its colon given or not."""
+    name, colon, number = given.rpartition(":")
+    if not colon or not name or not re.fullmatch(r"[-+]?[\d.]+%?", number):
+        raise UsageError(f"--assert {given}", "expected ROLE:0 or KEY:0", "--assert tool:0 --assert Observation:0")
+    if number != "0":
+        raise UsageError(f"--assert {given}", "only 0 is supported: no token may be trained", f"--assert {name}:0")
+    roles = [*map(str, Role), TEMPLATE[0]]
+    keys = [KEYWORD]
+    for policy in (entry["policy"] for entry in manifest["datasets"]):
+        keys += [key for part in ("keywords", "patterns") for key in policy.get(part, {}) if key not in keys]
+
+    def same(known: str) -> bool:
+        return known.casefold().removesuffix(":") == name.casefold().removesuffix(":")
+
+    check = Check(given, list(filter(same, roles)), list(filter(same, keys)))
+    if not check.what:
+        raise UsageError(f"--assert {given}", "no such role or policy key", nearest(name, [*roles, *keys]))
+    return check
+
+
+def run_checks(opened: ShardSet, checks: list[Check]) -> int:
+    """Fill in the checks' counts over every row of every split; return the number of rows."""
+    rows = 0
+    for split in (Split(opened, name) for name in SPLITS):
+        rows += split.num_rows
+        for start, batch in split.scan():
+            edges, roles, keys = _edges(split, batch)
+            values = batch.column("labels").values.to_numpy()
+            trained = np.concatenate([[0], np.cumsum(values != IGNORED)])
+            # int64[S]: the trained tokens of every span.
+            counts = trained[edges[1:]] - trained[edges[:-1]]
+            for check in checks:
+                mine = _is_in(roles, check.roles) | _is_in(keys, check.keys)
+                check.tokens += int(np.diff(edges)[mine].sum())
+                wrong = np.flatnonzero(mine & (counts > 0))
+                if len(wrong):
+                    _violations(check, split, start, batch, edges, wrong, counts)
+    _add_texts(opened, checks)
+    return rows
+
+
+def _edges(split: Split, batch: pa.RecordBatch) -> tuple[Ints, pa.Array, pa.Array]:
+    """Return (first token of each span and the end int64[S + 1], roles, keys); the tokens are the whole batch's."""
+    spans = batch.column("spans")
+    edges = np.concatenate([[0], np.cumsum(spans.values.field("num_tokens").to_numpy(), dtype=np.int64)])
+    if not np.array_equal(edges[spans.offsets.to_numpy()], batch.column("labels").offsets.to_numpy()):
+        raise _damage(split.opened, f"{split.name}: the spans of a row do not cover its tokens")
+    return edges, spans.values.field("role"), spans.values.field("key")
+
+
+def _is_in(names: pa.Array, wanted: list[str]) -> npt.NDArray[np.bool_]:
+    return pc.is_in(names, pa.array(wanted, pa.string())).to_numpy(zero_copy_only=False)
+
+
+def _violations(
+    check: Check, split: Split, start: int, batch: pa.RecordBatch, edges: Ints, wrong: Ints, counts: Ints
+) -> None:
+    """Count the spans that are wrong, and note the first one of the first rows."""
+    rows = np.searchsorted(batch.column("spans").offsets.to_numpy(), wrong, side="right") - 1
+    found, firsts = np.unique(rows, return_index=True)
+    check.trained += int(counts[wrong].sum())
+    check.rows += len(found)
+    for row, first in zip(found.tolist(), wrong[firsts].tolist(), strict=True):
+        if len(check.violations) == LIMIT:
+            break
+        labels = batch.column("labels").values[edges[first] : edges[first + 1]].to_numpy()
+        # The first stretch of trained tokens in the span: as a rule all of it.
+        is_trained = labels != IGNORED
+        a = int(is_trained.argmax())
+        b = a + int((~is_trained[a:]).argmax() or len(labels) - a)
+        entry: dict[str, Any] = {"row": start + row, "split": split.name}
+        entry |= {"file": batch.column("file")[row].as_py(), "source_row": batch.column("row")[row].as_py()}
+        entry["token"] = int(edges[first]) + a - batch.column("labels").offsets[row].as_py()
+        check.violations.append(entry | {"text": labels[a:b]})
+
+
+def _add_texts(opened: ShardSet, checks: list[Check]) -> None:
+    """Replace the ids noted for a violation by their text; the tokenizer is only needed where there are any."""
+    found = [entry for check in checks for entry in check.violations]
+    vocabulary = Vocabulary(opened) if found else None
+    for entry in found:
+        if vocabulary is not None:
+            pieces = vocabulary.pieces(pa.array(entry["text"]))
+            entry["text"] = b"".join(pieces.to_pylist()).decode("utf-8", "backslashreplace")

@@ -42,8 +42,8 @@ class Policy:
         """The keys that tokens can carry under this policy."""
         return [*self.keywords, *(key for key, _, _ in self.patterns)] + ([KEYWORD] if self.keywords else [])
 
-    def intervals(self, reply: str) -> list[Interval]:
-        """Return the weighted stretches of a reply.
+    def intervals(self, reply: str, begin: int = 0) -> list[Interval]:
+        """Return the weighted stretches of a reply; the message's own text, which begins a line, is at `begin`.
 
         Keywords are a state machine anchored at line starts: a keyword holds until the next one; the same words in
         the middle of a line are text.
@@ -51,9 +51,11 @@ class Policy:
         found: list[Interval] = []
         if self.keywords:
             texts = sorted(self.keywords, key=len, reverse=True)
-            marks = list(re.finditer("^(?:" + "|".join(map(re.escape, texts)) + ")", reply, re.MULTILINE))
-            ends = [mark.start() for mark in marks[1:]] + [len(reply)]
-            for mark, end in zip(marks, ends, strict=True):
+            keyword_at = re.compile("|".join(map(re.escape, texts)))
+            lines = [begin, *(match.end() for match in re.finditer("\n", reply) if match.end() > begin)]
+            marks = [mark for line in lines if (mark := keyword_at.match(reply, line))]
+            ends = [*(mark.start() for mark in marks[1:]), len(reply)]
+            for mark, end in zip(marks, ends, strict=False):  # no keyword, no stretch
                 keyword, content = self.keywords[mark[0]]
                 found += [(mark.start(), mark.end(), keyword, KEYWORD), (mark.end(), end, content, mark[0])]
         for key, pattern, weight in self.patterns:
@@ -92,7 +94,10 @@ def _weigh_reply(conversation: Conversation, reply: list[Segment], policy: Polic
     if asked is not None or not (policy.keywords or policy.patterns):
         return reply
     *body, stop = reply
-    intervals = policy.intervals("".join(segment.text for segment in body))
+    text = "".join(segment.text for segment in body)
+    # A template may put a space before the text of a reply (Mistral, Llama 2).
+    begin = max(text.find(conversation.messages[stop.message].content), 0)
+    intervals = policy.intervals(text, begin)
     return [*_apply(body, intervals), stop]
 
 

@@ -304,6 +304,8 @@ def merge(segments: list[Segment]) -> list[Segment]:
 
 def _must_be_rendered(index: int, message: Message, hidden: str, text: str, exact: bool) -> None:
     """Raise if a content is missing from the rendering, or must be trained and has no known place."""
+    if not message.content:
+        return
     where = f"message {index + 1} ({message.role})"
     if message.content.strip() and (exact or hidden.strip() not in text):
         raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template leaves out the content of {where}")
