@@ -75,7 +75,8 @@ class Segment:
 
     `message` is the index of the message whose text this is (-1 = the template's own text);
     `generated` is True for what the model must produce in a reply, its stop included;
-    `boundary` is True where generation starts, so that nothing is merged across it;
+    `boundary` is True where generation starts, so that nothing is merged across it; `fresh` makes what follows a
+    boundary a text of its own to the tokenizer, leading space and all;
     `weight` and `key` are filled in by the weights policy.
     """
 
@@ -84,5 +85,6 @@ class Segment:
     message: int = -1
     generated: bool = False
     boundary: bool = False
+    fresh: bool = False
     weight: float = 0.0
     key: str = ""

@@ -71,16 +71,14 @@ class Run:
         return speaker
 
 
-def encode(
-    batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer, *, reply_start: str = "continued"
-) -> list[Encoded]:
-    """Return the token columns of each weighed conversation; `reply_start` says how a reply's first text is encoded."""
-    runs = [make_runs(segments, tokenizer, reply_start) for _, segments in batch]
+def encode(batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer) -> list[Encoded]:
+    """Return the token columns of each weighed conversation."""
+    runs = [make_runs(segments, tokenizer) for _, segments in batch]
     ids = _encode_runs([run for row in runs for run in row if run.control < 0], tokenizer)
     return [_assemble(row, ids, conversation) for row, (conversation, _) in zip(runs, batch, strict=True)]
 
 
-def make_runs(segments: list[Segment], tokenizer: Tokenizer, reply_start: str) -> list[Run]:
+def make_runs(segments: list[Segment], tokenizer: Tokenizer) -> list[Run]:
     """Return the runs of one conversation, each to be encoded as one text or placed as one control token."""
     runs: list[Run] = []
     for segment in segments:
@@ -93,7 +91,7 @@ def make_runs(segments: list[Segment], tokenizer: Tokenizer, reply_start: str) -
         else:
             fresh = not runs or tokenizer.prefix_every_section
             if segment.boundary and runs and runs[-1].control < 0:
-                fresh = reply_start == "fresh"
+                fresh = segment.fresh
             runs.append(Run(-1, [segment], fresh))
     return runs
 

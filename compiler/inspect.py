@@ -195,22 +195,31 @@ def _decode(part: pa.Buffer) -> pa.RecordBatch:
 
 
 class Vocabulary:
-    """The set's own tokenizer: what bytes every id stands for, and what only looks like a control token."""
+    """The set's own tokenizer: what bytes every id stands for, and what only looks like a control token.
+
+    It is read as data: nothing is encoded, so the tokenizer itself, a second's work for a large one, is not built.
+    """
 
     def __init__(self, opened: ShardSet) -> None:
         self._opened = opened
-        for name in opened.manifest["files"]:
-            if name.startswith("tokenizer/"):
-                read_file(opened, name)
-        self.tokenizer = Tokenizer.load(opened.folder / "tokenizer")
+        names = [name for name in opened.manifest["files"] if name.startswith("tokenizer/")]
+        files = {name.removeprefix("tokenizer/"): read_file(opened, name) for name in names}
+        if "tokenizer.json" not in files:
+            raise _damage(opened, "tokenizer/tokenizer.json: not in the manifest")
+        self.tokenizer = Tokenizer(opened.folder / "tokenizer", files)
+        self._controls = frozenset(self.tokenizer.controls.values())
 
     @cached_property
     def bytes_of(self) -> pa.LargeBinaryArray:
         """Return the bytes of every id, large_binary[V]."""
         spell = _speller(self.tokenizer)
-        table = [b""] * len(self.tokenizer.is_control)
-        for token, number in self.tokenizer.official.get_vocab(with_added_tokens=True).items():
-            table[number] = token.encode() if self.tokenizer.is_control[number] else spell(token, number)
+        model = self.tokenizer.spec["model"]["vocab"]
+        vocab = model if isinstance(model, dict) else {entry[0]: number for number, entry in enumerate(model)}
+        table = [b""] * (max(*vocab.values(), *self._controls) + 1)
+        for token, number in vocab.items():
+            table[number] = spell(token, number)
+        for token, number in self.tokenizer.controls.items():
+            table[number] = token.encode()
         return pa.array(table, pa.large_binary())
 
     def pieces(self, ids: pa.Array) -> pa.LargeBinaryArray:
@@ -233,7 +242,7 @@ class Vocabulary:
         ids, labels = columns["input_ids"], columns["labels"]
         weights = columns["loss_weights"] or [float(label != IGNORED) for label in labels]
         pieces = self.pieces(pa.array(ids, pa.int32())).to_pylist()
-        controls = self.tokenizer.is_control[ids].tolist()
+        controls = [token_id in self._controls for token_id in ids]
         texts = _texts(pieces, controls)
         who = chain.from_iterable(repeat((s["role"], s["key"]), s["num_tokens"]) for s in columns["spans"])
         lookalikes, flags = self._lookalikes(texts, controls)
@@ -314,7 +323,7 @@ def choose(split: Split, query: Query, vocabulary: Vocabulary) -> tuple[list[int
     found = _matching(split, query, vocabulary)
     what = f"{_rows(len(found))} of {query.dataset or split.name}"
     what += f" in {split.name}" if query.dataset else ""
-    what += f" with {query.find!r}" if query.find is not None else ""
+    what += f" with {json.dumps(query.find, ensure_ascii=False)}" if query.find is not None else ""
     if not len(found):
         if query.find is None:
             raise UsageError(f"--dataset {query.dataset}", f"no row of it is in {split.name}", "See --split.")
@@ -348,9 +357,7 @@ def _by_row(split: Split, query: Query) -> tuple[list[int], str]:
         return [int(given)], ""
     label, _, number = given.rpartition(":")
     if not label or not number.isdecimal():
-        raise UsageError(
-            f"--row {given}", "expected a row of the split, or FILE:ROW", f"--row 0, --row {_files(split)[0][0]}:0"
-        )
+        raise UsageError(f"--row {given}", "expected a row of the split, or FILE:ROW", "--row 0, --row chats.jsonl:4")
     file, rows = _file(split, label, f"--row {given}")
     if int(number) >= rows:
         raise UsageError(f"--row {given}", f"{file} has rows 0 to {rows - 1}")
@@ -362,13 +369,10 @@ def _by_row(split: Split, query: Query) -> tuple[list[int], str]:
     return found[:limit], note + (f"; the first {limit} are shown" if len(found) > limit else "")
 
 
-def _files(split: Split) -> list[tuple[str, int]]:
-    return [(file["file"], file["rows"]) for entry in split.opened.manifest["datasets"] for file in entry["files"]]
-
-
 def _file(split: Split, label: str, where: str) -> tuple[str, int]:
     """Return the file of that label and its rows; the end of a label will do where it names one file."""
-    files = dict(_files(split))
+    entries = split.opened.manifest["datasets"]
+    files = {file["file"]: file["rows"] for entry in entries for file in entry["files"]}
     found = [file for file in files if file == label] or [file for file in files if file.endswith(f"/{label}")]
     if len(found) != 1:
         what = "several files end so" if found else "no such file in the set"
@@ -396,15 +400,9 @@ def _whereabouts(split: Split, file: str, row: int) -> str:
 
 def _first_of_each(split: Split) -> list[int]:
     """Return the first row of each dataset, in the manifest's order; stops reading when all are found."""
-    wanted = {
-        entry["name"]: -1
-        for entry in split.opened.manifest["datasets"]
-        if (
-            entry["realized"]["val_rows"]
-            if split.name == "val"
-            else entry["realized"]["rows"] - entry["realized"]["val_rows"]
-        )
-    }
+    realized = {entry["name"]: entry["realized"] for entry in split.opened.manifest["datasets"]}
+    sizes = {name: (r["rows"] - r["val_rows"], r["val_rows"]) for name, r in realized.items()}
+    wanted = {name: -1 for name, rows in sizes.items() if rows[SPLITS.index(split.name)]}
     for start, batch in split.scan():
         for name in [name for name, found in wanted.items() if found < 0]:
             at = pc.index(batch.column("dataset"), name).as_py()

@@ -51,6 +51,8 @@ _MARKS = frozenset("⟦⟧‹›⚠┊↵␣⇥")
 _MISSED_SPACE = re.compile(r"(?<= ) | (?= )| (?=\n|$)")
 _LABEL = len("assistant ")
 _MARGIN = _LABEL + 2
+_AROUND = 25
+"""Characters shown before and after a match."""
 _JOINER = "\u200d"
 
 
@@ -92,7 +94,7 @@ def _show_rows(opened: ShardSet, query: Query, style: str) -> None:
         if style == "json":
             print(json.dumps(row.as_json(), ensure_ascii=False))
         else:
-            print(f"{row.file}:{row.source_row}  {row.dataset}  row {row.row} of {row.split}", file=sys.stderr)
+            print(f"{_place(row)}  {row.dataset}  row {row.row} of {row.split}", file=sys.stderr)
             print(*sanity(row, vocabulary), sep="\n")
     if note:
         print(note, file=sys.stderr)
@@ -141,7 +143,7 @@ def _verdict(check: Check, rows: int) -> Iterator[str]:
         wrong = f"{check.trained:,} of {check.tokens:,} tokens of {check.what} {'is' if check.trained == 1 else 'are'}"
         yield f"{check.given} fails: {wrong} trained, in {check.rows:,} of {rows:,} rows"
         for entry in check.violations:
-            place = f"{entry['split']} row {entry['row']}  {entry['file']}:{entry['source_row']}"
+            place = f"{entry['split']} row {entry['row']}  {_visible(entry['file'])}:{entry['source_row']}"
             yield f"  {place}  token {entry['token']} ⟦{_cut(_visible(entry['text']), 60)}⟧"
         if check.rows > len(check.violations):
             yield f"  and {check.rows - len(check.violations):,} rows more"
@@ -152,7 +154,7 @@ def _verdict(check: Check, rows: int) -> Iterator[str]:
 
 @dataclass
 class Page:
-    """Where rows are printed: `width` None = nothing is wrapped; `edges` = tokens are parted by a mark, not by colour."""
+    """Where rows are printed. Without a `width` nothing is wrapped; with `edges` a mark parts tokens, not a colour."""
 
     console: Console
     width: int | None
@@ -172,20 +174,21 @@ class Page:
     def say(self, note: str) -> None:
         """Print a closing sentence, if there is one."""
         if note:
+            self._print(Text())
             self._print(Text(note, QUIET))
 
     def legend(self) -> None:
         """Print what the marks mean."""
         parts = [("context", CONTEXT[0]), ("⟦trained⟧", TRAINED[0]), ("⟦2.0:weight 2⟧", WEIGHTED[0])]
         parts += [("‹control token›", CONTROL), ("⚠only looks like one", LOOKALIKE)]
-        parts += [(f"{EDGE} token edge" if self.edges else "shades alternate by token", QUIET)]
+        parts += [(f"{EDGE} token edge" if self.edges else "one shade a token", QUIET)]
         parts += [(f"{NEWLINE} newline", QUIET), (f"{SPACE} space", QUIET)]
         self._print(Text("   ").join(Text(text, style) for text, style in parts))
 
     def row(self, row: Row, manifest: dict[str, Any], find: str | None) -> None:
         """Print a row: where it is from, how much of it is trained and where, its tokens."""
         self._print(Text())
-        title = (f"━━ {row.file}:{row.source_row}", MARK)
+        title = (f"━━ {_place(row)}", MARK)
         self._print(Text.assemble(title, (f" ━━ {row.dataset} ━━ row {row.row} of {row.split}", QUIET)))
         self._print(Text(f"   {_facts(row, manifest)}", QUIET))
         self._print(Text.assemble("   ", (_map(row), TRAINED[0])))
@@ -199,7 +202,11 @@ class Page:
 
     def _line(self, line: _Line, label: str) -> None:
         text = Text.assemble(*line.parts)
-        parts = [text] if self.width is None else text.wrap(self.console, self.width - _MARGIN, overflow="fold")
+        parts = (
+            [text]
+            if self.width is None
+            else text.wrap(self.console, max(self.width - _MARGIN, _MARGIN), overflow="fold")
+        )
         for part in parts:
             trained = any(str(span.style).startswith(TRAINED + WEIGHTED) for span in part.spans)
             margin = Text.assemble((f"{label:<{_LABEL}}", QUIET), ("┃ " if trained else "  ", TRAINED[0]))
@@ -208,10 +215,15 @@ class Page:
 
     def reject(self, entry: dict[str, Any]) -> None:
         """Print a rejected row: where it is, what is wrong, how it begins."""
-        place = f"{entry['file']}:{entry['row']}#{entry['pointer']}"
-        self._print(Text.assemble((place, MARK), "  ", (entry["reason"], LOOKALIKE), f": {entry['message']}"))
+        place = _visible(f"{entry['file']}:{entry['row']}#{entry['pointer']}")
+        message = _visible(entry["message"])
+        self._print(Text.assemble((place, MARK), "  ", (entry["reason"], LOOKALIKE), f": {message}"))
         raw = _visible(entry["raw"]) if "raw" in entry else "bytes " + entry["raw_hex"]
         self._print(Text(f"    {_cut(raw, 200)}", QUIET))
+
+
+def _place(row: Row) -> str:
+    return _visible(f"{row.file}:{row.source_row}")
 
 
 def _cut(text: str, length: int) -> str:
@@ -239,17 +251,18 @@ def _matches(row: Row, find: str | None) -> Iterator[Text]:
     found = _occurrences(row.text, find)
     ends = np.cumsum([len(token.text) for token in row.tokens])
     for start, end in found[:3]:
+        before, after = row.text[:start], row.text[end:]
         token = int(np.searchsorted(ends, start, side="right"))
-        line = Text(f"   found at token {token}: …{_visible(row.text[max(start - 40, 0) : start])}", QUIET)
+        line = Text(f"   found at token {token}: {'…' * (start > _AROUND)}{_visible(before[-_AROUND:])}", QUIET)
         line.append(_visible(row.text[start:end]), FOUND)
-        yield line.append(f"{_visible(row.text[end : end + 40])}…", QUIET)
+        yield line.append(_visible(after[:_AROUND]) + "…" * (len(after) > _AROUND), QUIET)
     if len(found) > 3:
         yield Text(f"   and {len(found) - 3:,} times more", QUIET)
 
 
 @dataclass
 class _Line:
-    """One line of the decoded text: (glyphs, style) in order. `opens` where the template begins it with a control token."""
+    """One line of the decoded text: (glyphs, style) in order. `opens`: it begins with the template's control token."""
 
     parts: list[tuple[str, str]] = field(default_factory=list)
     role: str = ""
@@ -350,7 +363,8 @@ def _glyph(char: str) -> str:
     if char in _PICTURES:
         return _PICTURES[char]
     category = unicodedata.category(char)
-    hidden = char in _MARKS or (category[0] in "CZ" and char not in (" ", _JOINER))
+    # Cn, unassigned, is shown: an emoji younger than this Python is one.
+    hidden = char in _MARKS or (category[0] in "CZ" and category != "Cn" and char not in (" ", _JOINER))
     return f"<U+{ord(char):04X}>" if hidden else char
 
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,8 @@ import orjson
 from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
+import registry
+from compiler.convert import to_spec
 from schemas.errors import InputError, UsageError
 
 FILES = (
@@ -53,6 +55,8 @@ class Tokenizer:
     folder: Path
     files: dict[str, bytes]
     """The files found, by name: they are copied beside the shards so that a dataset explains itself."""
+    family: dict[str, Any] = field(default_factory=dict)
+    """Where there is no tokenizer.json: how its vocabulary file is read (registry/tokenizers/families.json)."""
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -60,13 +64,16 @@ class Tokenizer:
         if not folder.is_dir():
             raise UsageError(f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json.")
         files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-        if "tokenizer.json" not in files:
+        family = {} if "tokenizer.json" in files else _family(files)
+        if family and (folder / family["file"]).is_file():
+            files[family["file"]] = (folder / family["file"]).read_bytes()
+        elif "tokenizer.json" not in files:
             found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
             raise UsageError(
                 f"--tokenizer {folder}", f"expected a tokenizer.json, found {found}",
                 "Point at the model's folder; AutoTokenizer(...).save_pretrained writes a tokenizer.json.",
             )  # fmt: skip
-        tokenizer = cls(folder, files)
+        tokenizer = cls(folder, files, family)
         if tokenizer.digest not in _LOADED:
             try:
                 _ = tokenizer.config, tokenizer.controls, tokenizer._plain
@@ -80,7 +87,7 @@ class Tokenizer:
     def digest(self) -> str:
         """sha256 over the names and bytes of all tokenizer files."""
         total = hashlib.sha256()
-        for name, data in sorted(self.files.items()):
+        for name, data in [*sorted(self.files.items()), ("family", orjson.dumps(self.family))]:
             total.update(f"{name}\0{len(data)}\0".encode())
             total.update(data)
         return total.hexdigest()
@@ -92,13 +99,16 @@ class Tokenizer:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """`tokenizer.json`, parsed."""
-        return orjson.loads(self.files["tokenizer.json"])
+        """`tokenizer.json`, parsed; or what the vocabulary file is as one."""
+        if not self.family:
+            return orjson.loads(self.files["tokenizer.json"])
+        file = self.family["file"]
+        return to_spec(self.family, self.files[file], self.config, str(self.folder / file))
 
     @cached_property
     def official(self) -> HFTokenizer:
         """The tokenizer as published."""
-        return HFTokenizer.from_str(self.files["tokenizer.json"].decode())
+        return HFTokenizer.from_str(orjson.dumps(self.spec).decode())
 
     @cached_property
     def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
@@ -148,6 +158,7 @@ class Tokenizer:
     def named_tokens(self) -> dict[str, str]:
         """bos_token, eos_token ... as text, as chat templates expect them."""
         special = json.loads(self.files.get("special_tokens_map.json", b"{}")) | self.config
+        special = self.family.get("named_tokens", {}) | special
         found = {name: special.get(name) for name in NAMED_TOKENS}
         return {k: v["content"] if isinstance(v, dict) else v for k, v in found.items() if v}
 
@@ -201,6 +212,12 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
         return self.official.decode(list(ids), skip_special_tokens=False)
+
+
+def _family(files: dict[str, bytes]) -> dict[str, Any]:
+    """Return how a folder without a tokenizer.json is read, by the class its configuration names; {} if unknown."""
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    return registry.tokenizer_families().get(config.get("tokenizer_class", ""), {})
 
 
 def _flatten(encodings: list[Encoding]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -197,7 +197,7 @@ class _UnitCompiler:
         self.notes["special_text"] += 1
 
     def _run_encoder(self, batch: list[tuple[Conversation, list[Any]]]) -> list[Encoded]:
-        return encode(batch, self.tokenizer, reply_start=self.template.reply_start) if batch else []
+        return encode(batch, self.tokenizer) if batch else []
 
     def _fit(self, conversation: Conversation, example: Encoded) -> Encoded:
         def again(shorter: Conversation) -> Encoded:

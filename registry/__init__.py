@@ -49,6 +49,13 @@ def template_source(file: str) -> str:
     return (ROOT / "templates" / file).read_text(encoding="utf-8")
 
 
+@cache
+def tokenizer_families() -> dict[str, dict[str, Any]]:
+    """Return how vocabulary files without a tokenizer.json are read, by tokenizer class."""
+    loaded: dict[str, dict[str, Any]] = json.loads((ROOT / "tokenizers" / "families.json").read_text(encoding="utf-8"))
+    return loaded
+
+
 def weights_names() -> list[str]:
     """Return the names of the weights policies."""
     return _names("weights")

@@ -77,7 +77,7 @@ def table(tokenizer: str, template: str, conversation: Conversation, weights: st
     loaded, chosen = tools(tokenizer, template)
     policy = Policy.from_card(registry.weights(weights))
     segments = weigh(conversation, chosen.program.by_rendering(conversation), policy)
-    encoded = encode([(conversation, segments)], loaded, reply_start=chosen.reply_start)[0]
+    encoded = encode([(conversation, segments)], loaded)[0]
     who = [stretch.who for stretch in encoded.stretches for _ in range(stretch.length)]
     lines = []
     columns = (encoded.ids.tolist(), encoded.labels.tolist(), encoded.weights.tolist(), who)

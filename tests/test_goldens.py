@@ -45,7 +45,7 @@ def compiled(conversation: Conversation, tokenizer: str, template: str, weights:
     loaded, chosen = tools(tokenizer, template)
     policy = Policy.from_card(registry.weights(weights))
     segments = weigh(conversation, chosen.program.segments(conversation), policy)
-    return encode([(conversation, segments)], loaded, reply_start=chosen.reply_start)[0]
+    return encode([(conversation, segments)], loaded)[0]
 
 
 def differing(golden: dict[str, Any], newline_after: str | None) -> dict[int, int]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role, Segment
 from compiler.encode import Run, encode, make_runs
+from compiler.templates.guard import CUT
 from compiler.templates.load import Template
 from compiler.templates.program import as_dict, merge
 from compiler.tokenizer import Tokenizer
@@ -132,39 +133,41 @@ def _check(
     messages = [as_dict(message, str) for message in conversation.messages]
     chat = template.program.tool_template if conversation.tools else template.program.template
     official_text = chat.render(messages, conversation.tools, generation_prompt=False)
-    _must("text", probe, [segment.text for segment in merge(rendered)], [official_text], checks)
+    _must("text", probe, [segment.text for segment in merge(rendered)], [official_text.replace(CUT, "")], checks)
 
     weighed = weigh(conversation, rendered, _EVEN)
     for segment, after in zip(weighed, [*weighed[1:], None], strict=True):
         if _is_stop(segment, after) and not (segment.control in template.program.stops and segment.weight > 0):
             _must("stop", probe, [segment.text], ["a trained stop token"], checks)
         checks["stop"] += 1
-    runs = make_runs(weighed, tokenizer, template.reply_start)
+    runs = make_runs(weighed, tokenizer)
     _check_decode(probe, runs, tokenizer, checks)
 
-    encoded = encode([(conversation, weighed)], tokenizer, reply_start=template.reply_start)[0]
+    encoded = encode([(conversation, weighed)], tokenizer)[0]
     ours = encoded.ids.tolist()
-    official = _official_ids(official_text, weighed, template, tokenizer)
+    official = _official_ids(weighed, tokenizer)
     if not probe.plain:
         return int(ours != official)
     _must("ids", probe, [tokenizer.token(i) for i in ours], [tokenizer.token(i) for i in official], checks)
     replies = [i for i, message in enumerate(conversation.messages) if message.role is Role.ASSISTANT]
     first = next((i for i, weight in enumerate(encoded.weights) if weight > 0), 0)
     prompt = chat.render(messages[: replies[0]], conversation.tools, generation_prompt=True)
-    at_inference = tokenizer.official.encode(prompt, add_special_tokens=False).ids
+    at_inference = _official(prompt.split(CUT), tokenizer)
     _must("context", probe, _tokens(ours[:first], tokenizer), _tokens(at_inference, tokenizer), checks)
     return 0
 
 
-def _official_ids(text: str, segments: list[Segment], template: Template, tokenizer: Tokenizer) -> list[int]:
-    """Return what the published tokenizer makes of the text: whole, or reply by reply where the card says so."""
-    pieces = [text]
-    if template.reply_start == "fresh":
-        pieces = [""]
-        for segment in segments:
-            if segment.boundary:
-                pieces.append("")
-            pieces[-1] += segment.text
+def _official_ids(segments: list[Segment], tokenizer: Tokenizer) -> list[int]:
+    """Return what the published tokenizer makes of the text: whole, but for what a card says is encoded apart."""
+    pieces = [""]
+    for segment in segments:
+        if segment.boundary and segment.fresh:
+            pieces.append("")
+        pieces[-1] += segment.text
+    return _official(pieces, tokenizer)
+
+
+def _official(pieces: list[str], tokenizer: Tokenizer) -> list[int]:
     return [i for piece in pieces for i in tokenizer.official.encode(piece, add_special_tokens=False).ids]
 
 
@@ -204,7 +207,7 @@ def _check_injection(
     wanted, found = Counter[str](), Counter[str]()
     for conversation, count in ((probe.conversation, wanted), (spelling, found)):
         segments = weigh(conversation, template.program.by_rendering(conversation), _EVEN)
-        ids = encode([(conversation, segments)], tokenizer, reply_start=template.reply_start)[0].ids
+        ids = encode([(conversation, segments)], tokenizer)[0].ids
         count.update(tokenizer.token(i) for i in ids[tokenizer.is_control[ids]].tolist())
     _must("injection", probe, sorted(found.elements()), sorted(wanted.elements()), checks)
 

@@ -20,6 +20,10 @@ SLOT_PATTERN = re.compile("([\U00100000-\U0010ffff])")
 _MARK_PATTERN = re.compile("[\U000f0000-\U000fffff]")
 
 
+CUT = "\U0010fffd"
+"""What a card's template writes (as `cut`) where the family encodes two texts apart."""
+
+
 def slot(number: int) -> str:
     """Return the mark of slot `number`."""
     return chr(_SLOTS + number)

@@ -8,6 +8,7 @@ and `tojson` knows the slots of a skeleton.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,6 +70,20 @@ def _to_json_filter(
     )
 
 
+def python_arguments(arguments: Mapping[str, Any]) -> str:
+    """Return `a='x', b=1`: arguments as Python keywords, as ChatGLM3 writes them in tool_call(...)."""
+    return ", ".join(f"{name}={_python(value)}" for name, value in arguments.items())
+
+
+def _python(value: Any) -> str:
+    """Return a value's repr, with the private-use marks of hidden strings left as they are."""
+    text = repr(value)
+    if not any(ord(character) >= 0xF0000 for character in str(value)):
+        return text
+    # repr escapes private-use characters; a backslash of the value itself is doubled and stays.
+    return re.sub(r"(\\\\)|\\U00(0f[0-9a-f]{4}|10[0-9a-f]{4})", lambda m: m[1] or chr(int(m[2], 16)), text)
+
+
 class _GenerationTag(jinja2.ext.Extension):
     """`{% generation %}...{% endgeneration %}` renders its body: our masks do not depend on it."""
 
@@ -91,6 +106,7 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
 )
 _ENVIRONMENT.filters["tojson"] = _to_json_filter
+_ENVIRONMENT.filters["python_arguments"] = python_arguments
 _ENVIRONMENT.globals["raise_exception"] = _raise_exception
 
 

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import registry
+from compiler.templates.guard import CUT
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.program import Program
 from compiler.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ def load_template(name: str, tokenizer: Tokenizer, *, special_text: str = "text"
             )  # fmt: skip
         plain = sources.get("default") or next(iter(sources.values()))
         with_tools = sources.get("tool_use", plain)
-        provenance, reply_start = "the tokenizer's chat template", "continued"
+        provenance, reply_start, final_stop = "the tokenizer's chat template", "continued", None
     else:
         card = registry.template(name)
         missing = [token for token in card["needs"] if token not in tokenizer.controls]
@@ -45,15 +46,19 @@ def load_template(name: str, tokenizer: Tokenizer, *, special_text: str = "text"
             )  # fmt: skip
         plain = with_tools = registry.template_source(card["chat_template"])
         provenance, reply_start = card["provenance"], card["reply_start"]
+        final_stop = card.get("final_stop")
     where = f"template {name} of {tokenizer.folder}"
+    names = tokenizer.named_tokens if name == "auto" else {**tokenizer.named_tokens, "cut": CUT}
     program = Program(
-        template=ChatTemplate(plain, tokenizer.named_tokens, where),
-        tool_template=ChatTemplate(with_tools, tokenizer.named_tokens, where),
+        template=ChatTemplate(plain, names, where),
+        tool_template=ChatTemplate(with_tools, names, where),
         controls=tokenizer.controls,
         control_pattern=tokenizer.control_pattern,
         stops=tokenizer.stops,
+        reply_fresh=reply_start == "fresh",
+        final_stop=final_stop,
         special_text=special_text,
         skeletons=skeletons,
     )
-    digest = hashlib.sha256("\0".join([plain, with_tools, reply_start]).encode()).hexdigest()
+    digest = hashlib.sha256("\0".join([plain, with_tools, reply_start, final_stop or ""]).encode()).hexdigest()
     return Template(name, program, reply_start, digest, provenance)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role, Segment
-from compiler.templates.guard import SLOT_PATTERN, Guard, map_strings, slot, slot_number
+from compiler.templates.guard import CUT, SLOT_PATTERN, Guard, map_strings, slot, slot_number
 from compiler.templates.jinja import ChatTemplate, Slot, to_json
 from schemas.errors import IntegrityError, Reason, RowError
 
@@ -49,6 +49,7 @@ class _Piece:
     message: int
     generated: bool
     boundary: bool
+    fresh: bool
     fill: tuple[str, int, int] | None = None
 
 
@@ -70,6 +71,10 @@ class Program:
     control_pattern: re.Pattern[str]
     stops: frozenset[int]
     """The control tokens that may end a reply."""
+    reply_fresh: bool = False
+    """Whether a reply's first text is a text of its own to the tokenizer."""
+    final_stop: str | None = None
+    """Where the next role token ends a reply: what ends the last one. None = replies carry their own stop."""
     special_text: str = "text"
     """What to do with text that spells a control token: "text" (keep it text), "reject", "allow"."""
     skeletons: bool = True
@@ -135,7 +140,7 @@ class Program:
         ]
         owners: list[tuple[int, int, int]] = []
         try:
-            pieces = SLOT_PATTERN.split(self._render(marked, tools, generation_prompt=False))
+            pieces = SLOT_PATTERN.split(self._render(marked, tools, generation_prompt=False).replace(CUT, ""))
             rendered = "".join(pieces[::2])
         except RowError:
             rendered = ""
@@ -166,7 +171,7 @@ class Program:
             if message.role is not Role.ASSISTANT:
                 continue
             prompt = self._render(messages[:i], tools, generation_prompt=True)
-            reply_end = self._render(messages[: i + 1], tools, generation_prompt=False)
+            reply_end = self._reply_end(full, self._render(messages[: i + 1], tools, generation_prompt=False))
             if not (full.startswith(reply_end) and reply_end.startswith(prompt) and len(prompt) >= done):
                 raise RowError(
                     Reason.TEMPLATE_UNSTABLE,
@@ -180,24 +185,36 @@ class Program:
                     "chat template", f"the reply of message {i + 1} ends without a stop token",
                     "A model trained on it would never stop. Use a template card that declares the stop.",
                 )  # fmt: skip
-            reply[0].boundary = True
+            reply[0].boundary, reply[0].fresh = True, reply[0].fresh or self.reply_fresh
             for part in reply[: stop + 1]:
                 part.generated, part.message = True, i
             segments += reply
             done = len(reply_end)
         return segments + self._split(full[done:])
 
+    def _reply_end(self, full: str, rendered: str) -> str:
+        """Return the rendering up to the end of its last reply, the stop included.
+
+        Where the next role token is the stop, it takes the place of the final stop that the rendering ends with.
+        """
+        if self.final_stop is None or not rendered.endswith(self.final_stop):
+            return rendered
+        body = rendered.removesuffix(self.final_stop)
+        following = self.control_pattern.match(full, len(body))
+        return body + following[0] if following else rendered
+
     def _split(self, text: str) -> list[Segment]:
-        """Return text and control tokens apart."""
+        """Return text and control tokens apart, and texts that the family encodes apart."""
         segments: list[Segment] = []
         position = 0
-        for match in self.control_pattern.finditer(text):
-            if match.start() > position:
-                segments.append(Segment(text[position : match.start()]))
-            segments.append(Segment(match[0], control=self.controls[match[0]]))
-            position = match.end()
-        if position < len(text):
-            segments.append(Segment(text[position:]))
+        for match in [*self.control_pattern.finditer(text), None]:
+            end = match.start() if match else len(text)
+            for number, part in enumerate(text[position:end].split(CUT)):
+                if part:
+                    segments.append(Segment(part, boundary=number > 0, fresh=number > 0))
+            if match:
+                segments.append(Segment(match[0], control=self.controls[match[0]]))
+                position = match.end()
         return segments
 
     # -- by skeleton --
@@ -277,10 +294,12 @@ class Program:
                 parts = self._split(text)
                 for n, part in enumerate(parts):
                     part.message, part.generated = piece.message, piece.generated
-                    part.boundary = piece.boundary and n == 0
+                    part.boundary, part.fresh = piece.boundary and n == 0, piece.fresh and n == 0
                 segments += parts
             else:
-                segments.append(Segment(text, piece.control, piece.message, piece.generated, piece.boundary))
+                segments.append(
+                    Segment(text, piece.control, piece.message, piece.generated, piece.boundary, piece.fresh)
+                )
         return merge(segments)
 
 
@@ -346,8 +365,9 @@ def _place(segments: list[Segment], owners: list[tuple[int, int, int]]) -> list[
             owner = inside[1] if left < inside[0] else -1
             text = segment.text[left - position : right - position]
             message = segment.message if segment.generated or owner == -1 else owner
-            boundary = segment.boundary and left == position
-            placed.append(Segment(text, segment.control, message, segment.generated, boundary))
+            first = left == position
+            boundary, fresh = segment.boundary and first, segment.fresh and first
+            placed.append(Segment(text, segment.control, message, segment.generated, boundary, fresh))
         position = end
     return merge(placed)
 
@@ -363,7 +383,8 @@ def _pieces(segment: Segment, slots: list[tuple[str, int, int]]) -> list[_Piece]
         message = segment.message
         if fill and not segment.generated:
             message = fill[1] if fill[0] == "content" else -1
-        pieces.append(_Piece("" if fill else part, segment.control, message, segment.generated, boundary, fill))
+        fresh = boundary and segment.fresh
+        pieces.append(_Piece("" if fill else part, segment.control, message, segment.generated, boundary, fresh, fill))
         boundary = False
     return pieces
 
