@@ -21,6 +21,9 @@ EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity,
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a terminal that is not UTF-8 shows escapes instead of failing
+                stream.reconfigure(errors="backslashreplace")
         _check_names()
         try:
             return super().invoke(ctx)
@@ -273,7 +276,7 @@ def compile_(**given: Any) -> None:
             name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])}
             for name, split in result.manifest["splits"].items()
         }
-        summary |= {"out": str(given["out"]), "manifest_sha256": result.digest}
+        summary |= {"out": str(given["out"]), "digest": result.manifest["digest"]}
         summary |= {"units_compiled": result.compiled, "units_cached": result.cached}
         summary["remarks"] = report.remarks(result.manifest)
         click.echo(json.dumps(summary, ensure_ascii=False))
@@ -347,6 +350,65 @@ def _config(given: dict[str, Any]) -> Any:
         workers=given["workers"],
         **persona,
     )
+
+
+@main.command(epilog=EXIT_CODES)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to look into."
+)
+@click.option("--row", metavar="N|FILE:ROW", help="One row: its number in the split, or the source row it is from.")
+@click.option("--find", metavar="TEXT", help="Rows whose decoded text has TEXT in it; upper and lower case differ.")
+@click.option("--dataset", metavar="NAME", help="Only rows of this dataset; goes with --find, --sample, --rejected.")
+@click.option("--sample", type=click.IntRange(1), metavar="K", help="K rows drawn with --seed.")
+@click.option("--rejected", is_flag=True, help="Rows that were not compiled, and why.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "sanity"]),
+    default="text",
+    show_default=True,
+    help="Marked tokens, or ChatGLM3's sanity check: 'token': id -> label.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a row; for --assert, one in all.")
+@click.option(
+    "--assert",
+    "checks",
+    multiple=True,
+    metavar="NAME:0",
+    help="Fail if a token of this role or policy key is trained in any row of any split. May be given again.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides what --sample draws.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most rows to show.  [default: 5; 1 with --dataset alone]",
+)
+def inspect(out: Path, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
+    """Show rows of OUT token by token: what is context, what is trained and how much, what controls.
+
+    Without an option: the first row of each dataset. Roles are system, user, assistant, tool (a tool's result) and
+    template; policy keys are those of the weights policy, such as Observation: of react.
+
+    \b
+    Examples:
+      cli inspect shards
+      cli inspect shards --row 17
+      cli inspect shards --row chats.jsonl:4
+      cli inspect shards --find 'Action Input' --dataset agent --limit 2
+      cli inspect shards --rejected
+      cli inspect shards --assert tool:0 --assert Observation:0
+    """
+    from compiler.inspect import Query
+    from compiler.inspect_view import show
+    from compiler.shards import ShardSet
+
+    if as_json and style != "text":
+        raise UsageError(f"--json --format {style}", "they do not go together", "Choose one of them.")
+    chosen = Query(**query)
+    if not show(ShardSet.open(out), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
+        sys.exit(4)
 
 
 @main.command(epilog=EXIT_CODES)

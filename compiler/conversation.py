@@ -56,6 +56,8 @@ class Conversation:
 
     messages: list[Message]
     tools: list[Any] | None = None
+    first: int = 0
+    """Where messages[0] stands in the row's own list: -1 where a system column was put before it."""
     repairs: list[str] = field(default_factory=list)
     """Names of the repairs and merges applied to the row, for the counts and for `inspect`."""
 

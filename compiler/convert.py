@@ -11,6 +11,7 @@ every way to split an entry into two entries, in the order of the entry's rank.
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ def to_spec(family: dict[str, Any], data: bytes, config: dict[str, Any], where: 
     declared = {int(i): token["content"] for i, token in config.get("added_tokens_decoder", {}).items()}
     known = {token["id"] for token in spec["added_tokens"]}
     next_id = max([*spec["model"]["vocab"].values(), *known]) + 1
-    appended = {next_id + i: text for i, text in enumerate(_appended(family))} if not declared else declared
+    appended = declared or {next_id + i: text for i, text in enumerate(_appended(family))}
     spec["added_tokens"] += [_added(i, text) for i, text in sorted(appended.items()) if i not in known]
     return spec
 
@@ -76,7 +77,7 @@ def _tiktoken(data: bytes, family: dict[str, Any]) -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return _spec(
         # An entry that is a whole piece is taken as it is, merges or not, as tiktoken does.
-        {"vocab": vocab, "merges": _merges({token: rank for token, rank in vocab.items()}), "ignore_merges": True},
+        {"vocab": vocab, "merges": _merges(vocab), "ignore_merges": True},
         normalizer={"type": family["normalizer"]} if "normalizer" in family else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level]},
         decoder=byte_level | {"add_prefix_space": True, "trim_offsets": True, "use_regex": True},
@@ -178,8 +179,6 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _float(data: bytes) -> float:
-    import struct  # noqa: PLC0415  # only sentencepiece scores are floats
-
     return float(struct.unpack("<f", data)[0])
 
 

@@ -250,12 +250,13 @@ def _matches(row: Row, find: str | None) -> Iterator[Text]:
     """Yield where the text that was looked for stands in the row, three times at most."""
     found = _occurrences(row.text, find)
     ends = np.cumsum([len(token.text) for token in row.tokens])
+    glyphs = _glyphs(row.text) if found else []
     for start, end in found[:3]:
-        before, after = row.text[:start], row.text[end:]
+        first, last = max(start - _AROUND, 0), min(end + _AROUND, len(glyphs))
+        before, match, after = ("".join(glyphs[a:b]) for a, b in ((first, start), (start, end), (end, last)))
         token = int(np.searchsorted(ends, start, side="right"))
-        line = Text(f"   found at token {token}: {'…' * (start > _AROUND)}{_visible(before[-_AROUND:])}", QUIET)
-        line.append(_visible(row.text[start:end]), FOUND)
-        yield line.append(_visible(after[:_AROUND]) + "…" * (len(after) > _AROUND), QUIET)
+        line = Text(f"   found at token {token}: {'…' * (first > 0)}{before}", QUIET)
+        yield line.append(match, FOUND).append(after + "…" * (last < len(glyphs)), QUIET)
     if len(found) > 3:
         yield Text(f"   and {len(found) - 3:,} times more", QUIET)
 

@@ -90,6 +90,10 @@ def _write_shard(path: Path, plan: Plan, rows: Ints, sources: list[Source]) -> d
             batches.append({"offset": start, "length": file.tell() - start, "rows": batch.num_rows})
     with pa.memory_map(str(path), "r") as source:
         data = memoryview(source.read_buffer())
+        # The writer puts the file's magic and schema before the first batch when that is written: not part of it.
+        header = 16 + int.from_bytes(data[12:16], "little")
+        if batches:
+            batches[0] = {"offset": header, "length": batches[0]["length"] - header, "rows": batches[0]["rows"]}
         for entry in batches:
             entry["xxh3"] = xxhash.xxh3_128_hexdigest(data[entry["offset"] : entry["offset"] + entry["length"]])
         sha256 = hashlib.sha256(data).hexdigest()

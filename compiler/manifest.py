@@ -16,15 +16,14 @@ import registry
 from compiler.card import dataset_card
 from compiler.collect import Compiled
 from compiler.mix import Plan
+from compiler.objects import library_versions
 from compiler.tokenizer import Tokenizer
 from schemas.errors import IntegrityError
 
 
 def versions() -> dict[str, str]:
     """Return the versions of what decides bytes."""
-    return {name: importlib.metadata.version(name) for name in ("tokenizers", "pyarrow", "jinja2", "numpy")} | {
-        "finetune-data-compiler": _own_version()
-    }
+    return library_versions() | {"finetune-data-compiler": _own_version()}
 
 
 def _own_version() -> str:

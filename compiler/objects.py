@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import os
 import tempfile
 from dataclasses import dataclass
@@ -44,9 +45,16 @@ def code_digest() -> str:
     return total.hexdigest()
 
 
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide bytes."""
+    names = ("tokenizers", "pyarrow", "jinja2", "numpy", "orjson", "python-calamine")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
 def key_of(*parts: Any) -> str:
     """Return the name of the object that these inputs decide."""
-    text = orjson.dumps([code_digest(), *parts], option=orjson.OPT_SORT_KEYS)
+    text = orjson.dumps([code_digest(), library_versions(), *parts], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(text).hexdigest()[:40]
 
 
@@ -114,6 +122,7 @@ def write_atomically(path: Path, data: Any) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)  # a cache may be shared; mkstemp makes files for one user
             file.write(data)
         Path(temporary).replace(path)
     except BaseException:

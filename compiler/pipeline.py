@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,10 +65,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made: the manifest, its digest, and how many units were compiled or found in the cache."""
+    """What a run made: the manifest, and how many units were compiled or found in the cache."""
 
     manifest: dict[str, Any]
-    digest: str
     compiled: int
     cached: int
 
@@ -109,8 +107,8 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         }
         check_balance(manifest)
         write_files(output.partial, manifest, compiled, tokenizer)
-        data = output.publish(manifest)
-    return Result(manifest, hashlib.sha256(data).hexdigest(), collector.compiled, collector.cached)
+        output.publish(manifest)
+    return Result(manifest, collector.compiled, collector.cached)
 
 
 def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:

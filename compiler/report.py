@@ -32,7 +32,7 @@ def summary(result: Result, out: str) -> RenderableType:
         parts.append(Text(f"{compiled} unit{_s(compiled)} compiled, {cached} taken from the cache"))
     else:
         parts.append(Text(f"nothing was encoded again: all {cached} unit{_s(cached)} came from the cache"))
-    parts.append(Text(f"wrote {out}  manifest {result.digest[:16]}"))
+    parts.append(Text(f"wrote {out}  manifest {manifest['digest'][:16]}"))
     return Group(*parts)
 
 

@@ -80,8 +80,9 @@ class Output:
             with contextlib.suppress(OSError):  # not empty: it was published
                 self.folder.rmdir()
 
-    def publish(self, manifest: dict[str, Any]) -> bytes:
-        """Put everything in place, the manifest last; return the manifest's bytes."""
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Put everything in place, the manifest with its own digest last."""
+        manifest["digest"] = manifest_digest(manifest)
         data = (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
         (self.partial / MANIFEST).write_bytes(data)
         for path in self.partial.rglob("*"):
@@ -95,7 +96,12 @@ class Output:
         _flush(self.folder)
         (self.partial / MANIFEST).rename(self.folder / MANIFEST)
         _flush(self.folder)
-        return data
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """Return the sha256 of a manifest's canonical JSON, without the digest itself: the identity of the set."""
+    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -166,6 +172,8 @@ class ShardSet:
                 "Compile the set again with this version.",
             )
         problem = _manifest_problem(manifest)
+        if not problem and manifest["digest"] != manifest_digest(manifest):
+            problem = "its own digest does not match: it is damaged or was edited"
         if problem:
             raise IntegrityError(str(path), f"not a manifest: {problem}", "Compile the set again.")
         return cls(folder, manifest)

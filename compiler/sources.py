@@ -7,6 +7,7 @@ the shipped cards.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -70,7 +71,7 @@ class Catalogue:
         unused = [name for name in stems if name not in {request.name for request in mix}]
         if unused:
             raise UsageError(
-                f"--mix {','.join(r.name for r in mix)}", f"the file {stems[unused[0]]!r} ({unused[0]}) is not in it",
+                f"--mix {','.join(r.name for r in mix)}", f"the file {readable(stems[unused[0]])!r} is not in it",
                 f"Add {unused[0]}:SHARE to --mix, or leave the file out.",
             )  # fmt: skip
         return mix
@@ -79,7 +80,7 @@ class Catalogue:
         """Return the dataset called `name`."""
         stems = self._stems()
         if name in stems:
-            return self._from_paths(name, [File(Path(stems[name]), stems[name])])
+            return self._from_paths(name, [File(Path(stems[name]), readable(stems[name]))])
         infos = [(folder, _dataset_info(folder)) for folder in self.registries]
         for folder, info in infos:
             if name in info:
@@ -92,9 +93,10 @@ class Catalogue:
     def _stems(self) -> dict[str, str]:
         stems: dict[str, str] = {}
         for file in self.files:
-            stem = Path(file).name.split(".")[0] or file
+            stem = readable(Path(file).name.split(".")[0] or file)
             if stem in stems:
-                raise UsageError(file, f"another file is called {stem!r} too: {stems[stem]}", "Rename one of them.")
+                other = readable(stems[stem])
+                raise UsageError(readable(file), f"another file is called {stem!r} too: {other}", "Rename one of them.")
             stems[stem] = file
         return stems
 
@@ -140,6 +142,11 @@ class Catalogue:
             name, format_.name, _names(format_.columns, entry.get("columns")), _names(format_.tags, entry.get("tags")),
             files, format_.weights, num_samples=entry.get("num_samples"), source=source,
         )  # fmt: skip
+
+
+def readable(name: str) -> str:
+    """Return a file name as text in every locale: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def self_cognition() -> Dataset:
@@ -225,7 +232,7 @@ def _data_files(path: Path, where: str, entry: dict[str, Any], label: str | None
     kinds = {open_source(p).kind for p in found}
     if len(kinds) > 1:
         raise UsageError(where, f"expected files of one type, found {', '.join(sorted(kinds))}", "Move them apart.")
-    return [File(p, f"{label or path.name}/{p.relative_to(path).as_posix()}") for p in found]
+    return [File(p, f"{label or path.name}/{readable(p.relative_to(path).as_posix())}") for p in found]
 
 
 _SPLIT_WORDS = {

@@ -150,7 +150,7 @@ class _UnitCompiler:
             if REPAIRS[name](conversation):
                 conversation.repairs.append(name)
         turns = self.layout.columns.get(self.format.turns or "")
-        check_turns(conversation.messages, f"/{turns}" if turns else "")
+        check_turns(conversation, f"/{turns}" if turns else None)
         return conversation
 
     def _segments(self, conversation: Conversation) -> list[Any]:

@@ -6,6 +6,7 @@ in the file.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jsonschema_rs
@@ -95,13 +96,27 @@ def _reject(error: Any, row: Any, root: Any) -> Reject:
         keys = ", ".join(map(repr, list(found)[:8])) or "none"
         message = f"expected the key {str(kind.property)!r}, found the keys {keys}"
     elif hasattr(kind, "options"):
-        message = f"expected one of {', '.join(map(str, kind.options))}, found {found!r}"
-    elif hasattr(kind, "limit"):
-        size = f"{len(found)} items" if isinstance(found, list) else repr(found)
-        message = f"expected {keyword} {kind.limit}, found {size}"
+        options = (option if isinstance(option, str) else json.dumps(option) for option in kind.options)
+        message = f"expected one of {', '.join(options)}, found {found!r}"
+    elif keyword in _LIMITS:
+        message = (
+            f"expected {_LIMITS[keyword].format(kind.limit, '' if kind.limit == 1 else 's')}, found {_size(found)}"
+        )
     elif (expected := _expected(root, error.schema_path)) and isinstance(found, dict):
         message = f"expected {expected}, found the keys {', '.join(map(repr, list(found)[:8])) or 'none'}"
     return Reject(Reason.SCHEMA, message[:500], pointer)
+
+
+_LIMITS = {
+    "minItems": "at least {} item{}",
+    "maxItems": "at most {} item{}",
+    "minimum": "at least {}",
+    "minLength": "text that is not empty",
+}
+
+
+def _size(found: Any) -> str:
+    return str(len(found)) if isinstance(found, list) else repr(found)
 
 
 def _expected(root: Any, path: list[str | int]) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
@@ -20,7 +21,22 @@ CONTROLS = (
 )  # fmt: skip
 """Texts that are control tokens of at least one tokenizer of the tests."""
 
-FRAGMENTS = ("<|im_", "end|>", "<|", "|>", "<", ">", "</", "/", "tool_call>", "s>", "</s", "[INST]", "[/INST]", "start|>")
+FRAGMENTS = (
+    "<|im_",
+    "end|>",
+    "<|",
+    "|>",
+    "<",
+    ">",
+    "</",
+    "/",
+    "tool_call>",
+    "s>",
+    "</s",
+    "[INST]",
+    "[/INST]",
+    "start|>",
+)
 """What could become a control token (or look like a template's own literal) together with its neighbours."""
 
 SPACES = ("\n", "\n\n", " ", "  ", "\t", "\r\n", "\r", "\u3000", "\u00a0", "\u2028", "\x0b")
@@ -38,7 +54,10 @@ WORDS = (
 )  # fmt: skip
 
 # Egyptian hieroglyphs are left to the tests, which put them where a row spells a control token.
-_ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[chr(i) for i in range(0x13000, 0x13040)] + ["▁"]), max_size=8)
+_ANY = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters=[chr(i) for i in range(0x13000, 0x13040)] + ["▁"]),
+    max_size=8,
+)
 _KINDS = ((WORDS, 6), (SPACES, 3), (FRAGMENTS, 3), (MARKS, 1), (CONTROLS, 2))
 _PIECES = st.sampled_from([piece for pieces, times in _KINDS for piece in pieces * times])
 
@@ -52,6 +71,7 @@ def defused(text: str) -> str:
     return text
 
 
+@cache  # a strategy made anew is checked anew: half the time of a draw
 def texts(*, spelled: bool = True, max_pieces: int = 7) -> st.SearchStrategy[str]:
     """Contents of any kind, the empty one included; with `spelled`, control tokens among them."""
     joined = st.lists(_PIECES, max_size=max_pieces).map("".join)
@@ -59,6 +79,7 @@ def texts(*, spelled: bool = True, max_pieces: int = 7) -> st.SearchStrategy[str
     return found if spelled else found.map(defused)
 
 
+@cache
 def values(*, spelled: bool = True) -> st.SearchStrategy[Any]:
     """JSON values, nested, with nulls, floats, big integers and keys of any kind."""
     some = texts(spelled=spelled, max_pieces=3)
@@ -67,10 +88,13 @@ def values(*, spelled: bool = True) -> st.SearchStrategy[Any]:
         st.sampled_from((None, True, False, 0, -1, 2**70, 0.1, -0.0, 1e16, 1.5e-7, [], {}, "", "a\nb", "<", "é")),
     )
     return st.recursive(
-        leaves, lambda inside: st.one_of(st.lists(inside, max_size=2), st.dictionaries(some, inside, max_size=2)), max_leaves=4
+        leaves,
+        lambda inside: st.one_of(st.lists(inside, max_size=2), st.dictionaries(some, inside, max_size=2)),
+        max_leaves=4,
     )
 
 
+@cache
 def names(*, spelled: bool = True) -> st.SearchStrategy[str]:
     """Names of tools; half of them plain. Never empty: no source format lets such a call through."""
     plain = st.sampled_from(("search", "get_weather", "a", "ns.tool-2", "x/y:z"))
@@ -78,12 +102,14 @@ def names(*, spelled: bool = True) -> st.SearchStrategy[str]:
     return st.one_of(plain, plain, odd)
 
 
+@cache
 def calls(*, spelled: bool = True) -> st.SearchStrategy[Call]:
     """Tool calls, with and without ids."""
     arguments = st.dictionaries(texts(spelled=spelled, max_pieces=2), values(spelled=spelled), max_size=2)
     return st.builds(Call, names(spelled=spelled), arguments, st.none() | st.sampled_from(("call_0", "c1")))
 
 
+@cache
 def tool_lists(*, spelled: bool = True) -> st.SearchStrategy[list[Any]]:
     """Lists of tools in OpenAI's layout, the empty list included."""
     function = st.fixed_dictionaries(
@@ -91,6 +117,20 @@ def tool_lists(*, spelled: bool = True) -> st.SearchStrategy[list[Any]]:
         optional={"parameters": values(spelled=spelled)},
     )
     return st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": function}), max_size=2)
+
+
+@cache
+def _some_calls(spelled: bool) -> st.SearchStrategy[list[Call]]:
+    return st.lists(calls(spelled=spelled), min_size=1, max_size=2)
+
+
+_ASKED = {
+    Role.ASSISTANT: st.sampled_from((None, None, None, None, 0.0, 2.5, 1.0)),
+    Role.USER: st.sampled_from((None, None, None, None, 0.0, 1.0)),
+}
+_ASKED_RARELY = st.sampled_from((None, None, None, None, None, 1.0, 0.5))
+_TURNS = st.sampled_from((1, 1, 2, 2, 3, 4, 5))
+_ONE_IN_FOUR, _ONE_IN_EIGHT = (st.sampled_from((True, *[False] * n)) for n in (3, 7))
 
 
 @st.composite
@@ -109,37 +149,36 @@ def conversations(
     ask for a weight of their own. `replies`: what replies say, if not any text.
     """
     text = texts(spelled=spelled)
-    said = replies or text
+    said = text if replies is None else replies
     messages: list[Message] = []
 
     def add(role: Role, content: str, **more: Any) -> None:
-        asked: tuple[float | None, ...] = {
-            Role.ASSISTANT: (None, None, None, None, 0.0, 2.5, 1.0),
-            Role.USER: (None, None, None, None, 0.0, 1.0),
-        }.get(role, (None, None, None, None, None, 1.0, 0.5))
-        messages.append(Message(role, content, weight=draw(st.sampled_from(asked)) if weights else None, **more))
+        messages.append(
+            Message(role, content, weight=draw(_ASKED.get(role, _ASKED_RARELY)) if weights else None, **more)
+        )
 
     if system != "none" and draw(st.booleans()):
         add(Role.SYSTEM, draw(text))
-    for turn in range(draw(st.sampled_from((1, 1, 2, 2, 3, 4, 5)))):
-        if system == "anywhere" and turn and draw(st.integers(0, 7)) == 0:
+    for turn in range(draw(_TURNS)):
+        if system == "anywhere" and turn and draw(_ONE_IN_EIGHT):
             add(Role.SYSTEM, draw(text))
         add(Role.USER, draw(text))
-        while tools and draw(st.integers(0, 3)) == 0 and len(messages) < 14:
-            made = draw(st.lists(calls(spelled=spelled), min_size=1, max_size=2))
-            add(Role.ASSISTANT, draw(st.just("") | said), calls=made)
-            if turn and draw(st.integers(0, 7)) == 0:
+        while tools and draw(_ONE_IN_FOUR) and len(messages) < 14:
+            made = draw(_some_calls(spelled))
+            add(Role.ASSISTANT, draw(said) if draw(st.booleans()) else "", calls=made)
+            if turn and draw(_ONE_IN_EIGHT):
                 break  # no result: the next user message follows the call
             for call in made:
-                add(Role.TOOL, draw(text), name=draw(st.sampled_from((None, call.name))), call_id=call.id)
+                add(Role.TOOL, draw(text), name=call.name if draw(st.booleans()) else None, call_id=call.id)
         if messages[-1].role is not Role.ASSISTANT:
             add(Role.ASSISTANT, draw(said))
-    return Conversation(messages, draw(st.none() | tool_lists(spelled=spelled)) if tools else None)
+    return Conversation(messages, draw(tool_lists(spelled=spelled)) if tools and draw(st.booleans()) else None)
 
 
 _KEYWORDS = ("Action:", "Action Input:", "Thought:", "Final Answer:", "Observation:")
 
 
+@cache
 def react_texts() -> st.SearchStrategy[str]:
     """Replies in ReAct's layout, with all that blurs it: keywords in mid-line, side by side, in observations, empty."""
     keyword = st.sampled_from(_KEYWORDS)

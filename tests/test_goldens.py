@@ -37,7 +37,7 @@ def lifted(row: dict[str, Any], format_name: str, columns: Any = None, tags: Any
     names = {key: columns.get(key) for key in format_.columns} if columns is not None else dict(format_.columns)
     roles = {key: tags.get(key) for key in format_.tags} if tags is not None else dict(format_.tags)
     conversation = format_.lift(row, names, roles)
-    check_turns(conversation.messages, "")
+    check_turns(conversation, None)
     return conversation
 
 

@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Case:
     system: str = "anywhere"
     tools: bool = True
     fresh_replies: bool = False
+    """A reply is a text of its own, and what it says follows a space that the template writes."""
 
     def __str__(self) -> str:
         return f"{self.tokenizer}/{self.template}"
@@ -164,7 +165,7 @@ class Case:
         """Return what the compiler makes of it: the code under test."""
         loaded, template = tools(self.tokenizer, self.template)
         segments = weigh(conversation, template.program.segments(conversation), policy)
-        return encode([(conversation, segments)], loaded, reply_start=template.reply_start)[0]
+        return encode([(conversation, segments)], loaded)[0]
 
 
 def _byte_of() -> dict[str, int]:
@@ -203,7 +204,8 @@ class Reference:
 
     case: Case
     conversation: Conversation
-    keywords: dict[str, dict[str, float]] = field(default_factory=dict)
+    policy: Callable[[str, int], list[float]] = lambda reply, _: [1.0] * len(reply)
+    """Gives one weight for each character of a reply; the row's own words begin at the character whose number it is told."""
 
     def messages(self, stop: int | None = None, **contents: str) -> list[dict[str, Any]]:
         """Return the first messages as templates expect them, disguised; `contents` by "m0", "m1", ... replace some."""
@@ -299,7 +301,9 @@ class Reference:
             asked = self.conversation.messages[reply.message].weight
             body = self.text[reply.start : reply.stop]
             if asked is None:
-                found[reply.start : reply.stop] = react_weights(body, self.keywords)
+                said = self.conversation.messages[reply.message]
+                indent = int(self.case.fresh_replies and bool(said.content or not said.calls))
+                found[reply.start : reply.stop] = self.policy(body, indent)
                 found[reply.stop : reply.end] = [1.0] * (reply.end - reply.stop)
             else:
                 found[reply.start : reply.end] = [asked] * (reply.end - reply.start)
@@ -311,7 +315,9 @@ class Reference:
 
     def place(self, message: int) -> int:
         """Return where a message's content begins: where another content in its place would."""
-        return self.case.render(self.messages(**{f"m{message}": "\x01"}), self.tools).index("\x01", self._before(message))
+        return self.case.render(self.messages(**{f"m{message}": "\x01"}), self.tools).index(
+            "\x01", self._before(message)
+        )
 
     def _before(self, message: int) -> int:
         """Return a position before the message's content and after what the row itself says before it."""
@@ -342,6 +348,20 @@ class Reference:
             assert at == len(owners)
         return found
 
+    @property
+    def columns(self) -> list[tuple[int, float]]:
+        """What the two columns should be, at the precision they have."""
+        return [(i, float(np.float32(weight))) for i, weight in self.tokens]
+
+    @property
+    def generated(self) -> list[int]:
+        """For every token the reply that it is part of, or -1; no token is part of two."""
+        found: list[int] = []
+        for piece in self.pieces:
+            owner = next((r.message for r in self.replies if r.start <= piece.start < r.end), -1)
+            found += [owner] * (1 if piece.control else len(self.case.encode(piece.text, piece.fresh)))
+        return found
+
     def _normal_weights(self, piece: Piece) -> list[float]:
         """Return a weight for each normalized character; no test of weights composes characters of two weights."""
         weights: list[float] = []
@@ -362,20 +382,17 @@ class Reference:
         ]
 
 
-def react_weights(reply: str, keywords: dict[str, dict[str, float]]) -> list[float]:
+def react_weights(reply: str, begin: int) -> list[float]:
     """Return one weight per character of a reply, line by line: only what opens a line can be a keyword."""
-    weights: list[float] = []
+    keywords = registry.weights("react")["keywords"]
+    weights = [1.0] * begin
     content = 1.0
-    for n, line in enumerate(re.split("(?<=\n)", reply)):
-        opened = line.lstrip(" ") if n == 0 else line  # Mistral's template puts a space before every reply
-        indent = len(line) - len(opened)
-        found = next((word for word in sorted(keywords, key=len, reverse=True) if opened.startswith(word)), "")
+    for line in re.split("(?<=\n)", reply[begin:]):
+        found = next((word for word in sorted(keywords, key=len, reverse=True) if line.startswith(word)), "")
         if found:
-            weights += [1.0] * indent + [keywords[found]["keyword"]] * len(found)
+            weights += [keywords[found]["keyword"]] * len(found)
             content = keywords[found]["content"]
-            weights += [content] * (len(opened) - len(found))
-        else:
-            weights += [content] * len(line)
+        weights += [content] * (len(line) - len(found))
     return weights
 
 
@@ -414,6 +431,14 @@ def position(ids: Sequence[int], case: Case, number: int) -> int:
     return [n for n, i in enumerate(map(int, ids)) if i in case.controls.values()][number]
 
 
+def columns_of(encoded: Encoded) -> list[tuple[int, float]]:
+    return list(zip(encoded.ids.tolist(), encoded.weights.tolist(), strict=True))
+
+
+def generated_of(encoded: Encoded) -> list[int]:
+    return [s.message if s.generated else -1 for s in encoded.stretches for _ in range(s.length)]
+
+
 def count_controls(text: str, case: Case) -> int:
     return len(case.control.findall(text))
 
@@ -432,7 +457,9 @@ def test_law_1_columns_have_one_length_and_spans_cover_it(case: Case, data: st.D
 
 @LAWS
 @given(data=st.data())
-def test_laws_2_and_3_labels_copy_ids_where_weights_are_positive_and_never_first(case: Case, data: st.DataObject) -> None:
+def test_laws_2_and_3_labels_copy_ids_where_weights_are_positive_and_never_first(
+    case: Case, data: st.DataObject
+) -> None:
     encoded = case.compile(data.draw(case.conversations()))
     pairs = zip(encoded.ids.tolist(), encoded.weights.tolist(), strict=True)
     assert encoded.labels.tolist() == [i if weight > 0 else IGNORED for i, weight in pairs]
@@ -536,7 +563,9 @@ def test_law_8_control_tokens_are_those_the_template_wrote_whatever_the_row_spel
 
 @LAWS
 @given(data=st.data())
-def test_law_9_what_is_fitted_obeys_the_laws_and_turns_keeps_the_longest_prefix(case: Case, data: st.DataObject) -> None:
+def test_law_9_what_is_fitted_obeys_the_laws_and_turns_keeps_the_longest_prefix(
+    case: Case, data: st.DataObject
+) -> None:
     conversation = data.draw(case.conversations())
     whole = case.compile(conversation)
     length = len(whole.ids)
@@ -593,22 +622,37 @@ def test_law_10_the_skeleton_and_the_rendering_agree_on_segments_and_ids(case: C
     conversation = data.draw(case.conversations())
     joined, rendered = case.program.segments(conversation), case.program.by_rendering(conversation)
     assert joined == rendered
-    columns = [_columns(case, conversation, weigh(conversation, segments, EVEN)) for segments in (joined, rendered)]
-    assert columns[0] == columns[1]
+    loaded, _ = tools(case.tokenizer, case.template)
+    encoded = [
+        encode([(conversation, weigh(conversation, segments, EVEN))], loaded)[0] for segments in (joined, rendered)
+    ]
+    assert columns_of(encoded[0]) == columns_of(encoded[1])
+    assert encoded[0].stretches == encoded[1].stretches
 
 
-def _columns(case: Case, conversation: Conversation, segments: list[Segment]) -> tuple[list[int], list[float]]:
-    loaded, template = tools(case.tokenizer, case.template)
-    encoded = encode([(conversation, segments)], loaded, reply_start=template.reply_start)[0]
-    return encoded.ids.tolist(), encoded.weights.tolist()
+PATTERNS = (
+    "e",
+    ".",
+    "[a-z]{2}",
+    "(?<=.).+(?=.)",
+    "\n",
+    " +",
+    "[^a-z]",
+    "<",
+    "\u200d",
+    "[\U0001f000-\U0010ffff]",
+    "</?tool_call>",
+)
+"""Where nobody would put weights: inside words, on single characters, between the parts of one emoji."""
 
 
 def policies() -> st.SearchStrategy[Policy]:
-    """The shipped policies, and some that put weights where nobody would: inside words, on single characters, on all."""
+    """The shipped policies, and made ones."""
     shipped = [Policy.from_card(registry.weights(name)) for name in ("none", "react", "hermes")]
-    patterns = ("e", ".", "[a-z]{2}", "(?<=.).*(?=.)", ".+", "\n", " +", "[^a-z]", "<", "\u0301")
-    weighed = st.tuples(st.sampled_from(patterns), st.sampled_from((0, 0.5, 3)))
-    made = weighed.map(lambda p: Policy.from_card({"name": "made", "patterns": {"it": {"pattern": p[0], "weight": p[1]}}}))
+    weighed = st.tuples(st.sampled_from(PATTERNS), st.sampled_from((0, 0.5, 3)))
+    made = weighed.map(
+        lambda p: Policy.from_card({"name": "made", "patterns": {"it": {"pattern": p[0], "weight": p[1]}}})
+    )
     return st.sampled_from(shipped) | made
 
 
@@ -628,10 +672,25 @@ def test_law_11_weights_never_change_ids(case: Case, data: st.DataObject) -> Non
 @given(data=st.data())
 def test_law_12_a_token_weighs_what_its_lightest_character_weighs(case: Case, data: st.DataObject) -> None:
     conversation = data.draw(case.conversations(replies=react_texts()))
-    card = registry.weights("react")
-    encoded = case.compile(conversation, Policy.from_card(card))
-    expected = Reference(case, conversation, card["keywords"]).tokens
-    assert list(zip(encoded.ids.tolist(), encoded.weights.tolist(), strict=True)) == [(i, np.float32(w)) for i, w in expected]
+    encoded = case.compile(conversation, Policy.from_card(registry.weights("react")))
+    assert columns_of(encoded) == Reference(case, conversation, react_weights).columns
+
+
+@LAWS
+@given(data=st.data())
+def test_law_12_holds_for_weights_in_the_middle_of_words_and_characters(case: Case, data: st.DataObject) -> None:
+    conversation = data.draw(case.conversations())
+    pattern = data.draw(st.sampled_from(PATTERNS), label="pattern")
+    weight = data.draw(st.sampled_from((0.0, 0.5, 3.0)), label="weight")
+
+    def weights(reply: str, _: int) -> list[float]:
+        found = [1.0] * len(reply)
+        for match in re.finditer(pattern, reply, re.DOTALL):
+            found[match.start() : match.end()] = [weight] * len(match[0])
+        return found
+
+    policy = Policy.from_card({"name": "made", "patterns": {"it": {"pattern": pattern, "weight": weight}}})
+    assert columns_of(case.compile(conversation, policy)) == Reference(case, conversation, weights).columns
 
 
 @LAWS
@@ -655,7 +714,9 @@ def test_law_14_loss_on_a_user_message_trains_exactly_the_tokens_inside_its_cont
     case: Case, data: st.DataObject
 ) -> None:
     conversation = data.draw(case.conversations(weights=False))
-    asked = data.draw(st.sampled_from([i for i, m in enumerate(conversation.messages) if m.role is USER and m.content] or [-1]))
+    asked = data.draw(
+        st.sampled_from([i for i, m in enumerate(conversation.messages) if m.role is USER and m.content] or [-1])
+    )
     assume(asked >= 0)
     silent = [replace(m, weight=0.0 if m.role is ASSISTANT else None) for m in conversation.messages]
     silent[asked].weight = 1.0
@@ -669,7 +730,10 @@ def test_law_14_loss_on_a_user_message_trains_exactly_the_tokens_inside_its_cont
         if piece.control:
             trained.append(False)
             continue
-        parts = [piece.text[: max(0, start - piece.start)], piece.text[max(0, start - piece.start) : max(0, end - piece.start)]]
+        parts = [
+            piece.text[: max(0, start - piece.start)],
+            piece.text[max(0, start - piece.start) : max(0, end - piece.start)],
+        ]
         low = len(case.normalize(parts[0]).encode())
         high = low + len(case.normalize(parts[1]).encode())
         assume(case.normalize(piece.text).startswith(case.normalize(parts[0]) + case.normalize(parts[1])))
@@ -684,8 +748,9 @@ def test_law_14_loss_on_a_user_message_trains_exactly_the_tokens_inside_its_cont
 
 @LAWS
 @given(data=st.data())
-def test_the_whole_example_equals_the_slow_derivation(case: Case, data: st.DataObject) -> None:
+def test_every_token_weight_and_speaker_equals_the_slow_derivation(case: Case, data: st.DataObject) -> None:
     conversation = data.draw(case.conversations())
     encoded = case.compile(conversation)
-    expected = Reference(case, conversation).tokens
-    assert list(zip(encoded.ids.tolist(), encoded.weights.tolist(), strict=True)) == [(i, np.float32(w)) for i, w in expected]
+    reference = Reference(case, conversation)
+    assert columns_of(encoded) == reference.columns
+    assert generated_of(encoded) == reference.generated

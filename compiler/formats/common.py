@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from typing import Any
 
-from compiler.conversation import Call, Message, Role
+from compiler.conversation import Call, Conversation, Message, Role
+from compiler.read.value import parse
 from schemas.errors import Reason, RowError
 
 _MAY_FOLLOW = {
@@ -16,31 +16,29 @@ _MAY_FOLLOW = {
 }
 
 
-def check_turns(messages: list[Message], pointer: str, *, first: int = 0) -> None:
+def check_turns(conversation: Conversation, pointer: str | None) -> None:
     """Raise unless the messages are a conversation that ends with a reply (decision 11).
 
-    `first` is the position of messages[0] in the source list that `pointer` names; system messages may stand
-    anywhere and are skipped.
+    `pointer` names the source list of messages, None where the row has none. System messages are skipped.
     """
-    turns = [(i + first, message.role) for i, message in enumerate(messages) if message.role is not Role.SYSTEM]
+    numbered = enumerate(conversation.messages, start=conversation.first)
+    turns = [(i, message.role) for i, message in numbered if message.role is not Role.SYSTEM]
+
+    def wrong(message: str, i: int | None = None) -> RowError:
+        where = "" if pointer is None else pointer if i is None else f"{pointer}/{i}"
+        return RowError(Reason.TURN_ORDER, message, where)
+
     if not any(role is Role.ASSISTANT for _, role in turns):
-        raise RowError(Reason.TURN_ORDER, "expected at least one reply, found none", pointer)
+        raise wrong("expected at least one reply, found none")
     if turns[0][1] is not Role.USER:
-        raise RowError(
-            Reason.TURN_ORDER,
-            f"expected a user message first, found {turns[0][1]}",
-            f"{pointer}/{turns[0][0]}",
-        )
+        raise wrong(f"expected a user message first, found {turns[0][1]}", turns[0][0])
     for (_, before), (i, role) in pairwise(turns):
         if role not in _MAY_FOLLOW[before]:
-            expected = " or ".join(_MAY_FOLLOW[before])
-            raise RowError(Reason.TURN_ORDER, f"expected {expected} after {before}, found {role}", f"{pointer}/{i}")
-    if turns[-1][1] is not Role.ASSISTANT:
-        raise RowError(
-            Reason.TURN_ORDER,
-            f"expected a reply last, found {turns[-1][1]}; --repair dangling removes trailing turns without a reply",
-            f"{pointer}/{turns[-1][0]}",
-        )
+            raise wrong(f"expected {' or '.join(_MAY_FOLLOW[before])} after {before}, found {role}", i)
+    last, role = turns[-1]
+    if role is not Role.ASSISTANT:
+        hint = "--repair dangling removes trailing turns without a reply"
+        raise wrong(f"expected a reply last, found {role}; {hint}", last)
 
 
 def column_of(row: dict[str, Any], columns: dict[str, str | None], name: str) -> Any:
@@ -49,55 +47,64 @@ def column_of(row: dict[str, Any], columns: dict[str, str | None], name: str) ->
     return None if column is None else row.get(column)
 
 
+def with_columns(row: dict[str, Any], columns: dict[str, str | None], messages: list[Message]) -> Conversation:
+    """Return the conversation of the messages with the row's system and tools columns; a system message wins."""
+    tools = parse_tools(column_of(row, columns, "tools"), f"/{columns.get('tools')}")
+    system = column_of(row, columns, "system")
+    if not system or messages[0].role is Role.SYSTEM:
+        return Conversation(messages, tools)
+    return Conversation([Message(Role.SYSTEM, system), *messages], tools, first=-1)
+
+
+def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:
+    """Return JSON that a row carries as text, read as strictly as a row itself; `what` says what was expected."""
+    value, reject = parse(text.strip().encode())
+    if reject is not None:
+        raise RowError(reason, f"expected {what} as JSON, found text that is not: {reject.message}", pointer)
+    return value
+
+
 def parse_tools(value: Any, pointer: str) -> list[Any] | None:
     """Return the list of tools given as JSON text, a list or one tool; None where nothing is given, [] for "[]"."""
+    within = pointer
     if isinstance(value, str):
-        if not value.strip():
-            return None
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise RowError(
-                Reason.TOOLS, f"expected a JSON list of tools, found text that is not JSON: {error}", pointer
-            ) from error
-    if isinstance(value, dict):
-        value = [value]
+        value = parse_text(value, "a list of tools", Reason.TOOLS, pointer) if value.strip() else None
+    elif isinstance(value, list):
+        within = f"{pointer}/{{}}"
     if value is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+    tools = [value] if isinstance(value, dict) else value
+    if not isinstance(tools, list):
         raise RowError(Reason.TOOLS, f"expected a JSON list of tools, found {_kind(value)}", pointer)
+    for i, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise RowError(Reason.TOOLS, f"expected a tool as a JSON object, found {_kind(tool)}", within.format(i))
     return [
-        tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool} for tool in value
+        tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool} for tool in tools
     ]
 
 
-def parse_call(call: Any, pointer: str, *, call_id: str | None = None) -> Call:
-    """Return a tool call from {"name", "arguments"}; arguments may be an object or its JSON text (decision 6)."""
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
-        raise RowError(
-            Reason.TOOL_ARGUMENTS,
-            f"expected an object with a name and arguments, found {_kind(call)}",
-            pointer,
-        )
+def parse_call(call: Any, pointer: str, arguments_at: str, *, call_id: str | None = None) -> Call:
+    """Return a tool call from {"name", "arguments"}; arguments may be an object or its JSON text (decision 6).
+
+    `pointer` is where the call is in the row, `arguments_at` where its arguments are.
+    """
+    if not isinstance(call, dict):
+        raise RowError(Reason.TOOL_ARGUMENTS, f"expected a tool call as an object, found {_kind(call)}", pointer)
+    name = call.get("name")
+    if not isinstance(name, str) or not name:
+        found = "an empty name" if name == "" else f"the keys {', '.join(map(repr, call)) or 'none'}"
+        raise RowError(Reason.TOOL_ARGUMENTS, f"expected a tool call with a name, found {found}", pointer)
     if "arguments" not in call:
-        raise RowError(Reason.TOOL_ARGUMENTS, f"the call of {call['name']!r} has no arguments", pointer)
+        raise RowError(Reason.TOOL_ARGUMENTS, f"the call of {name!r} has no arguments", pointer)
     arguments = call["arguments"]
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except ValueError as error:
-            raise RowError(
-                Reason.TOOL_ARGUMENTS,
-                f"expected arguments as JSON, found text that is not: {error}",
-                f"{pointer}/arguments",
-            ) from error
+        arguments = parse_text(arguments, "arguments", Reason.TOOL_ARGUMENTS, arguments_at) if arguments.strip() else {}
     if not isinstance(arguments, dict):
         raise RowError(
-            Reason.TOOL_ARGUMENTS,
-            f"expected arguments to be a JSON object, found {_kind(arguments)}",
-            f"{pointer}/arguments",
+            Reason.TOOL_ARGUMENTS, f"expected arguments to be a JSON object, found {_kind(arguments)}", arguments_at
         )
-    return Call(call["name"], arguments, call_id)
+    return Call(name, arguments, call_id)
 
 
 def asked_weight(message: dict[str, Any], role: Role) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, column_of, parse_call, parse_tools
+from compiler.formats.common import asked_weight, column_of, parse_call, with_columns
 
 COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}
 TAGS = {
@@ -43,13 +43,9 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
         elif role is Role.TOOL:
             message.name, message.call_id = source.get("name"), source.get("tool_call_id")
         messages.append(message)
-    system = column_of(row, columns, "system")
-    if system and messages[0].role is not Role.SYSTEM:
-        messages.insert(0, Message(Role.SYSTEM, system))
-    tools, pointer = column_of(row, columns, "tools"), f"/{columns.get('tools')}"
-    if tools is None and row.get("functions") is not None:
-        tools, pointer = row["functions"], "/functions"
-    return Conversation(messages, parse_tools(tools, pointer))
+    if row.get("functions") is not None and column_of(row, columns, "tools") is None:
+        return with_columns(row, columns | {"tools": "functions"}, messages)
+    return with_columns(row, columns, messages)
 
 
 def _text(content: Any) -> str:
@@ -61,9 +57,12 @@ def _text(content: Any) -> str:
 
 def _calls(source: dict[str, Any], pointer: str) -> list[Call]:
     calls = [
-        parse_call(call["function"], f"{pointer}/tool_calls/{j}/function", call_id=call.get("id"))
+        parse_call(
+            call["function"], at := f"{pointer}/tool_calls/{j}/function", f"{at}/arguments", call_id=call.get("id")
+        )
         for j, call in enumerate(source.get("tool_calls") or ())
     ]
     if not calls and source.get("function_call"):
-        calls = [parse_call(source["function_call"], f"{pointer}/function_call")]
+        at = f"{pointer}/function_call"
+        calls = [parse_call(source["function_call"], at, f"{at}/arguments")]
     return calls

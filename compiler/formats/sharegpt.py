@@ -5,11 +5,10 @@ With `tags` it also reads lists of {role, content} and any other names for keys 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, column_of, parse_call, parse_tools
+from compiler.formats.common import asked_weight, parse_call, parse_text, with_columns
 from schemas.errors import Reason, RowError
 
 COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
@@ -48,21 +47,13 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
             messages.append(Message(role, "", calls, weight=weight))
         else:
             messages.append(Message(role, source[content_tag], weight=weight))
-    system = column_of(row, columns, "system")
-    if system and messages[0].role is not Role.SYSTEM:
-        messages.insert(0, Message(Role.SYSTEM, system))
-    return Conversation(messages, parse_tools(column_of(row, columns, "tools"), f"/{columns.get('tools')}"))
+    return with_columns(row, columns, messages)
 
 
 def _calls(text: str, pointer: str) -> list[Call]:
     """Return the calls of a function_call message: one JSON object, or a list of them."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RowError(
-            Reason.TOOL_ARGUMENTS, f"expected a tool call as JSON, found text that is not: {error}", pointer
-        ) from error
+    value = parse_text(text, "a tool call", Reason.TOOL_ARGUMENTS, pointer)
     calls = value if isinstance(value, list) else [value]
     if not calls:
         raise RowError(Reason.TOOL_ARGUMENTS, "expected at least one tool call, found an empty list", pointer)
-    return [parse_call(call, pointer) for call in calls]
+    return [parse_call(call, pointer, pointer) for call in calls]
