@@ -52,12 +52,12 @@ class Message:
 
 @dataclass(slots=True)
 class Conversation:
-    """What one example is made from. `tools` is the parsed list of tools, key order kept; None = none given."""
+    """What one example is made from. `tools` is parsed JSON, key order kept, most often a list; None = none given."""
 
     messages: list[Message]
-    tools: list[Any] | None = None
-    first: int = 0
-    """Where messages[0] stands in the row's own list: -1 where a system column was put before it."""
+    tools: Any = None
+    places: list[int] | None = None
+    """Where each message stands in the row's own list, for pointers; None where they are one to one."""
     repairs: list[str] = field(default_factory=list)
     """Names of the repairs and merges applied to the row, for the counts and for `inspect`."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.conversation import Conversation
-from compiler.formats import alpaca, ms_agent, openai, sharegpt
+from compiler.formats import alpaca, chatglm3, ms_agent, openai, prompt_response, sharegpt
 from schemas.errors import UsageError, nearest
 
 Names = dict[str, str | None]
@@ -34,6 +34,8 @@ FORMATS = {
         Format("sharegpt", sharegpt.COLUMNS, sharegpt.TAGS, sharegpt.lift, turns="messages"),
         Format("ms_agent", ms_agent.COLUMNS, ms_agent.TAGS, ms_agent.lift, weights="react", turns="messages"),
         Format("openai", openai.COLUMNS, openai.TAGS, openai.lift, turns="messages"),
+        Format("chatglm3", chatglm3.COLUMNS, chatglm3.TAGS, chatglm3.lift, turns="messages"),
+        Format("prompt_response", prompt_response.COLUMNS, prompt_response.TAGS, prompt_response.lift),
     )
 }
 

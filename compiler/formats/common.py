@@ -21,8 +21,12 @@ def check_turns(conversation: Conversation, pointer: str | None) -> None:
 
     `pointer` names the source list of messages, None where the row has none. System messages are skipped.
     """
-    numbered = enumerate(conversation.messages, start=conversation.first)
-    turns = [(i, message.role) for i, message in numbered if message.role is not Role.SYSTEM]
+    places = conversation.places or range(len(conversation.messages))
+    turns = [
+        (i, message.role)
+        for i, message in zip(places, conversation.messages, strict=False)
+        if message.role is not Role.SYSTEM
+    ]
 
     def wrong(message: str, i: int | None = None) -> RowError:
         where = "" if pointer is None else pointer if i is None else f"{pointer}/{i}"
@@ -32,7 +36,10 @@ def check_turns(conversation: Conversation, pointer: str | None) -> None:
         raise wrong("expected at least one reply, found none")
     if turns[0][1] is not Role.USER:
         raise wrong(f"expected a user message first, found {turns[0][1]}", turns[0][0])
+    calls = {i for i, message in zip(places, conversation.messages, strict=False) if message.calls}
     for (_, before), (i, role) in pairwise(turns):
+        if before is Role.ASSISTANT and role is Role.ASSISTANT and i in calls:
+            continue  # a thought, then the call it leads to: two turns where their weights differ
         if role not in _MAY_FOLLOW[before]:
             raise wrong(f"expected {' or '.join(_MAY_FOLLOW[before])} after {before}, found {role}", i)
     last, role = turns[-1]
@@ -53,7 +60,8 @@ def with_columns(row: dict[str, Any], columns: dict[str, str | None], messages: 
     system = column_of(row, columns, "system")
     if not system or messages[0].role is Role.SYSTEM:
         return Conversation(messages, tools)
-    return Conversation([Message(Role.SYSTEM, system), *messages], tools, first=-1)
+    places = [-1, *range(len(messages))]
+    return Conversation([Message(Role.SYSTEM, system), *messages], tools, places=places)
 
 
 def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:

@@ -1,0 +1,58 @@
+"""ChatGLM3: conversations of {role, content}, with `tool` turns that hold a call and its result at once.
+
+A `tool` turn is lifted apart: the call belongs to the assistant, the observation is a tool's result. Tools may be any
+JSON; they become the system prompt, so a row with tools has no system message of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.conversation import Call, Conversation, Message, Role
+from compiler.formats.common import asked_weight, column_of
+from compiler.templates.jinja import to_json
+from schemas.errors import Reason, RowError
+
+COLUMNS = {"messages": "conversations", "tools": "tools"}
+TAGS: dict[str, str] = {}
+_ROLES = {
+    "system": Role.SYSTEM,
+    "user": Role.USER,
+    "assistant": Role.ASSISTANT,
+    "observation": Role.TOOL,
+}
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+    """Return the conversation; `places` says which messages came from which turn."""
+    column = columns["messages"]
+    tools = column_of(row, columns, "tools")
+    messages: list[Message] = []
+    places: list[int] = []
+    for i, turn in enumerate(column_of(row, columns, "messages")):
+        if turn["role"] == "tool":
+            lifted = _tool_turn(turn, messages)
+        else:
+            role = _ROLES[turn["role"]]
+            if role is Role.SYSTEM and (i > 0 or tools is not None):
+                found = "one beside tools, which become the system prompt" if tools is not None else "one later"
+                raise RowError(
+                    Reason.TURN_ORDER, f"expected one system message, first; found {found}", f"/{column}/{i}"
+                )
+            lifted = [Message(role, turn["content"], weight=asked_weight(turn, role))]
+        messages += lifted
+        places += [i] * len(lifted)
+    return Conversation(messages, tools, places=places)
+
+
+def _tool_turn(turn: dict[str, Any], messages: list[Message]) -> list[Message]:
+    """Return a tool turn's call and result; the call joins the thought before it where both weigh the same."""
+    call = Call(turn["name"], turn["parameters"])
+    observation = turn["observation"]
+    result = Message(Role.TOOL, observation if isinstance(observation, str) else to_json(observation), name=call.name)
+    weight = asked_weight(turn, Role.ASSISTANT)
+    last = messages[-1] if messages else None
+    if last is not None and last.role is Role.ASSISTANT and not last.calls and last.weight == weight:
+        last.calls.append(call)
+        return [result]
+    return [Message(Role.ASSISTANT, "", [call], weight=weight), result]

@@ -1,0 +1,17 @@
+"""prompt_response: one prompt and its response, as ChatGLM3's input-output form has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.conversation import Conversation, Message, Role
+from compiler.formats.common import column_of
+
+COLUMNS = {"prompt": "prompt", "response": "response"}
+TAGS: dict[str, str] = {}
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+    """Return the conversation of one turn."""
+    asked, reply = column_of(row, columns, "prompt"), column_of(row, columns, "response")
+    return Conversation([Message(Role.USER, asked), Message(Role.ASSISTANT, reply)])
