@@ -54,7 +54,7 @@ def _one_line(error: click.UsageError) -> str:
 
     message = error.format_message().rstrip(".")
     kind = getattr(getattr(error, "param", None), "type", None)
-    if isinstance(kind, click.Choice) and (match := re.search(r"'([^']*)' is not one of", message)):
+    if isinstance(kind, click.Choice) and (match := re.search(r"'([^']*)' is not (?:one of|')", message)):
         name = error.param.opts[0] if isinstance(error, click.BadParameter) and error.param else ""
         return f"{name} {match[1]}: no such value\n  {nearest(match[1], map(str, kind.choices))}"
     return message
@@ -322,10 +322,10 @@ def _config(given: dict[str, Any]) -> Any:
         raise UsageError(
             "--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai"
         )
-    persona = {key: given[key] for key in ("name", "author") if given[key]}
+    persona = {key: sources.readable(given[key]) for key in ("name", "author") if given[key]}
     return pipeline.Config(
         catalogue=sources.Catalogue(given["files"], given["registries"], given["format_name"]),
-        mix=mix.parse_mix(given["mix"]) if given["mix"] else [],
+        mix=mix.parse_mix(sources.readable(given["mix"])) if given["mix"] else [],
         out=given["out"],
         cache=given["cache"],
         tokenizer=pipeline.tokenizer_path(given["tokenizer"]),

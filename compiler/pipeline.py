@@ -108,6 +108,8 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         check_balance(manifest)
         write_files(output.partial, manifest, compiled, tokenizer)
         output.publish(manifest)
+        for path in _reject_files(config):
+            path.unlink(missing_ok=True)  # of an earlier run that failed: OUT/rejects.jsonl says what is true now
     return Result(manifest, collector.compiled, collector.cached)
 
 
@@ -178,14 +180,19 @@ def _check_rejects(config: Config, compiled: list[Compiled]) -> None:
 
 def _keep_rejects(config: Config, compiled: list[Compiled]) -> Path:
     """Write the rejects beside the output, or into the cache where that cannot be written; return the path."""
-    name, data = f"{config.out.name}.rejects.jsonl", rejects_jsonl(compiled)
+    data = rejects_jsonl(compiled)
+    beside, in_cache = _reject_files(config)
     try:
-        path = config.out.parent / name
-        path.write_bytes(data)
+        beside.write_bytes(data)
     except OSError:
-        path = config.cache / name
-        path.write_bytes(data)
-    return path
+        in_cache.write_bytes(data)
+        return in_cache
+    return beside
+
+
+def _reject_files(config: Config) -> tuple[Path, Path]:
+    name = f"{config.out.name}.rejects.jsonl"
+    return config.out.parent / name, config.cache / name
 
 
 def _write_shards(output: Output, plan: Plan, compiled: list[Compiled]) -> dict[str, Any]:

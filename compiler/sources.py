@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -243,7 +244,13 @@ _SPLIT_WORDS = {
 
 
 def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
-    """Return the files of a split: by the words in their names; files that name no split are all of "train"."""
+    """Return the files of a split: named or foldered exactly so, else by the words in their names.
+
+    Files that name no split are all of "train".
+    """
+    exact = [p for p in files if split in (re.split(r"[-.]", p.name)[0], p.parent.name)]
+    if exact:
+        return exact
 
     def words(path: Path) -> set[str]:
         text = path.as_posix().lower()
@@ -283,6 +290,10 @@ def _recognise(file: File) -> tuple[str, str]:
     """Return (format, what to say about it) from the first rows of a file."""
     units = cut(open_source(file.path))
     rows = list(islice((row.value for unit in units for row in read(unit) if row.reject is None), _PEEK))
+    other = _other_kind(rows)
+    if other:
+        what, key = other
+        raise UsageError(file.label, f"this version does not compile {what} (its rows have the key {key!r})")
     name, fits = recognise(rows)
     if name is None:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
@@ -291,6 +302,22 @@ def _recognise(file: File) -> tuple[str, str]:
             f"Name it with --format ({', '.join(fits)}), or map its columns in a dataset_info.json (--registry).",
         )  # fmt: skip
     return name, f"recognised as {name} ({fits[name]} of the first {len(rows)} rows match its schema)"
+
+
+def _other_kind(rows: list[Any]) -> tuple[str, str] | None:
+    """Return (kind, key) of rows that look like a format of ours but are data of another kind."""
+    for row in (row for row in rows if isinstance(row, dict)):
+        for key in ("label", "kto_tag"):
+            if isinstance(row.get(key), bool):
+                return "KTO rows", key
+        if "chosen" in row and "rejected" in row:
+            return "preference pairs", "chosen"
+        for key in ("images", "image", "videos", "audios"):
+            if row.get(key):
+                return {"image": "images"}.get(key, key), key
+        if set(row) == {"text"}:
+            return "pretraining text", "text"
+    return None
 
 
 def with_weights(dataset: Dataset, weights: str) -> Dataset:

@@ -32,4 +32,5 @@ def check_config(value: Any, name: str, where: str) -> None:
         known = error.schema.get("properties", {})
         unknown = next(key for key in error.instance if key not in known)
         hint = f"{unknown!r}: {nearest(unknown, known)}"
-    raise UsageError(f"{where}#{pointer}", error.message[:300], hint)
+    mark = "" if "#" in where else "#"  # an entry of a larger file comes with its own pointer
+    raise UsageError(f"{where}{mark}{pointer}", error.message[:300], hint)

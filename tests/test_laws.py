@@ -13,10 +13,9 @@ import json
 import re
 import unicodedata
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,15 @@ from compiler.conversation import Call, Conversation, Message, Role, Segment
 from compiler.encode import Encoded, encode
 from compiler.fit import POLICIES, fit
 from compiler.templates.jinja import ChatTemplate
+from compiler.templates.load import load_template
 from compiler.templates.program import Program
 from compiler.weigh import Policy, weigh
 from schemas.errors import Reason, RowError
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
 IGNORED = -100
+SIGN, CUT, PLACE = 0x13000, "\U0001303e", "\U0001303f"
+"""Hieroglyphs, which no row of the tests says: from SIGN on for the control tokens that a row spells."""
 EVEN = Policy("none", {}, ())
 
 LAWS = settings(
@@ -65,10 +67,15 @@ class Case:
     tokenizer: str
     template: str
     stop: str
+    """What ends a reply; with `next_role`, what ends the last one."""
     system: str = "anywhere"
     tools: bool = True
+    opens: str = ""
+    """What the template writes in a reply before the row's own words."""
     fresh_replies: bool = False
-    """A reply is a text of its own, and what it says follows a space that the template writes."""
+    """A reply is a text of its own to the tokenizer."""
+    next_role: bool = False
+    """The token of the next role ends a reply."""
 
     def __str__(self) -> str:
         return f"{self.tokenizer}/{self.template}"
@@ -83,7 +90,8 @@ class Case:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        return json.loads((self.folder / "tokenizer.json").read_text())
+        file = self.folder / "tokenizer.json"
+        return json.loads(file.read_text()) if file.exists() else tools(self.tokenizer, self.template)[0].spec
 
     @cached_property
     def controls(self) -> dict[str, int]:
@@ -95,11 +103,11 @@ class Case:
 
     @property
     def sentencepiece(self) -> bool:
-        return self.tokenizer == "mistral"
+        return self.tokenizer in ("mistral", "chatglm3")
 
     @cached_property
     def official(self) -> HFTokenizer:
-        return HFTokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return HFTokenizer.from_str(json.dumps(self.spec))
 
     @cached_property
     def bare(self) -> HFTokenizer:
@@ -111,29 +119,34 @@ class Case:
         return HFTokenizer.from_str(json.dumps(spec))
 
     @cached_property
-    def _jinja(self) -> jinja2.Template:
+    def source(self) -> str:
+        """The chat template."""
         if self.template == "auto":
-            source = self.config["chat_template"]
-        else:
-            source = (Path(registry.__file__).parent / "templates" / f"{self.template}.jinja").read_text()
+            return self.config["chat_template"]
+        return (Path(registry.__file__).parent / "templates" / f"{self.template}.jinja").read_text()
+
+    @cached_property
+    def _jinja(self) -> jinja2.Template:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
-        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
 
         def refuse(message: str) -> None:
             raise jinja2.TemplateError(message)
 
         environment.globals["raise_exception"] = refuse
-        return environment.from_string(source)
+        environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+        environment.filters["python_arguments"] = lambda given: ", ".join(f"{k}={_python(v)}" for k, v in given.items())
+        return environment.from_string(self.source)
 
     def render(self, messages: list[dict[str, Any]], tool_list: list[Any] | None, prompt: bool = False) -> str:
-        named = {k: self.config[k] for k in ("bos_token", "eos_token", "unk_token", "pad_token") if self.config.get(k)}
-        return self._jinja.render(messages=messages, tools=tool_list, add_generation_prompt=prompt, **named)
+        """Return the official rendering; where a card says that two texts are encoded apart, there is a `CUT`."""
+        named = {k: self.config[k] for k in ("bos_token", "eos_token") if self.config.get(k)}
+        return self._jinja.render(messages=messages, tools=tool_list, add_generation_prompt=prompt, cut=CUT, **named)
 
     def normalize(self, text: str) -> str:
         """Return what the tokenizer reads: composed for Qwen, the text itself for Mistral."""
-        return text if self.sentencepiece else self.official.normalizer.normalize_str(text)
+        return self.official.normalizer.normalize_str(text) if "qwen" in self.tokenizer or self is DEMO else text
 
     def encode(self, text: str, fresh: bool) -> list[int]:
         """Return the ids of a text that is no control token's, whatever it spells."""
@@ -166,6 +179,12 @@ class Case:
         loaded, template = tools(self.tokenizer, self.template)
         segments = weigh(conversation, template.program.segments(conversation), policy)
         return encode([(conversation, segments)], loaded)[0]
+
+
+def _python(value: Any) -> str:
+    """Return a value's repr, with private-use characters as they are: nobody would read their escapes."""
+    escape = re.compile(r"(?<!\\)((?:\\\\)*)\\U00(0f|10)([0-9a-f]{4})")
+    return escape.sub(lambda match: match[1] + chr(int(match[2] + match[3], 16)), repr(value))
 
 
 def _byte_of() -> dict[str, int]:
@@ -230,7 +249,7 @@ class Reference:
 
     @cached_property
     def _signs(self) -> dict[str, str]:
-        return {text: chr(0x13000 + n) * len(text) for n, text in enumerate(self.case.controls)}
+        return {text: chr(SIGN + n) * len(text) for n, text in enumerate(self.case.controls)}
 
     def disguise(self, text: str) -> str:
         return self.case.control.sub(lambda match: self._signs[match[0]], text)
@@ -253,9 +272,18 @@ class Reference:
     def tools(self) -> Any:
         return self._value(self.conversation.tools)
 
+    def render(self, stop: int | None = None, prompt: bool = False) -> str:
+        return self.case.render(self.messages(stop), self.tools, prompt)
+
     @cached_property
     def disguised(self) -> str:
-        return self.case.render(self.messages(), self.tools)
+        return self.render().replace(CUT, "")
+
+    @cached_property
+    def cuts(self) -> list[int]:
+        """Where two texts are encoded apart."""
+        lengths = [len(part) for part in self.render().split(CUT)]
+        return list(itertools.accumulate(lengths[:-1]))
 
     @cached_property
     def text(self) -> str:
@@ -272,24 +300,30 @@ class Reference:
         found = []
         for i, message in enumerate(self.conversation.messages):
             if message.role is ASSISTANT:
-                prompt = self.case.render(self.messages(i), self.tools, prompt=True)
-                end = self.case.render(self.messages(i + 1), self.tools)
+                prompt = self.render(i, prompt=True).replace(CUT, "")
+                end = self.render(i + 1).replace(CUT, "")
+                stop = end.rindex(self.case.stop)
+                if self.case.next_role:
+                    assert end.endswith(self.case.stop)
+                    following = self.case.control.match(self.disguised, stop)
+                    end = end[:stop] + (following[0] if following else "")
                 assert self.disguised.startswith(end)
                 assert end.startswith(prompt)
-                stop = end.rindex(self.case.stop)
-                found.append(Reply(i, len(prompt), stop, stop + len(self.case.stop)))
+                stopped = self.case.control.match(end, stop)
+                assert stopped
+                found.append(Reply(i, len(prompt), stop, stopped.end()))
         return found
 
     @cached_property
     def pieces(self) -> list[Piece]:
         """The text cut at the template's control tokens and where a reply begins."""
-        edges = {0, len(self.disguised)} | {reply.start for reply in self.replies}
+        starts = {reply.start for reply in self.replies}
+        edges = {0, len(self.disguised), *starts, *self.cuts}
         spans = [match.span() for match in self.case.control.finditer(self.disguised)]
         edges |= {edge for span in spans for edge in span}
-        starts = {reply.start for reply in self.replies}
         found = []
         for a, b in itertools.pairwise(sorted(edges)):
-            fresh = self.case.fresh_replies or a not in starts or any(end == a for _, end in spans)
+            fresh = self.case.fresh_replies or a not in starts or any(end == a for _, end in spans) or a in self.cuts
             found.append(Piece(a, self.text[a:b], (a, b) in spans, fresh))
         return found
 
@@ -302,7 +336,7 @@ class Reference:
             body = self.text[reply.start : reply.stop]
             if asked is None:
                 said = self.conversation.messages[reply.message]
-                indent = int(self.case.fresh_replies and bool(said.content or not said.calls))
+                indent = len(self.case.opens) if said.content or not said.calls else 0
                 found[reply.start : reply.stop] = self.policy(body, indent)
                 found[reply.stop : reply.end] = [1.0] * (reply.end - reply.stop)
             else:
@@ -315,14 +349,8 @@ class Reference:
 
     def place(self, message: int) -> int:
         """Return where a message's content begins: where another content in its place would."""
-        return self.case.render(self.messages(**{f"m{message}": "\x01"}), self.tools).index(
-            "\x01", self._before(message)
-        )
-
-    def _before(self, message: int) -> int:
-        """Return a position before the message's content and after what the row itself says before it."""
-        earlier = [reply.end for reply in self.replies if reply.message < message]
-        return earlier[-1] if earlier else 0
+        twin = self.messages(**{f"m{message}": PLACE})
+        return self.case.render(twin, self.tools).replace(CUT, "").index(PLACE)
 
     @cached_property
     def tokens(self) -> list[tuple[int, float]]:
@@ -330,7 +358,8 @@ class Reference:
         found: list[tuple[int, float]] = []
         for piece in self.pieces:
             if piece.control:
-                found.append((self.case.controls[piece.text], self.weights[piece.start]))
+                covered = self.weights[piece.start : piece.start + len(piece.text)]
+                found.append((self.case.controls[piece.text], min(covered)))
                 continue
             ids = self.case.encode(piece.text, piece.fresh)
             weights = self._normal_weights(piece)
@@ -352,6 +381,14 @@ class Reference:
     def columns(self) -> list[tuple[int, float]]:
         """What the two columns should be, at the precision they have."""
         return [(i, float(np.float32(weight))) for i, weight in self.tokens]
+
+    def decoded(self, start: int = 0, end: int | None = None) -> str:
+        """Return what ids decode to: the text, and a space before whatever sentencepiece takes for a new text."""
+        return "".join(
+            (" " if piece.fresh and not piece.control and self.case.sentencepiece else "") + piece.text
+            for piece in self.pieces
+            if start <= piece.start < (len(self.text) if end is None else end)
+        )
 
     @property
     def generated(self) -> list[int]:
@@ -402,14 +439,26 @@ CASES = [
     Case("qwen2.5", "chatml", "<|im_end|>"),
     Case("qwen2.5", "qwen", "<|im_end|>", tools=False),
     Case("mistral", "auto", "</s>", system="none", tools=False),
-    Case("mistral", "mistral", "</s>", system="first", fresh_replies=True),
+    Case("mistral", "mistral", "</s>", system="first", opens=" ", fresh_replies=True),
+]
+ROLE_STOPS = [
+    Case("chatglm3", "chatglm3", "</s>", opens="\n", fresh_replies=True, next_role=True),
+    Case("glm4", "glm4", "<|user|>", opens="\n", fresh_replies=True, next_role=True),
 ]
 DEMO = CASES[0]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=[*CASES, *ROLE_STOPS], ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     """Every template in turn; skipped where the shared tokenizers are not beside the project."""
+    found: Case = request.param
+    tools(found.tokenizer, found.template)
+    return found
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def published(request: pytest.FixtureRequest) -> Case:
+    """The templates whose family encodes a whole rendered text."""
     found: Case = request.param
     tools(found.tokenizer, found.template)
     return found
@@ -469,8 +518,9 @@ def test_laws_2_and_3_labels_copy_ids_where_weights_are_positive_and_never_first
 @LAWS
 @given(data=st.data())
 def test_law_4_a_reply_starts_right_after_the_generation_prompt_as_inference_encodes_it(
-    case: Case, data: st.DataObject
+    published: Case, data: st.DataObject
 ) -> None:
+    case = published
     conversation = data.draw(case.conversations(spelled=False))
     reference = Reference(case, conversation)
     ids = case.compile(conversation).ids.tolist()
@@ -485,7 +535,8 @@ def test_law_4_a_reply_starts_right_after_the_generation_prompt_as_inference_enc
         generated = reference.text[reply.start : reply.end]
         stop = position(ids, case, count_controls(reference.text[: reply.stop], case))
         written = case.text_of(ids[start : stop + 1])
-        assert case.normalize(written.removeprefix(" ") if case.fresh_replies else written) == case.normalize(generated)
+        assert case.normalize(written) == case.normalize(reference.decoded(reply.start, reply.end))
+        assert case.normalize(written).endswith(case.normalize(generated))
 
 
 @LAWS
@@ -500,14 +551,16 @@ def test_law_5_a_reply_ends_with_a_trained_stop_and_neither_header_nor_newline_i
         before = count_controls(reference.disguised[: reply.stop], case)
         stop = position(encoded.ids, case, before)
         trained = conversation.messages[reply.message].weight != 0
-        assert encoded.ids[stop] == case.controls[case.stop]
-        assert (encoded.labels[stop] == case.controls[case.stop]) == trained
+        token = case.controls[reference.text[reply.stop : reply.end]]
+        assert encoded.ids[stop] == token
+        assert encoded.labels[stop] == (token if trained else IGNORED)
         assert stop + 1 == len(encoded.ids) or encoded.labels[stop + 1] == IGNORED
         opening = position(encoded.ids, case, count_controls(reference.disguised[: reply.start], case) - 1)
-        header = reference.text[: reply.start].rpartition("\n" if case.sentencepiece else "<|im_start|>")[2]
-        if not case.sentencepiece:
-            assert header == "assistant\n"
+        if reference.text[: reply.start].endswith("<|im_start|>assistant\n"):
+            assert case.text_of(encoded.ids[opening : opening + 3]) == "<|im_start|>assistant\n"
             assert encoded.labels[opening : opening + 3].tolist() == [IGNORED] * 3
+        else:
+            assert case.sentencepiece or case.next_role
 
 
 @LAWS
@@ -521,20 +574,17 @@ def test_law_6_trained_tokens_decode_to_exactly_the_generated_text_of_trained_re
     reference = Reference(case, conversation)
     encoded = case.compile(conversation)
     trained = encoded.labels[encoded.labels != IGNORED].tolist()
-    expected = ""
-    for reply in reference.replies:
-        if conversation.messages[reply.message].weight != 0:
-            body = reference.text[reply.start : reply.end]
-            prefix = " " if case.fresh_replies and reference.disguised[reply.start :].find(case.stop) != 0 else ""
-            expected += prefix + body
+    trained_replies = [reply for reply in reference.replies if conversation.messages[reply.message].weight != 0]
+    expected = "".join(reference.decoded(reply.start, reply.end) for reply in trained_replies)
     assert case.normalize(case.text_of(trained)) == case.normalize(expected)
 
 
 @LAWS
 @given(data=st.data())
 def test_law_7_text_equals_the_official_rendering_and_ids_the_official_encoding_of_it(
-    case: Case, data: st.DataObject
+    published: Case, data: st.DataObject
 ) -> None:
+    case = published
     conversation = data.draw(case.conversations(spelled=False))
     reference = Reference(case, conversation)
     segments = case.program.segments(conversation)
@@ -699,10 +749,7 @@ def test_law_13_ids_decode_to_the_rendered_text(case: Case, data: st.DataObject)
     conversation = data.draw(case.conversations())
     encoded = case.compile(conversation)
     reference = Reference(case, conversation)
-    expected = "".join(
-        " " * (piece.fresh and not piece.control and case.sentencepiece) + piece.text for piece in reference.pieces
-    )
-    assert case.normalize(case.text_of(encoded.ids.tolist())) == case.normalize(expected)
+    assert case.normalize(case.text_of(encoded.ids.tolist())) == case.normalize(reference.decoded())
     if not case.sentencepiece:
         official = case.official.decode(encoded.ids.tolist(), skip_special_tokens=False)
         assert unicodedata.normalize("NFC", official) == unicodedata.normalize("NFC", reference.text)
@@ -740,9 +787,9 @@ def test_law_14_loss_on_a_user_message_trains_exactly_the_tokens_inside_its_cont
         prefix = 1 if piece.fresh and case.sentencepiece else 0
         at = -prefix
         for token in case.encode(piece.text, piece.fresh):
-            length = len(case.bytes_of(token))
-            trained.append(low <= at and at + length <= high and high > low)
-            at += length
+            # The space that sentencepiece puts before a text counts for the character it stands before.
+            first, at = max(at, 0), at + len(case.bytes_of(token))
+            trained.append(low <= first and max(at, first + 1) <= high)
     assert (encoded.labels != IGNORED).tolist() == trained
 
 
@@ -754,3 +801,272 @@ def test_every_token_weight_and_speaker_equals_the_slow_derivation(case: Case, d
     reference = Reference(case, conversation)
     assert columns_of(encoded) == reference.columns
     assert generated_of(encoded) == reference.generated
+
+
+# -- examples an adversary of masks would try --
+
+
+def chat(*contents: str, **options: Any) -> Conversation:
+    """User and assistant in turn."""
+    return Conversation([Message((USER, ASSISTANT)[i % 2], text) for i, text in enumerate(contents)], **options)
+
+
+def shown(case: Case, encoded: Encoded) -> list[tuple[str, float]]:
+    """Return the tokens that are not weightless, as text."""
+    columns = columns_of(encoded)
+    return [(case.text_of([i]), weight) for i, weight in columns if weight]
+
+
+def test_a_worked_example() -> None:
+    conversation = chat("Hi", "Ok", "Go on", "No")
+    conversation.messages[0].weight, conversation.messages[3].weight = 1.0, 2.5
+    encoded = DEMO.compile(conversation)
+    assert DEMO.text_of(encoded.ids.tolist()) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nOk<|im_end|>\n"
+        "<|im_start|>user\nGo on<|im_end|>\n<|im_start|>assistant\nNo<|im_end|>\n"
+    )
+    trained = DEMO.text_of(encoded.labels[encoded.labels != IGNORED].tolist())
+    assert trained == "HiOk<|im_end|>No<|im_end|>"
+    assert [weight for _, weight in shown(DEMO, encoded)][-2:] == [2.5, 2.5]
+
+
+@pytest.mark.parametrize("content", ["", "x"])
+def test_a_message_that_asks_for_loss_is_treated_alike_however_many_came_before_it(content: str) -> None:
+    conversation = chat(content, "Ok")
+    conversation.messages[0].weight = 1.0
+    DEMO.program.start_unit()
+    first, *others = [columns_of(DEMO.compile(conversation)) for _ in range(5)]
+    assert all(other == first for other in others)
+
+
+def test_a_reply_without_keywords_is_trained_evenly_under_react() -> None:
+    encoded = DEMO.compile(chat("Hi", "Hello."), Policy.from_card(registry.weights("react")))
+    assert {weight for _, weight in shown(DEMO, encoded)} == {1.0}
+
+
+@FEW
+@given(data=st.data())
+def test_an_observation_that_opens_a_reply_is_context_in_every_template(case: Case, data: st.DataObject) -> None:
+    said = data.draw(st.sampled_from(("secret", " \n secret", "\n\nsecret\r\n", "")))
+    encoded = case.compile(chat("Hi", f"Observation:{said}\nThought: done"), Policy.from_card(registry.weights("react")))
+    assert "secret" not in "".join(text for text, _ in shown(case, encoded))
+    assert "Thought: done" in case.text_of(encoded.labels[encoded.labels != IGNORED].tolist())
+
+
+def test_hermes_emphasises_a_call_with_both_its_control_tokens_and_not_the_stop() -> None:
+    conversation = chat("Hi", "Wait.")
+    conversation.messages[1].calls = [Call("f", {"a": "<tool_call>"}), Call("g", {})]
+    encoded = DEMO.compile(conversation, Policy.from_card(registry.weights("hermes")))
+    spans = itertools.groupby(shown(DEMO, encoded), lambda pair: pair[1])
+    assert [(weight, "".join(text for text, _ in group)) for weight, group in spans] == [
+        (1.0, "Wait.\n"),
+        (2.0, '<tool_call>\n{"name": "f", "arguments": {"a": "<tool_call>"}}\n</tool_call>'),
+        (1.0, "\n"),
+        (2.0, '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'),
+        (1.0, "<|im_end|>"),
+    ]
+
+
+@pytest.mark.parametrize(("pattern", "weight"), [("[^<]+", 3.0), ("<tool", 3.0), ("call>", 0.0), ("[a-z]+>", 0.5)])
+def test_a_control_token_that_a_pattern_covers_in_part_takes_the_smallest_weight(pattern: str, weight: float) -> None:
+    conversation = chat("Hi", "")
+    conversation.messages[1].calls = [Call("f", {})]
+    policy = Policy.from_card({"name": "made", "patterns": {"it": {"pattern": pattern, "weight": weight}}})
+    ids, weights = zip(*columns_of(DEMO.compile(conversation, policy)), strict=True)
+    assert weights[ids.index(DEMO.controls["<tool_call>"])] == min(weight, 1.0)
+
+
+OVERLAPPING: list[dict[str, Any]] = [
+    {"patterns": {"a": {"pattern": "bcd", "weight": 2}, "b": {"pattern": "cde", "weight": 3}}},
+    {"patterns": {"a": {"pattern": "abcdef", "weight": 2}, "b": {"pattern": "cd", "weight": 0}}},
+    {"keywords": {"Action:": {"keyword": 2, "content": 2}}, "patterns": {"a": {"pattern": "n: a", "weight": 3}}},
+]
+
+
+@pytest.mark.parametrize("card", OVERLAPPING)
+def test_a_policy_whose_parts_overlap_does_not_change_ids(card: dict[str, Any]) -> None:
+    conversation = chat("Hi", "Action: abcdef")
+    policy = Policy.from_card({"name": "made", **card})
+    assert DEMO.compile(conversation, policy).ids.tolist() == DEMO.compile(conversation).ids.tolist()
+
+
+@pytest.mark.parametrize("pattern", ["e", "\u0301"])
+def test_a_composed_character_weighs_what_its_lightest_part_weighs(pattern: str) -> None:
+    policy = Policy.from_card({"name": "made", "patterns": {"it": {"pattern": pattern, "weight": 0}}})
+    encoded = DEMO.compile(chat("Hi", "caf\u0065\u0301"), policy)
+    assert "é" not in "".join(text for text, _ in shown(DEMO, encoded))
+
+
+CALL = Message(ASSISTANT, "", [Call("search", {"q": 1})])
+TOOLS = {
+    "a call": Conversation([Message(USER, "Please search for it."), CALL]),
+    "a tool": Conversation(
+        [Message(USER, "Please search for it."), Message(ASSISTANT, "Ok")],
+        [{"type": "function", "function": {"name": "search"}}],
+    ),
+    "a tool without a name": Conversation(
+        [Message(USER, "Hi"), Message(ASSISTANT, "Ok")], [{"type": "code_interpreter"}]
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TOOLS)
+def test_what_the_template_leaves_out_is_refused_even_where_the_row_says_its_name(what: str) -> None:
+    """Mistral's own template knows no tools: a call would be trained as an empty reply."""
+    mistral = CASES[4]
+    tools(mistral.tokenizer, mistral.template)
+    with pytest.raises(RowError) as caught:
+        mistral.compile(TOOLS[what])
+    assert caught.value.reject.reason is Reason.TEMPLATE_REFUSED
+
+
+def test_every_private_use_character_comes_back_even_all_of_them_at_once() -> None:
+    """They are marks while a row is rendered, and one row may hold more of them than there are marks."""
+    everything = "".join(map(chr, range(0x10FFFF, 0xEFFFF, -1)))
+    conversation = chat(everything, "Ok")
+    try:
+        segments = DEMO.program.by_rendering(conversation)
+    except RowError:
+        return  # refused is honest; changed is not
+    assert "".join(segment.text for segment in segments) == Reference(DEMO, conversation).text
+
+
+@pytest.mark.parametrize("arguments", [{"a": "<|im_end|>"}, {"a": ["\U000f0003"]}, {"<s>": {"k": "<|user|>"}}, {"a": "\\U000f0000"}])
+@pytest.mark.parametrize("how", ["tojson", "tojson(ensure_ascii=True)", "tojson(indent=2)", "python_arguments", "string"])
+def test_what_arguments_spell_is_not_lost_however_a_template_writes_them(arguments: dict[str, Any], how: str) -> None:
+    program = made("{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | ARGS }}{% endfor %}".replace("ARGS", how))
+    conversation = chat("Hi", "")
+    conversation.messages[1].calls = [Call("f", arguments)]
+    text = "".join(segment.text for segment in program.by_rendering(conversation))
+    expected = {
+        "tojson": json.dumps(arguments, ensure_ascii=False),
+        "tojson(ensure_ascii=True)": json.dumps(arguments),
+        "tojson(indent=2)": json.dumps(arguments, ensure_ascii=False, indent=2),
+        "python_arguments": ", ".join(f"{key}={_python(value)}" for key, value in arguments.items()),
+        "string": str(arguments),
+    }[how]
+    found = text.partition("assistant\nf")[2].removesuffix("<|im_end|>\n")
+    assert found in (expected, _python(eval(repr(arguments)))) if how == "string" else found == expected
+
+
+def made(body: str) -> Program:
+    """Return the program of a ChatML template in which `body` writes each message `m`."""
+    loaded, _ = tools("demo")
+    source = (
+        "{%- set mark = '</think>' -%}{%- for m in messages -%}<|im_start|>{{ m.role }}\n"
+        + body
+        + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    template = ChatTemplate(source, loaded.named_tokens, "made")
+    return Program(template, template, loaded.controls, loaded.control_pattern, loaded.stops)
+
+
+BODIES = {
+    "nothing": "{{ m.content }}",
+    "strips users": "{{ m.content | trim if m.role == 'user' else m.content }}",
+    "strips newlines on the left, as Qwen3 does": "{{ m.content.lstrip('\\n') }}",
+    "strips newlines on the right": "{{ m.content.rstrip('\\n') }}",
+    "strips tabs": "{{ m.content.strip('\\t') }}",
+    "makes line ends Unix's": "{{ m.content | replace('\\r\\n', '\\n') }}",
+    "widens tabs": "{{ m.content.replace('\\t', '    ') }}",
+    "lowers": "{{ m.content | lower }}",
+    "looks for a text": "{% if '</think>' in m.content %}thought: {% endif %}{{ m.content }}",
+    "looks for a text by name": "{% if mark in m.content %}thought: {% endif %}{{ m.content }}",
+    "looks at how it starts": "{% if m.content.startswith('<tool_response>') %}!{% endif %}{{ m.content }}",
+    "takes lines apart": "{% for line in m.content.split('\\n') %}{{ line }};{% endfor %}",
+    "drops empty arguments": (
+        "{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}"
+        "{% if c.function.arguments %}{{ c.function.arguments | tojson }}{% endif %}</tool_call>{% endfor %}"
+    ),
+    "drops text beside calls": (
+        "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+@settings(LAWS, max_examples=30)
+@given(data=st.data())
+def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(body: str, data: st.DataObject) -> None:
+    """Two tame rows of the same shape come first: from then on a join is only sampled."""
+    conversation = data.draw(conversations(system="none", weights=False))
+    assume(len(conversation.messages) < 6)
+    program = made(body)
+    tame = Conversation(
+        [
+            replace(m, content=m.content and "Hi.", calls=[replace(c, arguments={"a": 1}) for c in m.calls])
+            for m in conversation.messages
+        ],
+        conversation.tools,
+    )
+    for _ in range(2):
+        outcome(program.segments, tame)
+    assert outcome(program.segments, conversation) == outcome(program.by_rendering, conversation)
+
+
+def outcome(derive: Callable[[Conversation], list[Segment]], conversation: Conversation) -> list[Segment] | Reason:
+    try:
+        return derive(conversation)
+    except RowError as error:
+        return error.reject.reason
+
+
+@settings(LAWS, max_examples=60)
+@given(conversation=conversations(weights=False))
+def test_with_special_text_allowed_ids_are_the_official_ones_control_tokens_and_all(conversation: Conversation) -> None:
+    loaded, _ = tools("demo")
+    template = load_template("auto", loaded, special_text="allow")
+    segments = template.program.segments(conversation)
+    assert segments == template.program.by_rendering(conversation)
+    reference = Reference(DEMO, conversation)
+    assert "".join(segment.text for segment in segments) == reference.text
+    if not any(reference.text[reply.start].isspace() for reply in reference.replies):
+        ids = encode([(conversation, weigh(conversation, segments, EVEN))], loaded)[0].ids.tolist()
+        assert ids == DEMO.official.encode(reference.text, add_special_tokens=False).ids
+
+
+@LAWS
+@given(data=st.data())
+def test_a_row_spells_a_control_token_exactly_where_hiding_changes_it(case: Case, data: st.DataObject) -> None:
+    conversation = data.draw(case.conversations(spelled=data.draw(st.booleans())))
+    reference = Reference(case, conversation)
+    strings = [message.content for message in conversation.messages]
+    strings += [name for message in conversation.messages for name in (message.name,) if name is not None]
+    parts = [[[c.name, c.arguments] for c in message.calls] for message in conversation.messages]
+    spelled = reference._value([strings, parts, conversation.tools]) != [strings, parts, conversation.tools]
+    assert (case.program.spells_control(conversation) is not None) == spelled
+
+
+@FEW
+@given(data=st.data())
+def test_text_equals_what_transformers_renders(published: Case, data: st.DataObject) -> None:
+    official = transformers_tokenizer(published.folder)
+    conversation = data.draw(published.conversations(weights=False))
+    reference = Reference(published, conversation)
+    messages = [
+        {"role": str(m.role), "content": m.content}
+        | ({"name": m.name} if m.name is not None else {})
+        | ({"tool_calls": [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in m.calls]} if m.calls else {})
+        for m in conversation.messages
+    ]
+    text = official.apply_chat_template(messages, tools=conversation.tools, chat_template=published.source, tokenize=False)
+    assert "".join(segment.text for segment in published.program.segments(conversation)) == text
+    assert reference.text == text
+
+
+@cache
+def transformers_tokenizer(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what transformers warns of while it is imported is not about us
+        transformers = pytest.importorskip("transformers", reason="compares with transformers, which is not installed")
+        return transformers.AutoTokenizer.from_pretrained(str(folder))
+
+
+def test_a_row_that_is_shortened_to_untrained_turns_is_rejected_as_that(run: Callable[..., Any], tmp_path: Path) -> None:
+    said = [("user", "Hi", None), ("assistant", "Ok", False), ("user", "Go on", None), ("assistant", "word " * 99, None)]
+    row = {"messages": [{"role": r, "content": c} | ({} if loss is None else {"loss": loss}) for r, c, loss in said]}
+    good = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ok"}]}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, (good, row))))
+    run("compile", tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--max-length", 40, "--max-rejects", "100%")
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [(reject["row"], reject["reason"]) for reject in rejects] == [(1, "nothing_trained")]

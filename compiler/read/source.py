@@ -157,7 +157,7 @@ def _is_json_lines(source: Source) -> bool:
             return True
         keys, lists = _keys(line + b"\n" + stream.read(_KEYS_LOOKED_AT))
     shown = ", ".join(map(repr, keys[:5])) + (", ..." if len(keys) > 5 else "")
-    if lists:
+    if lists and lists[0] not in ("messages", "conversations", "history"):
         hint = f"If the rows are in {lists[0]!r}: jq -c '.[\"{lists[0]}\"][]' FILE > ROWS.jsonl"
     what = f"an array of rows was expected, found one object with the keys {shown or '(none)'}"
     raise InputError(str(source.path), what, hint)

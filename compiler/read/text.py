@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -37,7 +38,7 @@ csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no othe
 
 
 def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
-    """Yield units of consecutive spans, each closed by the span that brings it to `target_bytes`."""
+    """Yield units of consecutive spans of about `target_bytes`."""
     with open_stream(source) as stream:
         window = _Window(stream, source.start)
         blocks = window.blocks(max(1, target_bytes // 4))
@@ -50,7 +51,7 @@ def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
             spans = Elements(source.path, source.start).spans(blocks)
         else:
             spans = _line_runs(blocks, source.start)
-        for begin, end in _grouped(spans, target_bytes):
+        for begin, end in _grouped(spans, target_bytes, window):
             data = window.take(begin, end)
             if source.kind not in _LINES or not data.isspace():
                 yield Unit(
@@ -94,36 +95,49 @@ class _Window:
 
     def __init__(self, stream: BinaryIO, at: int) -> None:
         self._stream = stream
-        self._parts: list[bytes] = []
-        self._at = at  # offset of the first part
+        self._held = bytearray()
+        self._at = at  # offset of the first byte held
 
     def blocks(self, size: int) -> Iterator[bytes]:
         """Yield the stream in blocks of `size` bytes."""
         while block := self._stream.read(size):
-            self._parts.append(block)
+            self._held += block
             yield block
 
     def lines(self) -> Iterator[bytes]:
         """Yield the stream line by line."""
         for line in self._stream:
-            self._parts.append(line)
+            self._held += line
             yield line
+
+    def peek(self, begin: int, end: int) -> bytes:
+        """Return the bytes of a range of offsets."""
+        return bytes(self._held[begin - self._at : end - self._at])
 
     def take(self, begin: int, end: int) -> bytes:
         """Return the bytes of a range of offsets, and forget them and all before them."""
-        held = b"".join(self._parts)
-        begin, end = begin - self._at, end - self._at
-        self._parts = [held[end:]]
-        self._at += end
-        return held[begin:end]
+        data = self.peek(begin, end)
+        del self._held[: end - self._at]
+        self._at = end
+        return data
 
 
-def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield the range of each group of consecutive spans of about `target_bytes`."""
+def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int, window: _Window) -> Iterator[tuple[int, int]]:
+    """Yield the range of each group of consecutive spans of about `target_bytes`.
+
+    What closes a group is what its last span says, not where it stands: after a row was edited, inserted or removed,
+    the groups soon end where they did before, and their objects are still good. A span closes a group of at least a
+    quarter of the target with a chance of twice its length over the target, and in any case at twice the target.
+    """
     group: tuple[int, int] | None = None
     for begin, end in spans:
         group = (group[0] if group else begin, end)
-        if end - group[0] >= target_bytes:
+        size = end - group[0]
+        chance = (end - begin) * (1 << 33) // target_bytes
+        if size * 4 >= target_bytes and zlib.crc32(window.peek(max(begin, end - 64), end)) < chance:
+            yield group
+            group = None
+        elif size >= 2 * target_bytes:
             yield group
             group = None
     if group:
@@ -131,14 +145,16 @@ def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int) -> Iterator[tu
 
 
 def _line_runs(blocks: Iterable[bytes], at: int) -> Iterator[tuple[int, int]]:
-    """Yield the range of the lines that end in each block; a line ends at a newline and nowhere else."""
+    """Yield the range of each line; a line ends at a newline and nowhere else."""
     begin = at
     for block in blocks:
-        if last := block.rfind(b"\n") + 1:
-            yield begin, at + last
-            begin = at + last
+        found = block.find(b"\n")
+        while found >= 0:
+            yield begin, at + found + 1
+            begin = at + found + 1
+            found = block.find(b"\n", found + 1)
         at += len(block)
-    if begin < at:
+    if at > begin:
         yield begin, at
 
 

@@ -1,0 +1,713 @@
+"""The command line: help, exit codes, messages, JSON, and what each option of `compile` does to the examples."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import Result
+from conftest import shared
+from tokenizers import Tokenizer
+
+import registry
+from cli import main
+from compiler.shards import ShardSet
+
+Run = Callable[..., Result]
+Row = dict[str, Any]
+
+CLI = [sys.executable, "-m", "cli"]
+COMMANDS = ["compile", "inspect", "verify", "formats"]
+
+
+def write(path: Path, *rows: Row | str) -> Path:
+    """Write rows as JSON Lines; a string is a line as it stands."""
+    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return path
+
+
+def qa(question: str, answer: str = "an answer", **more: Any) -> Row:
+    return {"instruction": question, "output": answer, **more}
+
+
+def chat(*turns: tuple[str, str] | tuple[str, str, Row]) -> Row:
+    names = {"u": "human", "a": "gpt", "s": "system", "c": "function_call", "o": "observation"}
+    return {"conversations": [{"from": names[who], "value": text} | (more[0] if more else {}) for who, text, *more in turns]}
+
+
+def rows(out: Path, split: str = "train") -> list[Row]:
+    return list(ShardSet.open(out).rows(split))
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    return json.loads((out / "manifest.json").read_text("utf-8"))
+
+
+def rejects(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@cache
+def tokenizer_of(json_text: str) -> Tokenizer:
+    return Tokenizer.from_str(json_text)
+
+
+def decode(out: Path, ids: list[int]) -> str:
+    """Return ids as text, control tokens included."""
+    tokenizer = tokenizer_of((out / "tokenizer" / "tokenizer.json").read_text("utf-8"))
+    return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def text(out: Path, row: Row) -> str:
+    """Return an example as text."""
+    return decode(out, row["input_ids"])
+
+
+def trained(out: Path, row: Row) -> list[str]:
+    """Return the trained stretches of an example as text."""
+    stretches: list[list[int]] = [[]]
+    for label in row["labels"]:
+        if label != -100:
+            stretches[-1].append(label)
+        elif stretches[-1]:
+            stretches.append([])
+    return [decode(out, ids) for ids in stretches if ids]
+
+
+def one_message(stderr: str) -> str:
+    """Return the one error message on stderr; nothing else may look like a failure."""
+    assert stderr.count("error:") == 1, stderr
+    assert "Traceback" not in stderr
+    return stderr[stderr.index("error:") :]
+
+
+# -- help --
+
+
+def test_the_commands_are_those_that_scripts_rely_on() -> None:
+    assert set(COMMANDS) <= set(main.commands)
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in sorted(main.commands))], ids=" ".join)
+def test_help_shows_an_example_and_the_exit_codes(run: Run, command: list[str]) -> None:
+    for flag in ("--help", "-h"):
+        shown = run(*command, flag).stdout
+        assert re.search(r"Examples?:\n\s+cli ", shown)
+        assert "0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked" in " ".join(shown.split())
+    options = [option for option in main.commands[command[0]].params if isinstance(option, click.Option)] if command else []
+    assert [option.name for option in options if not option.help] == []
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
+def test_help_starts_in_less_than_half_a_second(command: list[str]) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([*CLI, *command, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, cli; cli.main(['compile', '--help'], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {
+        "torch", "pyarrow", "polars", "tokenizers", "transformers", "numpy", "jinja2", "datasets", "huggingface_hub",
+        "jsonschema", "jsonschema_rs", "rich", "compiler.pipeline",
+    }  # fmt: skip
+    assert heavy & set(done.stderr.split()) == set()
+
+
+def test_the_core_compiles_without_torch_transformers_or_a_hub_client(tmp_path: Path) -> None:
+    code = f"""
+import sys
+for name in ("torch", "transformers", "datasets", "huggingface_hub", "modelscope", "ray"):
+    sys.modules[name] = None
+import socket
+def refuse(*_):
+    raise AssertionError("the core must not use the network")
+socket.socket.connect = refuse
+import cli
+cli.main(["compile", "--mix", "agent:1", "--workers", "1", "--cache", {str(tmp_path / "c")!r}, "-o", {str(tmp_path / "o")!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "o")) == 72
+
+
+def test_the_version_is_that_of_the_package(run: Run) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", run("--version").stdout)
+
+
+# -- exit codes --
+
+MAIN_JOB = ["compile", "--mix", "agent:1,bench:2", "--self-cognition", "3000"]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The main job, as a user would run it: nothing but the embedded samples and tokenizer."""
+    folder = tmp_path_factory.mktemp("job")
+    done = subprocess.run(
+        [*CLI, *MAIN_JOB, "--cache", "cache"], cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    return folder, done
+
+
+def test_exit_0_is_the_main_job_on_embedded_data(job: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = job
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = manifest(folder / "shards")
+    assert {entry["name"]: entry["realized"]["rows"] for entry in found["datasets"]} == {
+        "agent": 72, "bench": 144, "self-cognition": 3000
+    }  # fmt: skip
+    assert [entry["name"] for entry in found["datasets"] if entry["sample"]] == ["agent", "bench"]
+    assert found["splits"]["train"]["rows"] == 72 + 144 + 3000
+    table = [line.split() for line in done.stdout.splitlines()]
+    assert table[1][:4] == ["agent", "share", "1", "72"]
+    assert table[2][:4] == ["bench", "share", "2", "144"]
+    assert table[3][:4] == ["self-cognition", "3,000", "rows", "3,000"]
+    assert table[4][:2] == ["total", "3,216"]
+    assert "embedded samples were used for agent and bench: good for trying things out, too small to train a model" in done.stdout
+    assert "no --name was given: the self-cognition rows call the model 小样 / Demi" in done.stdout
+    assert f"wrote shards  manifest {found['digest'][:16]}" in done.stdout
+
+
+def test_no_placeholder_is_left_in_the_main_job(job: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = job
+    out = folder / "shards"
+    mine = [row for row in rows(out) if row["dataset"] == "self-cognition"]
+    tokenizer = tokenizer_of((out / "tokenizer" / "tokenizer.json").read_text("utf-8"))
+    texts = tokenizer.decode_batch([row["input_ids"] for row in mine], skip_special_tokens=False)
+    assert not any("{{" in one or "}}" in one for one in texts)
+    assert any("Demi" in one for one in texts)
+    assert any("小样" in one for one in texts)
+    counts = Counter(row["row"] for row in mine)
+    assert len(counts) >= 100
+    assert set(counts.values()) == {3000 // len(counts), 3000 // len(counts) + 1}
+
+
+@pytest.fixture
+def bad_rows(tmp_path: Path) -> Path:
+    return write(tmp_path / "bad.jsonl", *(qa(f"q{i}") for i in range(9)), {"instruction": "no output"})
+
+
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [*CLI, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def test_exit_2_is_a_mistake_in_the_command(tmp_path: Path) -> None:
+    done = cli("compile", "--mix", "agnet:1", "--cache", tmp_path / "c", "-o", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --mix agnet: unknown dataset\n  did you mean 'agent'? known: agent, bench, ms-agent, ms-bench\n"
+    )
+
+
+def test_exit_3_is_too_many_rejects(tmp_path: Path, bad_rows: Path) -> None:
+    done = cli("compile", bad_rows, "--cache", tmp_path / "c", "-o", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert one_message(done.stderr) == (
+        f"error: {bad_rows}:9#: schema: expected the key 'output', found the keys 'instruction'\n"
+        "  1 of 10 rows of 'bad' were rejected (schema 1). --max-rejects 1% allows 0.\n"
+        f"  Nothing was published. All rejects are in {tmp_path}/out.rejects.jsonl; what was compiled is kept for the next run.\n"
+    )
+
+
+def test_exit_4_is_damage_on_disk(tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "out"
+    run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", out)
+    (out / "README.md").write_text("edited")
+    done = cli("verify", out)
+    assert (done.returncode, done.stdout, done.stderr) == (4, "", "README.md: is damaged or was edited\n")
+
+
+def test_exit_5_is_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
+    done = cli("compile", tmp_path / "gone.jsonl", "--cache", tmp_path / "c", "-o", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr == (
+        f"error: {tmp_path}/gone.jsonl: no such file\n  Check the path; relative ones start where you are.\n"
+    )
+
+
+def test_exit_6_is_an_output_that_another_process_writes(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", qa("a"))
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = cli("compile", file, "--cache", tmp_path / "c", "-o", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (6, "")
+    assert one_message(done.stderr) == (
+        f"error: {tmp_path}/out: another compile is writing it\n  Wait for it, or choose another -o folder.\n"
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_input_output(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", qa("a"))
+    done = cli("compile", file, "--cache", file / "cache", "-o", tmp_path / "out")
+    assert done.returncode == 5
+    assert "Choose another folder with --cache." in one_message(done.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+# -- rejects --
+
+
+def test_too_many_rejects_publish_nothing_and_keep_what_was_there(run: Run, tmp_path: Path, bad_rows: Path) -> None:
+    out = tmp_path / "out"
+    good = write(tmp_path / "good.jsonl", qa("good"))
+    run("compile", good, "-o", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    failed = run("compile", good, bad_rows, "-o", out, code=3)
+    assert failed.stdout == ""
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    (reject,) = rejects(tmp_path / "out.rejects.jsonl")
+    line = '{"instruction": "no output"}'
+    assert reject == {
+        "dataset": "bad", "file": str(bad_rows), "row": 9, "offset": bad_rows.read_text().index(line), "length": len(line),
+        "pointer": "", "reason": "schema", "message": "expected the key 'output', found the keys 'instruction'", "raw": line,
+    }  # fmt: skip
+    # What was compiled is kept: the next run, which allows it, encodes nothing again.
+    summary = json.loads(run("compile", good, bad_rows, "--max-rejects", 1, "-o", out, "--json").stdout)
+    assert summary["units_compiled"] == 0
+    assert rejects(out / "rejects.jsonl") == [reject]
+    assert summary["balance"]["rejected"] == 1
+
+
+def test_rejects_of_an_earlier_failure_do_not_outlive_a_success(run: Run, tmp_path: Path, bad_rows: Path) -> None:
+    run("compile", bad_rows, "-o", tmp_path / "out", code=3)
+    assert (tmp_path / "out.rejects.jsonl").exists()
+    run("compile", bad_rows, "--max-rejects", "10%", "-o", tmp_path / "out")
+    assert not (tmp_path / "out.rejects.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "limit", "code"),
+    [
+        (0, 10, "0", 0),
+        (1, 10, "0", 3),
+        (5, 5, "5", 0),
+        (6, 5, "5", 3),
+        (1, 99, "1%", 0),
+        (1, 98, "1%", 3),
+        (5, 195, "2.5%", 0),
+        (6, 195, "2.5%", 3),
+        (9, 1, "100%", 0),
+        (1, 1, "0%", 3),
+        (1, 1, "1000000", 0),
+    ],
+)
+def test_max_rejects_is_a_number_or_a_share_of_each_dataset(
+    run: Run, tmp_path: Path, bad: int, good: int, limit: str, code: int
+) -> None:
+    file = write(tmp_path / "x.jsonl", *["{"] * bad, *(qa(str(i)) for i in range(good)))
+    other = write(tmp_path / "y.jsonl", *(qa(f"other {i}") for i in range(100)))
+    run("compile", file, other, "--format", "alpaca", "--max-rejects", limit, "-o", tmp_path / "out", code=code)
+    if not code:
+        assert len(rejects(tmp_path / "out" / "rejects.jsonl")) == bad
+        assert len(rows(tmp_path / "out")) == good + 100
+
+
+def test_a_file_of_nothing_but_bad_rows_is_an_error_that_shows_one(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", {"instruction": "a"}, {"instruction": "b"})
+    failed = run("compile", file, "--format", "alpaca", "--max-rejects", "100%", "-o", tmp_path / "out", code=3)
+    assert f"{file}:0#: schema: expected the key 'output'" in one_message(failed.stderr)
+    assert "2 of 2 rows of 'x' were rejected (schema 2)" in failed.stderr
+    assert len(rejects(tmp_path / "out.rejects.jsonl")) == 2
+
+
+def test_a_reject_that_is_no_text_is_kept_as_hex(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", qa("a"))
+    file.write_bytes(file.read_bytes() + b'{"instruction": "\xff", "output": "b"}\n')
+    run("compile", file, "--max-rejects", 1, "-o", tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
+    assert bytes.fromhex(reject["raw_hex"]) == b'{"instruction": "\xff", "output": "b"}'
+    assert reject["reason"] == "not_utf8"
+
+
+# -- JSON --
+
+
+def keys(value: Any) -> Any:
+    return {key: keys(one) for key, one in value.items()} if isinstance(value, dict) else None
+
+
+def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", qa("a"), qa("b"))
+    result = run("compile", file, "--val-size", 1, "-o", tmp_path / "out", "--json")
+    (line,) = result.stdout.splitlines()
+    summary = json.loads(line)
+    balance = dict.fromkeys(("read", "repeats", "in_shards", "rejected", "sampled_out", "duplicates"))
+    split = dict.fromkeys(("rows", "tokens", "trained_tokens", "shards"))
+    assert keys(summary) == {
+        "datasets": None,
+        "balance": balance,
+        "options": dict.fromkeys(
+            ("mix_unit", "total", "max_repeats", "val_size", "dedup", "shuffle", "max_length", "overlength", "special_text",
+             "system", "repairs", "max_rejects", "persona")
+        ),
+        "seed": None,
+        "splits": {"train": split, "val": split},
+        "out": None,
+        "digest": None,
+        "units_compiled": None,
+        "units_cached": None,
+        "remarks": None,
+    }  # fmt: skip
+    (entry,) = summary["datasets"]
+    assert keys(entry) == {
+        **dict.fromkeys(("name", "format", "weights", "sample", "files", "share", "count", "target", "duplicates")),
+        "policy": {"name": None, "description": None},
+        "source": {},
+        "realized": dict.fromkeys(("rows", "tokens", "trained_tokens", "val_rows")),
+        "rejected": {},
+        "notes": {},
+        "balance": balance,
+    }
+    assert summary["digest"] == manifest(tmp_path / "out")["digest"]
+    assert summary["splits"]["train"]["shards"] == 1
+
+
+def test_the_json_of_verify_has_stable_keys(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", out)
+    assert json.loads(run("verify", out, "--json").stdout) == {"ok": True, "shards": 1, "problems": []}
+    (out / "rejects.jsonl").write_text("x")
+    failed = run("verify", out, "--json", code=4)
+    assert json.loads(failed.stdout) == {"ok": False, "shards": 1, "problems": ["rejects.jsonl: is damaged or was edited"]}
+    assert failed.stderr == ""
+
+
+def test_the_json_of_formats_has_stable_keys(run: Run) -> None:
+    found = json.loads(run("formats", "--json").stdout)
+    assert all(set(entry) == {"name", "description", "columns", "tags", "weights", "examples"} for entry in found)
+    assert {"alpaca", "sharegpt", "openai", "ms_agent"} <= {entry["name"] for entry in found}
+    assert [entry["name"] for entry in json.loads(run("formats", "openai", "--json").stdout)] == ["openai"]
+
+
+def test_formats_lists_every_format_with_an_example_that_is_a_row_of_it(run: Run, tmp_path: Path) -> None:
+    shown = run("formats").stdout
+    for name in ("alpaca", "sharegpt", "openai", "ms_agent"):
+        block = shown[shown.index(f"{name}: ") :].split("\n\n")[0].splitlines()
+        examples = [json.loads(line) for line in block if line.startswith("  {")]
+        assert examples
+        run("compile", write(tmp_path / "x.jsonl", *examples), "--format", name, "-o", tmp_path / "out")
+        assert len(rows(tmp_path / "out")) == len(examples)
+
+
+def test_progress_and_notes_go_to_stderr_and_the_result_to_stdout(run: Run, tmp_path: Path) -> None:
+    result = run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", tmp_path / "out")
+    assert result.stderr == "x: recognised as alpaca (1 of the first 1 rows match its schema)\n"
+    assert "recognised" not in result.stdout
+    assert "wrote" in result.stdout
+
+
+# -- mistakes --
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compile", "FILE", "--format", "alpca"], "unknown format 'alpca'\n  did you mean 'alpaca'? known: alpaca, "),
+        (["compile", "FILE", "--template", "chatm"], "--template chatm: no such name\n  did you mean 'chatml'? known: "),
+        (["compile", "FILE", "--weights", "reakt"], "--weights reakt: no such name\n  did you mean 'react'? known: hermes, none, react"),
+        (["compile", "FILE", "--repair", "danglin"], "--repair danglin: unknown repair\n  did you mean 'dangling'? known: dangling"),
+        (["compile", "FILE", "--overlength", "turn"], "did you mean 'turns'? known: cut, last-turns, reject, turns"),
+        (["compile", "FILE", "--mix-unit", "token"], "did you mean 'tokens'? known: rows, tokens, trained_tokens"),
+        (["compile", "FILE", "--special-text", "alow"], "did you mean 'allow'? known: allow, reject, text"),
+        (["compile", "FILE", "--system", "merg"], "did you mean 'merge'? known: merge"),
+        (["compile", "FILE", "--dedup", "exct"], "did you mean 'exact'? known: exact"),
+        (["compile", "FILE", "--vall-size", "1"], "'--val-size'"),
+        (["compil", "FILE"], "did you mean 'compile'? known: compile, "),
+        (["formats", "open-ai"], "unknown format 'open-ai'\n  did you mean 'openai'?"),
+        (["compile"], "nothing to compile"),
+        (["verify"], "Missing argument 'OUT'"),
+        (["compile", "FILE", "--max-rejects", "5x"], "--max-rejects 5x: expected a number of rows or a percentage"),
+        (["compile", "FILE", "--max-rejects", "-1"], "--max-rejects"),
+        (["compile", "FILE", "--seed", "x"], "'x' is not a valid integer"),
+        (["compile", "FILE", "--max-length", "0"], "--max-length"),
+        (["compile", "FILE", "--workers", "0"], "--workers"),
+        (["compile", "FILE", "--self-cognition", "-3"], "--self-cognition"),
+        (["compile", "FILE", "--name", "x", "--author", "y"], "Add --self-cognition N."),
+        (["compile", "--self-cognition", "3", "--name", "x"], "--name/--author: expected both or neither"),
+        (["compile", "--self-cognition", "3", "--name", "a,b,c", "--author", "x"], "--name 'a,b,c': expected one value, or two as ZH,EN"),
+        (["compile", "--self-cognition", "3", "--name", "a,", "--author", "x"], "--name 'a,': expected one value, or two as ZH,EN"),
+        (["compile", "FILE", "--tokenizer", "nosuch"], "--tokenizer nosuch: no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_mistake_is_one_message_that_names_it_and_what_is_right(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    file = write(tmp_path / "x.jsonl", qa("a"))
+    given = [str(file) if argument == "FILE" else argument for argument in arguments]
+    if given[0] == "compile":
+        given += ["-o", str(tmp_path / "out")]
+    result = run(*given, code=2)
+    assert message in one_message(result.stderr)
+    assert len(one_message(result.stderr).splitlines()) <= 2
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["empty", "no tokenizer.json"])
+def test_a_folder_that_is_no_tokenizer_is_named(run: Run, tmp_path: Path, content: str) -> None:
+    (tmp_path / "tok").mkdir()
+    if content != "empty":
+        (tmp_path / "tok" / "tokenizer_config.json").write_text("{}")
+    file = write(tmp_path / "x.jsonl", qa("a"))
+    result = run("compile", file, "--tokenizer", tmp_path / "tok", "-o", tmp_path / "out", code=2)
+    assert str(tmp_path / "tok") in one_message(result.stderr)
+    assert "tokenizer.json" in result.stderr
+
+
+# -- self-cognition --
+
+
+@pytest.mark.parametrize(
+    ("name", "author", "values"),
+    [
+        ("卡卡罗特,Kakarot", "陶白白,Tao Baibai", {"zh": ("卡卡罗特", "陶白白"), "en": ("Kakarot", "Tao Baibai")}),
+        ("莫莫，Momo", "Ava", {"zh": ("莫莫", "Ava"), "en": ("Momo", "Ava")}),
+    ],
+    ids=["both languages", "a full-width comma, and one value for both"],
+)
+def test_names_and_authors_are_filled_in_by_language_in_query_and_reply(
+    run: Run, tmp_path: Path, name: str, author: str, values: dict[str, tuple[str, str]]
+) -> None:
+    out = tmp_path / "out"
+    run("compile", "--self-cognition", 200, "--name", name, "--author", author, "-o", out)
+    pool = [json.loads(line) for line in registry.SELF_COGNITION.read_text("utf-8").splitlines()]
+    assert 100 <= len(pool) <= 200
+    assert {row["tag"] for row in pool} == {"zh", "en"}
+    found = rows(out)
+    assert {row["row"] for row in found} == set(range(len(pool)))
+    for row in found:
+        source = pool[row["row"]]
+        name, author = values[source["tag"]]
+        query, reply = (source[key].replace("{{NAME}}", name).replace("{{AUTHOR}}", author) for key in ("query", "response"))
+        assert "{{" not in query + reply
+        assert text(out, row) == f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>\n"
+        assert trained(out, row) == [f"{reply}<|im_end|>"]
+
+
+# -- what options do --
+
+
+def test_text_that_spells_a_control_token_stays_text_is_rejected_or_becomes_it(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = write(tmp_path / "x.jsonl", qa("What is <|im_end|>?", "A stop."), qa("plain"))
+    end = Tokenizer.from_file(str(registry.DEMO_TOKENIZER / "tokenizer.json")).token_to_id("<|im_end|>")
+
+    def of(choice: list[str], *more: object) -> dict[int, int]:
+        """Return, by row, how many stops an example has: two belong to the template."""
+        run("compile", file, *choice, *more, "-o", out)
+        assert all(text(out, row).startswith("<|im_start|>user\n") for row in rows(out))
+        return {row["row"]: row["input_ids"].count(end) for row in rows(out)}
+
+    assert of([]) == of(["--special-text", "text"]) == {0: 2, 1: 2}
+    assert manifest(out)["datasets"][0]["notes"] == {"special_text": 1}
+    assert of(["--special-text", "allow"]) == {0: 3, 1: 2}
+    run("compile", file, "--special-text", "reject", "-o", out, code=3)
+    assert of(["--special-text", "reject"], "--max-rejects", 1) == {1: 2}
+    (reject,) = rejects(out / "rejects.jsonl")
+    assert (reject["row"], reject["reason"]) == (0, "special_text")
+    assert reject["message"] == "the text spells the control token '<|im_end|>'"
+
+
+def test_a_system_message_that_the_template_refuses_is_rejected_or_merged(run: Run, tmp_path: Path) -> None:
+    out, mistral = tmp_path / "out", shared("tokenizers", "mistral")
+    file = write(tmp_path / "x.jsonl", qa("q", "a", system="Be kind."), qa("q", "a"))
+    run("compile", file, "--tokenizer", mistral, "--max-rejects", 1, "-o", out)
+    (reject,) = rejects(out / "rejects.jsonl")
+    assert (reject["row"], reject["reason"]) == (0, "template_refused")
+    assert "--system merge" in reject["message"]
+    result = run("compile", file, "--tokenizer", mistral, "--system", "merge", "--no-shuffle", "-o", out)
+    merged, plain = rows(out)
+    assert text(out, merged) == "<s> [INST] Be kind.\n\nq [/INST]a</s>"
+    assert text(out, plain) == "<s> [INST] q [/INST]a</s>"
+    assert manifest(out)["datasets"][0]["notes"] == {"repair:system_merge": 1}
+    assert manifest(out)["options"]["system"] == "merge"
+    assert "x: the system text was put before the first user message in 1 row" in result.stdout
+
+
+def test_system_merge_changes_nothing_where_the_template_takes_a_system_message(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", qa("q", "a", system="Be kind."))
+    for arguments in ([], ["--system", "merge"]):
+        run("compile", file, *arguments, "-o", tmp_path / "out")
+        assert text(tmp_path / "out", rows(tmp_path / "out")[0]).startswith("<|im_start|>system\nBe kind.<|im_end|>\n")
+        assert manifest(tmp_path / "out")["datasets"][0]["notes"] == {}
+
+
+def test_repair_dangling_removes_trailing_turns_without_a_reply(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = write(
+        tmp_path / "x.jsonl",
+        chat(("u", "1"), ("a", "2"), ("u", "3")),
+        chat(("u", "1"), ("c", '{"name": "f", "arguments": {}}'), ("o", "4")),
+        chat(("u", "1"), ("a", "2")),
+        chat(("u", "only a question")),
+    )
+    run("compile", file, "--max-rejects", "100%", "-o", out)
+    assert [reject["row"] for reject in rejects(out / "rejects.jsonl")] == [0, 1, 3]
+    result = run("compile", file, "--repair", "dangling", "--max-rejects", "100%", "--no-shuffle", "-o", out)
+    assert [(reject["row"], reject["reason"]) for reject in rejects(out / "rejects.jsonl")] == [(3, "turn_order")]
+    first, second, third = rows(out)
+    assert first["input_ids"] == third["input_ids"]
+    assert "4" not in text(out, second)
+    assert manifest(out)["datasets"][0]["notes"] == {"repair:dangling": 2}
+    assert manifest(out)["options"]["repairs"] == ["dangling"]
+    assert "x: trailing turns without a reply were removed in 2 rows" in result.stdout
+
+
+SYSTEM = ("s", "You answer in one short sentence, always.")
+TALK = [("u", "The first question?"), ("a", "The first answer."), ("u", "And a second one?"), ("a", "Another answer."), ("u", "A last one?"), ("a", "The last answer.")]
+
+
+@pytest.fixture
+def ids(run: Run, tmp_path: Path) -> Callable[..., list[int] | None]:
+    """Compile one conversation; return its ids, or None where it was rejected as too long."""
+
+    def of(turns: list[tuple[str, str]], *arguments: object) -> list[int] | None:
+        # A second row that always fits, so that there is a set to look at.
+        file = write(tmp_path / "talk.jsonl", chat(*turns), chat(("u", "a"), ("a", "b")))
+        run("compile", file, *arguments, "--max-rejects", 1, "--no-shuffle", "-o", tmp_path / "talk")
+        assert all(reject["reason"] == "too_long" for reject in rejects(tmp_path / "talk" / "rejects.jsonl"))
+        return next((row["input_ids"] for row in rows(tmp_path / "talk") if row["row"] == 0), None)
+
+    return of
+
+
+def test_overlength_turns_keeps_the_longest_prefix_of_whole_turns(ids: Callable[..., list[int] | None]) -> None:
+    whole = [SYSTEM, *TALK]
+    lengths = {}
+    for turns in (3, 5, 7):
+        prefix = ids(whole[:turns])
+        assert prefix
+        lengths[turns] = len(prefix)
+        for extra in (0, 1):
+            assert ids(whole, "--max-length", len(prefix) + extra) == prefix
+    assert ids(whole, "--max-length", lengths[5] - 1) == ids(whole[:3])
+    assert ids(whole, "--max-length", lengths[3] - 1, "--overlength", "turns") is None
+
+
+def test_overlength_last_turns_keeps_the_system_text_and_the_last_turns(ids: Callable[..., list[int] | None]) -> None:
+    whole = [SYSTEM, *TALK]
+    for turns in (2, 4):
+        suffix = ids([SYSTEM, *TALK[-turns:]])
+        assert suffix
+        assert ids(whole, "--max-length", len(suffix), "--overlength", "last-turns") == suffix
+    shortest = ids([SYSTEM, *TALK[-2:]])
+    assert shortest
+    assert ids(whole, "--max-length", len(shortest) - 1, "--overlength", "last-turns") is None
+
+
+def test_overlength_reject_keeps_what_fits_and_rejects_what_does_not(
+    ids: Callable[..., list[int] | None], tmp_path: Path
+) -> None:
+    whole = ids(TALK)
+    assert whole
+    assert ids(TALK, "--max-length", len(whole), "--overlength", "reject") == whole
+    assert ids(TALK, "--max-length", len(whole) - 1, "--overlength", "reject") is None
+    (reject,) = rejects(tmp_path / "talk" / "rejects.jsonl")
+    assert reject["message"].startswith(f"expected at most {len(whole) - 1} tokens, found {len(whole)}")
+
+
+def test_overlength_cut_is_a_plain_cut(ids: Callable[..., list[int] | None], tmp_path: Path) -> None:
+    whole = ids(TALK)
+    assert whole
+    first = ids(TALK[:2])
+    assert first
+    for length in (len(whole) - 1, len(first) + 2, len(first)):
+        assert ids(TALK, "--max-length", length, "--overlength", "cut") == whole[:length]
+        assert manifest(tmp_path / "talk")["datasets"][0]["notes"] == {"shortened": 1}
+
+
+def test_a_cut_that_leaves_nothing_to_train_is_a_reject(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", chat(("u", "A question that is long enough to fill it all."), ("a", "b")), chat(("u", "a"), ("a", "b")))
+    run("compile", file, "--max-length", 12, "--overlength", "cut", "--max-rejects", 1, "-o", tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
+    assert (reject["row"], reject["reason"]) == (0, "nothing_trained")
+
+
+def test_the_summary_says_how_many_rows_were_shortened(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", chat(*TALK), chat(*TALK[:2]))
+    result = run("compile", file, "--max-length", 30, "-o", tmp_path / "out")
+    assert "x: turns were dropped to fit --max-length in 1 row" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([{}, {}, {}, {}], ["A1<|im_end|>", "A2<|im_end|>"]),
+        ([{}, {"loss": False}, {}, {}], ["A2<|im_end|>"]),
+        ([{}, {"loss_scale": 0}, {}, {}], ["A2<|im_end|>"]),
+        ([{}, {}, {}, {"loss": False}], ["A1<|im_end|>"]),
+        ([{"loss": True}, {}, {}, {"loss": True}], ["Q1", "A1<|im_end|>", "A2<|im_end|>"]),
+        ([{}, {"loss": None}, {"loss_scale": 0.5}, {"loss": False}], ["A1<|im_end|>", "Q2"]),
+    ],
+)
+def test_per_message_loss_decides_what_is_trained(run: Run, tmp_path: Path, flags: list[Row], expected: list[str]) -> None:
+    turns = [(who, words, more) for (who, words), more in zip([("u", "Q1"), ("a", "A1"), ("u", "Q2"), ("a", "A2")], flags, strict=True)]
+    out = tmp_path / "out"
+    run("compile", write(tmp_path / "x.jsonl", chat(*turns)), "-o", out)
+    (row,) = rows(out)
+    assert trained(out, row) == expected
+    run("compile", write(tmp_path / "y.jsonl", chat(*(turn[:2] for turn in turns))), "-o", out)
+    assert rows(out)[0]["input_ids"] == row["input_ids"]  # weights never change ids
+
+
+def test_openai_weight_0_is_context(run: Run, tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "Q1"}, {"role": "assistant", "content": "A1", "weight": 0},
+        {"role": "user", "content": "Q2"}, {"role": "assistant", "content": "A2", "weight": 1},
+    ]  # fmt: skip
+    run("compile", write(tmp_path / "x.jsonl", {"messages": messages}), "-o", tmp_path / "out")
+    (row,) = rows(tmp_path / "out")
+    assert trained(tmp_path / "out", row) == ["A2<|im_end|>"]
+
+
+def test_a_weights_policy_changes_weights_and_never_ids(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    reply = "Thought: look it up\nAction: clock\nAction Input: {}\nObservation: 14:05\nFinal Answer: five past two"
+    file = write(tmp_path / "x.jsonl", {"conversations": [{"from": "user", "value": "Q"}, {"from": "assistant", "value": reply}]})
+    found = {}
+    for policy in ("auto", "react", "none"):
+        run("compile", file, "--weights", policy, "-o", out)
+        (row,) = rows(out)
+        found[policy] = row
+        assert manifest(out)["datasets"][0]["weights"] == {"auto": "react"}.get(policy, policy)
+    assert found["auto"] == found["react"]
+    assert found["none"]["input_ids"] == found["react"]["input_ids"]
+    assert found["none"]["loss_weights"] is None
+    assert trained(out, found["none"]) == [f"{reply}<|im_end|>"]
+    before, after = trained(out, found["react"])
+    assert before == reply[: reply.index(" 14:05")]
+    assert after == "Final Answer: five past two<|im_end|>"
+    assert set(found["react"]["loss_weights"]) == {0.0, 1.0, 2.0}
+
+
+def test_workers_change_nothing_and_options_are_in_the_manifest(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", *(qa(f"q{i}") for i in range(20)))
+    run("compile", file, "--workers", 2, "--seed", 4, "--max-length", 500, "--overlength", "cut", "-o", tmp_path / "out")
+    found = manifest(tmp_path / "out")
+    assert found["seed"] == 4
+    assert {key: found["options"][key] for key in ("max_length", "overlength", "shuffle", "special_text")} == {
+        "max_length": 500, "overlength": "cut", "shuffle": True, "special_text": "text"
+    }  # fmt: skip
+    assert "workers" not in found["options"]

@@ -1,0 +1,324 @@
+"""The schemas: valid themselves, their examples compile, two validators agree, every message is right and helpful."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import jsonschema
+import jsonschema_rs
+import pytest
+from click.testing import Result
+from hypothesis import given, settings
+
+import registry
+from compiler.formats import FORMATS
+from compiler.shards import ShardSet
+from compiler.validate import Validator
+from schemas import ROOT, check_config, schema
+from schemas.errors import Reason, UsageError
+
+Run = Callable[..., Result]
+Row = dict[str, Any]
+
+DATA = Path(__file__).parent / "data"
+SCHEMAS = sorted(path.name.removesuffix(".schema.json") for path in ROOT.glob("*.schema.json"))
+NAMES = ("alpaca", "sharegpt", "openai", "ms_agent")
+"""The formats that have data here."""
+
+
+def load(name: str, file: str) -> list[Any]:
+    return [json.loads(line) for line in (DATA / name / file).read_text("utf-8").splitlines()]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def rejects(out: Path) -> list[Row]:
+    return [json.loads(line) for line in (out / "rejects.jsonl").read_text("utf-8").splitlines()]
+
+
+def resolve(row: Any, pointer: str) -> Any:
+    """Return what a JSON pointer points at (RFC 6901); fails where there is nothing."""
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        assert isinstance(row, dict | list), f"{pointer} leads into a {type(row).__name__}"
+        row = row[int(key)] if isinstance(row, list) else row[key]
+    return row
+
+
+# -- the schemas --
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_schema_is_a_json_schema_of_2020_12(name: str) -> None:
+    assert schema(name)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    jsonschema.Draft202012Validator.check_schema(schema(name))
+    assert schema(name)["title"]
+    assert schema(name)["description"]
+
+
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        yield node
+        for child in node.values():
+            yield from nodes(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from nodes(child)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_no_schema_discriminates_with_one_of(name: str) -> None:
+    assert not any("oneOf" in node for node in nodes(schema(name)))
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMAS if "examples" in schema(name)])
+def test_the_examples_of_a_schema_are_valid(name: str) -> None:
+    for example in schema(name)["examples"]:
+        jsonschema.Draft202012Validator(schema(name)).validate(example)
+
+
+def test_every_schema_but_the_manifest_has_examples() -> None:
+    assert [name for name in SCHEMAS if not schema(name).get("examples")] in ([], ["manifest"])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_example_rows_of_every_format_compile(run: Run, tmp_path: Path, name: str) -> None:
+    examples = schema(name)["examples"]
+    file = write(tmp_path / "x.jsonl", examples)
+    # Every format has its own idea of a template; what counts here is that no row is rejected.
+    templates = {"chatglm3": "chatglm3", "prompt_response": "chatglm3"}
+    if name in templates:
+        pytest.skip(f"compiled with the template {templates[name]} by its own tests")
+    run("compile", file, "--format", name, "-o", tmp_path / "out")
+    assert ShardSet.open(tmp_path / "out").table("train").num_rows == len(examples)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_good_rows_of_every_format_compile(run: Run, tmp_path: Path, name: str) -> None:
+    run("compile", DATA / name / "rows.jsonl", "--format", name, "--no-shuffle", "-o", tmp_path / "out")
+    assert ShardSet.open(tmp_path / "out").table("train").column("row").to_pylist() == list(range(len(load(name, "rows.jsonl"))))
+
+
+# -- bad rows --
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_bad_row_is_rejected_with_the_message_that_helps(run: Run, tmp_path: Path, name: str) -> None:
+    bad = load(name, "bad.jsonl")
+    good = load(name, "rows.jsonl")[0]
+    file = write(tmp_path / "x.jsonl", [case["row"] for case in bad] + [good])
+    run("compile", file, "--format", name, "--max-rejects", "100%", "-o", tmp_path / "out")
+    found = [{"row": json.loads(r["raw"]), **{key: r[key] for key in ("reason", "pointer", "message")}} for r in rejects(tmp_path / "out")]
+    assert found == bad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_pointer_of_a_reject_leads_to_something_in_the_row(run: Run, tmp_path: Path, name: str) -> None:
+    cases = [case["row"] for case in load(name, "bad.jsonl")]
+    file = write(tmp_path / "x.jsonl", [*cases, load(name, "rows.jsonl")[0]])
+    run("compile", file, "--format", name, "--max-rejects", "100%", "-o", tmp_path / "out")
+    data = file.read_bytes()
+    found = rejects(tmp_path / "out")
+    assert [reject["row"] for reject in found] == list(range(len(cases)))
+    for reject, row in zip(found, cases, strict=True):
+        resolve(row, reject["pointer"])
+        assert data[reject["offset"] : reject["offset"] + reject["length"]].decode() == reject["raw"]
+        assert json.loads(reject["raw"]) == row
+        assert reject["reason"] in set(Reason)
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    ("inner", "where"),
+    [
+        ('{"name": "f", "arguments": {"a": NaN}}', "NaN"),
+        ('{"name": "f", "arguments": {"a": 1e999}}', "a number beyond all floats"),
+        ('{"name": "f", "arguments": {"a": 1, "a": 2}}', "a key twice"),
+        ('{"name": "f", "arguments": {"a": "\\ud800"}}', "half a character"),
+        (f'{{"name": "f", "arguments": {{"a": {DEEP}}}}}', "deep nesting"),
+        ('{"name": "f", "arguments": {}} {}', "two values"),
+    ],
+    ids=lambda value: value if len(value) < 30 else "",
+)
+def test_json_inside_text_is_as_strict_as_the_row_around_it(run: Run, tmp_path: Path, inner: str, where: str) -> None:
+    """A call that was half read, or rendered otherwise than it stands there, would be trained."""
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": inner}, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "r"}]
+    good = {"conversations": [turns[0], turns[3]]}
+    arguments = inner[inner.index("{", 1) : -1] if not inner.endswith("{}") else "{} {}"
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    messages = [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "1"}, {"role": "assistant", "content": "r"}]
+    for name, rows, pointer in (
+        ("sharegpt", [{"conversations": turns}, good], "/conversations/1/value"),
+        ("sharegpt", [good | {"tools": f"[{inner}]"}, good], "/tools"),
+        ("openai", [{"messages": messages}, {"messages": [messages[0], messages[3]]}], "/messages/1/tool_calls/0/function/arguments"),
+    ):
+        write(tmp_path / "x.jsonl", rows)
+        run("compile", tmp_path / "x.jsonl", "--format", name, "--max-rejects", 1, "-o", tmp_path / "out")
+        (reject,) = rejects(tmp_path / "out")
+        assert (reject["row"], reject["pointer"]) == (0, pointer), where
+        assert reject["reason"] in ("tools", "tool_arguments")
+
+
+# -- two validators --
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.0, 1.0, 0.5, -0.0, 1e300, 2**70]), st.text(max_size=3),
+    st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", "function", "text", "function_call", "observation"]),
+    st.just([]), st.just({}), st.lists(st.text(max_size=2), max_size=3),
+    st.just([["q", "a"]]), st.just({"name": "f", "arguments": "{}"}), st.just([{"type": "text", "text": "x"}]),
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Yield the path of every value in a row, the row's own first."""
+    yield path
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in pairs:
+        yield from places(child, (*path, key))
+
+
+@st.composite
+def mutated(draw: st.DrawFn, name: str) -> Any:
+    """A good row with one to three places replaced, removed, renamed, doubled or added."""
+    row = copy.deepcopy(draw(st.sampled_from(load(name, "rows.jsonl") + [case["row"] for case in load(name, "bad.jsonl")])))
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(list(places(row))))
+        if not path:
+            if draw(st.integers(0, 9)) == 0:
+                row = draw(JUNK)
+            continue
+        parent = row
+        for part in path[:-1]:
+            parent = parent[part]
+        change = draw(st.sampled_from(["replace", "remove", "rename", "double", "add"]))
+        if change == "replace":
+            parent[path[-1]] = draw(JUNK)
+        elif change == "remove":
+            del parent[path[-1]]
+        elif isinstance(parent, list):
+            parent.insert(draw(st.integers(0, len(parent))), draw(JUNK) if change == "add" else copy.deepcopy(parent[path[-1]]))
+        elif change == "rename":
+            parent[draw(st.sampled_from(["role", "from", "value", "content", "weight", "loss", "input"]))] = parent.pop(path[-1])
+        else:
+            parent[draw(st.sampled_from(["loss", "loss_scale", "weight", "tool_calls", "function_call", "tools", "system", "history"]))] = draw(JUNK)
+    return row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jsonschema_rs_and_jsonschema_agree_on_every_row(name: str) -> None:
+    format_ = FORMATS[name]
+    mine = Validator(format_, dict(format_.columns), dict(format_.tags), name)
+    fast, slow = jsonschema_rs.validator_for(mine.schema), jsonschema.Draft202012Validator(mine.schema)
+    outcomes = set()
+
+    @settings(max_examples=200, deadline=None)
+    @given(mutated(name))
+    def agree(row: Any) -> None:
+        valid = slow.is_valid(row)
+        assert fast.is_valid(row) == valid
+        reject = mine.check(row)
+        assert (reject is None) == valid
+        if reject is not None:
+            resolve(row, reject.pointer)
+            assert 10 < len(reject.message) <= 500
+            paths = {tuple(error.absolute_path) for error in slow.iter_errors(row)}
+            assert any(reject.pointer == "".join(f"/{part}" for part in path) for path in paths) or "anyOf" in json.dumps(mine.schema)
+        outcomes.add(valid)
+
+    agree()
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_the_user_are_specialised_into_a_schema_that_is_one_too(name: str) -> None:
+    format_ = FORMATS[name]
+    columns = {key: f"my {key}" for key in format_.columns}
+    tags = {key: f"my {key}" for key in format_.tags}
+    specialised = Validator(format_, dict(columns), dict(tags), name).schema
+    jsonschema.Draft202012Validator.check_schema(specialised)
+    required = specialised["required"]
+    assert required
+    assert all(key.startswith("my ") for key in required)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "message"),
+    [
+        ("sharegpt", "messages", "x: 'columns' is given but does not name 'messages'\n  Add \"messages\": \"...\" to columns."),
+        ("alpaca", "response", "x: 'columns' is given but does not name 'response'\n  Add \"response\": \"...\" to columns."),
+        ("sharegpt", "role_tag", "x: 'tags' is given but does not name 'role_tag'\n  Add \"role_tag\": \"...\" to tags."),
+    ],
+)
+def test_a_name_that_a_format_needs_and_was_not_given_is_an_error(name: str, missing: str, message: str) -> None:
+    format_ = FORMATS[name]
+    columns = {key: None if key == missing else value for key, value in format_.columns.items()}
+    tags = {key: None if key == missing else value for key, value in format_.tags.items()}
+    with pytest.raises(UsageError) as error:
+        Validator(format_, columns, tags, "x")
+    assert str(error.value) == message
+
+
+# -- the registry --
+
+CARDS = [("datasets", "dataset_card"), ("templates", "template_card"), ("weights", "weights")]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [(path, kind) for folder, kind in CARDS for path in sorted((registry.ROOT / folder).glob("*.json"))],
+    ids=lambda value: value.stem if isinstance(value, Path) else "",
+)  # fmt: skip
+def test_every_card_of_the_registry_is_valid_and_named_as_its_file(path: Path, kind: str) -> None:
+    card = json.loads(path.read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema(kind)).validate(card)
+    assert card["name"] == path.stem
+
+
+def test_every_card_names_things_that_exist() -> None:
+    for card in registry.datasets().values():
+        assert card["format"] in FORMATS
+        assert card.get("weights", "none") in registry.weights_names()
+        assert all((registry.ROOT / file).is_file() for file in card.get("files", ()))
+    for name in registry.template_names():
+        assert (registry.ROOT / "templates" / registry.template(name)["chat_template"]).is_file()
+
+
+def test_the_embedded_samples_are_as_many_and_as_varied_as_promised() -> None:
+    agent, bench = ([json.loads(line) for line in (registry.SAMPLES / f"{name}.jsonl").read_text("utf-8").splitlines()] for name in ("agent", "bench"))
+    assert len(agent) >= 60
+    assert len(bench) >= 200
+    for rows in (agent, bench):
+        assert len({json.dumps(row["conversations"]) for row in rows}) == len(rows)
+        chinese = sum(any("\u4e00" <= c <= "\u9fff" for c in row["conversations"][-1]["value"]) for row in rows)
+        assert len(rows) / 4 < chinese < len(rows) * 3 / 4
+    assert sum("Action:" in row["conversations"][-1]["value"] for row in agent) > 30
+    assert sum(len(row["conversations"]) > 3 for row in bench) > 100
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ({"name": "x", "description": "y"}, "dataset_card", "card#: 'format' is a required property"),
+        (
+            {"name": "x", "description": "y", "format": "alpaca", "files": ["a"], "licence": "MIT"}, "dataset_card",
+            "card#: Additional properties are not allowed ('licence' was unexpected)\n  'licence': did you mean 'license'?",
+        ),
+        (
+            {"name": "x", "description": "y", "keywords": {"A:": {"keyword": -1, "content": 0}}}, "weights",
+            "card#/keywords/A:/keyword: -1 is less than the minimum of 0",
+        ),
+    ],
+)  # fmt: skip
+def test_a_card_with_a_mistake_is_named_with_its_place(value: Any, kind: str, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        check_config(value, kind, "card")
+    assert str(error.value).startswith(message)
