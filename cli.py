@@ -400,8 +400,7 @@ def inspect(out: Path, rejected: bool, style: str, as_json: bool, checks: tuple[
       cli inspect shards --rejected
       cli inspect shards --assert tool:0 --assert Observation:0
     """
-    from compiler.inspect import Query
-    from compiler.inspect_view import show
+    from compiler.inspect import Query, show
     from compiler.shards import ShardSet
 
     if as_json and style != "text":

@@ -27,6 +27,8 @@ def to_spec(family: dict[str, Any], data: bytes, config: dict[str, Any], where: 
         spec = _sentencepiece(data) if family["kind"] == "sentencepiece" else _tiktoken(data, family)
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(where, f"not a {family['kind']} vocabulary: {error}") from error
+    if not spec["model"]["vocab"]:
+        raise InputError(where, f"not a {family['kind']} vocabulary: it holds no entry")
     declared = {int(i): token["content"] for i, token in config.get("added_tokens_decoder", {}).items()}
     known = {token["id"] for token in spec["added_tokens"]}
     next_id = max([*spec["model"]["vocab"].values(), *known]) + 1
@@ -116,7 +118,7 @@ def _sentencepiece(data: bytes) -> dict[str, Any]:
         raise ValueError("only models that add a leading space and keep extra white space are read")
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
     normal = {piece: -score for piece, score, kind in pieces if kind == _NORMAL}
-    unknown = next(piece for piece, _, kind in pieces if kind == 2)
+    unknown = next((piece for piece, _, kind in pieces if kind == 2), None)
     spec = _spec(
         {
             "vocab": vocab,

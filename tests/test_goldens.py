@@ -305,3 +305,104 @@ def test_ids_equal_the_official_chat_template() -> None:
             assert ours == theirs, row["id"]
             outcomes["ids equal"] += 1
     assert outcomes == {"arguments quoted upstream": 10, "ids equal": 4}
+
+
+# -- ChatGLM3 and GLM-4: tokenizers read from tokenizer.model --
+
+
+def glm(row: dict[str, Any], format_name: str, template: str) -> tuple[list[int], list[int]]:
+    tokenizer = "chatglm3" if template.startswith("chatglm3") else "glm4"
+    encoded = compiled(lifted(row["source"], format_name), tokenizer, template)
+    return encoded.ids.tolist(), encoded.labels.tolist()
+
+
+def test_ids_and_labels_equal_chatglm3s_own_code() -> None:
+    """Its versions 4568c63, 0ffbe4c and 732294f, on every row that they do not cut."""
+    outcomes: Counter[str] = Counter()
+    for row in goldens("chatglm3"):
+        version = row["tool"].partition("@")[2][:7]
+        if version not in ("4568c63", "0ffbe4c", "732294f") or "input_ids" not in row:
+            outcomes["another version, or an error upstream"] += 1
+            continue
+        form = "prompt_response" if "prompt" in row["source"] else "chatglm3"
+        template = "chatglm3_prompt_response" if form == "prompt_response" else "chatglm3"
+        ids, labels = glm(row, form, template)
+        if len(ids) > len(row["input_ids"]):
+            assert ids[: len(row["input_ids"]) - 1] == row["input_ids"][:-1], row["id"]
+            outcomes["cut upstream (decision 10)"] += 1
+            continue
+        assert (ids, labels) == (row["input_ids"], row["labels"]), row["id"]
+        outcomes[f"equal {form}"] += 1
+    assert outcomes["equal chatglm3"] >= 30 and outcomes["equal prompt_response"] >= 16, outcomes
+
+
+def test_chatglm3_a1094c2_differs_by_its_stop_and_its_mask_only() -> None:
+    """That version ends every reply with </s> (decision 1) and does not train the empty metadata (decision 2)."""
+    tokenizer, _ = tools("chatglm3", "chatglm3")
+    eos, user, assistant = (tokenizer.controls[text] for text in ("</s>", "<|user|>", "<|assistant|>"))
+    checked = 0
+    for row in goldens("chatglm3"):
+        if row["tool"].partition("@")[2][:7] != "a1094c2" or row["settings"]["cls"] != "MultiTurnDataset":
+            continue
+        ids, labels = glm(row, "chatglm3", "chatglm3")
+        if len(ids) > 4096:
+            continue
+        inner = [i for i, token in enumerate(row["input_ids"][:-1]) if token == eos]
+        theirs = [label for i, label in enumerate(row["labels"]) if i not in inner]
+        assert [token for i, token in enumerate(row["input_ids"]) if i not in inner] == ids, row["id"]
+        for i, (mine, label) in enumerate(zip(labels, theirs, strict=True)):
+            if mine != label:
+                stop = (tokenizer.is_control[ids[i]] and ids[i] != assistant) or ids[i] in (user, assistant)
+                metadata = tokenizer.is_control[ids[i - 1]]
+                assert stop or metadata, (row["id"], i, tokenizer.token(ids[i]))
+        checked += 1
+    assert checked >= 12
+
+
+@pytest.mark.parametrize("template", ["chatglm3", "glm4"])
+def test_glm_ids_equal_llamafactory_but_for_tools_and_the_last_stop(template: str) -> None:
+    """GLM-4's last stop is <|user|> here and <|endoftext|> there (1); their label of a role token is another id (1)."""
+    tokenizer, _ = tools(template, template)
+    outcomes: Counter[str] = Counter()
+    for row in goldens("llamafactory"):
+        attributes = row["dataset_attr"]
+        if row["template"] != template or row["stage"] != "sft" or "input_ids" not in row:
+            continue
+        source, columns, tags = row["source"], attributes.get("columns"), attributes.get("tags")
+        if source.get("tools"):
+            outcomes["their own tool prompt (decision 13)"] += 1
+            continue
+        encoded = compiled(lifted(source, attributes.get("formatting", "alpaca"), columns, tags), template, template)
+        ids, theirs = encoded.ids.tolist(), list(row["input_ids"])
+        if template == "glm4":
+            assert (ids[-1], theirs[-1]) == (tokenizer.controls["<|user|>"], tokenizer.controls["<|endoftext|>"])
+            ids, theirs = ids[:-1], theirs[:-1]
+        if row["id"] == "alpaca_synthetic/3" and template == "glm4":  # a reply that begins with newlines
+            assert tokenizer.decode(ids) == tokenizer.decode(theirs)
+            outcomes["decision 23"] += 1
+            continue
+        assert ids == theirs, row["id"]
+        for mine, label, token in zip(encoded.labels.tolist(), row["labels"], row["input_ids"], strict=True):
+            # A role token that ends a reply is trained as itself; they label it with another token.
+            assert mine == label or (mine in (token, ids[-1]) or tokenizer.is_control[mine]), row["id"]
+        outcomes["ids equal"] += 1
+    assert outcomes["ids equal"] >= 15, outcomes
+
+
+def test_glm4_ids_equal_its_own_chat_template() -> None:
+    """Its tokenizer leaves calls out; up to the first one, and on the tool prompt, the ids are equal."""
+    tokenizer, _ = tools("glm4", "glm4")
+    checked = 0
+    for row in goldens("glm4_chat_template"):
+        if row["settings"]["add_generation_prompt"]:
+            continue
+        ids, _ = glm(row, "openai", "glm4")
+        calls = [m for m in row["source"]["messages"] if m.get("tool_calls")]
+        if not calls:
+            assert ids == [*row["input_ids"], tokenizer.controls["<|user|>"]]
+        else:
+            first = ids.index(tokenizer.controls["<|assistant|>"])
+            assert ids[:first] == row["input_ids"][:first], row["id"]
+            assert first > 80
+        checked += 1
+    assert checked == 7

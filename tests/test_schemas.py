@@ -93,10 +93,6 @@ def test_every_schema_but_the_manifest_has_examples() -> None:
 def test_the_example_rows_of_every_format_compile(run: Run, tmp_path: Path, name: str) -> None:
     examples = schema(name)["examples"]
     file = write(tmp_path / "x.jsonl", examples)
-    # Every format has its own idea of a template; what counts here is that no row is rejected.
-    templates = {"chatglm3": "chatglm3", "prompt_response": "chatglm3"}
-    if name in templates:
-        pytest.skip(f"compiled with the template {templates[name]} by its own tests")
     run("compile", file, "--format", name, "-o", tmp_path / "out")
     assert ShardSet.open(tmp_path / "out").table("train").num_rows == len(examples)
 
@@ -176,7 +172,7 @@ JUNK = st.one_of(
     st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", "function", "text", "function_call", "observation"]),
     st.just([]), st.just({}), st.lists(st.text(max_size=2), max_size=3),
     st.just([["q", "a"]]), st.just({"name": "f", "arguments": "{}"}), st.just([{"type": "text", "text": "x"}]),
-)  # fmt: skip
+).map(copy.deepcopy)  # fmt: skip
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -221,7 +217,7 @@ def test_jsonschema_rs_and_jsonschema_agree_on_every_row(name: str) -> None:
     fast, slow = jsonschema_rs.validator_for(mine.schema), jsonschema.Draft202012Validator(mine.schema)
     outcomes = set()
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=400, deadline=None)
     @given(mutated(name))
     def agree(row: Any) -> None:
         valid = slow.is_valid(row)
@@ -231,8 +227,7 @@ def test_jsonschema_rs_and_jsonschema_agree_on_every_row(name: str) -> None:
         if reject is not None:
             resolve(row, reject.pointer)
             assert 10 < len(reject.message) <= 500
-            paths = {tuple(error.absolute_path) for error in slow.iter_errors(row)}
-            assert any(reject.pointer == "".join(f"/{part}" for part in path) for path in paths) or "anyOf" in json.dumps(mine.schema)
+            assert reject.pointer in {"".join(f"/{part}" for part in e.absolute_path) for e in slow.iter_errors(row)}
         outcomes.add(valid)
 
     agree()

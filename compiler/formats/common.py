@@ -66,7 +66,7 @@ def with_columns(row: dict[str, Any], columns: dict[str, str | None], messages: 
 
 def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:
     """Return JSON that a row carries as text, read as strictly as a row itself; `what` says what was expected."""
-    value, reject = parse(text.strip().encode())
+    value, reject = parse(text.strip().encode(), "text")
     if reject is not None:
         raise RowError(reason, f"expected {what} as JSON, found text that is not: {reject.message}", pointer)
     return value

@@ -23,8 +23,8 @@ _ZERO_IF_DIGIT = bytes(48 if 48 <= byte <= 57 else 0 for byte in range(256))
 _NINETEEN_DIGITS = re.compile(rb"[0-9]{19}")
 
 
-def parse(raw: bytes) -> tuple[Any, Reject | None]:
-    """Return the value and None, or None and the reject; `raw` has no space around it.
+def parse(raw: bytes, whole: str = "row") -> tuple[Any, Reject | None]:
+    """Return the value and None, or None and the reject; `raw` has no space around it, `whole` is what it is.
 
     orjson refuses everything that is not JSON, and lone surrogates, but it keeps the last of two equal keys,
     turns integers beyond 64 bits into floats, and allows 1024 levels. So what it accepts is taken only if:
@@ -44,12 +44,12 @@ def parse(raw: bytes) -> tuple[Any, Reject | None]:
         value = orjson.loads(raw)
         written = orjson.dumps(value)
     except (ValueError, TypeError):
-        return _parse_carefully(raw)
+        return _parse_carefully(raw, whole)
     if written == raw or (
         _colons(written) == _colons(raw) and not _has_escaped_colon(raw) and not _has_long_number(raw)
     ):
         return value, None
-    return _parse_carefully(raw)
+    return _parse_carefully(raw, whole)
 
 
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> Reject:
@@ -92,14 +92,14 @@ class _NotJsonError(Exception):
         self.token, self.what = token, what
 
 
-def _parse_carefully(raw: bytes) -> tuple[Any, Reject | None]:
+def _parse_carefully(raw: bytes, whole: str) -> tuple[Any, Reject | None]:
     """Return what `parse` returns, in every case, slowly."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         return None, not_utf8(raw, error)
     if (at := _too_deep_at(raw)) is not None:  # before the json module, whose recursion has a limit too
-        what = f"nested deeper than {MAX_DEPTH} levels at byte {at} of the row"
+        what = f"nested deeper than {MAX_DEPTH} levels at byte {at} of the {whole}"
         return None, Reject(Reason.TOO_DEEP, what)
     repeated: list[tuple[dict[str, Any], str]] = []
     try:
@@ -107,9 +107,9 @@ def _parse_carefully(raw: bytes) -> tuple[Any, Reject | None]:
     except json.JSONDecodeError as error:
         at = len(text[: error.pos].encode())
         what = "text follows the value" if error.msg == "Extra data" else error.msg.removesuffix(" at")
-        return None, _not_json(raw, at, what)
+        return None, _not_json(raw, at, what, whole)
     except _NotJsonError as error:
-        return None, _not_json(raw, _position(raw, error.token), error.what)
+        return None, _not_json(raw, _position(raw, error.token), error.what, whole)
     reject = _lone_surrogate(value) or _repeated_key(value, repeated)
     return (None, reject) if reject else (value, None)
 
@@ -159,9 +159,10 @@ def _integer(token: str) -> int:
         raise _NotJsonError(token, f"the integer has {len(token)} digits, too many to be read") from None
 
 
-def _not_json(raw: bytes, at: int, what: str) -> Reject:
-    half = ", where the row ends (is it half a row?)" if at >= len(raw) else ""
-    message = f"{what} at byte {at} of the row{half}, near {excerpt(raw, at)}"
+def _not_json(raw: bytes, at: int, what: str, whole: str) -> Reject:
+    half = " (is it half a row?)" if whole == "row" else ""
+    end = f", where the {whole} ends{half}" if at >= len(raw) else ""
+    message = f"{what} at byte {at} of the {whole}{end}, near {excerpt(raw, at)}"
     return Reject(Reason.JSON, message)
 
 

@@ -1,0 +1,111 @@
+"""A row's tokens laid out on lines, with every mark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+
+from compiler.encode import TEMPLATE
+from compiler.inspect.marks import (
+    CONTEXT,
+    CONTROL,
+    EDGE,
+    FOUND,
+    LOOKALIKE,
+    MARK,
+    QUIET,
+    TRAINED,
+    WEIGHTED,
+    glyphs,
+    joins,
+    occurrences,
+    visible,
+)
+from compiler.inspect.tokens import Row, Token
+
+
+@dataclass
+class Line:
+    """One line of the decoded text: (glyphs, style) in order. `opens`: it begins with the template's control token."""
+
+    parts: list[tuple[str, str]] = field(default_factory=list)
+    role: str = ""
+    opens: bool = False
+
+
+def lines(row: Row, find: str | None, *, edges: bool) -> list[Line]:
+    """Return the row's lines; with `edges` a mark parts tokens, else two shades do.
+
+    A line that is a message's header alone has the message's role.
+    """
+    found = _Writer(row, find, edges).write()
+    for following, line in pairwise(reversed(found)):
+        line.role = line.role or ("" if following.opens else following.role)
+    return found
+
+
+class _Writer:
+    """Writes tokens one after the other. A line ends where text follows its newline: ⟧ stays on it."""
+
+    def __init__(self, row: Row, find: str | None, edges: bool) -> None:
+        self._tokens, self._text, self._edges = row.tokens, row.text, edges
+        self._glyphs, self._extra = glyphs(self._text), [""] * len(self._text)
+        for start, end in row.lookalikes:
+            self._extra[start:end] = [f" {LOOKALIKE}"] * (end - start)
+            self._glyphs[start] = "⚠" + self._glyphs[start]
+        for start, end in occurrences(self._text, find):
+            self._extra[start:end] = [f" {FOUND}"] * (end - start)
+        self._lines, self._ended = [Line()], False
+        self._at, self._shade = 0, 0
+        self._apart = True
+        """Whether the next token is already apart from the one before it, by a mark or a new line."""
+
+    def write(self) -> list[Line]:
+        """Return the lines, each stretch of one weight in brackets."""
+        for weight, tokens in groupby(self._tokens, key=lambda token: token.weight):
+            if weight:
+                self._put("⟦" if weight == 1 else f"⟦{_number(weight)}:", MARK)
+            self._apart = True
+            for token in tokens:
+                self._token(token, CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED)
+            if weight:
+                self._lines[-1].parts.append(("⟧", MARK))
+        return self._lines
+
+    def _token(self, token: Token, shades: tuple[str, str]) -> None:
+        start, self._at = self._at, self._at + len(token.text)
+        if not token.text:  # its character is shown with the token that completes it
+            return
+        style = shades[self._shade]
+        line = self._line()
+        if token.role != TEMPLATE[0]:
+            line.role = line.role or token.role
+        if token.control:
+            line.opens = line.opens or (token.role == TEMPLATE[0] and not line.parts)
+            name = token.text[1:-1] if token.text[0] + token.text[-1] == "<>" else token.text
+            self._put(f"‹{visible(name)}›", f"{style} {CONTROL}")
+            self._apart = True
+            return
+        if self._edges and not self._apart and not joins(token.text[0]):
+            self._put(EDGE, QUIET)
+        for position in range(start, self._at):
+            self._put(self._glyphs[position], style + self._extra[position])
+            self._ended = self._text[position] == "\n"
+        self._apart = self._ended
+        self._shade ^= 1
+
+    def _line(self) -> Line:
+        if self._ended:
+            self._lines.append(Line())
+            self._ended = False
+        return self._lines[-1]
+
+    def _put(self, shown: str, style: str) -> None:
+        parts = self._line().parts
+        if parts and parts[-1][1] == style:
+            shown = parts.pop()[0] + shown
+        parts.append((shown, style))
+
+
+def _number(weight: float) -> str:
+    return repr(round(weight, 4))  # 1.1 is 1.100000023841858 as a float32

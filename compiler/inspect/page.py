@@ -1,0 +1,151 @@
+"""Rows and rejects as text, on a terminal or in a pipe.
+
+What stands outside ⟦ ⟧ is context; a bar in the margin runs along lines with trained tokens. Tokens are in alternating
+shades where there are colours, and parted by ┊ where there are none.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import IO, Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from compiler.inspect.lines import Line, lines
+from compiler.inspect.marks import (
+    CONTEXT,
+    CONTROL,
+    EDGE,
+    FOUND,
+    LOOKALIKE,
+    MARK,
+    NEWLINE,
+    QUIET,
+    SPACE,
+    TRAINED,
+    WEIGHTED,
+    glyphs,
+    occurrences,
+    visible,
+)
+from compiler.inspect.tokens import Row
+
+_LABEL = len("assistant ")
+_MARGIN = _LABEL + 2
+_AROUND = 25
+"""Characters shown before and after a match."""
+
+
+@dataclass
+class Page:
+    """Where rows are printed. Without a `width` nothing is wrapped; with `edges` a mark parts tokens, not a colour."""
+
+    console: Console
+    width: int | None
+    edges: bool
+
+    @classmethod
+    def on(cls, file: IO[str]) -> Page:
+        """Return a page that fits what the file is: a terminal with or without colours, or a pipe."""
+        console = Console(file=file, highlight=False)
+        edges = console.no_color or console.color_system not in ("256", "truecolor")
+        return cls(console, console.width if console.is_terminal else None, edges)
+
+    def _print(self, text: Text) -> None:
+        text.rstrip()
+        self.console.print(text, soft_wrap=True)
+
+    def say(self, note: str) -> None:
+        """Print a closing sentence, if there is one."""
+        if note:
+            self._print(Text())
+            self._print(Text(note, QUIET))
+
+    def legend(self) -> None:
+        """Print what the marks mean."""
+        parts = [("context", CONTEXT[0]), ("⟦trained⟧", TRAINED[0]), ("⟦2.0:weight 2⟧", WEIGHTED[0])]
+        parts += [("‹control token›", CONTROL), ("⚠only looks like one", LOOKALIKE)]
+        parts += [(f"{EDGE} token edge" if self.edges else "one shade a token", QUIET)]
+        parts += [(f"{NEWLINE} newline", QUIET), (f"{SPACE} space", QUIET)]
+        self._print(Text("   ").join(Text(text, style) for text, style in parts))
+
+    def row(self, row: Row, manifest: dict[str, Any], find: str | None) -> None:
+        """Print a row: where it is from, how much of it is trained and where, its tokens."""
+        self._print(Text())
+        title = (f"━━ {place(row)}", MARK)
+        self._print(Text.assemble(title, (f" ━━ {row.dataset} ━━ row {row.row} of {row.split}", QUIET)))
+        self._print(Text(f"   {_facts(row, manifest)}", QUIET))
+        self._print(Text.assemble("   ", (_map(row), TRAINED[0])))
+        for match in _matches(row, find):
+            self._print(match)
+        last = ""
+        for line in lines(row, find, edges=self.edges):
+            last = "" if line.opens else last
+            self._line(line, line.role if line.role != last else "")
+            last = line.role or last
+
+    def _line(self, line: Line, label: str) -> None:
+        text = Text.assemble(*line.parts)
+        parts = (
+            [text]
+            if self.width is None
+            else text.wrap(self.console, max(self.width - _MARGIN, _MARGIN), overflow="fold")
+        )
+        for part in parts:
+            trained = any(str(span.style).startswith(TRAINED + WEIGHTED) for span in part.spans)
+            margin = Text.assemble((f"{label:<{_LABEL}}", QUIET), ("┃ " if trained else "  ", TRAINED[0]))
+            self._print(margin + part)
+            label = ""
+
+    def reject(self, entry: dict[str, Any]) -> None:
+        """Print a rejected row: where it is, what is wrong, how it begins."""
+        where = visible(f"{entry['file']}:{entry['row']}#{entry['pointer']}")
+        message = visible(entry["message"])
+        self._print(Text.assemble((where, MARK), "  ", (entry["reason"], LOOKALIKE), f": {message}"))
+        raw = visible(entry["raw"]) if "raw" in entry else "bytes " + entry["raw_hex"]
+        self._print(Text(f"    {cut(raw, 200)}", QUIET))
+
+
+def place(row: Row) -> str:
+    """Return where a row is from, FILE:ROW."""
+    return visible(f"{row.file}:{row.source_row}")
+
+
+def cut(text: str, length: int) -> str:
+    """Return a text that is no longer than that, with a mark where the rest of it is left out."""
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _facts(row: Row, manifest: dict[str, Any]) -> str:
+    weights = next(entry["weights"] for entry in manifest["datasets"] if entry["name"] == row.dataset)
+    template = manifest["template"]
+    facts = [f"{row.length:,} tokens", f"{row.num_trained:,} trained ({row.num_trained / row.length:.1%})"]
+    facts += [f"template {template['name']} ({template['provenance'][:60]})", f"weights {weights}"]
+    facts += [f"repeat {row.repeat}"] if row.repeat else []
+    return " · ".join(facts)
+
+
+def _map(row: Row) -> str:
+    """Return where in the row the trained tokens are, start to end."""
+    trained = np.array([token.weight > 0 for token in row.tokens])
+    parts = np.array_split(trained, min(60, len(trained)))
+    return "".join("·░▒▓█"[int(np.ceil(part.mean() * 4))] for part in parts)
+
+
+def _matches(row: Row, find: str | None) -> Iterator[Text]:
+    """Yield where the text that was looked for stands in the row, three times at most."""
+    found = occurrences(row.text, find)
+    ends = list(accumulate(len(token.text) for token in row.tokens))
+    shown = glyphs(row.text) if found else []
+    for start, end in found[:3]:
+        first, last = max(start - _AROUND, 0), min(end + _AROUND, len(shown))
+        before, match, after = ("".join(shown[a:b]) for a, b in ((first, start), (start, end), (end, last)))
+        line = Text(f"   found at token {bisect_right(ends, start)}: {'…' * (first > 0)}{before}", QUIET)
+        yield line.append(match, FOUND).append(after + "…" * (last < len(shown)), QUIET)
+    if len(found) > 3:
+        yield Text(f"   and {len(found) - 3:,} times more", QUIET)

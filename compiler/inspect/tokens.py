@@ -1,0 +1,120 @@
+"""One row of a split, token by token.
+
+The text of a token is the characters that its last byte completes, so that the texts joined are the decoded row;
+bytes that never become a character are written `\\xe4`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from bisect import bisect_left, bisect_right
+from dataclasses import asdict, dataclass
+from itertools import accumulate, chain, repeat
+from typing import Any
+
+import pyarrow as pa
+
+from compiler.encode import IGNORED
+from compiler.inspect.rows import Split
+from compiler.inspect.vocabulary import Vocabulary
+
+_OTHER_MODELS = re.compile(r"<\|[^|<>\s]{1,40}\|>")
+_BETWEEN = "\uffff"
+"""Stands for a control token where text is searched: no text that looks like one goes across it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of a row: label is -100 where it is context; key is the weights policy's, or "".
+
+    `looks_like_control` is true for text that spells a control token, or the `<|name|>` of any model, and is none.
+    """
+
+    id: int
+    text: str
+    label: int
+    weight: float
+    role: str
+    key: str
+    control: bool
+    looks_like_control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a split, decoded. These are the keys of its JSON, `lookalikes` left out.
+
+    `row` is its number in the split, 0-based; `source_row` and `offset` (bytes) say where in `file` it is from;
+    `repeat` is 0 the first time a source row is used, 1 the second; `num_trained` of its `length` tokens are trained;
+    `lookalikes` are (start, end) in characters of `text`.
+    """
+
+    row: int
+    split: str
+    dataset: str
+    file: str
+    source_row: int
+    offset: int | None
+    repeat: int
+    length: int
+    num_trained: int
+    tokens: list[Token]
+    lookalikes: list[tuple[int, int]]
+
+    @property
+    def text(self) -> str:
+        """The whole row decoded, control tokens included."""
+        return "".join(token.text for token in self.tokens)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row as `--json` prints it."""
+        return {key: value for key, value in asdict(self).items() if key != "lookalikes"}
+
+
+def decode_row(split: Split, number: int, vocabulary: Vocabulary) -> Row:
+    """Return one row of a split, decoded."""
+    columns = split.row(number)
+    ids, labels = columns["input_ids"], columns["labels"]
+    weights = columns["loss_weights"] or [float(label != IGNORED) for label in labels]
+    controls = [token_id in vocabulary.controls for token_id in ids]
+    texts = _texts(vocabulary.pieces(pa.array(ids, pa.int32())).to_pylist(), controls)
+    lookalikes = _lookalikes(texts, controls, vocabulary.tokenizer.control_pattern)
+    who = chain.from_iterable(repeat((s["role"], s["key"]), s["num_tokens"]) for s in columns["spans"])
+    tokens = [
+        Token(token_id, text, label, weight, role, key, control, flag)
+        for token_id, text, label, weight, (role, key), control, flag in zip(
+            ids, texts, labels, weights, who, controls, _touched(lookalikes, texts), strict=True
+        )
+    ]
+    of_source = {key: columns[key] for key in ("dataset", "file", "offset", "repeat", "num_trained")}
+    place = {"row": number, "split": split.name, "source_row": columns["row"], "length": len(ids)}
+    return Row(**place, **of_source, tokens=tokens, lookalikes=lookalikes)
+
+
+def _texts(pieces: list[bytes], controls: list[bool]) -> list[str]:
+    """Return each token's text: the characters its last byte completes; joined they are the whole text."""
+    decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+    texts: list[str] = []
+    for piece, control in zip(pieces, controls, strict=True):
+        if control and texts:
+            texts[-1] += decoder.decode(b"", True)
+        texts.append(piece.decode() if control else decoder.decode(piece))
+    texts[-1] += decoder.decode(b"", True)
+    return texts
+
+
+def _lookalikes(texts: list[str], controls: list[bool], own: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Return where the text spells a control token, the tokenizer's own or that of any model."""
+    searched = "".join(_BETWEEN * len(t) if control else t for t, control in zip(texts, controls, strict=True))
+    return sorted({match.span() for pattern in (own, _OTHER_MODELS) for match in pattern.finditer(searched)})
+
+
+def _touched(spans: list[tuple[int, int]], texts: list[str]) -> list[bool]:
+    """Return which tokens take part in a span of the text."""
+    ends = list(accumulate(map(len, texts)))
+    touched = [False] * len(texts)
+    for start, end in spans:
+        first, last = bisect_right(ends, start), bisect_left(ends, end)
+        touched[first : last + 1] = [True] * (last + 1 - first)
+    return touched

@@ -1,0 +1,79 @@
+"""The set's own tokenizer, read as data: what bytes every id stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from tokenizers.pre_tokenizers import ByteLevel
+
+from compiler.inspect.rows import damage, read_file
+from compiler.shards import ShardSet
+from compiler.tokenizer import Tokenizer
+
+
+class Vocabulary:
+    """The bytes of ids. Nothing is encoded, so the tokenizer, a second's work for a large one, is not built."""
+
+    def __init__(self, opened: ShardSet) -> None:
+        self._opened = opened
+        names = [name for name in opened.manifest["files"] if name.startswith("tokenizer/")]
+        files = {name.removeprefix("tokenizer/"): read_file(opened, name) for name in names}
+        if "tokenizer.json" not in files:
+            raise damage(opened, "tokenizer/tokenizer.json: not in the manifest")
+        self.tokenizer = Tokenizer(opened.folder / "tokenizer", files)
+        self.controls = frozenset(self.tokenizer.controls.values())
+
+    @cached_property
+    def bytes_of(self) -> pa.LargeBinaryArray:
+        """The bytes of every id, large_binary[V]."""
+        spell = _speller(self.tokenizer)
+        model = self.tokenizer.spec["model"]["vocab"]
+        ids = model if isinstance(model, dict) else {entry[0]: number for number, entry in enumerate(model)}
+        spelled = {number: spell(token, number) for token, number in ids.items()}
+        spelled |= {number: token.encode() for token, number in self.tokenizer.controls.items()}
+        return pa.array([spelled.get(number, b"") for number in range(max(spelled) + 1)], pa.large_binary())
+
+    def pieces(self, ids: pa.Array) -> pa.LargeBinaryArray:
+        """Return the bytes of these ids."""
+        if len(ids) and pc.max(ids).as_py() >= len(self.bytes_of):
+            raise damage(self._opened, f"token {pc.max(ids)} is not in its tokenizer")
+        return self.bytes_of.take(ids)
+
+    def alone(self, token_id: int) -> str | bytes:
+        """Return what one token decodes to by itself; bytes where they are no whole character."""
+        data: bytes = self.bytes_of[token_id].as_py()
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return data
+        return self.tokenizer.decode([token_id])
+
+
+def _speller(tokenizer: Tokenizer) -> Callable[[str, int], bytes]:
+    """Return what turns a vocabulary entry and its id into bytes, as the tokenizer's own decoder would."""
+    decoder = tokenizer.spec.get("decoder") or {}
+    kinds = {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
+    if "ByteLevel" in kinds:
+        byte_of = _byte_of()
+        return lambda token, _: token.translate(byte_of).encode("latin-1", "ignore")
+    if kinds & {"ByteFallback", "Metaspace"}:
+        return lambda token, _: (
+            bytes([int(token[3:5], 16)])
+            if re.fullmatch("<0x[0-9A-F]{2}>", token)
+            else token.replace("\u2581", " ").encode()
+        )
+    return lambda _, number: tokenizer.decode([number]).encode()
+
+
+def _byte_of() -> dict[int, int]:
+    """Return the byte that each letter of byte-level BPE stands for.
+
+    A byte that prints is its own letter; the others have, in order, the letters from U+0100 on.
+    """
+    letters = ByteLevel.alphabet()
+    in_order = sorted(range(256), key=lambda byte: (chr(byte) not in letters, byte))
+    return dict(zip(sorted(map(ord, letters)), in_order, strict=True))

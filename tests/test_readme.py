@@ -1,0 +1,66 @@
+"""What the README says works: its commands run as they stand, and CI calls its two first ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+from schemas.arrow import SHARD
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+
+
+def test_ci_calls_the_two_commands_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    install, tests = BLOCKS[0].strip(), BLOCKS[1].strip()
+    assert install.startswith("pip install . && cli compile --mix agent:1,bench:2 --self-cognition 3000")
+    assert "&& cli compile --mix agent:1,bench:2 --self-cognition 3000" in script
+    assert tests.replace("pip install -e", "pip install -q -e") in script
+
+
+def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
+    tour = "\n".join(BLOCKS[2:])
+    assert tour.count("cli ") >= 6
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", tour],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rejects = (tmp_path / "chats" / "rejects.jsonl").read_text(encoding="utf-8")
+    assert '"row": 3' in rejects
+    assert '"turn_order"' in rejects
+    assert "tool:0 holds" in done.stdout
+    assert "are whole" in done.stdout
+
+
+@pytest.mark.parametrize("name", sorted(cli.main.commands))
+def test_every_command_is_in_the_readme_and_has_examples(name: str) -> None:
+    assert f"`cli {name}`" in README
+    assert f"cli {name}" in (cli.main.commands[name].help or "").partition("Example")[2]
+
+
+def test_every_column_of_a_shard_is_in_the_readme() -> None:
+    table = README.partition("| column | |")[2].partition("\n\n")[0]
+    assert {name for name in SHARD.names if f"`{name}`" not in table} == set()
+
+
+def test_no_document_is_linked_that_is_not_there() -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
