@@ -151,7 +151,7 @@ def _cache() -> Path:
     default="auto",
     show_default=True,
     metavar="auto|none|NAME",
-    help="Weights policy: none, react, hermes; auto is the dataset's own.",
+    help="Weights policy: none, react, hermes, ...; auto is the dataset's own.",
 )
 @click.option(
     "--max-length",

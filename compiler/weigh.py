@@ -27,6 +27,7 @@ class Policy:
     name: str
     keywords: dict[str, tuple[float, float]]
     patterns: tuple[tuple[str, re.Pattern[str], float], ...]
+    queries: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Policy:
@@ -35,7 +36,11 @@ class Policy:
         patterns = tuple(
             (key, re.compile(w["pattern"], re.DOTALL), w["weight"]) for key, w in card.get("patterns", {}).items()
         )
-        return cls(card["name"], keywords, patterns)
+        return cls(card["name"], keywords, patterns, tuple(card.get("queries", {}).items()))
+
+    def asked(self, query: str) -> float | None:
+        """Return the weight of a whole reply to this user message, or None where the policy looks at the reply."""
+        return next((weight for text, weight in self.queries if text in query), None)
 
     @property
     def keys(self) -> list[str]:
@@ -94,6 +99,13 @@ def _weigh_reply(conversation: Conversation, reply: list[Segment], policy: Polic
     if asked is not None or not (policy.keywords or policy.patterns):
         return reply
     *body, stop = reply
+    before = conversation.messages[: stop.message]
+    query = next((message.content for message in reversed(before) if message.role is Role.USER), "")
+    whole = policy.asked(query)
+    if whole is not None:
+        for segment in reply:
+            segment.weight = whole
+        return reply
     text = "".join(segment.text for segment in body)
     # A template may put a space before the text of a reply (Mistral, Llama 2).
     begin = max(text.find(conversation.messages[stop.message].content), 0)

@@ -29,6 +29,7 @@ Row = dict[str, Any]
 
 CLI = [sys.executable, "-m", "cli"]
 COMMANDS = ["compile", "inspect", "verify", "formats"]
+EXIT_CODES = "0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked"
 
 
 def write(path: Path, *rows: Row | str) -> Path:
@@ -43,8 +44,11 @@ def qa(question: str, answer: str = "an answer", **more: Any) -> Row:
 
 
 def chat(*turns: tuple[str, str] | tuple[str, str, Row]) -> Row:
+    """Return a sharegpt row of (who, text) or (who, text, more keys of the message)."""
     names = {"u": "human", "a": "gpt", "s": "system", "c": "function_call", "o": "observation"}
-    return {"conversations": [{"from": names[who], "value": text} | (more[0] if more else {}) for who, text, *more in turns]}
+    return {
+        "conversations": [{"from": names[who], "value": said} | dict(*more) for who, said, *more in turns],
+    }
 
 
 def rows(out: Path, split: str = "train") -> list[Row]:
@@ -105,9 +109,9 @@ def test_help_shows_an_example_and_the_exit_codes(run: Run, command: list[str]) 
     for flag in ("--help", "-h"):
         shown = run(*command, flag).stdout
         assert re.search(r"Examples?:\n\s+cli ", shown)
-        assert "0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked" in " ".join(shown.split())
-    options = [option for option in main.commands[command[0]].params if isinstance(option, click.Option)] if command else []
-    assert [option.name for option in options if not option.help] == []
+        assert EXIT_CODES in " ".join(shown.split())
+    options = main.commands[command[0]].params if command else []
+    assert [option.name for option in options if isinstance(option, click.Option) and not option.help] == []
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
@@ -121,7 +125,9 @@ def test_help_starts_in_less_than_half_a_second(command: list[str]) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, cli; cli.main(['compile', '--help'], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    code = (
+        "import sys, cli; cli.main(['compile', '--help'], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {
         "torch", "pyarrow", "polars", "tokenizers", "transformers", "numpy", "jinja2", "datasets", "huggingface_hub",
@@ -131,7 +137,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_the_core_compiles_without_torch_transformers_or_a_hub_client(tmp_path: Path) -> None:
-    code = f"""
+    code = """
 import sys
 for name in ("torch", "transformers", "datasets", "huggingface_hub", "modelscope", "ray"):
     sys.modules[name] = None
@@ -140,9 +146,9 @@ def refuse(*_):
     raise AssertionError("the core must not use the network")
 socket.socket.connect = refuse
 import cli
-cli.main(["compile", "--mix", "agent:1", "--workers", "1", "--cache", {str(tmp_path / "c")!r}, "-o", {str(tmp_path / "o")!r}])
+cli.main(["compile", "--mix", "agent:1", "--workers", "1", "--cache", "c", "-o", "o"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "o")) == 72
 
@@ -181,7 +187,7 @@ def test_exit_0_is_the_main_job_on_embedded_data(job: tuple[Path, subprocess.Com
     assert table[2][:4] == ["bench", "share", "2", "144"]
     assert table[3][:4] == ["self-cognition", "3,000", "rows", "3,000"]
     assert table[4][:2] == ["total", "3,216"]
-    assert "embedded samples were used for agent and bench: good for trying things out, too small to train a model" in done.stdout
+    assert "embedded samples were used for agent and bench: good for trying things out, too small to" in done.stdout
     assert "no --name was given: the self-cognition rows call the model 小样 / Demi" in done.stdout
     assert f"wrote shards  manifest {found['digest'][:16]}" in done.stdout
 
@@ -225,7 +231,8 @@ def test_exit_3_is_too_many_rejects(tmp_path: Path, bad_rows: Path) -> None:
     assert one_message(done.stderr) == (
         f"error: {bad_rows}:9#: schema: expected the key 'output', found the keys 'instruction'\n"
         "  1 of 10 rows of 'bad' were rejected (schema 1). --max-rejects 1% allows 0.\n"
-        f"  Nothing was published. All rejects are in {tmp_path}/out.rejects.jsonl; what was compiled is kept for the next run.\n"
+        f"  Nothing was published. All rejects are in {tmp_path}/out.rejects.jsonl; "
+        "what was compiled is kept for the next run.\n"
     )
 
 
@@ -279,9 +286,16 @@ def test_too_many_rejects_publish_nothing_and_keep_what_was_there(run: Run, tmp_
     (reject,) = rejects(tmp_path / "out.rejects.jsonl")
     line = '{"instruction": "no output"}'
     assert reject == {
-        "dataset": "bad", "file": str(bad_rows), "row": 9, "offset": bad_rows.read_text().index(line), "length": len(line),
-        "pointer": "", "reason": "schema", "message": "expected the key 'output', found the keys 'instruction'", "raw": line,
-    }  # fmt: skip
+        "dataset": "bad",
+        "file": str(bad_rows),
+        "row": 9,
+        "offset": bad_rows.read_text().index(line),
+        "length": len(line),
+        "pointer": "",
+        "reason": "schema",
+        "message": "expected the key 'output', found the keys 'instruction'",
+        "raw": line,
+    }
     # What was compiled is kept: the next run, which allows it, encodes nothing again.
     summary = json.loads(run("compile", good, bad_rows, "--max-rejects", 1, "-o", out, "--json").stdout)
     assert summary["units_compiled"] == 0
@@ -358,8 +372,8 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
         "datasets": None,
         "balance": balance,
         "options": dict.fromkeys(
-            ("mix_unit", "total", "max_repeats", "val_size", "dedup", "shuffle", "max_length", "overlength", "special_text",
-             "system", "repairs", "max_rejects", "persona")
+            ("mix_unit", "total", "max_repeats", "val_size", "dedup", "shuffle", "max_length", "overlength",
+             "special_text", "system", "repairs", "max_rejects", "persona")
         ),
         "seed": None,
         "splits": {"train": split, "val": split},
@@ -389,7 +403,8 @@ def test_the_json_of_verify_has_stable_keys(run: Run, tmp_path: Path) -> None:
     assert json.loads(run("verify", out, "--json").stdout) == {"ok": True, "shards": 1, "problems": []}
     (out / "rejects.jsonl").write_text("x")
     failed = run("verify", out, "--json", code=4)
-    assert json.loads(failed.stdout) == {"ok": False, "shards": 1, "problems": ["rejects.jsonl: is damaged or was edited"]}
+    problems = ["rejects.jsonl: is damaged or was edited"]
+    assert json.loads(failed.stdout) == {"ok": False, "shards": 1, "problems": problems}
     assert failed.stderr == ""
 
 
@@ -420,42 +435,41 @@ def test_progress_and_notes_go_to_stderr_and_the_result_to_stdout(run: Run, tmp_
 # -- mistakes --
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["compile", "FILE", "--format", "alpca"], "unknown format 'alpca'\n  did you mean 'alpaca'? known: alpaca, "),
-        (["compile", "FILE", "--template", "chatm"], "--template chatm: no such name\n  did you mean 'chatml'? known: "),
-        (["compile", "FILE", "--weights", "reakt"], "--weights reakt: no such name\n  did you mean 'react'? known: hermes, none, react"),
-        (["compile", "FILE", "--repair", "danglin"], "--repair danglin: unknown repair\n  did you mean 'dangling'? known: dangling"),
-        (["compile", "FILE", "--overlength", "turn"], "did you mean 'turns'? known: cut, last-turns, reject, turns"),
-        (["compile", "FILE", "--mix-unit", "token"], "did you mean 'tokens'? known: rows, tokens, trained_tokens"),
-        (["compile", "FILE", "--special-text", "alow"], "did you mean 'allow'? known: allow, reject, text"),
-        (["compile", "FILE", "--system", "merg"], "did you mean 'merge'? known: merge"),
-        (["compile", "FILE", "--dedup", "exct"], "did you mean 'exact'? known: exact"),
-        (["compile", "FILE", "--vall-size", "1"], "'--val-size'"),
-        (["compil", "FILE"], "did you mean 'compile'? known: compile, "),
-        (["formats", "open-ai"], "unknown format 'open-ai'\n  did you mean 'openai'?"),
-        (["compile"], "nothing to compile"),
-        (["verify"], "Missing argument 'OUT'"),
-        (["compile", "FILE", "--max-rejects", "5x"], "--max-rejects 5x: expected a number of rows or a percentage"),
-        (["compile", "FILE", "--max-rejects", "-1"], "--max-rejects"),
-        (["compile", "FILE", "--seed", "x"], "'x' is not a valid integer"),
-        (["compile", "FILE", "--max-length", "0"], "--max-length"),
-        (["compile", "FILE", "--workers", "0"], "--workers"),
-        (["compile", "FILE", "--self-cognition", "-3"], "--self-cognition"),
-        (["compile", "FILE", "--name", "x", "--author", "y"], "Add --self-cognition N."),
-        (["compile", "--self-cognition", "3", "--name", "x"], "--name/--author: expected both or neither"),
-        (["compile", "--self-cognition", "3", "--name", "a,b,c", "--author", "x"], "--name 'a,b,c': expected one value, or two as ZH,EN"),
-        (["compile", "--self-cognition", "3", "--name", "a,", "--author", "x"], "--name 'a,': expected one value, or two as ZH,EN"),
-        (["compile", "FILE", "--tokenizer", "nosuch"], "--tokenizer nosuch: no such folder"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)  # fmt: skip
+MISTAKES = {
+    "compile FILE --format alpca": "unknown format 'alpca'\n  did you mean 'alpaca'? known: alpaca, ",
+    "compile FILE --template chatm": "--template chatm: no such name\n  did you mean 'chatml'? known: ",
+    "compile FILE --weights reakt": "--weights reakt: no such name\n  did you mean 'react'? known: hermes, none, react",
+    "compile FILE --repair danglin": "--repair danglin: unknown repair\n  did you mean 'dangling'? known: dangling",
+    "compile FILE --overlength turn": "did you mean 'turns'? known: cut, last-turns, reject, turns",
+    "compile FILE --mix-unit token": "did you mean 'tokens'? known: rows, tokens, trained_tokens",
+    "compile FILE --special-text alow": "did you mean 'allow'? known: allow, reject, text",
+    "compile FILE --system merg": "did you mean 'merge'? known: merge",
+    "compile FILE --dedup exct": "did you mean 'exact'? known: exact",
+    "compile FILE --vall-size 1": "'--val-size'",
+    "compil FILE": "did you mean 'compile'? known: compile, ",
+    "formats open-ai": "unknown format 'open-ai'\n  did you mean 'openai'?",
+    "compile": "nothing to compile",
+    "verify": "Missing argument 'OUT'",
+    "compile FILE --max-rejects 5x": "--max-rejects 5x: expected a number of rows or a percentage",
+    "compile FILE --max-rejects -1": "--max-rejects",
+    "compile FILE --seed x": "'x' is not a valid integer",
+    "compile FILE --max-length 0": "--max-length",
+    "compile FILE --workers 0": "--workers",
+    "compile FILE --self-cognition -3": "--self-cognition",
+    "compile FILE --name x --author y": "Add --self-cognition N.",
+    "compile --self-cognition 3 --name x": "--name/--author: expected both or neither",
+    "compile --self-cognition 3 --name a,b,c --author x": "--name 'a,b,c': expected one value, or two as ZH,EN",
+    "compile --self-cognition 3 --name a, --author x": "--name 'a,': expected one value, or two as ZH,EN",
+    "compile FILE --tokenizer nosuch": "--tokenizer nosuch: no such folder",
+}
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES.items(), ids=MISTAKES)
 def test_a_mistake_is_one_message_that_names_it_and_what_is_right(
-    run: Run, tmp_path: Path, arguments: list[str], message: str
+    run: Run, tmp_path: Path, command: str, message: str
 ) -> None:
     file = write(tmp_path / "x.jsonl", qa("a"))
-    given = [str(file) if argument == "FILE" else argument for argument in arguments]
+    given = [str(file) if argument == "FILE" else argument for argument in command.split()]
     if given[0] == "compile":
         given += ["-o", str(tmp_path / "out")]
     result = run(*given, code=2)
@@ -500,7 +514,8 @@ def test_names_and_authors_are_filled_in_by_language_in_query_and_reply(
     for row in found:
         source = pool[row["row"]]
         name, author = values[source["tag"]]
-        query, reply = (source[key].replace("{{NAME}}", name).replace("{{AUTHOR}}", author) for key in ("query", "response"))
+        filled = {key: value.replace("{{NAME}}", name).replace("{{AUTHOR}}", author) for key, value in source.items()}
+        query, reply = filled["query"], filled["response"]
         assert "{{" not in query + reply
         assert text(out, row) == f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>\n"
         assert trained(out, row) == [f"{reply}<|im_end|>"]
@@ -576,7 +591,11 @@ def test_repair_dangling_removes_trailing_turns_without_a_reply(run: Run, tmp_pa
 
 
 SYSTEM = ("s", "You answer in one short sentence, always.")
-TALK = [("u", "The first question?"), ("a", "The first answer."), ("u", "And a second one?"), ("a", "Another answer."), ("u", "A last one?"), ("a", "The last answer.")]
+TALK = [
+    ("u", "The first question?"), ("a", "The first answer."),
+    ("u", "And a second one?"), ("a", "Another answer."),
+    ("u", "A last one?"), ("a", "The last answer."),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -639,7 +658,8 @@ def test_overlength_cut_is_a_plain_cut(ids: Callable[..., list[int] | None], tmp
 
 
 def test_a_cut_that_leaves_nothing_to_train_is_a_reject(run: Run, tmp_path: Path) -> None:
-    file = write(tmp_path / "x.jsonl", chat(("u", "A question that is long enough to fill it all."), ("a", "b")), chat(("u", "a"), ("a", "b")))
+    long = chat(("u", "A question that is long enough to fill it all."), ("a", "b"))
+    file = write(tmp_path / "x.jsonl", long, chat(("u", "a"), ("a", "b")))
     run("compile", file, "--max-length", 12, "--overlength", "cut", "--max-rejects", 1, "-o", tmp_path / "out")
     (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
     assert (reject["row"], reject["reason"]) == (0, "nothing_trained")
@@ -662,13 +682,16 @@ def test_the_summary_says_how_many_rows_were_shortened(run: Run, tmp_path: Path)
         ([{}, {"loss": None}, {"loss_scale": 0.5}, {"loss": False}], ["A1<|im_end|>", "Q2"]),
     ],
 )
-def test_per_message_loss_decides_what_is_trained(run: Run, tmp_path: Path, flags: list[Row], expected: list[str]) -> None:
-    turns = [(who, words, more) for (who, words), more in zip([("u", "Q1"), ("a", "A1"), ("u", "Q2"), ("a", "A2")], flags, strict=True)]
+def test_per_message_loss_decides_what_is_trained(
+    run: Run, tmp_path: Path, flags: list[Row], expected: list[str]
+) -> None:
+    turns = [("u", "Q1"), ("a", "A1"), ("u", "Q2"), ("a", "A2")]
     out = tmp_path / "out"
-    run("compile", write(tmp_path / "x.jsonl", chat(*turns)), "-o", out)
+    flagged = chat(*((*turn, more) for turn, more in zip(turns, flags, strict=True)))
+    run("compile", write(tmp_path / "x.jsonl", flagged), "-o", out)
     (row,) = rows(out)
     assert trained(out, row) == expected
-    run("compile", write(tmp_path / "y.jsonl", chat(*(turn[:2] for turn in turns))), "-o", out)
+    run("compile", write(tmp_path / "y.jsonl", chat(*turns)), "-o", out)
     assert rows(out)[0]["input_ids"] == row["input_ids"]  # weights never change ids
 
 
@@ -685,7 +708,8 @@ def test_openai_weight_0_is_context(run: Run, tmp_path: Path) -> None:
 def test_a_weights_policy_changes_weights_and_never_ids(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     reply = "Thought: look it up\nAction: clock\nAction Input: {}\nObservation: 14:05\nFinal Answer: five past two"
-    file = write(tmp_path / "x.jsonl", {"conversations": [{"from": "user", "value": "Q"}, {"from": "assistant", "value": reply}]})
+    turns = [{"from": "user", "value": "Q"}, {"from": "assistant", "value": reply}]
+    file = write(tmp_path / "x.jsonl", {"conversations": turns})
     found = {}
     for policy in ("auto", "react", "none"):
         run("compile", file, "--weights", policy, "-o", out)
@@ -704,7 +728,9 @@ def test_a_weights_policy_changes_weights_and_never_ids(run: Run, tmp_path: Path
 
 def test_workers_change_nothing_and_options_are_in_the_manifest(run: Run, tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", *(qa(f"q{i}") for i in range(20)))
-    run("compile", file, "--workers", 2, "--seed", 4, "--max-length", 500, "--overlength", "cut", "-o", tmp_path / "out")
+    run(
+        "compile", file, "--workers", 2, "--seed", 4, "--max-length", 500, "--overlength", "cut", "-o", tmp_path / "out"
+    )
     found = manifest(tmp_path / "out")
     assert found["seed"] == 4
     assert {key: found["options"][key] for key in ("max_length", "overlength", "shuffle", "special_text")} == {

@@ -406,3 +406,16 @@ def test_glm4_ids_equal_its_own_chat_template() -> None:
             assert first > 80
         checked += 1
     assert checked == 7
+
+
+def test_alpha_umi_weights_equal_ms_swift_character_by_character() -> None:
+    """As for react; these rows have no Next: line, which the policy adds."""
+    checked = 0
+    for row in goldens("ms_swift_qwen"):
+        if row["settings"]["loss_scale"] != "alpha_umi":
+            continue
+        conversation = lifted(row["source"], "openai")
+        alpha_umi, react = (compiled(conversation, "qwen2.5", "auto", name) for name in ("alpha_umi", "react"))
+        assert alpha_umi.weights.tolist() == react.weights.tolist()
+        checked += 1
+    assert checked == 5

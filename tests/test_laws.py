@@ -1,9 +1,9 @@
 """The laws of masks, on random conversations, for every template that can be tried without a network.
 
 What is expected never comes from the code under test. `Reference` below is a second, slow compiler: Jinja set up as
-`transformers` sets it up, Hugging Face's tokenizer with its added tokens taken out, one weight per character, one Python
-loop per token. It knows which control tokens the template wrote because it renders a *disguise* of the row, in which every
-control token the row spells is as many hieroglyphs.
+`transformers` sets it up, Hugging Face's tokenizer with its added tokens taken out, one weight per character, one
+Python loop per token. It knows which control tokens the template wrote because it renders a *disguise* of the row,
+in which every control token that the row spells is as many hieroglyphs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from conftest import shared, tools
 from conversations import conversations, react_texts, texts
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as HFTokenizer
 
@@ -60,9 +60,35 @@ FEW = settings(LAWS, max_examples=8)
 # -- the second compiler --
 
 
+def tokenizer_folder(name: str) -> Path:
+    return registry.DEMO_TOKENIZER if name == "demo" else shared("tokenizers", name)
+
+
+@cache
+def tokenizer_spec(name: str) -> dict[str, Any]:
+    """Return a tokenizer.json, parsed; of the families without one, what the compiler makes (tests/test_convert.py)."""
+    file = tokenizer_folder(name) / "tokenizer.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else tools(name, name)[0].spec
+    return found
+
+
+@cache
+def official_tokenizer(name: str) -> HFTokenizer:
+    return HFTokenizer.from_str(json.dumps(tokenizer_spec(name)))
+
+
+@cache
+def bare_tokenizer(name: str) -> HFTokenizer:
+    """Return a tokenizer without added tokens, and without the space that sentencepiece puts first."""
+    spec = tokenizer_spec(name) | {"added_tokens": [], "post_processor": None}
+    if spec["decoder"]["type"] != "ByteLevel":
+        spec["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    return HFTokenizer.from_str(json.dumps(spec))
+
+
 @dataclass
 class Case:
-    """A tokenizer with a template, what its conversations may hold, and the facts about it that are stated here by hand."""
+    """A tokenizer with a template, what its conversations may hold, and facts about it that are stated here by hand."""
 
     tokenizer: str
     template: str
@@ -82,20 +108,19 @@ class Case:
 
     @cached_property
     def folder(self) -> Path:
-        return registry.DEMO_TOKENIZER if self.tokenizer == "demo" else shared("tokenizers", self.tokenizer)
+        return tokenizer_folder(self.tokenizer)
 
     @cached_property
     def config(self) -> dict[str, Any]:
         return json.loads((self.folder / "tokenizer_config.json").read_text())
 
     @cached_property
-    def spec(self) -> dict[str, Any]:
-        file = self.folder / "tokenizer.json"
-        return json.loads(file.read_text()) if file.exists() else tools(self.tokenizer, self.template)[0].spec
+    def controls(self) -> dict[str, int]:
+        return {token["content"]: token["id"] for token in tokenizer_spec(self.tokenizer)["added_tokens"]}
 
     @cached_property
-    def controls(self) -> dict[str, int]:
-        return {token["content"]: token["id"] for token in self.spec["added_tokens"]}
+    def control_ids(self) -> frozenset[int]:
+        return frozenset(self.controls.values())
 
     @cached_property
     def control(self) -> re.Pattern[str]:
@@ -105,18 +130,9 @@ class Case:
     def sentencepiece(self) -> bool:
         return self.tokenizer in ("mistral", "chatglm3")
 
-    @cached_property
+    @property
     def official(self) -> HFTokenizer:
-        return HFTokenizer.from_str(json.dumps(self.spec))
-
-    @cached_property
-    def bare(self) -> HFTokenizer:
-        """The tokenizer without added tokens, and without the space that sentencepiece puts first."""
-        spec = self.spec | {"added_tokens": [], "post_processor": None}
-        if self.sentencepiece:
-            replace_spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-            spec["normalizer"] = replace_spaces
-        return HFTokenizer.from_str(json.dumps(spec))
+        return official_tokenizer(self.tokenizer)
 
     @cached_property
     def source(self) -> str:
@@ -151,11 +167,11 @@ class Case:
     def encode(self, text: str, fresh: bool) -> list[int]:
         """Return the ids of a text that is no control token's, whatever it spells."""
         prefixed = " " + text if fresh and self.sentencepiece else text
-        return self.bare.encode(prefixed, add_special_tokens=False).ids
+        return bare_tokenizer(self.tokenizer).encode(prefixed, add_special_tokens=False).ids
 
     def bytes_of(self, token_id: int) -> bytes:
         """Return the bytes an ordinary token stands for."""
-        token = self.official.id_to_token(token_id)
+        token = self.official.id_to_token(token_id) or ""
         if not self.sentencepiece:
             return bytes(_BYTE_OF[character] for character in token)
         if re.fullmatch("<0x[0-9A-F]{2}>", token):
@@ -224,15 +240,15 @@ class Reference:
     case: Case
     conversation: Conversation
     policy: Callable[[str, int], list[float]] = lambda reply, _: [1.0] * len(reply)
-    """Gives one weight for each character of a reply; the row's own words begin at the character whose number it is told."""
+    """Gives one weight for each character of a reply; the number is that of the row's own first character."""
 
-    def messages(self, stop: int | None = None, **contents: str) -> list[dict[str, Any]]:
-        """Return the first messages as templates expect them, disguised; `contents` by "m0", "m1", ... replace some."""
+    def messages(self, stop: int | None = None, placed: int = -1) -> list[dict[str, Any]]:
+        """Return the first messages as templates expect them, disguised; PLACE for the content of `placed`."""
         found = []
         for i, message in enumerate(self.conversation.messages[:stop]):
             entry: dict[str, Any] = {
                 "role": str(message.role.value),
-                "content": contents.get(f"m{i}", self.disguise(message.content)),
+                "content": PLACE if i == placed else self.disguise(message.content),
             }
             if message.name is not None:
                 entry["name"] = self.disguise(message.name)
@@ -276,13 +292,17 @@ class Reference:
         return self.case.render(self.messages(stop), self.tools, prompt)
 
     @cached_property
+    def _rendered(self) -> str:
+        return self.render()
+
+    @cached_property
     def disguised(self) -> str:
-        return self.render().replace(CUT, "")
+        return self._rendered.replace(CUT, "")
 
     @cached_property
     def cuts(self) -> list[int]:
         """Where two texts are encoded apart."""
-        lengths = [len(part) for part in self.render().split(CUT)]
+        lengths = [len(part) for part in self._rendered.split(CUT)]
         return list(itertools.accumulate(lengths[:-1]))
 
     @cached_property
@@ -349,8 +369,7 @@ class Reference:
 
     def place(self, message: int) -> int:
         """Return where a message's content begins: where another content in its place would."""
-        twin = self.messages(**{f"m{message}": PLACE})
-        return self.case.render(twin, self.tools).replace(CUT, "").index(PLACE)
+        return self.case.render(self.messages(placed=message), self.tools).replace(CUT, "").index(PLACE)
 
     @cached_property
     def tokens(self) -> list[tuple[int, float]]:
@@ -448,36 +467,37 @@ ROLE_STOPS = [
 DEMO = CASES[0]
 
 
-@pytest.fixture(scope="module", params=[*CASES, *ROLE_STOPS], ids=str)
+@pytest.fixture(scope="module", params=CASES, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     """Every template in turn; skipped where the shared tokenizers are not beside the project."""
-    found: Case = request.param
-    tools(found.tokenizer, found.template)
-    return found
+    return loaded_case(request.param)
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
-def published(request: pytest.FixtureRequest) -> Case:
-    """The templates whose family encodes a whole rendered text."""
-    found: Case = request.param
-    tools(found.tokenizer, found.template)
-    return found
+@pytest.fixture(scope="module", params=[*CASES, *ROLE_STOPS], ids=str)
+def any_case(request: pytest.FixtureRequest) -> Case:
+    """The same and the families whose next role token is the stop, for the laws that are theirs too."""
+    return loaded_case(request.param)
+
+
+def loaded_case(case: Case) -> Case:
+    tools(case.tokenizer, case.template)
+    return case
 
 
 def sections(ids: Sequence[int], case: Case) -> list[list[int]]:
     """Return ids cut at the control tokens, which are left out."""
     found: list[list[int]] = [[]]
     for i in map(int, ids):
-        if i in case.controls.values():
+        if i in case.control_ids:
             found.append([])
         else:
             found[-1].append(i)
     return found
 
 
-def position(ids: Sequence[int], case: Case, number: int) -> int:
+def position(encoded: Encoded, case: Case, number: int) -> int:
     """Return the position of the `number`-th control token."""
-    return [n for n, i in enumerate(map(int, ids)) if i in case.controls.values()][number]
+    return [n for n, i in enumerate(encoded.ids.tolist()) if i in case.control_ids][number]
 
 
 def columns_of(encoded: Encoded) -> list[tuple[int, float]]:
@@ -518,22 +538,22 @@ def test_laws_2_and_3_labels_copy_ids_where_weights_are_positive_and_never_first
 @LAWS
 @given(data=st.data())
 def test_law_4_a_reply_starts_right_after_the_generation_prompt_as_inference_encodes_it(
-    published: Case, data: st.DataObject
+    case: Case, data: st.DataObject
 ) -> None:
-    case = published
     conversation = data.draw(case.conversations(spelled=False))
     reference = Reference(case, conversation)
-    ids = case.compile(conversation).ids.tolist()
+    encoded = case.compile(conversation)
+    ids = encoded.ids.tolist()
     for n, reply in enumerate(reference.replies):
         prompt = reference.text[: reply.start]
         official = case.official.encode(prompt, add_special_tokens=False).ids
         header = sections(official, case)[-1]
-        start = position(ids, case, count_controls(prompt, case) - 1) + 1 + len(header)
+        start = position(encoded, case, count_controls(prompt, case) - 1) + 1 + len(header)
         if n == 0:
             assert ids[:start] == official
         assert ids[start - len(header) : start] == header
         generated = reference.text[reply.start : reply.end]
-        stop = position(ids, case, count_controls(reference.text[: reply.stop], case))
+        stop = position(encoded, case, count_controls(reference.text[: reply.stop], case))
         written = case.text_of(ids[start : stop + 1])
         assert case.normalize(written) == case.normalize(reference.decoded(reply.start, reply.end))
         assert case.normalize(written).endswith(case.normalize(generated))
@@ -542,22 +562,23 @@ def test_law_4_a_reply_starts_right_after_the_generation_prompt_as_inference_enc
 @LAWS
 @given(data=st.data())
 def test_law_5_a_reply_ends_with_a_trained_stop_and_neither_header_nor_newline_is_trained(
-    case: Case, data: st.DataObject
+    any_case: Case, data: st.DataObject
 ) -> None:
+    case = any_case
     conversation = data.draw(case.conversations())
     reference = Reference(case, conversation)
     encoded = case.compile(conversation)
     for reply in reference.replies:
         before = count_controls(reference.disguised[: reply.stop], case)
-        stop = position(encoded.ids, case, before)
+        stop = position(encoded, case, before)
         trained = conversation.messages[reply.message].weight != 0
         token = case.controls[reference.text[reply.stop : reply.end]]
         assert encoded.ids[stop] == token
         assert encoded.labels[stop] == (token if trained else IGNORED)
         assert stop + 1 == len(encoded.ids) or encoded.labels[stop + 1] == IGNORED
-        opening = position(encoded.ids, case, count_controls(reference.disguised[: reply.start], case) - 1)
+        opening = position(encoded, case, count_controls(reference.disguised[: reply.start], case) - 1)
         if reference.text[: reply.start].endswith("<|im_start|>assistant\n"):
-            assert case.text_of(encoded.ids[opening : opening + 3]) == "<|im_start|>assistant\n"
+            assert case.text_of(encoded.ids[opening : opening + 3].tolist()) == "<|im_start|>assistant\n"
             assert encoded.labels[opening : opening + 3].tolist() == [IGNORED] * 3
         else:
             assert case.sentencepiece or case.next_role
@@ -566,8 +587,9 @@ def test_law_5_a_reply_ends_with_a_trained_stop_and_neither_header_nor_newline_i
 @LAWS
 @given(data=st.data())
 def test_law_6_trained_tokens_decode_to_exactly_the_generated_text_of_trained_replies(
-    case: Case, data: st.DataObject
+    any_case: Case, data: st.DataObject
 ) -> None:
+    case = any_case
     conversation = data.draw(case.conversations())
     for message in conversation.messages:
         message.weight = message.weight if message.role is ASSISTANT else None
@@ -582,9 +604,8 @@ def test_law_6_trained_tokens_decode_to_exactly_the_generated_text_of_trained_re
 @LAWS
 @given(data=st.data())
 def test_law_7_text_equals_the_official_rendering_and_ids_the_official_encoding_of_it(
-    published: Case, data: st.DataObject
+    case: Case, data: st.DataObject
 ) -> None:
-    case = published
     conversation = data.draw(case.conversations(spelled=False))
     reference = Reference(case, conversation)
     segments = case.program.segments(conversation)
@@ -603,19 +624,21 @@ def test_law_7_text_equals_the_official_rendering_and_ids_the_official_encoding_
 @LAWS
 @given(data=st.data())
 def test_law_8_control_tokens_are_those_the_template_wrote_whatever_the_row_spells(
-    case: Case, data: st.DataObject
+    any_case: Case, data: st.DataObject
 ) -> None:
+    case = any_case
     conversation = data.draw(case.conversations())
     emitted = [case.controls[text] for text in Reference(case, conversation).emitted]
     ids = case.compile(conversation).ids.tolist()
-    assert [i for i in ids if i in case.controls.values()] == emitted
+    assert [i for i in ids if i in case.control_ids] == emitted
 
 
 @LAWS
 @given(data=st.data())
 def test_law_9_what_is_fitted_obeys_the_laws_and_turns_keeps_the_longest_prefix(
-    case: Case, data: st.DataObject
+    any_case: Case, data: st.DataObject
 ) -> None:
+    case = any_case
     conversation = data.draw(case.conversations())
     whole = case.compile(conversation)
     length = len(whole.ids)
@@ -668,7 +691,8 @@ def _fitting_candidates(case: Case, conversation: Conversation, policy: str) -> 
 
 @LAWS
 @given(data=st.data())
-def test_law_10_the_skeleton_and_the_rendering_agree_on_segments_and_ids(case: Case, data: st.DataObject) -> None:
+def test_law_10_the_skeleton_and_the_rendering_agree_on_segments_and_ids(any_case: Case, data: st.DataObject) -> None:
+    case = any_case
     conversation = data.draw(case.conversations())
     joined, rendered = case.program.segments(conversation), case.program.by_rendering(conversation)
     assert joined == rendered
@@ -720,7 +744,8 @@ def test_law_11_weights_never_change_ids(case: Case, data: st.DataObject) -> Non
 
 @settings(LAWS, max_examples=30)
 @given(data=st.data())
-def test_law_12_a_token_weighs_what_its_lightest_character_weighs(case: Case, data: st.DataObject) -> None:
+def test_law_12_a_token_weighs_what_its_lightest_character_weighs(any_case: Case, data: st.DataObject) -> None:
+    case = any_case
     conversation = data.draw(case.conversations(replies=react_texts()))
     encoded = case.compile(conversation, Policy.from_card(registry.weights("react")))
     assert columns_of(encoded) == Reference(case, conversation, react_weights).columns
@@ -758,8 +783,9 @@ def test_law_13_ids_decode_to_the_rendered_text(case: Case, data: st.DataObject)
 @LAWS
 @given(data=st.data())
 def test_law_14_loss_on_a_user_message_trains_exactly_the_tokens_inside_its_content(
-    case: Case, data: st.DataObject
+    any_case: Case, data: st.DataObject
 ) -> None:
+    case = any_case
     conversation = data.draw(case.conversations(weights=False))
     asked = data.draw(
         st.sampled_from([i for i, m in enumerate(conversation.messages) if m.role is USER and m.content] or [-1])
@@ -795,7 +821,8 @@ def test_law_14_loss_on_a_user_message_trains_exactly_the_tokens_inside_its_cont
 
 @LAWS
 @given(data=st.data())
-def test_every_token_weight_and_speaker_equals_the_slow_derivation(case: Case, data: st.DataObject) -> None:
+def test_every_token_weight_and_speaker_equals_the_slow_derivation(any_case: Case, data: st.DataObject) -> None:
+    case = any_case
     conversation = data.draw(case.conversations())
     encoded = case.compile(conversation)
     reference = Reference(case, conversation)
@@ -855,7 +882,8 @@ def test_a_reply_without_keywords_is_trained_evenly_under_react() -> None:
 
 @FEW
 @given(data=st.data())
-def test_an_observation_that_opens_a_reply_is_context_in_every_template(case: Case, data: st.DataObject) -> None:
+def test_an_observation_that_opens_a_reply_is_context_in_every_template(any_case: Case, data: st.DataObject) -> None:
+    case = any_case
     said = data.draw(st.sampled_from(("secret", " \n secret", "\n\nsecret\r\n", "")))
     encoded = case.compile(
         chat("Hi", f"Observation:{said}\nThought: done"), Policy.from_card(registry.weights("react"))
@@ -1003,33 +1031,42 @@ BODIES = {
         "{% if c.function.arguments %}{{ c.function.arguments | tojson }}{% endif %}</tool_call>{% endfor %}"
     ),
     "drops text beside calls": (
-        "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}{% else %}{{ m.content }}{% endif %}"
+        "{% if m.tool_calls %}{% for c in m.tool_calls %}{{ c | tojson }}{% endfor %}"
+        "{% else %}{{ m.content }}{% endif %}"
     ),
 }
 
 
+TEXTS = (
+    "", "  ", "\n", "\nx", "x\n", "\n\nx\n\n", "\tx\t", " x", "x ", "a\r\nb", "a\tb", "ABC", "a\nb", "a  b", "\u3000x",
+    "a</think>\n\nb", "<think>\na\n</think>\n\nb", "<tool_response>x", "<tool_call>", "<|im_end|>", "\U00100001",
+)  # fmt: skip
+"""What templates are known to look for, or to change."""
+
+
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
-@settings(LAWS, max_examples=30)
-@given(data=st.data())
-def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(body: str, data: st.DataObject) -> None:
+def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(body: str) -> None:
     """Two tame rows of the same shape come first: from then on a join is only sampled."""
-    conversation = data.draw(conversations(system="none", weights=False))
-    assume(len(conversation.messages) < 6)
     program = made(body)
-    expected = outcome(program.by_rendering, conversation)
-    tame = Conversation(
-        [
-            replace(m, content=m.content and "Hi.", calls=[replace(c, arguments={"a": 1}) for c in m.calls])
-            for m in conversation.messages
-        ],
-        conversation.tools,
-    )
-    try:
-        for row in (tame, tame, conversation):
-            found = outcome(program.segments, row)
-    except SkeletonMismatch:
-        return  # noticed: the run goes on without skeletons
-    assert found == expected
+    for where, text in itertools.product(("user", "reply", "last reply", "call"), TEXTS):
+        conversation = odd(where, text, {})
+        expected = outcome(program.by_rendering, conversation)
+        program.start_unit()
+        try:
+            for row in (*[odd(where, text and "Hi.", {"a": 1})] * 2, conversation):
+                found = outcome(program.segments, row)
+        except SkeletonMismatch:
+            continue  # noticed: the run goes on without skeletons
+        assert found == expected, (where, text)
+
+
+def odd(where: str, text: str, arguments: dict[str, Any]) -> Conversation:
+    """Return a conversation that says `text` in one place."""
+    places = ("user", "reply", "", "last reply")
+    conversation = chat(*(text if place == where else "Go on" for place in places))
+    if where == "call":
+        conversation.messages[1] = Message(ASSISTANT, text, [Call("f", arguments)])
+    return conversation
 
 
 def outcome(derive: Callable[[Conversation], list[Segment]], conversation: Conversation) -> list[Segment] | Reason:
@@ -1067,20 +1104,18 @@ def test_a_row_spells_a_control_token_exactly_where_hiding_changes_it(case: Case
 
 @FEW
 @given(data=st.data())
-def test_text_equals_what_transformers_renders(published: Case, data: st.DataObject) -> None:
-    official = transformers_tokenizer(published.folder)
-    conversation = data.draw(published.conversations(weights=False))
-    reference = Reference(published, conversation)
+def test_text_equals_what_transformers_renders(case: Case, data: st.DataObject) -> None:
+    official = transformers_tokenizer(case.folder)
+    conversation = data.draw(case.conversations(weights=False))
+    reference = Reference(case, conversation)
     messages: list[dict[str, Any]] = []
     for message in conversation.messages:
         calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in message.calls]
         messages.append(
             {"role": str(message.role), "content": message.content} | ({"tool_calls": calls} if calls else {})
         )
-    text = official.apply_chat_template(
-        messages, tools=conversation.tools, chat_template=published.source, tokenize=False
-    )
-    assert "".join(segment.text for segment in published.program.segments(conversation)) == text
+    text = official.apply_chat_template(messages, tools=conversation.tools, chat_template=case.source, tokenize=False)
+    assert "".join(segment.text for segment in case.program.segments(conversation)) == text
     assert reference.text == text
 
 

@@ -100,7 +100,8 @@ def test_the_example_rows_of_every_format_compile(run: Run, tmp_path: Path, name
 @pytest.mark.parametrize("name", NAMES)
 def test_the_good_rows_of_every_format_compile(run: Run, tmp_path: Path, name: str) -> None:
     run("compile", DATA / name / "rows.jsonl", "--format", name, "--no-shuffle", "-o", tmp_path / "out")
-    assert ShardSet.open(tmp_path / "out").table("train").column("row").to_pylist() == list(range(len(load(name, "rows.jsonl"))))
+    found = ShardSet.open(tmp_path / "out").table("train").column("row").to_pylist()
+    assert found == list(range(len(load(name, "rows.jsonl"))))
 
 
 # -- bad rows --
@@ -112,7 +113,8 @@ def test_every_bad_row_is_rejected_with_the_message_that_helps(run: Run, tmp_pat
     good = load(name, "rows.jsonl")[0]
     file = write(tmp_path / "x.jsonl", [case["row"] for case in bad] + [good])
     run("compile", file, "--format", name, "--max-rejects", "100%", "-o", tmp_path / "out")
-    found = [{"row": json.loads(r["raw"]), **{key: r[key] for key in ("reason", "pointer", "message")}} for r in rejects(tmp_path / "out")]
+    keys = ("reason", "pointer", "message")
+    found = [{"row": json.loads(r["raw"])} | {key: r[key] for key in keys} for r in rejects(tmp_path / "out")]
     assert found == bad
 
 
@@ -148,15 +150,29 @@ DEEP = "[" * 3000 + "]" * 3000
 )
 def test_json_inside_text_is_as_strict_as_the_row_around_it(run: Run, tmp_path: Path, inner: str, where: str) -> None:
     """A call that was half read, or rendered otherwise than it stands there, would be trained."""
-    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": inner}, {"from": "observation", "value": "1"}, {"from": "gpt", "value": "r"}]
+    turns = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": inner},
+        {"from": "observation", "value": "1"},
+        {"from": "gpt", "value": "r"},
+    ]
     good = {"conversations": [turns[0], turns[3]]}
     arguments = inner[inner.index("{", 1) : -1] if not inner.endswith("{}") else "{} {}"
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
-    messages = [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "1"}, {"role": "assistant", "content": "r"}]
+    messages = [
+        {"role": "user", "content": "q"},
+        call,
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "r"},
+    ]
     for name, rows, pointer in (
         ("sharegpt", [{"conversations": turns}, good], "/conversations/1/value"),
         ("sharegpt", [good | {"tools": f"[{inner}]"}, good], "/tools"),
-        ("openai", [{"messages": messages}, {"messages": [messages[0], messages[3]]}], "/messages/1/tool_calls/0/function/arguments"),
+        (
+            "openai",
+            [{"messages": messages}, {"messages": [messages[0], messages[3]]}],
+            "/messages/1/tool_calls/0/function/arguments",
+        ),
     ):
         write(tmp_path / "x.jsonl", rows)
         run("compile", tmp_path / "x.jsonl", "--format", name, "--max-rejects", 1, "-o", tmp_path / "out")
@@ -167,12 +183,22 @@ def test_json_inside_text_is_as_strict_as_the_row_around_it(run: Run, tmp_path: 
 
 # -- two validators --
 
+ROLES = ["system", "user", "assistant", "human", "gpt", "tool", "function", "function_call", "observation"]
 JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([0.0, 1.0, 0.5, -0.0, 1e300, 2**70]), st.text(max_size=3),
-    st.sampled_from(["system", "user", "assistant", "human", "gpt", "tool", "function", "text", "function_call", "observation"]),
-    st.just([]), st.just({}), st.lists(st.text(max_size=2), max_size=3),
-    st.just([["q", "a"]]), st.just({"name": "f", "arguments": "{}"}), st.just([{"type": "text", "text": "x"}]),
-).map(copy.deepcopy)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 3),
+    st.sampled_from([0.0, 1.0, 0.5, -0.0, 1e300, 2**70]),
+    st.text(max_size=3),
+    st.sampled_from([*ROLES, "text"]),
+    st.lists(st.text(max_size=2), max_size=3),
+    st.just({}),
+    st.just([["q", "a"]]),
+    st.just({"name": "f", "arguments": "{}"}),
+    st.just([{"type": "text", "text": "x"}]),
+).map(copy.deepcopy)
+RENAMED = ["role", "from", "value", "content", "weight", "loss", "input"]
+ADDED = ["loss", "loss_scale", "weight", "tool_calls", "function_call", "tools", "system", "history"]
 
 
 def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
@@ -186,7 +212,8 @@ def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
 @st.composite
 def mutated(draw: st.DrawFn, name: str) -> Any:
     """A good row with one to three places replaced, removed, renamed, doubled or added."""
-    row = copy.deepcopy(draw(st.sampled_from(load(name, "rows.jsonl") + [case["row"] for case in load(name, "bad.jsonl")])))
+    originals = load(name, "rows.jsonl") + [case["row"] for case in load(name, "bad.jsonl")]
+    row = draw(st.sampled_from(originals))
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(list(places(row))))
         if not path:
@@ -202,11 +229,12 @@ def mutated(draw: st.DrawFn, name: str) -> Any:
         elif change == "remove":
             del parent[path[-1]]
         elif isinstance(parent, list):
-            parent.insert(draw(st.integers(0, len(parent))), draw(JUNK) if change == "add" else copy.deepcopy(parent[path[-1]]))
+            new = draw(JUNK) if change == "add" else copy.deepcopy(parent[path[-1]])
+            parent.insert(draw(st.integers(0, len(parent))), new)
         elif change == "rename":
-            parent[draw(st.sampled_from(["role", "from", "value", "content", "weight", "loss", "input"]))] = parent.pop(path[-1])
+            parent[draw(st.sampled_from(RENAMED))] = parent.pop(path[-1])
         else:
-            parent[draw(st.sampled_from(["loss", "loss_scale", "weight", "tool_calls", "function_call", "tools", "system", "history"]))] = draw(JUNK)
+            parent[draw(st.sampled_from(ADDED))] = draw(JUNK)
     return row
 
 
@@ -249,9 +277,21 @@ def test_names_of_the_user_are_specialised_into_a_schema_that_is_one_too(name: s
 @pytest.mark.parametrize(
     ("name", "missing", "message"),
     [
-        ("sharegpt", "messages", "x: 'columns' is given but does not name 'messages'\n  Add \"messages\": \"...\" to columns."),
-        ("alpaca", "response", "x: 'columns' is given but does not name 'response'\n  Add \"response\": \"...\" to columns."),
-        ("sharegpt", "role_tag", "x: 'tags' is given but does not name 'role_tag'\n  Add \"role_tag\": \"...\" to tags."),
+        (
+            "sharegpt",
+            "messages",
+            "x: 'columns' is given but does not name 'messages'\n  Add \"messages\": \"...\" to columns.",
+        ),
+        (
+            "alpaca",
+            "response",
+            "x: 'columns' is given but does not name 'response'\n  Add \"response\": \"...\" to columns.",
+        ),
+        (
+            "sharegpt",
+            "role_tag",
+            "x: 'tags' is given but does not name 'role_tag'\n  Add \"role_tag\": \"...\" to tags.",
+        ),
     ],
 )
 def test_a_name_that_a_format_needs_and_was_not_given_is_an_error(name: str, missing: str, message: str) -> None:
@@ -269,7 +309,8 @@ CARDS = [("datasets", "dataset_card"), ("templates", "template_card"), ("weights
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"), [(path, kind) for folder, kind in CARDS for path in sorted((registry.ROOT / folder).glob("*.json"))],
+    ("path", "kind"),
+    [(path, kind) for folder, kind in CARDS for path in sorted((registry.ROOT / folder).glob("*.json"))],
     ids=lambda value: value.stem if isinstance(value, Path) else "",
 )  # fmt: skip
 def test_every_card_of_the_registry_is_valid_and_named_as_its_file(path: Path, kind: str) -> None:
@@ -288,7 +329,8 @@ def test_every_card_names_things_that_exist() -> None:
 
 
 def test_the_embedded_samples_are_as_many_and_as_varied_as_promised() -> None:
-    agent, bench = ([json.loads(line) for line in (registry.SAMPLES / f"{name}.jsonl").read_text("utf-8").splitlines()] for name in ("agent", "bench"))
+    texts = [(registry.SAMPLES / f"{name}.jsonl").read_text("utf-8") for name in ("agent", "bench")]
+    agent, bench = ([json.loads(line) for line in text.splitlines()] for text in texts)
     assert len(agent) >= 60
     assert len(bench) >= 200
     for rows in (agent, bench):
@@ -305,7 +347,8 @@ def test_the_embedded_samples_are_as_many_and_as_varied_as_promised() -> None:
         ({"name": "x", "description": "y"}, "dataset_card", "card#: 'format' is a required property"),
         (
             {"name": "x", "description": "y", "format": "alpaca", "files": ["a"], "licence": "MIT"}, "dataset_card",
-            "card#: Additional properties are not allowed ('licence' was unexpected)\n  'licence': did you mean 'license'?",
+            "card#: Additional properties are not allowed ('licence' was unexpected)\n"
+            "  'licence': did you mean 'license'?",
         ),
         (
             {"name": "x", "description": "y", "keywords": {"A:": {"keyword": -1, "content": 0}}}, "weights",

@@ -121,11 +121,9 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Big:
     outs, summaries = [], []
     for workers in (2, 1):
         out = folder / f"out{workers}"
-        arguments = [file, "--mix", "big,agent#100", "--val-size", "40", "--workers", workers]
-        done = subprocess.run(
-            [*CLI, "compile", *map(str, arguments), "--cache", str(folder / f"cache{workers}"), "-o", str(out), "--json"],
-            capture_output=True, check=True,
-        )  # fmt: skip
+        options = ["--mix", "big,agent#100", "--val-size", "40", "--workers", str(workers), "--json"]
+        command = [*CLI, "compile", str(file), *options, "--cache", str(folder / f"cache{workers}"), "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, check=True)
         outs.append(out)
         summaries.append(json.loads(done.stdout))
     return Big(file, folder / "cache1", outs[1], outs[0], summaries[0])

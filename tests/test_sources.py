@@ -121,7 +121,7 @@ WRITERS: dict[str, Callable[[Path, list[dict[str, str]]], None]] = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_file_gives_the_same_examples(
-    ids: Callable[..., list[list[int]]], run: Run, tmp_path: Path, name: str
+    ids: Callable[..., list[list[int]]], tmp_path: Path, name: str
 ) -> None:
     given = [
         {"instruction": "Translate, please.", "input": "春眠不觉晓", "output": "Spring sleep\nknows not the dawn."},
@@ -267,27 +267,17 @@ def test_auto_names_the_keys_of_rows_it_does_not_know(run: Run, tmp_path: Path, 
     assert "dataset_info.json" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("row", "kind"),
-    [
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bad"}], "label": False}, "KTO"),
-        (
-            {
-                "conversations": [{"from": "human", "value": "a"}],
-                "chosen": {"from": "gpt", "value": "good"}, "rejected": {"from": "gpt", "value": "bad"},
-            },
-            "preference pairs",
-        ),
-        (
-            {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "b"}], "images": ["1.jpg"]},
-            "images",
-        ),
-    ],
-    ids=["KTO", "preference", "images"],
-)  # fmt: skip
-def test_auto_never_trains_another_kind_of_data_as_plain_replies(
-    run: Run, tmp_path: Path, row: Row, kind: str
-) -> None:
+ASKED, REPLIED = {"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "b"}
+GOOD, BAD = {"from": "gpt", "value": "good"}, {"from": "gpt", "value": "bad"}
+OTHER_KINDS = {
+    "KTO": {"messages": [ASKED, REPLIED], "label": False},
+    "preference pairs": {"conversations": [{"from": "human", "value": "a"}], "chosen": GOOD, "rejected": BAD},
+    "images": {"messages": [ASKED, REPLIED], "images": ["1.jpg"]},
+}
+
+
+@pytest.mark.parametrize(("kind", "row"), OTHER_KINDS.items(), ids=OTHER_KINDS)
+def test_auto_never_trains_another_kind_of_data_as_plain_replies(run: Run, tmp_path: Path, kind: str, row: Row) -> None:
     file = write(tmp_path / "x.jsonl", [row] * 3)
     result = run("compile", file, "-o", tmp_path / "out", code=2)
     assert str(file) in result.stderr
@@ -298,8 +288,12 @@ def test_auto_never_trains_another_kind_of_data_as_plain_replies(
 
 
 def test_an_entry_without_columns_and_tags_has_the_defaults(run: Run, tmp_path: Path) -> None:
-    folder = info(tmp_path / "reg", plain={"file_name": "a.json"}, chat={"file_name": "b.jsonl", "formatting": "sharegpt"})
-    write(folder / "a.json", [{"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["q", "r"]]}])
+    folder = info(
+        tmp_path / "reg", plain={"file_name": "a.json"}, chat={"file_name": "b.jsonl", "formatting": "sharegpt"}
+    )
+    write(
+        folder / "a.json", [{"instruction": "i", "input": "x", "output": "o", "system": "s", "history": [["q", "r"]]}]
+    )
     write(folder / "b.jsonl", [{"conversations": [{"from": "human", "value": "i"}, {"from": "gpt", "value": "o"}]}])
     run("compile", "--registry", folder, "--mix", "plain,chat", "-o", tmp_path / "out")
     found = {entry["name"]: entry for entry in manifest(tmp_path / "out")["datasets"]}
@@ -308,16 +302,25 @@ def test_an_entry_without_columns_and_tags_has_the_defaults(run: Run, tmp_path: 
 
 
 def test_columns_that_are_listed_leave_the_others_unread(ids: Callable[..., list[list[int]]], tmp_path: Path) -> None:
-    folder = info(
-        tmp_path / "reg",
-        some={"file_name": "a.jsonl", "columns": {"prompt": "question", "response": "answer"}},
-        more={"file_name": "a.jsonl", "columns": {"prompt": "question", "query": "input", "response": "answer", "system": "persona", "history": "history"}},
-    )  # fmt: skip
-    row = {"question": "q", "answer": "a", "input": "x", "persona": "p", "system": "never read", "history": [["h", "r"]]}
+    some = {"prompt": "question", "response": "answer"}
+    more = some | {"query": "input", "system": "persona", "history": "history"}
+    entries = {"some": {"file_name": "a.jsonl", "columns": some}, "more": {"file_name": "a.jsonl", "columns": more}}
+    folder = info(tmp_path / "reg", **entries)
+    row = {
+        "question": "q",
+        "answer": "a",
+        "input": "x",
+        "persona": "p",
+        "system": "never read",
+        "history": [["h", "r"]],
+    }
     write(folder / "a.jsonl", [row])
     expected = write(tmp_path / "expected.jsonl", [{"instruction": "q", "output": "a"}])
     assert ids("--registry", folder, "--mix", "some") == ids(expected)
-    expected = write(tmp_path / "expected.jsonl", [{"instruction": "q", "input": "x", "output": "a", "system": "p", "history": [["h", "r"]]}])
+    expected = write(
+        tmp_path / "expected.jsonl",
+        [{"instruction": "q", "input": "x", "output": "a", "system": "p", "history": [["h", "r"]]}],
+    )
     assert ids("--registry", folder, "--mix", "more") == ids(expected)
 
 
@@ -335,7 +338,10 @@ OPENAI_TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user",
 def test_tags_read_role_and_content_messages_as_sharegpt(ids: Callable[..., list[list[int]]], tmp_path: Path) -> None:
     entry = {"file_name": "a.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": OPENAI_TAGS}
     folder = info(tmp_path / "reg", x=entry)
-    write(folder / "a.jsonl", [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "About q."}]}])
+    write(
+        folder / "a.jsonl",
+        [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "About q."}]}],
+    )
     assert ids("--registry", folder, "--mix", "x") == ids(write(tmp_path / "y.jsonl", alpaca("q")))
 
 
@@ -347,7 +353,9 @@ def test_a_role_whose_tag_is_not_listed_is_an_unknown_role(run: Run, tmp_path: P
     bad = [{"role": role, "content": "s"}, *good]
     write(folder / "a.jsonl", [{"messages": good}, {"messages": bad}])
     run("compile", "--registry", folder, "--mix", "x", "--max-rejects", 1, "-o", tmp_path / "out")
-    assert rejects(tmp_path / "out") == [("schema", "/messages/0/role", f"expected one of user, assistant, found {role!r}")]
+    assert rejects(tmp_path / "out") == [
+        ("schema", "/messages/0/role", f"expected one of user, assistant, found {role!r}")
+    ]
 
 
 def test_every_tag_can_be_renamed(ids: Callable[..., list[list[int]]], tmp_path: Path) -> None:
@@ -356,7 +364,9 @@ def test_every_tag_can_be_renamed(ids: Callable[..., list[list[int]]], tmp_path:
         "observation_tag": "O", "function_tag": "F", "system_tag": "S",
     }  # fmt: skip
     columns = {"messages": "talk", "tools": "apis"}
-    folder = info(tmp_path / "reg", x={"file_name": "a.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags})
+    folder = info(
+        tmp_path / "reg", x={"file_name": "a.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}
+    )
     call, api = '{"name": "f", "arguments": {"a": 1}}', '[{"name": "f"}]'
     texts = ["be", "q", call, "1", "r"]
     talk = [{"who": who, "says": text} for who, text in zip("SUFOA", texts, strict=True)]
@@ -479,10 +489,26 @@ def test_an_entry_with_a_mistake_is_named_with_the_nearest_key(
     ("entry", "key", "kind"),
     [
         ({"file_name": "a", "ranking": True}, "ranking", "preference pairs"),
-        ({"file_name": "a", "columns": {"prompt": "p", "response": "r", "kto_tag": "label"}}, "columns/kto_tag", "KTO rows"),
-        ({"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "images": "i"}}, "columns/images", "images"),
-        ({"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "videos": "v"}}, "columns/videos", "videos"),
-        ({"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "audios": "v"}}, "columns/audios", "audios"),
+        (
+            {"file_name": "a", "columns": {"prompt": "p", "response": "r", "kto_tag": "label"}},
+            "columns/kto_tag",
+            "KTO rows",
+        ),
+        (
+            {"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "images": "i"}},
+            "columns/images",
+            "images",
+        ),
+        (
+            {"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "videos": "v"}},
+            "columns/videos",
+            "videos",
+        ),
+        (
+            {"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "audios": "v"}},
+            "columns/audios",
+            "audios",
+        ),
         ({"file_name": "a", "columns": {"prompt": "text"}}, "columns/response", "pretraining text"),
         ({"script_url": "a"}, "script_url", "a loading script"),
         ({"cloud_file_name": "s3://b/a.json"}, "cloud_file_name", "files in cloud storage"),
@@ -499,14 +525,24 @@ def test_what_this_version_does_not_compile_is_refused_by_name(
 @pytest.mark.parametrize("content", ["{", "[]", '"text"', '{"x": 3}'])
 def test_a_dataset_info_that_is_none_is_one_message(run: Run, tmp_path: Path, content: str) -> None:
     (tmp_path / "dataset_info.json").write_text(content)
-    result = run("compile", "--registry", tmp_path, "--mix", "x", "-o", tmp_path / "out", code=5 if content == "{" else 2)
+    result = run(
+        "compile", "--registry", tmp_path, "--mix", "x", "-o", tmp_path / "out", code=5 if content == "{" else 2
+    )
     assert f"{tmp_path}/dataset_info.json" in result.stderr
     assert result.stderr.count("error:") == 1
 
 
 def test_the_real_demos_of_llama_factory_compile_without_a_reject(run: Run, tmp_path: Path) -> None:
     folder = shared("data", "llamafactory")
-    run("compile", "--registry", folder, "--mix", "alpaca_en_demo,glaive_toolcall_en_demo,identity", "-o", tmp_path / "out")
+    run(
+        "compile",
+        "--registry",
+        folder,
+        "--mix",
+        "alpaca_en_demo,glaive_toolcall_en_demo,identity",
+        "-o",
+        tmp_path / "out",
+    )
     found = [
         (entry["name"], entry["format"], entry["realized"]["rows"], entry["rejected"], entry["duplicates"])
         for entry in manifest(tmp_path / "out")["datasets"]
@@ -581,8 +617,7 @@ def test_a_file_that_the_mix_leaves_out_is_an_error(run: Run, tmp_path: Path) ->
     file = write(tmp_path / "chats.jsonl", alpaca("a"))
     result = run("compile", file, "--mix", "agent:1", "-o", tmp_path / "out", code=2)
     assert result.stderr == (
-        f"error: --mix agent: the file {str(file)!r} is not in it\n"
-        "  Add chats:SHARE to --mix, or leave the file out.\n"
+        f"error: --mix agent: the file {str(file)!r} is not in it\n  Add chats:SHARE to --mix, or leave the file out.\n"
     )
 
 
