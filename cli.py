@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/out
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -34,9 +35,10 @@ class _Group(click.Group):
             click.echo(f"error: {problem}", err=True)
             ctx.exit(problem.exit_code)
         except OSError as error:
-            if error.errno is None or error.filename is None:
-                raise  # not about a file of the user's: a bug
-            click.echo(f"error: {InputError(str(error.filename), error.strerror or str(error))}", err=True)
+            if error.errno in (None, errno.EPIPE):
+                raise  # not the operating system's word on a file; or the reader of a pipe has gone, which click knows
+            where = str(error.filename or "writing")
+            click.echo(f"error: {InputError(where, error.strerror or str(error))}", err=True)
             ctx.exit(InputError.exit_code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

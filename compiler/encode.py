@@ -150,9 +150,12 @@ def _from_offsets(
     bounds = np.cumsum([0] + [len(segment.text) for segment in segments])
     values = np.array([segment.weight for segment in segments], dtype=np.float32)
     last_segment = len(segments) - 1
-    start = np.minimum(np.searchsorted(bounds, offsets[:, 0], side="right") - 1, last_segment)
-    # A token of no width (a lone prefix space) counts for the character it stands before.
-    end = np.searchsorted(bounds, np.maximum(offsets[:, 1] - 1, offsets[:, 0]), side="right") - 1
+    first, total = offsets[:, 0], int(bounds[-1])
+    # What normalization joined to a character before it (a combining accent) or left out has no offset of its own:
+    # it belongs to the token before it. A token of no width (a lone prefix space) counts for the character after it.
+    last = np.maximum(offsets[:, 1], np.append(first[1:], total)) - 1
+    start = np.minimum(np.searchsorted(bounds, first, side="right") - 1, last_segment)
+    end = np.searchsorted(bounds, np.maximum(last, first), side="right") - 1
     end = np.clip(end, start, last_segment)
     weight = np.minimum(values[start], values[end])
     for i in np.flatnonzero(end - start > 1):

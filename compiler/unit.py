@@ -189,7 +189,7 @@ class _UnitCompiler:
             return self._segments(conversation)
 
     def _look_for_controls(self, conversation: Conversation) -> None:
-        found = self.template.program.spells_control(conversation)
+        found = self.template.program.rendering.spells_control(conversation)
         if found is None:
             return
         if self.settings.special_text == "reject":

@@ -64,8 +64,20 @@ class Policy:
                 keyword, content = self.keywords[mark[0]]
                 found += [(mark.start(), mark.end(), keyword, KEYWORD), (mark.end(), end, content, mark[0])]
         for key, pattern, weight in self.patterns:
-            found += [(match.start(), match.end(), weight, key) for match in pattern.finditer(reply)]
-        return sorted(interval for interval in found if interval[1] > interval[0])
+            for match in pattern.finditer(reply[begin:]):
+                found.append((begin + match.start(), begin + match.end(), weight, key))
+        return _apart(found)
+
+
+def _apart(intervals: list[Interval]) -> list[Interval]:
+    """Return the stretches in order and without overlap: where two overlap, the one that begins first has it."""
+    apart: list[Interval] = []
+    done = 0
+    for start, end, weight, key in sorted(intervals):
+        if end > max(start, done):
+            apart.append((max(start, done), end, weight, key))
+            done = end
+    return apart
 
 
 def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -> list[Segment]:
@@ -121,7 +133,11 @@ def _apply(body: list[Segment], intervals: list[Interval]) -> list[Segment]:
         inside = [(max(a, position), min(b, end), w, key) for a, b, w, key in intervals if a < end and b > position]
         if segment.control >= 0 or not inside:
             if inside:
-                segment.weight, segment.key = inside[0][2], inside[0][3]
+                # A control token is one token: it takes the smallest weight it covers, as any other.
+                covered = sum(b - a for a, b, _, _ in inside)
+                rest = [1.0] if covered < len(segment.text) else []
+                segment.weight *= min([w for _, _, w, _ in inside] + rest)
+                segment.key = inside[0][3]
             weighed.append(segment)
         else:
             weighed += _pieces(segment, position, end, inside)

@@ -220,9 +220,8 @@ def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_exit_2_is_a_mistake_in_the_command(tmp_path: Path) -> None:
     done = cli("compile", "--mix", "agnet:1", "--cache", tmp_path / "c", "-o", tmp_path / "out")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "error: --mix agnet: unknown dataset\n  did you mean 'agent'? known: agent, bench, ms-agent, ms-bench\n"
-    )
+    assert done.stderr.startswith("error: --mix agnet: unknown dataset\n  did you mean 'agent'? known: agent, bench, ")
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_exit_3_is_too_many_rejects(tmp_path: Path, bad_rows: Path) -> None:
@@ -438,7 +437,7 @@ def test_progress_and_notes_go_to_stderr_and_the_result_to_stdout(run: Run, tmp_
 MISTAKES = {
     "compile FILE --format alpca": "unknown format 'alpca'\n  did you mean 'alpaca'? known: alpaca, ",
     "compile FILE --template chatm": "--template chatm: no such name\n  did you mean 'chatml'? known: ",
-    "compile FILE --weights reakt": "--weights reakt: no such name\n  did you mean 'react'? known: hermes, none, react",
+    "compile FILE --weights reakt": "--weights reakt: no such name\n  did you mean 'react'? known: ",
     "compile FILE --repair danglin": "--repair danglin: unknown repair\n  did you mean 'dangling'? known: dangling",
     "compile FILE --overlength turn": "did you mean 'turns'? known: cut, last-turns, reject, turns",
     "compile FILE --mix-unit token": "did you mean 'tokens'? known: rows, tokens, trained_tokens",

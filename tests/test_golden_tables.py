@@ -76,7 +76,7 @@ TABLES = [
 def table(tokenizer: str, template: str, conversation: Conversation, weights: str) -> str:
     loaded, chosen = tools(tokenizer, template)
     policy = Policy.from_card(registry.weights(weights))
-    segments = weigh(conversation, chosen.program.by_rendering(conversation), policy)
+    segments = weigh(conversation, chosen.program.rendering.segments(conversation), policy)
     encoded = encode([(conversation, segments)], loaded)[0]
     who = [stretch.who for stretch in encoded.stretches for _ in range(stretch.length)]
     lines = []

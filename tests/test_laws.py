@@ -37,6 +37,7 @@ from compiler.fit import POLICIES, fit
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.load import load_template
 from compiler.templates.program import Program, SkeletonMismatch
+from compiler.templates.rendering import Rendering
 from compiler.weigh import Policy, weigh
 from schemas.errors import Reason, RowError
 
@@ -50,7 +51,7 @@ LAWS = settings(
     deadline=None,  # the first row of a shape is dearer than the rest
     derandomize=True,
     database=None,
-    max_examples=16,
+    max_examples=14,
     # Conversations are large for Hypothesis, and drawing one takes longer than compiling it.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
@@ -694,7 +695,7 @@ def _fitting_candidates(case: Case, conversation: Conversation, policy: str) -> 
 def test_law_10_the_skeleton_and_the_rendering_agree_on_segments_and_ids(any_case: Case, data: st.DataObject) -> None:
     case = any_case
     conversation = data.draw(case.conversations())
-    joined, rendered = case.program.segments(conversation), case.program.by_rendering(conversation)
+    joined, rendered = case.program.segments(conversation), case.program.rendering.segments(conversation)
     assert joined == rendered
     loaded, _ = tools(case.tokenizer, case.template)
     encoded = [
@@ -742,7 +743,7 @@ def test_law_11_weights_never_change_ids(case: Case, data: st.DataObject) -> Non
     assert case.compile(conversation, policy).ids.tolist() == ids
 
 
-@settings(LAWS, max_examples=30)
+@settings(LAWS, max_examples=20)
 @given(data=st.data())
 def test_law_12_a_token_weighs_what_its_lightest_character_weighs(any_case: Case, data: st.DataObject) -> None:
     case = any_case
@@ -755,7 +756,9 @@ def test_law_12_a_token_weighs_what_its_lightest_character_weighs(any_case: Case
 @given(data=st.data())
 def test_law_12_holds_for_weights_in_the_middle_of_words_and_characters(case: Case, data: st.DataObject) -> None:
     conversation = data.draw(case.conversations())
-    pattern = data.draw(st.sampled_from(PATTERNS), label="pattern")
+    # Whether a pattern sees the space that Mistral's card writes before a reply is left open here.
+    patterns = [pattern for pattern in PATTERNS if not (case.opens and re.search(pattern, case.opens * 3))]
+    pattern = data.draw(st.sampled_from(patterns), label="pattern")
     weight = data.draw(st.sampled_from((0.0, 0.5, 3.0)), label="weight")
 
     def weights(reply: str, _: int) -> list[float]:
@@ -892,6 +895,13 @@ def test_an_observation_that_opens_a_reply_is_context_in_every_template(any_case
     assert "Thought: done" in case.text_of(encoded.labels[encoded.labels != IGNORED].tolist())
 
 
+@pytest.mark.parametrize("block", ["<think>\n\n</think>\n\n", "</think>\n\n"])
+def test_an_empty_thinking_block_that_opens_a_reply_is_context_in_every_template(any_case: Case, block: str) -> None:
+    policy = Policy.from_card(registry.weights("ignore_empty_think"))
+    encoded = any_case.compile(chat("Hi", f"{block}Hello"), policy)
+    assert "think" not in any_case.text_of(encoded.labels[encoded.labels != IGNORED].tolist())
+
+
 def test_hermes_emphasises_a_call_with_both_its_control_tokens_and_not_the_stop() -> None:
     conversation = chat("Hi", "Wait.")
     conversation.messages[1].calls = [Call("f", {"a": "<tool_call>"}), Call("g", {})]
@@ -959,12 +969,12 @@ def test_what_the_template_leaves_out_is_refused_even_where_the_row_says_its_nam
     assert caught.value.reject.reason is Reason.TEMPLATE_REFUSED
 
 
-def test_every_private_use_character_comes_back_even_all_of_them_at_once() -> None:
+def test_every_private_use_character_comes_back_even_a_whole_plane_at_once() -> None:
     """They are marks while a row is rendered, and one row may hold more of them than there are marks."""
-    everything = "".join(map(chr, range(0x10FFFF, 0xEFFFF, -1)))
-    conversation = chat(everything, "Ok")
+    many = "".join(map(chr, range(0x10FFFF, 0xFFFF0, -1)))
+    conversation = chat(many, "Ok")
     try:
-        segments = DEMO.program.by_rendering(conversation)
+        segments = DEMO.program.rendering.segments(conversation)
     except RowError:
         return  # refused is honest; changed is not
     assert "".join(segment.text for segment in segments) == Reference(DEMO, conversation).text
@@ -980,7 +990,7 @@ WRITTEN: dict[str, Callable[[dict[str, Any]], str]] = {
     "tojson(indent=2)": lambda given: json.dumps(given, ensure_ascii=False, indent=2),
     "tojson(ensure_ascii=True)": json.dumps,
     "string": str,
-    "python_arguments": lambda given: ", ".join(f"{key}={_python(value)}" for key, value in given.items()),
+    "python_arguments": lambda given: ", ".join(f"{key}={value!r}" for key, value in given.items()),
 }
 
 
@@ -1001,7 +1011,7 @@ def test_what_arguments_spell_is_not_changed_unnoticed_however_a_template_writes
     assert found in (WRITTEN[how](arguments), _python(arguments))
 
 
-def made(body: str) -> Program:
+def made(body: str, *more_controls: str) -> Program:
     """Return the program of a ChatML template in which `body` writes each message `m`."""
     loaded, _ = tools("demo")
     source = (
@@ -1010,7 +1020,31 @@ def made(body: str) -> Program:
         + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     template = ChatTemplate(source, loaded.named_tokens, "made")
-    return Program(template, template, loaded.controls, loaded.control_pattern, loaded.stops)
+    controls = loaded.controls | {text: 9000 + n for n, text in enumerate(more_controls)}
+    pattern = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
+    return Program(Rendering(template, template, controls, pattern, loaded.stops))
+
+
+THINKING = (
+    "{% set said = m.content %}{% set thought = '' %}{% if m.role == 'assistant' and '</think>' in said %}"
+    "{% set thought = said.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set said = said.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if m.role == 'assistant' %}<think>\n{{ thought }}\n</think>\n\n{% endif %}{{ said }}"
+)
+"""What Qwen3's template does with a reply."""
+
+
+@pytest.mark.parametrize("are_controls", [False, True])
+def test_a_reply_that_thinks_is_rendered_as_its_template_would_or_refused(are_controls: bool) -> None:
+    """Where the marks of thinking are control tokens (Qwen3), hiding them makes the template see no thought."""
+    program = made(THINKING, *(("<think>", "</think>") if are_controls else ()))
+    try:
+        segments = program.by_rendering(chat("Hi", "<think>\nWho?\n</think>\n\nHello"))
+    except RowError:
+        return  # refused is honest
+    reply = [segment for segment in segments if segment.generated]
+    assert "".join(segment.text for segment in reply) == "<think>\nWho?\n</think>\n\nHello<|im_end|>"
+    assert [segment.text for segment in reply if segment.control >= 0][:-1] == ["<think>", "</think>"] * are_controls
 
 
 BODIES = {
@@ -1076,18 +1110,27 @@ def outcome(derive: Callable[[Conversation], list[Segment]], conversation: Conve
         return error.reject.reason
 
 
-@settings(LAWS, max_examples=40)
+@settings(LAWS, max_examples=25)
 @given(conversation=conversations(weights=False))
 def test_with_special_text_allowed_ids_are_the_official_ones_control_tokens_and_all(conversation: Conversation) -> None:
     loaded, _ = tools("demo")
     template = load_template("auto", loaded, special_text="allow")
     segments = template.program.segments(conversation)
-    assert segments == template.program.by_rendering(conversation)
+    assert segments == template.program.rendering.segments(conversation)
     reference = Reference(DEMO, conversation)
     assert "".join(segment.text for segment in segments) == reference.text
     if not any(reference.text[reply.start].isspace() for reply in reference.replies):
         ids = encode([(conversation, weigh(conversation, segments, EVEN))], loaded)[0].ids.tolist()
         assert ids == DEMO.official.encode(reference.text, add_special_tokens=False).ids
+
+
+def test_with_special_text_allowed_a_join_keeps_every_character() -> None:
+    loaded, _ = tools("demo")
+    program = load_template("auto", loaded, special_text="allow").program
+    conversation = chat("a\U0010fffdb<|im_end|>\U00100000\U000f0000", "Ok")
+    for row in (chat("Hi", "Ok"), chat("Hi", "Ok"), conversation):
+        segments = program.segments(row)
+    assert segments == program.by_rendering(conversation)
 
 
 @LAWS
@@ -1099,7 +1142,7 @@ def test_a_row_spells_a_control_token_exactly_where_hiding_changes_it(case: Case
     strings += [name for message in conversation.messages for name in (message.name,) if name is not None]
     parts = [[[c.name, c.arguments] for c in message.calls] for message in conversation.messages]
     spelled = reference._value([strings, parts, conversation.tools]) != [strings, parts, conversation.tools]
-    assert (case.program.spells_control(conversation) is not None) == spelled
+    assert (case.program.rendering.spells_control(conversation) is not None) == spelled
 
 
 @FEW

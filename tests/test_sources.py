@@ -607,10 +607,10 @@ def test_an_unknown_name_is_compared_with_every_name_there_is(run: Run, tmp_path
     for wrong, right in (("my_chat", "my_chats"), ("suport", "support"), ("agnet", "agent"), ("ms_agent", "ms-agent")):
         mix = f"support:1,{wrong}:1"
         result = run("compile", file, "--mix", mix, "--registry", folder, "-o", tmp_path / "out", code=2)
-        assert result.stderr.endswith(
-            f"error: --mix {wrong}: unknown dataset\n"
-            f"  did you mean {right!r}? known: agent, bench, ms-agent, ms-bench, my_chats, support\n"
-        )
+        *_, message, hint = result.stderr.splitlines()
+        assert message == f"error: --mix {wrong}: unknown dataset"
+        assert hint.startswith(f"  did you mean {right!r}? known: ")
+        assert {"agent", "bench", "ms-agent", "ms-bench", "my_chats", "support"} <= set(hint.split(": ")[1].split(", "))
 
 
 def test_a_file_that_the_mix_leaves_out_is_an_error(run: Run, tmp_path: Path) -> None:

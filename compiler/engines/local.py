@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 
 from compiler.unit import Task, run_unit
 from schemas.errors import InputError
@@ -29,7 +32,8 @@ def run(tasks: Iterable[Task], workers: int, done: Done) -> str | None:
     flying: dict[Future[str | None], Task] = {}
     try:
         for task in iterator:
-            flying[pool.submit(run_unit, task)] = task
+            with _interrupts_ignored():
+                flying[pool.submit(run_unit, task)] = task
             if len(flying) >= 2 * workers and (trouble := _collect(flying, done)):
                 return trouble
         while flying:
@@ -43,6 +47,19 @@ def run(tasks: Iterable[Task], workers: int, done: Done) -> str | None:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     return None
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C while a worker may be started: it inherits that, and leaves the stopping to this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_here(tasks: Iterable[Task], done: Done) -> str | None:

@@ -8,10 +8,11 @@
 3. The data cannot forge a mark or reach the terminal as a command.
 
     module          what it knows
-    rows.py         the batches of a split and the files beside it, each checked against its digest
+    rows.py         the batches of a split and the files beside them, each checked against its digest
     vocabulary.py   the set's own tokenizer: the bytes of every id
     tokens.py       one row decoded; the keys of `--json`
-    choose.py       which rows are asked for
+    choose.py       which rows and rejects are asked for, and how many there are beside them
+    find.py         rows by number, source, dataset or text
     check.py        `--assert`: what may not be trained, over all rows
     show.py         what is printed: text, ChatGLM3's sanity check, JSON; rejects; the result of checks
     page.py         the text: where a row is from, how much of it is trained, its lines

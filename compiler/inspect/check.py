@@ -1,4 +1,4 @@
-"""`--assert NAME:0`: no token of a role or policy key is trained, in any row of any split. By columns, never by token."""
+"""`--assert NAME:0`: no token of a role or policy key is trained, in any row of any split. Nothing is decoded."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ TRAINED = ("color(35)", "color(29)")
 WEIGHTED = ("color(172) bold", "color(130) bold")
 """Two shades each, readable on black and on white."""
 CONTROL, LOOKALIKE, FOUND, MARK, QUIET = "bold color(33)", "bold color(160)", "reverse", "bold", "dim"
-EDGE, NEWLINE, SPACE, TAB = "┊", "↵", "␣", "⇥"
-_PICTURES = {"\n": NEWLINE, "\t": TAB}
+EDGE, NEWLINE, SPACE = "┊", "↵", "␣"
+_PICTURES = {"\n": NEWLINE, "\t": "⇥"}
 _MARKS = frozenset("⟦⟧‹›⚠┊↵␣⇥")
 _MISSED_SPACE = re.compile(r"(?<= ) | (?= )| (?=\n|$)")
 _JOINER = "\u200d"

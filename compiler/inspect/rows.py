@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ def read_file(opened: ShardSet, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != opened.manifest["files"].get(name):
         raise damage(opened, f"{name}: is damaged or was edited")
     return data
+
+
+def rejects(opened: ShardSet) -> list[dict[str, Any]]:
+    """Return the entries of rejects.jsonl."""
+    return [json.loads(line) for line in read_file(opened, "rejects.jsonl").splitlines()]
 
 
 class Split:

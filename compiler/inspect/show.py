@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from compiler.inspect.check import Check, parse_check, run_checks
@@ -45,9 +45,11 @@ def _refuse_contradictions(query: Query, rejected: bool, style: str) -> None:
         raise UsageError("--rejected --format sanity", "a rejected row has no tokens", "Leave --format out.")
 
 
-def _print_json(values: Iterable[dict[str, Any]], note: str = "") -> None:
-    for value in values:
-        print(json.dumps(value, ensure_ascii=False))
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _aside(note: str) -> None:
     if note:
         print(note, file=sys.stderr)
 
@@ -59,20 +61,20 @@ def _show_rows(opened: ShardSet, query: Query, style: str) -> None:
     split, vocabulary = Split(opened, query.split), Vocabulary(opened)
     numbers, note = choose(split, query, vocabulary)
     rows = (decode_row(split, number, vocabulary) for number in numbers)
-    if style == "json":
-        _print_json((row.as_json() for row in rows), note)
-    elif style == "sanity":
-        for row in rows:
-            print(f"{place(row)}  {row.dataset}  row {row.row} of {row.split}", file=sys.stderr)
-            print(*_sanity(row, vocabulary), sep="\n")
-        if note:
-            print(note, file=sys.stderr)
-    else:
+    if style == "text":
         page = Page.on(sys.stdout)
         page.legend()
         for row in rows:
             page.row(row, opened.manifest, query.find)
         page.say(note)
+        return
+    for row in rows:
+        if style == "json":
+            _print_json(row.as_json())
+        else:
+            _aside(f"{place(row)}  {row.dataset}  row {row.row} of {row.split}")
+            print(*_sanity(row, vocabulary), sep="\n")
+    _aside(note)
 
 
 def _sanity(row: Row, vocabulary: Vocabulary) -> Iterator[str]:
@@ -89,7 +91,9 @@ def _sanity(row: Row, vocabulary: Vocabulary) -> Iterator[str]:
 def _show_rejects(opened: ShardSet, query: Query, style: str) -> None:
     entries, note = choose_rejects(opened, query)
     if style == "json":
-        _print_json(entries, note)
+        for entry in entries:
+            _print_json(entry)
+        _aside(note)
         return
     page = Page.on(sys.stdout)
     for entry in entries:
@@ -103,7 +107,7 @@ def _show_rejects(opened: ShardSet, query: Query, style: str) -> None:
 def _show_checks(checks: list[Check], rows: int, style: str) -> None:
     if style == "json":
         ok = all(check.ok for check in checks)
-        _print_json([{"ok": ok, "rows": rows, "checks": [check.as_json() for check in checks]}])
+        _print_json({"ok": ok, "rows": rows, "checks": [check.as_json() for check in checks]})
         return
     for check in checks:
         print(*_verdict(check, rows), sep="\n", file=sys.stdout if check.ok else sys.stderr)

@@ -134,10 +134,9 @@ def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int, window: _Windo
         group = (group[0] if group else begin, end)
         size = end - group[0]
         chance = (end - begin) * (1 << 33) // target_bytes
-        if size * 4 >= target_bytes and zlib.crc32(window.peek(max(begin, end - 64), end)) < chance:
-            yield group
-            group = None
-        elif size >= 2 * target_bytes:
+        if (
+            size * 4 >= target_bytes and zlib.crc32(window.peek(max(begin, end - 64), end)) < chance
+        ) or size >= 2 * target_bytes:
             yield group
             group = None
     if group:

@@ -24,7 +24,7 @@ from compiler.conversation import Call, Conversation, Message, Role, Segment
 from compiler.encode import Run, encode, make_runs
 from compiler.templates.guard import CUT
 from compiler.templates.load import Template
-from compiler.templates.program import as_dict, merge
+from compiler.templates.rendering import as_dict, merge
 from compiler.tokenizer import Tokenizer
 from compiler.weigh import Policy, weigh
 from schemas.errors import IntegrityError, RowError
@@ -57,7 +57,7 @@ def certify(template: Template, tokenizer: Tokenizer) -> dict[str, Any]:
     stops: set[str] = set()
     for probe in probes():
         try:
-            rendered = template.program.by_rendering(probe.conversation)
+            rendered = template.program.rendering.segments(probe.conversation)
         except RowError as error:
             refused[probe.name] = str(error)
             continue
@@ -131,13 +131,15 @@ def _check(
     filled = template.program.segments(conversation)
     _must("agree", probe, _texts(filled), _texts(rendered), checks)
     messages = [as_dict(message, str) for message in conversation.messages]
-    chat = template.program.tool_template if conversation.tools else template.program.template
+    chat = template.program.rendering.tool_template if conversation.tools else template.program.rendering.template
     official_text = chat.render(messages, conversation.tools, generation_prompt=False)
     _must("text", probe, [segment.text for segment in merge(rendered)], [official_text.replace(CUT, "")], checks)
 
     weighed = weigh(conversation, rendered, _EVEN)
     for segment, after in zip(weighed, [*weighed[1:], None], strict=True):
-        if _is_stop(segment, after) and not (segment.control in template.program.stops and segment.weight > 0):
+        if _is_stop(segment, after) and not (
+            segment.control in template.program.rendering.stops and segment.weight > 0
+        ):
             _must("stop", probe, [segment.text], ["a trained stop token"], checks)
         checks["stop"] += 1
     runs = make_runs(weighed, tokenizer)
@@ -202,11 +204,11 @@ def _spelling_probe(probe: Probe, tokenizer: Tokenizer) -> Conversation | None:
 def _check_injection(
     probe: Probe, spelling: Conversation, template: Template, tokenizer: Tokenizer, checks: Counter[str]
 ) -> None:
-    if template.program.special_text == "allow":
+    if template.program.rendering.special_text == "allow":
         return
     wanted, found = Counter[str](), Counter[str]()
     for conversation, count in ((probe.conversation, wanted), (spelling, found)):
-        segments = weigh(conversation, template.program.by_rendering(conversation), _EVEN)
+        segments = weigh(conversation, template.program.rendering.segments(conversation), _EVEN)
         ids = encode([(conversation, segments)], tokenizer)[0].ids
         count.update(tokenizer.token(i) for i in ids[tokenizer.is_control[ids]].tolist())
     _must("injection", probe, sorted(found.elements()), sorted(wanted.elements()), checks)

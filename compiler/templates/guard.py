@@ -1,31 +1,27 @@
-"""Private-use characters as marks in rendered text, so that a row's words are never taken for the template's.
+"""Marks in rendered text, so that a row's words are never taken for the template's, and their places are known.
 
-Two Unicode planes are borrowed while a conversation is rendered, and given back after:
-
-- plane 15: *hidden* strings. Whatever in a value spells a control token (or is itself a private-use character)
-  is replaced by one mark, so that the control tokens left in the rendered text are the template's own;
-- plane 16: *slots*, which say where a value went.
+- *Hidden* strings: whatever in a value spells a control token (or is a character that slots use) is replaced by a
+  word that is neither in the row nor in the template, so that the control tokens left in the rendered text are the
+  template's own. The words are plain ASCII: they come through `tojson`, `repr` and the like unchanged.
+- *Slots* say where a value went: single characters of the private-use plane 16.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
-_HIDDEN = 0xF0000
 _SLOTS = 0x100000
-_PRIVATE = "\U000f0000-\U0010ffff"
+MAX_SLOTS = 0xFF00
 SLOT_PATTERN = re.compile("([\U00100000-\U0010ffff])")
-_MARK_PATTERN = re.compile("[\U000f0000-\U000fffff]")
-
-
 CUT = "\U0010fffd"
 """What a card's template writes (as `cut`) where the family encodes two texts apart."""
 
 
 def slot(number: int) -> str:
-    """Return the mark of slot `number`."""
+    """Return the mark of slot `number`, which must be below MAX_SLOTS."""
     return chr(_SLOTS + number)
 
 
@@ -37,19 +33,21 @@ def slot_number(mark: str) -> int:
 class Guard:
     """Hides strings of one row and gives them back."""
 
-    def __init__(self, pattern: re.Pattern[str]) -> None:
-        self._pattern = re.compile(f"{pattern.pattern}|[{_PRIVATE}]")
+    def __init__(self, pattern: re.Pattern[str], taken: Sequence[str]) -> None:
+        """`taken` is every text that will be rendered, the template's source included: none of it may hold a mark."""
+        self._pattern = re.compile(f"{pattern.pattern}|{SLOT_PATTERN.pattern}")
         self._hidden: list[str] = []
         self._marks: dict[str, str] = {}
+        self._word = next(w for w in (f"Zq{i}x" for i in count()) if not any(w in text for text in taken))
 
     def hide(self, text: str) -> str:
-        """Return `text` with every control token's text and private-use character replaced by a mark."""
+        """Return `text` with every control token's text and slot character replaced by a mark."""
         return self._pattern.sub(self._mark, text)
 
     def _mark(self, match: re.Match[str]) -> str:
         found = match[0]
         if found not in self._marks:
-            self._marks[found] = chr(_HIDDEN + len(self._hidden))
+            self._marks[found] = f"{self._word}{len(self._hidden):x}z"
             self._hidden.append(found)
         return self._marks[found]
 
@@ -57,7 +55,7 @@ class Guard:
         """Return `text` with the hidden strings back in place."""
         if not self._hidden:
             return text
-        return _MARK_PATTERN.sub(lambda match: self._hidden[ord(match[0]) - _HIDDEN], text)
+        return re.sub(f"{self._word}([0-9a-f]+)z", lambda match: self._hidden[int(match[1], 16)], text)
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:

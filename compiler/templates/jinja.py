@@ -8,13 +8,12 @@ and `tojson` knows the slots of a skeleton.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jinja2
 import jinja2.ext
-from jinja2.nodes import Call, CallBlock, Compare, Const, Filter, Getattr, Node, Operand
+from jinja2.nodes import Assign, Call, CallBlock, Compare, Const, Filter, Getattr, Node, Operand
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -72,16 +71,7 @@ def _to_json_filter(
 
 def python_arguments(arguments: Mapping[str, Any]) -> str:
     """Return `a='x', b=1`: arguments as Python keywords, as ChatGLM3 writes them in tool_call(...)."""
-    return ", ".join(f"{name}={_python(value)}" for name, value in arguments.items())
-
-
-def _python(value: Any) -> str:
-    """Return a value's repr, with the private-use marks of hidden strings left as they are."""
-    text = repr(value)
-    if not any(ord(character) >= 0xF0000 for character in str(value)):
-        return text
-    # repr escapes private-use characters; a backslash of the value itself is doubled and stays.
-    return re.sub(r"(\\\\)|\\U00(0f[0-9a-f]{4}|10[0-9a-f]{4})", lambda m: m[1] or chr(int(m[2], 16)), text)
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -150,6 +140,8 @@ class ChatTemplate:
         for compare in tree.find_all(Compare):
             if any(operand.op in ("in", "notin") for operand in compare.find_all(Operand)):
                 found |= _constants(compare)
+        for assigned in tree.find_all(Assign):
+            found |= _constants(assigned.node)
         for call in tree.find_all(Call):
             if isinstance(call.node, Getattr):
                 found |= {text for argument in call.args for text in _constants(argument)}

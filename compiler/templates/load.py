@@ -9,6 +9,7 @@ import registry
 from compiler.templates.guard import CUT
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.program import Program
+from compiler.templates.rendering import Rendering
 from compiler.tokenizer import Tokenizer
 from schemas.errors import UsageError, nearest
 
@@ -49,7 +50,7 @@ def load_template(name: str, tokenizer: Tokenizer, *, special_text: str = "text"
         final_stop = card.get("final_stop")
     where = f"template {name} of {tokenizer.folder}"
     names = tokenizer.named_tokens if name == "auto" else {**tokenizer.named_tokens, "cut": CUT}
-    program = Program(
+    rendering = Rendering(
         template=ChatTemplate(plain, names, where),
         tool_template=ChatTemplate(with_tools, names, where),
         controls=tokenizer.controls,
@@ -58,7 +59,6 @@ def load_template(name: str, tokenizer: Tokenizer, *, special_text: str = "text"
         reply_fresh=reply_start == "fresh",
         final_stop=final_stop,
         special_text=special_text,
-        skeletons=skeletons,
     )
     digest = hashlib.sha256("\0".join([plain, with_tools, reply_start, final_stop or ""]).encode()).hexdigest()
-    return Template(name, program, reply_start, digest, provenance)
+    return Template(name, Program(rendering, skeletons), reply_start, digest, provenance)

@@ -1,0 +1,280 @@
+"""A conversation rendered, and the rendering cut into segments: the derivation that needs no proof.
+
+Render the conversation, and once more up to every reply with the generation prompt. What lies between a generation
+prompt and the stop that ends the reply is generated; everything else is context. The control tokens are those that
+the template wrote: what the row spells is hidden while it renders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from compiler.conversation import Conversation, Message, Role, Segment
+from compiler.templates.guard import CUT, MAX_SLOTS, SLOT_PATTERN, Guard, map_strings, slot, slot_number
+from compiler.templates.jinja import ChatTemplate
+from schemas.errors import IntegrityError, Reason, RowError
+
+
+@dataclass
+class Rendering:
+    """A chat template and the control tokens it may place."""
+
+    template: ChatTemplate
+    tool_template: ChatTemplate
+    """The template used for conversations with tools; the same one for most tokenizers."""
+    controls: dict[str, int]
+    control_pattern: re.Pattern[str]
+    stops: frozenset[int]
+    """The control tokens that may end a reply."""
+    reply_fresh: bool = False
+    """Whether a reply's first text is a text of its own to the tokenizer."""
+    final_stop: str | None = None
+    """Where the next role token ends a reply: what ends the last one. None = replies carry their own stop."""
+    special_text: str = "text"
+    """What to do with text that spells a control token: "text" (keep it text), "reject", "allow"."""
+
+    @cached_property
+    def sensitive_texts(self) -> list[str]:
+        """The texts that the templates may look for in a content."""
+        return sorted({*self.template.sensitive_texts(), *self.tool_template.sensitive_texts()})
+
+    def spells_control(self, conversation: Conversation) -> str | None:
+        """Return the first control token that the row's own text spells, or None."""
+        for text in texts_of(conversation):
+            if match := self.control_pattern.search(text):
+                return match[0]
+        return None
+
+    def segments(self, conversation: Conversation) -> list[Segment]:
+        """Return the conversation's segments."""
+        texts = texts_of(conversation)
+        self._refuse_looked_for(texts)
+        hidden = self.control_pattern if self.special_text != "allow" else re.compile(r"(?!)")
+        guard = Guard(hidden, [*texts, self.template.source, self.tool_template.source])
+        tools = map_strings(conversation.tools, guard.hide)
+        plain = [as_dict(message, guard.hide) for message in conversation.messages]
+        segments = self.cut(plain, tools, conversation)
+        text = "".join(segment.text for segment in segments)
+        self._must_differ_without(plain, tools, text)
+        owners = self._owners(plain, tools, text, conversation)
+        placed = _place(segments, owners)
+        for segment in placed:
+            segment.text = guard.restore(segment.text)
+        return placed
+
+    def _refuse_looked_for(self, texts: list[str]) -> None:
+        """Raise where the template looks for a control token that a text spells: hidden, it would not be found."""
+        if self.special_text == "allow":
+            return
+        looked_for = [text for text in self.sensitive_texts if self.control_pattern.search(text)]
+        for text in looked_for:
+            if any(text in content for content in texts):
+                raise RowError(
+                    Reason.TEMPLATE_REFUSED,
+                    f"the chat template treats texts with {text!r} in its own way, and that is a control token here; "
+                    "--special-text allow takes it as one",
+                )
+
+    def _must_differ_without(self, plain: list[dict[str, Any]], tools: Any, text: str) -> None:
+        """Raise if the template leaves out tools or calls: training on the rest would be training on another row."""
+        if tools and self._rendered_or_none(plain, None) == text:
+            raise RowError(Reason.TEMPLATE_REFUSED, "the chat template leaves out the tools")
+        for i, message in enumerate(plain):
+            if "tool_calls" not in message:
+                continue
+            without = {key: value for key, value in message.items() if key != "tool_calls"}
+            if self._rendered_or_none([*plain[:i], without, *plain[i + 1 :]], tools) == text:
+                raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template leaves out the calls of message {i + 1}")
+
+    def _rendered_or_none(self, messages: list[dict[str, Any]], tools: Any) -> str | None:
+        try:
+            return self._render(messages, tools, generation_prompt=False).replace(CUT, "")
+        except RowError:
+            return None
+
+    def _owners(
+        self, plain: list[dict[str, Any]], tools: list[Any] | None, text: str, conversation: Conversation
+    ) -> list[tuple[int, int, int]]:
+        """Return (start, end, message) for every content in the rendered text.
+
+        Found by rendering once more with a mark before and after each content. Where the marks change what the
+        template writes, a content's place is not known: it stays "template text", which is right for ids and
+        masks and only less telling for `inspect`; but a content that must be trained then is a reject.
+        """
+        marked = [
+            message | {"content": slot(2 * i) + message["content"] + slot(2 * i + 1)} if message["content"] else message
+            for i, message in enumerate(plain[: MAX_SLOTS // 2])
+        ] + plain[MAX_SLOTS // 2 :]
+        owners: list[tuple[int, int, int]] = []
+        pieces = SLOT_PATTERN.split(self._rendered_or_none(marked, tools) or "")
+        rendered = "".join(pieces[::2])
+        if rendered == text:
+            position, open_at = 0, dict[int, int]()
+            for piece, mark in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
+                position += len(piece)
+                if mark and (number := slot_number(mark)) % 2 == 0:
+                    open_at[number // 2] = position
+                elif mark and number // 2 in open_at:
+                    owners.append((open_at[number // 2], position, number // 2))
+        known = {message for _, _, message in owners}
+        for i, (message, source) in enumerate(zip(plain, conversation.messages, strict=True)):
+            if i not in known:
+                _must_be_rendered(i, source, message["content"], text, rendered == text)
+        return owners
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, generation_prompt: bool) -> str:
+        template = self.tool_template if tools else self.template
+        return template.render(messages, tools, generation_prompt=generation_prompt)
+
+    def cut(self, messages: list[dict[str, Any]], tools: list[Any] | None, source: Conversation) -> list[Segment]:
+        """Return the rendered text cut at generation prompts, stops and control tokens."""
+        full = self._render(messages, tools, generation_prompt=False)
+        segments: list[Segment] = []
+        done = 0
+        for i, message in enumerate(source.messages):
+            if message.role is not Role.ASSISTANT:
+                continue
+            prompt = self._render(messages[:i], tools, generation_prompt=True)
+            reply_end = self._reply_end(full, self._render(messages[: i + 1], tools, generation_prompt=False))
+            if not (full.startswith(reply_end) and reply_end.startswith(prompt) and len(prompt) >= done):
+                raise RowError(
+                    Reason.TEMPLATE_UNSTABLE,
+                    f"the chat template renders the turns before message {i + 1} differently once later ones follow",
+                )
+            segments += self.split(full[done : len(prompt)])
+            reply = self.split(full[len(prompt) : len(reply_end)])
+            stop = max((j for j, part in enumerate(reply) if part.control in self.stops), default=None)
+            if stop is None:
+                raise IntegrityError(
+                    "chat template", f"the reply of message {i + 1} ends without a stop token",
+                    "A model trained on it would never stop. Use a template card that declares the stop.",
+                )  # fmt: skip
+            reply[0].boundary, reply[0].fresh = True, reply[0].fresh or self.reply_fresh
+            for part in reply[: stop + 1]:
+                part.generated, part.message = True, i
+            segments += reply
+            done = len(reply_end)
+        return segments + self.split(full[done:])
+
+    def _reply_end(self, full: str, rendered: str) -> str:
+        """Return the rendering up to the end of its last reply, the stop included.
+
+        Where the next role token is the stop, it takes the place of the final stop that the rendering ends with.
+        """
+        if self.final_stop is None or not rendered.endswith(self.final_stop):
+            return rendered
+        body = rendered.removesuffix(self.final_stop)
+        following = self.control_pattern.match(full, len(body))
+        return body + following[0] if following else rendered
+
+    def split(self, text: str) -> list[Segment]:
+        """Return a rendered text's control tokens and texts apart, and texts that the family encodes apart."""
+        segments: list[Segment] = []
+        for number, part in enumerate(text.split(CUT)):
+            parts = self.split_controls(part)
+            if number and parts and parts[0].control < 0:
+                parts[0].boundary = parts[0].fresh = True
+            segments += parts
+        return segments
+
+    def split_controls(self, text: str) -> list[Segment]:
+        """Return control tokens and texts apart."""
+        segments: list[Segment] = []
+        position = 0
+        for match in self.control_pattern.finditer(text):
+            if match.start() > position:
+                segments.append(Segment(text[position : match.start()]))
+            segments.append(Segment(match[0], control=self.controls[match[0]]))
+            position = match.end()
+        if position < len(text):
+            segments.append(Segment(text[position:]))
+        return segments
+
+
+def merge(segments: list[Segment]) -> list[Segment]:
+    """Return the segments with neighbours of the same kind joined, so that two derivations can be compared."""
+    merged: list[Segment] = []
+    for segment in segments:
+        last = merged[-1] if merged else None
+        if (
+            last is not None
+            and last.control < 0
+            and segment.control < 0
+            and (last.message, last.generated) == (segment.message, segment.generated)
+            and not segment.boundary
+        ):
+            last.text += segment.text
+        else:
+            merged.append(segment)
+    return merged
+
+
+def _must_be_rendered(index: int, message: Message, hidden: str, text: str, exact: bool) -> None:
+    """Raise if a content is missing from the rendering, or must be trained and has no known place."""
+    if not message.content:
+        return
+    where = f"message {index + 1} ({message.role})"
+    if message.content.strip() and (exact or hidden.strip() not in text):
+        raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template leaves out the content of {where}")
+    if message.role is not Role.ASSISTANT and message.weight:
+        raise RowError(
+            Reason.TEMPLATE_UNSTABLE, f"the chat template changes the text of {where}, which is to be trained"
+        )
+
+
+def _place(segments: list[Segment], owners: list[tuple[int, int, int]]) -> list[Segment]:
+    """Return the segments cut where a content begins or ends, context texts given to their message."""
+    cuts = sorted({edge for start, end, _ in owners for edge in (start, end)})
+    starts = {start: (end, message) for start, end, message in owners if end > start}
+    placed: list[Segment] = []
+    position, inside = 0, (0, -1)
+    for segment in segments:
+        end = position + len(segment.text)
+        edges = [edge for edge in cuts if position < edge < end] if segment.control < 0 else []
+        for left, right in zip([position, *edges], [*edges, end], strict=True):
+            inside = starts.get(left, inside)
+            owner = inside[1] if left < inside[0] else -1
+            text = segment.text[left - position : right - position]
+            message = segment.message if segment.generated or owner == -1 else owner
+            first = left == position
+            boundary, fresh = segment.boundary and first, segment.fresh and first
+            placed.append(Segment(text, segment.control, message, segment.generated, boundary, fresh))
+        position = end
+    return merge(placed)
+
+
+def as_dict(message: Message, change: Callable[[str], str]) -> dict[str, Any]:
+    """Return a message as chat templates expect it, with `change` applied to the row's own strings."""
+    entry: dict[str, Any] = {"role": str(message.role), "content": change(message.content)}
+    if message.name is not None:
+        entry["name"] = change(message.name)
+    if message.call_id is not None:
+        entry["tool_call_id"] = change(message.call_id)
+    if message.calls:
+        entry["tool_calls"] = [
+            {
+                "type": "function",
+                "function": {"name": change(call.name), "arguments": map_strings(call.arguments, change)},
+                **({"id": change(call.id)} if call.id is not None else {}),
+            }
+            for call in message.calls
+        ]
+    return entry
+
+
+def texts_of(conversation: Conversation) -> list[str]:
+    """Return every string of the row that a template may write."""
+    texts: list[str] = []
+
+    def collect(text: str) -> str:
+        texts.append(text)
+        return text
+
+    for message in conversation.messages:
+        as_dict(message, collect)
+    map_strings(conversation.tools, collect)
+    return texts
