@@ -83,9 +83,7 @@ def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> N
     with pa.ipc.new_file(sink, OBJECT) as writer:
         writer.write_table(table.combine_chunks())
     rows = sink.getvalue()
-    rows_path, _ = _paths(cache_dir, key)
-    rows_path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(rows_path, rows)
+    _write(cache_dir, _paths(cache_dir, key)[0], rows)
     store_record(cache_dir, key, info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)})
 
 
@@ -104,21 +102,21 @@ def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
 
 def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
     """Write a record: its checksum on the first line, then the JSON."""
-    path = _paths(cache_dir, key)[1]
     data = orjson.dumps({"key": key} | record)
+    _write(cache_dir, _paths(cache_dir, key)[1], xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)
+
+
+def _write(cache_dir: Path, path: Path, data: Any) -> None:
+    """Write a file so that it is there whole or not at all. It is not flushed to disk: damage is detected."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)
+        _write_atomically(path, data)
     except OSError as error:
-        raise InputError(
-            str(cache_dir),
-            f"the cache cannot be written: {error.strerror}",
-            "Choose another folder with --cache.",
-        ) from error
+        what = f"the cache cannot be written: {error.strerror}"
+        raise InputError(str(cache_dir), what, "Choose another folder with --cache.") from error
 
 
-def write_atomically(path: Path, data: Any) -> None:
-    """Write a file so that it is there whole or not at all. The cache is not flushed to disk: damage is detected."""
+def _write_atomically(path: Path, data: Any) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -71,7 +71,7 @@ class Output:
                 raise
             lock.close()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
         if self._lock:
@@ -79,6 +79,9 @@ class Output:
         if self._created:
             with contextlib.suppress(OSError):  # not empty: it was published
                 self.folder.rmdir()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file it was
+            what = f"cannot be written: {error.strerror or error}"
+            raise InputError(str(self.folder), what, "Nothing was published.") from error
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Put everything in place, the manifest with its own digest last."""
