@@ -64,7 +64,7 @@ class Tokenizer:
         if not folder.is_dir():
             raise UsageError(f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json.")
         files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-        family = {} if "tokenizer.json" in files else _family(files)
+        family = family_of(files)
         if family and (folder / family["file"]).is_file():
             files[family["file"]] = (folder / family["file"]).read_bytes()
         elif "tokenizer.json" not in files:
@@ -214,8 +214,11 @@ class Tokenizer:
         return self.official.decode(list(ids), skip_special_tokens=False)
 
 
-def _family(files: dict[str, bytes]) -> dict[str, Any]:
-    """Return how a folder without a tokenizer.json is read, by the class its configuration names; {} if unknown."""
+def family_of(files: dict[str, bytes]) -> dict[str, Any]:
+    """Return how files without a tokenizer.json are read, by the class their configuration names; {} if there is no
+    need, or no knowing."""
+    if "tokenizer.json" in files:
+        return {}
     config = json.loads(files.get("tokenizer_config.json", b"{}"))
     return registry.tokenizer_families().get(config.get("tokenizer_class", ""), {})
 

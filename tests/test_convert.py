@@ -102,11 +102,11 @@ def test_the_first_qwen_is_read_from_its_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", [b"", b"\x0a\xff", b"not a model", b"AAAA x\n"])
 @pytest.mark.parametrize("family", ["ChatGLMTokenizer", "ChatGLM4Tokenizer"])
 def test_a_damaged_vocabulary_is_one_message(family: str, data: bytes) -> None:
-    with pytest.raises(InputError, match="not a (sentencepiece|tiktoken) vocabulary"):
+    with pytest.raises(InputError, match=r"not a (sentencepiece|tiktoken) vocabulary"):
         to_spec(registry.tokenizer_families()[family], data, {}, "x/tokenizer.model")
 
 
 def test_a_folder_without_a_known_vocabulary_says_what_it_found(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "NewTokenizer"}', encoding="utf-8")
-    with pytest.raises(UsageError, match="expected a tokenizer.json"):
+    with pytest.raises(UsageError, match=r"expected a tokenizer\.json"):
         Tokenizer.load(tmp_path)

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from compiler.inspect.rows import damage, read_file
 from compiler.shards import ShardSet
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer import Tokenizer, family_of
 
 
 class Vocabulary:
@@ -22,9 +22,10 @@ class Vocabulary:
         self._opened = opened
         names = [name for name in opened.manifest["files"] if name.startswith("tokenizer/")]
         files = {name.removeprefix("tokenizer/"): read_file(opened, name) for name in names}
-        if "tokenizer.json" not in files:
+        family = family_of(files)
+        if family.get("file", "tokenizer.json") not in files:
             raise damage(opened, "tokenizer/tokenizer.json: not in the manifest")
-        self.tokenizer = Tokenizer(opened.folder / "tokenizer", files)
+        self.tokenizer = Tokenizer(opened.folder / "tokenizer", files, family)
         self.controls = frozenset(self.tokenizer.controls.values())
 
     @cached_property

@@ -43,11 +43,12 @@ class Rendering:
         return sorted({*self.template.sensitive_texts(), *self.tool_template.sensitive_texts()})
 
     def spells_control(self, conversation: Conversation) -> str | None:
-        """Return the first control token that the row's own text spells, or None."""
-        for text in texts_of(conversation):
-            if match := self.control_pattern.search(text):
-                return match[0]
-        return None
+        """Return the first control token that the row's own text spells, or None.
+
+        Plain words do not count: ChatGLM3's "sop" is in "philosophy".
+        """
+        found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
+        return next((token for token in found if not token.isalnum()), None)
 
     def segments(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments."""
