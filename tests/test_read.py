@@ -1017,6 +1017,26 @@ def test_a_sheet_without_a_table_is_one_message(lines: list[list[Any]], says: st
     assert says in refusal(workbook(tmp_path / "a.xlsx", *lines))
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_table_that_changes_after_it_was_cut_is_one_message(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+
+    def write_table(value: str) -> None:
+        table = pa.table({"a": [value]})
+        if name.endswith("parquet"):
+            pq.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+
+    write_table("before")
+    (unit,) = units(path)
+    assert [row.value for row in read(unit)] == [{"a": "before"}]
+    write_table("after!")  # as long as before
+    with pytest.raises(InputError, match="changed while it was being read"):
+        list(read(unit))
+
+
 def test_a_workbook_that_changes_after_it_was_cut_is_one_message(tmp_path: Path) -> None:
     path = workbook(tmp_path / "a.xlsx", ["a"], [1])
     (unit,) = units(path)

@@ -18,6 +18,7 @@ import datetime as dt
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import python_calamine
 
-from compiler.read.model import Kind, Row, Source, Unit, changed, check_header, open_file, unreadable
+from compiler.read.model import Kind, Row, Source, Unit, changed, check_header, open_file, stamp_of, unreadable
 from compiler.read.source import open_stream
 from compiler.read.value import escape
 from schemas.errors import InputError, Reason, Reject, RowError
@@ -38,6 +39,7 @@ Convert = Callable[[Any], Any]
 
 def cut(source: Source) -> Iterator[Unit]:
     """Yield a unit per row group (Parquet), per record batch (Arrow), or one for the first sheet (.xlsx)."""
+    stamp = stamp_of(source.path)  # before the bytes are read: what is written from now on shows
     with open_stream(source) as stream:
         data = stream.read() if source.compression or source.kind is Kind.XLSX else None
         if data is None:
@@ -51,7 +53,7 @@ def cut(source: Source) -> Iterator[Unit]:
         return
     for number, rows, packed in _groups(source, data):
         if rows:
-            yield _unit(source, sha256, number, packed)
+            yield replace(_unit(source, sha256, number, packed), stamp=None if packed else stamp)
 
 
 def read(unit: Unit) -> Iterator[Row]:
@@ -118,6 +120,8 @@ def _groups(source: Source, data: bytes | None) -> Iterator[tuple[int, int, byte
 
 def _batches(unit: Unit) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a unit, a few at a time."""
+    if unit.stamp is not None and stamp_of(unit.path) != unit.stamp:
+        raise changed(unit.path)
     with _arrow_errors(unit.path, unit.kind), _buffer(unit.path, unit.data) as file:
         if unit.data is not None:
             with pa.ipc.open_stream(file) as stream:

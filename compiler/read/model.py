@@ -67,6 +67,14 @@ class Unit:
     digest: str
     data: bytes | None
     header: tuple[str, ...] = ()
+    stamp: tuple[int, int] | None = None
+    """Size and time of change of a table that is read again from its path: cheaper to compare than its bytes."""
+
+
+def stamp_of(path: str | Path) -> tuple[int, int]:
+    """Return what changes when a file is written: its size and the nanosecond of its last change."""
+    found = Path(path).stat()
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(slots=True)
