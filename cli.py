@@ -288,7 +288,7 @@ def compile_(**given: Any) -> None:
 
 def _config(given: dict[str, Any]) -> Any:
     """Return the run's configuration from the options, with everything that can be checked without files checked."""
-    from compiler import mix, pipeline, sources
+    from compiler import files, mix, pipeline, sources
     from compiler.formats import get
     from compiler.repair import REPAIRS
     from registry import weights
@@ -324,10 +324,10 @@ def _config(given: dict[str, Any]) -> Any:
         raise UsageError(
             "--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai"
         )
-    persona = {key: sources.readable(given[key]) for key in ("name", "author") if given[key]}
+    persona = {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
     return pipeline.Config(
         catalogue=sources.Catalogue(given["files"], given["registries"], given["format_name"]),
-        mix=mix.parse_mix(sources.readable(given["mix"])) if given["mix"] else [],
+        mix=mix.parse_mix(files.readable(given["mix"])) if given["mix"] else [],
         out=given["out"],
         cache=given["cache"],
         tokenizer=pipeline.tokenizer_path(given["tokenizer"]),

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from compiler.mix import Ints, Plan
+from compiler.mix import Plan
+from compiler.order import Ints
 from schemas.arrow import SHARD
 
 SHARD_TOKENS = 32 << 20

@@ -13,18 +13,16 @@ machine, in every numpy, for any number of workers.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from compiler.order import Ints, hashes, mix64, salt
 from schemas.errors import IntegrityError, UsageError, nearest
 
 UNITS = ("rows", "tokens", "trained_tokens")
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def _duplicates(examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
 def _capped(name: str, positions: Ints, cap: int | None, seed: int) -> Ints:
     if cap is None or cap >= len(positions):
         return positions
-    return np.sort(positions[np.argsort(_hashes(seed, f"cap:{name}", positions), kind="stable")][:cap])
+    return np.sort(positions[np.argsort(hashes(seed, f"cap:{name}", positions), kind="stable")][:cap])
 
 
 def _amounts(
@@ -229,7 +227,7 @@ def _draw(request: Request, rows: Examples, positions: Ints, amount: float, opti
     each = float(measure.sum())
     passes = int(amount // each) if each else 0
     rest = amount - passes * each
-    order = np.argsort(_hashes(options.seed, f"draw:{request.name}:{passes}", positions), kind="stable")
+    order = np.argsort(hashes(options.seed, f"draw:{request.name}:{passes}", positions), kind="stable")
     reached = np.cumsum(measure[order])
     # The cut that comes closest to what is left, so that the error is less than one row.
     low = int(np.searchsorted(reached, rest, side="right"))
@@ -267,7 +265,7 @@ def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: lis
         # Hashed with the dataset's name: adding a dataset does not reorder the others among themselves.
         keys = np.concatenate(
             [
-                _hashes(options.seed, f"shuffle:{request.name}", draw.position, draw.repeat)
+                hashes(options.seed, f"shuffle:{request.name}", draw.position, draw.repeat)
                 for request, draw in zip(requests, draws, strict=True)
             ]
         )
@@ -294,7 +292,7 @@ def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.b
         )
     groups, member, sizes = np.unique(prints, return_inverse=True, return_counts=True)
     keys = np.frombuffer(groups.astype("S16").tobytes(), dtype="<u8").reshape(-1, 2)[:, 0]
-    order = np.argsort(_mix64(keys ^ _salt(options.seed, "val")), kind="stable")
+    order = np.argsort(mix64(keys ^ salt(options.seed, "val")), kind="stable")
     chosen = np.zeros(len(groups), dtype=bool)
     left = wanted
     for group in order.tolist():
@@ -309,26 +307,6 @@ def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.b
             "Every conversation is repeated too often; ask for more rows.",
         )  # fmt: skip
     return val
-
-
-def _salt(seed: int, what: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.sha256(f"{seed}:{what}".encode()).digest()[:8], "little"))
-
-
-def _hashes(seed: int, what: str, *columns: Ints) -> npt.NDArray[np.uint64]:
-    """Return a uint64 per row of the columns that looks random and depends on nothing else."""
-    keys = np.full(len(columns[0]), _salt(seed, what), dtype=np.uint64)
-    for column in columns:
-        keys = _mix64(keys ^ column.astype(np.uint64))
-    return keys
-
-
-def _mix64(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return the keys through the finalizer of splitmix64 (Steele, Lea, Flood 2014): it mixes all bits."""
-    keys = keys + np.uint64(0x9E3779B97F4A7C15)
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> np.uint64(31))
 
 
 def unknown_dataset(name: str, known: Sequence[str]) -> UsageError:

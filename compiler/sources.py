@@ -7,8 +7,6 @@ the shipped cards.
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -17,6 +15,7 @@ from typing import Any
 
 import registry
 from compiler import formats, hub
+from compiler.files import File, data_files, readable
 from compiler.mix import Request, unknown_dataset
 from compiler.read import cut, open_source, read
 from compiler.validate import recognise
@@ -26,14 +25,6 @@ from schemas.errors import InputError, UsageError
 SELF_COGNITION = "self-cognition"
 _PEEK = 20
 """Rows looked at to recognise a format."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a dataset: where it is, and what shards, rejects and the manifest call it."""
-
-    path: Path
-    label: str
 
 
 @dataclass
@@ -116,7 +107,7 @@ class Catalogue:
             files = [File(registry.ROOT / file, file) for file in card["files"]]
         else:
             folder, revision = hub.find(card["name"], card["hub"], self.registries)
-            files = _data_files(folder, card["name"], {})
+            files = data_files(folder, card["name"], {})
             source |= {"hub": card["hub"]} | ({"revision": revision} if revision else {})
         return Dataset(
             card["name"], card["format"], dict(format_.columns), dict(format_.tags), files,
@@ -134,20 +125,15 @@ class Catalogue:
         if hubs:
             path, revision = hub.find(name, hubs, self.registries)
             source = {"hub": hubs} | ({"revision": revision} if revision else {})
-            files = _data_files(path, where, entry)
+            files = data_files(path, where, entry)
         elif "file_name" in entry:
-            files = _data_files(folder / entry["file_name"], where, entry, label=entry["file_name"])
+            files = data_files(folder / entry["file_name"], where, entry, label=entry["file_name"])
         else:
             raise UsageError(where, "names no file_name and no hub", 'Add "file_name": "data.json".')
         return Dataset(
             name, format_.name, _names(format_.columns, entry.get("columns")), _names(format_.tags, entry.get("tags")),
             files, format_.weights, num_samples=entry.get("num_samples"), source=source,
         )  # fmt: skip
-
-
-def readable(name: str) -> str:
-    """Return a file name as text in every locale: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def self_cognition() -> Dataset:
@@ -198,92 +184,6 @@ def _refuse_other_kinds(entry: dict[str, Any], where: str) -> None:
     for key, what in other.items():
         if what:
             raise UsageError(f"{where}/{key}", f"this version does not compile {what}")
-
-
-def _data_files(path: Path, where: str, entry: dict[str, Any], label: str | None = None) -> list[File]:
-    """Return the data files of a dataset in name order: one file, or a folder narrowed by folder, subset and split."""
-    split = entry.get("split", "train")
-    if path.is_file():
-        if split != "train":
-            raise UsageError(
-                f"{where}/split",
-                f'one file is one split, "train"; found {split!r}',
-                "Name the folder of all splits.",
-            )
-        return [File(path, label or path.name)]
-    if not path.is_dir():
-        raise InputError(
-            str(path),
-            f"no such file or folder (from {where})",
-            "Check file_name; it is relative to its registry.",
-        )
-    root = path / entry["folder"] if entry.get("folder") else path
-    found = sorted(p for p in root.rglob("*") if p.is_file() and _is_data(p) and p.name != "dataset_info.json")
-    if subset := entry.get("subset"):
-        found = [
-            p for p in found if subset in (*p.relative_to(root).parts[:-1], p.name.split(".")[0], p.name.split("-")[0])
-        ]
-    if not found:
-        raise InputError(
-            str(root),
-            f"no data file in it (from {where})",
-            "Data files are .json .jsonl .csv .parquet .arrow .xlsx .txt, also .gz and .zst.",
-        )
-    found = _of_split(found, split, where)
-    kinds = {open_source(p).kind for p in found}
-    if len(kinds) > 1:
-        raise UsageError(where, f"expected files of one type, found {', '.join(sorted(kinds))}", "Move them apart.")
-    return [File(p, f"{label or path.name}/{readable(p.relative_to(path).as_posix())}") for p in found]
-
-
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval"),
-}
-
-
-def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
-    """Return the files of a split: named or foldered exactly so, else by the words in their names.
-
-    Files that name no split are all of "train".
-    """
-    exact = [p for p in files if split in (re.split(r"[-.]", p.name)[0], p.parent.name)]
-    if exact:
-        return exact
-
-    def words(path: Path) -> set[str]:
-        text = path.as_posix().lower()
-        for sign in "-_./ ":
-            text = text.replace(sign, " ")
-        return set(text.split())
-
-    known = {word: name for name, group in _SPLIT_WORDS.items() for word in group}
-    named = [p for p in files if words(Path(p.name)) & {*known, split}]
-    if not named and split == "train":
-        return files
-    wanted = set(_SPLIT_WORDS.get(split, (split,)))
-    chosen = [p for p in named if words(Path(p.name)) & wanted]
-    if not chosen:
-        raise UsageError(f"{where}/split", f"no file of split {split!r} among {', '.join(p.name for p in files[:6])}")
-    return chosen
-
-
-def _is_data(path: Path) -> bool:
-    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
-    suffixes = (
-        ".json",
-        ".jsonl",
-        ".ndjson",
-        ".csv",
-        ".tsv",
-        ".parquet",
-        ".arrow",
-        ".feather",
-        ".xlsx",
-        ".txt",
-    )
-    return name.endswith(suffixes) and not name.startswith(".")
 
 
 def _recognise(file: File) -> tuple[str, str]:

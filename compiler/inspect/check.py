@@ -17,7 +17,7 @@ from compiler.encode import IGNORED, TEMPLATE
 from compiler.inspect.choose import LIMIT
 from compiler.inspect.rows import Split, damage
 from compiler.inspect.vocabulary import Vocabulary
-from compiler.mix import Ints
+from compiler.order import Ints
 from compiler.shards import ShardSet
 from compiler.weigh import KEYWORD, Policy
 from schemas.arrow import SPLITS

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from compiler.inspect.rows import Split, rejects
 from compiler.inspect.vocabulary import Vocabulary
-from compiler.mix import Ints
+from compiler.order import Ints
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
 

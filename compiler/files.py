@@ -1,0 +1,111 @@
+"""Which files a dataset is made of: one file, or a folder narrowed by folder, subset and split."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.read import open_source
+from schemas.errors import InputError, UsageError
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a dataset: where it is, and what shards, rejects and the manifest call it."""
+
+    path: Path
+    label: str
+
+
+def readable(name: str) -> str:
+    """Return a file name as text in every locale: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def data_files(path: Path, where: str, entry: dict[str, Any], label: str | None = None) -> list[File]:
+    """Return the data files of a dataset in name order: one file, or a folder narrowed by folder, subset and split."""
+    split = entry.get("split", "train")
+    if path.is_file():
+        if split != "train":
+            raise UsageError(
+                f"{where}/split",
+                f'one file is one split, "train"; found {split!r}',
+                "Name the folder of all splits.",
+            )
+        return [File(path, label or path.name)]
+    if not path.is_dir():
+        raise InputError(
+            str(path),
+            f"no such file or folder (from {where})",
+            "Check file_name; it is relative to its registry.",
+        )
+    root = path / entry["folder"] if entry.get("folder") else path
+    found = sorted(p for p in root.rglob("*") if p.is_file() and _is_data(p) and p.name != "dataset_info.json")
+    if subset := entry.get("subset"):
+        found = [
+            p for p in found if subset in (*p.relative_to(root).parts[:-1], p.name.split(".")[0], p.name.split("-")[0])
+        ]
+    if not found:
+        raise InputError(
+            str(root),
+            f"no data file in it (from {where})",
+            "Data files are .json .jsonl .csv .parquet .arrow .xlsx .txt, also .gz and .zst.",
+        )
+    found = _of_split(found, split, where)
+    kinds = {open_source(p).kind for p in found}
+    if len(kinds) > 1:
+        raise UsageError(where, f"expected files of one type, found {', '.join(sorted(kinds))}", "Move them apart.")
+    return [File(p, f"{label or path.name}/{readable(p.relative_to(path).as_posix())}") for p in found]
+
+
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval"),
+}
+
+
+def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
+    """Return the files of a split: named or foldered exactly so, else by the words in their names.
+
+    Files that name no split are all of "train".
+    """
+    exact = [p for p in files if split in (re.split(r"[-.]", p.name)[0], p.parent.name)]
+    if exact:
+        return exact
+
+    def words(path: Path) -> set[str]:
+        text = path.as_posix().lower()
+        for sign in "-_./ ":
+            text = text.replace(sign, " ")
+        return set(text.split())
+
+    known = {word: name for name, group in _SPLIT_WORDS.items() for word in group}
+    named = [p for p in files if words(Path(p.name)) & {*known, split}]
+    if not named and split == "train":
+        return files
+    wanted = set(_SPLIT_WORDS.get(split, (split,)))
+    chosen = [p for p in named if words(Path(p.name)) & wanted]
+    if not chosen:
+        raise UsageError(f"{where}/split", f"no file of split {split!r} among {', '.join(p.name for p in files[:6])}")
+    return chosen
+
+
+def _is_data(path: Path) -> bool:
+    name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
+    suffixes = (
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".csv",
+        ".tsv",
+        ".parquet",
+        ".arrow",
+        ".feather",
+        ".xlsx",
+        ".txt",
+    )
+    return name.endswith(suffixes) and not name.startswith(".")
