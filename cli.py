@@ -288,7 +288,7 @@ def compile_(**given: Any) -> None:
 
 def _config(given: dict[str, Any]) -> Any:
     """Return the run's configuration from the options, with everything that can be checked without files checked."""
-    from compiler import files, mix, pipeline, sources
+    from compiler import files, mix, pipeline, request, sources
     from compiler.formats import get
     from compiler.repair import REPAIRS
     from registry import weights
@@ -327,7 +327,7 @@ def _config(given: dict[str, Any]) -> Any:
     persona = {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
     return pipeline.Config(
         catalogue=sources.Catalogue(given["files"], given["registries"], given["format_name"]),
-        mix=mix.parse_mix(files.readable(given["mix"])) if given["mix"] else [],
+        mix=request.parse_mix(files.readable(given["mix"])) if given["mix"] else [],
         out=given["out"],
         cache=given["cache"],
         tokenizer=pipeline.tokenizer_path(given["tokenizer"]),

@@ -14,8 +14,9 @@ import numpy as np
 from compiler import objects
 from compiler.engines import local
 from compiler.link import fingerprints
-from compiler.mix import Examples, Request
+from compiler.mix import Examples
 from compiler.read import cut, open_source
+from compiler.request import Request
 from compiler.sources import Dataset
 from compiler.unit import Layout, Settings, Task, object_key
 from schemas.errors import IntegrityError

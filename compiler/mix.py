@@ -20,18 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.order import Ints, hashes, mix64, salt
-from schemas.errors import IntegrityError, UsageError, nearest
+from compiler.request import Request
+from schemas.errors import IntegrityError, UsageError
 
 UNITS = ("rows", "tokens", "trained_tokens")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks of one dataset: a share, a count of rows, or (neither) everything it has."""
-
-    name: str
-    share: float | None = None
-    count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,33 +76,6 @@ class Plan:
     repeat: Ints
     val: npt.NDArray[np.bool_]
     draws: list[Draw] = field(default_factory=list)
-
-
-def parse_mix(text: str) -> list[Request]:
-    """Return the requests of `agent:1,bench:2,extra#500,all`: shares, counts, or everything."""
-    requests: list[Request] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        name, mark, number = part, "", ""
-        for sign in (":", "#"):
-            if sign in part:
-                name, mark, number = part.rpartition(sign)
-        if any(request.name == name for request in requests):
-            raise UsageError(f"--mix {text}", f"{name!r} is named twice", "Add its shares up.")
-        try:
-            share = float(number) if mark == ":" else None
-            count = int(number) if mark == "#" else None
-        except ValueError:
-            raise UsageError(
-                f"--mix {text}",
-                f"expected a number after {name!r}, found {number!r}",
-                "--mix agent:1,bench:2",
-            ) from None
-        if not name or (share is not None and not 0 < share < float("inf")) or (count is not None and count < 1):
-            raise UsageError(f"--mix {text}", f"expected NAME:SHARE or NAME#ROWS with a number above 0, found {part!r}")
-        requests.append(Request(name, share, count))
-    if not requests:
-        raise UsageError("--mix", "names no dataset", "--mix agent:1,bench:2")
-    return requests
 
 
 def check_options(requests: Sequence[Request], options: Options) -> None:
@@ -307,8 +272,3 @@ def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.b
             "Every conversation is repeated too often; ask for more rows.",
         )  # fmt: skip
     return val
-
-
-def unknown_dataset(name: str, known: Sequence[str]) -> UsageError:
-    """Return the error for a dataset that neither the files, the user's registry nor ours has."""
-    return UsageError(f"--mix {name}", "unknown dataset", nearest(name, known))

@@ -27,8 +27,9 @@ from compiler.manifest import (
     versions,
     write_files,
 )
-from compiler.mix import Options, Plan, Request, check_options, make_plan
+from compiler.mix import Options, Plan, check_options, make_plan
 from compiler.persona import DEMO_AUTHOR, DEMO_NAME, persona
+from compiler.request import Request
 from compiler.shards import Output
 from compiler.sources import SELF_COGNITION, Catalogue, Dataset, self_cognition, with_weights
 from compiler.templates.certify import certify

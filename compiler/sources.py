@@ -16,8 +16,8 @@ from typing import Any
 import registry
 from compiler import formats, hub
 from compiler.files import File, data_files, readable
-from compiler.mix import Request, unknown_dataset
 from compiler.read import cut, open_source, read
+from compiler.request import Request, unknown_dataset
 from compiler.validate import recognise
 from schemas import check_config
 from schemas.errors import InputError, UsageError

@@ -51,7 +51,7 @@ LAWS = settings(
     deadline=None,  # the first row of a shape is dearer than the rest
     derandomize=True,
     database=None,
-    max_examples=14,
+    max_examples=12,
     # Conversations are large for Hypothesis, and drawing one takes longer than compiling it.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
@@ -59,6 +59,21 @@ FEW = settings(LAWS, max_examples=8)
 
 
 # -- the second compiler --
+
+
+def jinja_environment() -> ImmutableSandboxedEnvironment:
+    """Return Jinja as `transformers` sets it up."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+    environment.filters["python_arguments"] = lambda given: ", ".join(f"{k}={_python(v)}" for k, v in given.items())
+    return environment
 
 
 def tokenizer_folder(name: str) -> Path:
@@ -144,17 +159,7 @@ class Case:
 
     @cached_property
     def _jinja(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-
-        def refuse(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        environment.globals["raise_exception"] = refuse
-        environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
-        environment.filters["python_arguments"] = lambda given: ", ".join(f"{k}={_python(v)}" for k, v in given.items())
-        return environment.from_string(self.source)
+        return jinja_environment().from_string(self.source)
 
     def render(self, messages: list[dict[str, Any]], tool_list: list[Any] | None, prompt: bool = False) -> str:
         """Return the official rendering; where a card says that two texts are encoded apart, there is a `CUT`."""
@@ -199,9 +204,9 @@ class Case:
 
 
 def _python(value: Any) -> str:
-    """Return a value's repr, with private-use characters as they are: nobody would read their escapes."""
-    escape = re.compile(r"(?<!\\)((?:\\\\)*)\\U00(0f|10)([0-9a-f]{4})")
-    return escape.sub(lambda match: match[1] + chr(int(match[2] + match[3], 16)), repr(value))
+    """Return a value's repr, with characters of private-use plane 16 as they are: the compiler's marks take them out."""
+    escape = re.compile(r"(?<!\\)((?:\\\\)*)\\U0010([0-9a-f]{4})")
+    return escape.sub(lambda match: match[1] + chr(int("10" + match[2], 16)), repr(value))
 
 
 def _byte_of() -> dict[str, int]:
@@ -1011,18 +1016,22 @@ def test_what_arguments_spell_is_not_changed_unnoticed_however_a_template_writes
     assert found in (WRITTEN[how](arguments), _python(arguments))
 
 
-def made(body: str, *more_controls: str) -> Program:
-    """Return the program of a ChatML template in which `body` writes each message `m`."""
-    loaded, _ = tools("demo")
-    source = (
+def chatml(body: str) -> str:
+    """Return a ChatML template in which `body` writes each message `m`."""
+    return (
         "{%- set mark = '</think>' -%}{%- for m in messages -%}<|im_start|>{{ m.role }}\n"
         + body
         + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    template = ChatTemplate(source, loaded.named_tokens, "made")
+
+
+def made(body: str, *more_controls: str, special_text: str = "text") -> Program:
+    """Return the program of such a template."""
+    loaded, _ = tools("demo")
+    template = ChatTemplate(chatml(body), loaded.named_tokens, "made")
     controls = loaded.controls | {text: 9000 + n for n, text in enumerate(more_controls)}
     pattern = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
-    return Program(Rendering(template, template, controls, pattern, loaded.stops))
+    return Program(Rendering(template, template, controls, pattern, loaded.stops, special_text=special_text))
 
 
 THINKING = (
@@ -1035,12 +1044,16 @@ THINKING = (
 
 
 @pytest.mark.parametrize("are_controls", [False, True])
-def test_a_reply_that_thinks_is_rendered_as_its_template_would_or_refused(are_controls: bool) -> None:
+@pytest.mark.parametrize("special_text", ["text", "allow"])
+def test_a_reply_that_thinks_is_rendered_as_its_template_would_or_refused(
+    are_controls: bool, special_text: str
+) -> None:
     """Where the marks of thinking are control tokens (Qwen3), hiding them makes the template see no thought."""
-    program = made(THINKING, *(("<think>", "</think>") if are_controls else ()))
+    program = made(THINKING, *(("<think>", "</think>") if are_controls else ()), special_text=special_text)
     try:
         segments = program.by_rendering(chat("Hi", "<think>\nWho?\n</think>\n\nHello"))
     except RowError:
+        assert special_text != "allow" or not are_controls, "what is allowed is compiled"
         return  # refused is honest
     reply = [segment for segment in segments if segment.generated]
     assert "".join(segment.text for segment in reply) == "<think>\nWho?\n</think>\n\nHello<|im_end|>"
@@ -1082,7 +1095,7 @@ TEXTS = (
 def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(body: str) -> None:
     """Two tame rows of the same shape come first: from then on a join is only sampled."""
     program = made(body)
-    for where, text in itertools.product(("user", "reply", "last reply", "call"), TEXTS):
+    for where, text in itertools.product(PLACES, TEXTS):
         conversation = odd(where, text, {})
         expected = outcome(program.by_rendering, conversation)
         program.start_unit()
@@ -1094,10 +1107,30 @@ def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(
         assert found == expected, (where, text)
 
 
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_text_is_what_the_template_writes_or_refused_however_it_treats_texts(body: str) -> None:
+    program = made(body)
+    official = jinja_environment().from_string(chatml(body))
+    for where, text in itertools.product(PLACES, TEXTS):
+        conversation = odd(where, text, {"<|im_end|>": "<tool_call>"})
+        found = outcome(program.by_rendering, conversation)
+        if not isinstance(found, Reason):
+            messages: list[dict[str, Any]] = [
+                {"role": str(m.role), "content": m.content} for m in conversation.messages
+            ]
+            for entry, message in zip(messages, conversation.messages, strict=True):
+                if message.calls:
+                    functions = [{"name": c.name, "arguments": c.arguments} for c in message.calls]
+                    entry["tool_calls"] = [{"type": "function", "function": function} for function in functions]
+            assert "".join(segment.text for segment in found) == official.render(messages=messages), (where, text)
+
+
+PLACES = ("user", "reply", "last reply", "call")
+
+
 def odd(where: str, text: str, arguments: dict[str, Any]) -> Conversation:
     """Return a conversation that says `text` in one place."""
-    places = ("user", "reply", "", "last reply")
-    conversation = chat(*(text if place == where else "Go on" for place in places))
+    conversation = chat(*(text if place == where else "Go on" for place in ("user", "reply", "", "last reply")))
     if where == "call":
         conversation.messages[1] = Message(ASSISTANT, text, [Call("f", arguments)])
     return conversation

@@ -15,7 +15,8 @@ import pytest
 from click.testing import Result
 from hypothesis import given, settings
 
-from compiler.mix import Examples, Options, Plan, Request, make_plan, parse_mix
+from compiler.mix import Examples, Options, Plan, make_plan
+from compiler.request import Request, parse_mix
 from compiler.shards import ShardSet
 from schemas.errors import UsageError
 
