@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import unicodedata
 import warnings
@@ -47,15 +48,18 @@ SIGN, CUT, PLACE = 0x13000, "\U0001303e", "\U0001303f"
 """Hieroglyphs, which no row of the tests says: from SIGN on for the control tokens that a row spells."""
 EVEN = Policy("none", {}, ())
 
+EXAMPLES = int(os.environ.get("LAWS_EXAMPLES", "8"))
+"""Eight are always the same ones; `LAWS_EXAMPLES=200 pytest tests/test_laws.py` looks further, elsewhere every time."""
+
 LAWS = settings(
     deadline=None,  # the first row of a shape is dearer than the rest
-    derandomize=True,
+    derandomize="LAWS_EXAMPLES" not in os.environ,
     database=None,
-    max_examples=12,
+    max_examples=EXAMPLES,
     # Conversations are large for Hypothesis, and drawing one takes longer than compiling it.
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-FEW = settings(LAWS, max_examples=8)
+FEW, MANY = settings(LAWS, max_examples=EXAMPLES // 2 + 1), settings(LAWS, max_examples=EXAMPLES * 2)
 
 
 # -- the second compiler --
@@ -204,7 +208,7 @@ class Case:
 
 
 def _python(value: Any) -> str:
-    """Return a value's repr, with characters of private-use plane 16 as they are: the compiler's marks take them out."""
+    """Return a value's repr, with the characters that the compiler's marks are made of (plane 16) as they are."""
     escape = re.compile(r"(?<!\\)((?:\\\\)*)\\U0010([0-9a-f]{4})")
     return escape.sub(lambda match: match[1] + chr(int("10" + match[2], 16)), repr(value))
 
@@ -748,7 +752,7 @@ def test_law_11_weights_never_change_ids(case: Case, data: st.DataObject) -> Non
     assert case.compile(conversation, policy).ids.tolist() == ids
 
 
-@settings(LAWS, max_examples=20)
+@MANY
 @given(data=st.data())
 def test_law_12_a_token_weighs_what_its_lightest_character_weighs(any_case: Case, data: st.DataObject) -> None:
     case = any_case
@@ -1143,7 +1147,7 @@ def outcome(derive: Callable[[Conversation], list[Segment]], conversation: Conve
         return error.reject.reason
 
 
-@settings(LAWS, max_examples=25)
+@MANY
 @given(conversation=conversations(weights=False))
 def test_with_special_text_allowed_ids_are_the_official_ones_control_tokens_and_all(conversation: Conversation) -> None:
     loaded, _ = tools("demo")

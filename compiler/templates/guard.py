@@ -38,7 +38,8 @@ class Guard:
         self._pattern = re.compile(f"{pattern.pattern}|{SLOT_PATTERN.pattern}")
         self._hidden: list[str] = []
         self._marks: dict[str, str] = {}
-        self._word = next(w for w in (f"Zq{i}x" for i in count()) if not any(w in text for text in taken))
+        lowered = [text.lower() for text in taken]
+        self._word = next(w for w in (f"zq{i}x" for i in count()) if not any(w in text for text in lowered))
 
     def hide(self, text: str) -> str:
         """Return `text` with every control token's text and slot character replaced by a mark."""
@@ -50,6 +51,11 @@ class Guard:
             self._marks[found] = f"{self._word}{len(self._hidden):x}z"
             self._hidden.append(found)
         return self._marks[found]
+
+    def changed(self, text: str) -> bool:
+        """Return whether a mark in the rendered text is not as it was put in: a template that lowers texts, say."""
+        whole = re.findall(f"{self._word}[0-9a-f]+z", text)
+        return len(whole) != len(re.findall(self._word, text, re.IGNORECASE))
 
     def restore(self, text: str) -> str:
         """Return `text` with the hidden strings back in place."""

@@ -60,6 +60,8 @@ class Rendering:
         plain = [as_dict(message, guard.hide) for message in conversation.messages]
         segments = self.cut(plain, tools, conversation)
         text = "".join(segment.text for segment in segments)
+        if guard.changed(text):
+            raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes a text that spells a control token")
         self._must_differ_without(plain, tools, text)
         owners = self._owners(plain, tools, text, conversation)
         placed = _place(segments, owners)
@@ -111,12 +113,15 @@ class Rendering:
             for i, message in enumerate(plain[: MAX_SLOTS // 2])
         ] + plain[MAX_SLOTS // 2 :]
         owners: list[tuple[int, int, int]] = []
+        seen: set[int] = set()
         pieces = SLOT_PATTERN.split(self._rendered_or_none(marked, tools) or "")
         rendered = "".join(pieces[::2])
         if rendered == text:
             position, open_at = 0, dict[int, int]()
             for piece, mark in zip(pieces[::2], [*pieces[1::2], ""], strict=True):
                 position += len(piece)
+                if mark:
+                    seen.add(slot_number(mark) // 2)
                 if mark and (number := slot_number(mark)) % 2 == 0:
                     open_at[number // 2] = position
                 elif mark and number // 2 in open_at:
@@ -124,7 +129,7 @@ class Rendering:
         known = {message for _, _, message in owners}
         for i, (message, source) in enumerate(zip(plain, conversation.messages, strict=True)):
             if i not in known:
-                _must_be_rendered(i, source, message["content"], text, rendered == text)
+                _must_be_rendered(i, source, message["content"], text, rendered == text and i not in seen)
         return owners
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, generation_prompt: bool) -> str:
@@ -214,12 +219,12 @@ def merge(segments: list[Segment]) -> list[Segment]:
     return merged
 
 
-def _must_be_rendered(index: int, message: Message, hidden: str, text: str, exact: bool) -> None:
+def _must_be_rendered(index: int, message: Message, hidden: str, text: str, gone: bool) -> None:
     """Raise if a content is missing from the rendering, or must be trained and has no known place."""
     if not message.content:
         return
     where = f"message {index + 1} ({message.role})"
-    if message.content.strip() and (exact or hidden.strip() not in text):
+    if message.content.strip() and (gone or hidden.strip() not in text):
         raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template leaves out the content of {where}")
     if message.role is not Role.ASSISTANT and message.weight:
         raise RowError(
