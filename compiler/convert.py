@@ -73,7 +73,7 @@ def _tiktoken(data: bytes, family: dict[str, Any]) -> dict[str, Any]:
         if line:
             token, rank = line.split()
             ranks[base64.b64decode(token)] = int(rank)
-    letters = _byte_letters()
+    letters = byte_letters()
     vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
     split = {"type": "Split", "pattern": {"Regex": family["pattern"]}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -86,7 +86,7 @@ def _tiktoken(data: bytes, family: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """Return the printable letter that stands for each byte in byte-level BPE (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = {byte: chr(byte) for byte in printable}

@@ -57,6 +57,11 @@ class Run:
     segments: list[Segment]
     fresh: bool
 
+    @property
+    def text(self) -> str:
+        """The text to be encoded."""
+        return "".join(segment.text for segment in self.segments)
+
     def speaker(self) -> Segment | None:
         """Return the segment that stands for the whole run: one weight, one speaker (and template text); else None."""
         first = self.segments[0]
@@ -96,25 +101,25 @@ def make_runs(segments: list[Segment], tokenizer: Tokenizer) -> list[Run]:
     return runs
 
 
-_Tokens = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64] | None]
+_Tokens = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64] | Segment]
+"""Ids, and whose they are: the one speaker of the run, or character offsets int64[T, 2] where it has several."""
 
 
 def _encode_runs(runs: list[Run], tokenizer: Tokenizer) -> dict[int, _Tokens]:
-    """Return ids, and offsets where they are needed, by the id() of a run."""
+    """Return the tokens of each run, by its id()."""
     done: dict[int, _Tokens] = {}
-    plain: dict[bool, list[Run]] = {True: [], False: []}
+    plain: dict[bool, list[tuple[Run, Segment]]] = {True: [], False: []}
     for run in runs:
-        if run.speaker() is not None:
-            plain[run.fresh].append(run)
+        speaker = run.speaker()
+        if speaker is not None:
+            plain[run.fresh].append((run, speaker))
         else:
-            text = "".join(segment.text for segment in run.segments)
-            done[id(run)] = tokenizer.encode_with_offsets(text, fresh=run.fresh)
+            done[id(run)] = tokenizer.encode_with_offsets(run.text, fresh=run.fresh)
     for fresh, group in plain.items():
         if group:
-            texts = ["".join(segment.text for segment in run.segments) for run in group]
-            ids, lengths = tokenizer.encode(texts, fresh=fresh)
-            for run, part in zip(group, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
-                done[id(run)] = (part, None)
+            ids, lengths = tokenizer.encode([run.text for run, _ in group], fresh=fresh)
+            for (run, speaker), part in zip(group, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+                done[id(run)] = (part, speaker)
     return done
 
 
@@ -123,14 +128,14 @@ def _assemble(runs: list[Run], tokens: dict[int, _Tokens], conversation: Convers
     weights: list[npt.NDArray[np.float32]] = []
     stretches: list[Stretch] = []
     for run in runs:
-        part, offsets = (np.array([run.control], dtype=np.int32), None) if run.control >= 0 else tokens[id(run)]
+        control = np.array([run.control], dtype=np.int32)
+        part, whose = (control, run.segments[0]) if run.control >= 0 else tokens[id(run)]
         ids.append(part)
-        if offsets is None:
-            speaker = run.speaker() or run.segments[0]
-            weights.append(np.full(len(part), speaker.weight, dtype=np.float32))
-            counts = [(speaker, len(part))]
+        if isinstance(whose, Segment):
+            weights.append(np.full(len(part), whose.weight, dtype=np.float32))
+            counts = [(whose, len(part))]
         else:
-            weight, owner = _from_offsets(run.segments, offsets)
+            weight, owner = _from_offsets(run.segments, whose)
             weights.append(weight)
             edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
             counts = [(run.segments[owner[a]], int(b - a)) for a, b in pairwise(edges)]

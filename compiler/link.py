@@ -7,7 +7,6 @@ it is about to use, and the whole file a sha256, which is its identity.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,11 +164,3 @@ def fingerprints(table: pa.Table) -> npt.NDArray[np.bytes_]:
     if buffer is None:
         return np.empty(0, dtype="S16")
     return np.frombuffer(buffer, dtype="S16", count=len(column), offset=column.offset * 16)
-
-
-def iterate_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the record batches of a shard, memory-mapped."""
-    with pa.memory_map(str(path), "r") as source:
-        reader = pa.ipc.open_file(source)
-        for i in range(reader.num_record_batches):
-            yield reader.get_batch(i)

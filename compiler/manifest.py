@@ -15,7 +15,7 @@ import numpy as np
 import registry
 from compiler.card import dataset_card
 from compiler.collect import Compiled
-from compiler.mix import Plan
+from compiler.mix import Examples, Plan
 from compiler.objects import library_versions
 from compiler.tokenizer import Tokenizer
 from schemas.errors import IntegrityError
@@ -49,9 +49,9 @@ def split_entry(shards: list[dict[str, Any]]) -> dict[str, Any]:
     return totals | {"shards": shards}
 
 
-def dataset_entry(number: int, one: Compiled, plan: Plan) -> dict[str, Any]:
+def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) -> dict[str, Any]:
     """Return one dataset's part: files, what was drawn, what became of every row."""
-    draw, examples, rejected = plan.draws[number], one.examples(), one.rejected()
+    draw, rejected = plan.draws[number], one.rejected()
     rows, used = len(draw.position), len(np.unique(draw.position))
     return {
         "name": one.dataset.name,

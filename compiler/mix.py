@@ -23,8 +23,6 @@ from compiler.order import Ints, hashes, mix64, salt
 from compiler.request import Request
 from schemas.errors import IntegrityError, UsageError
 
-UNITS = ("rows", "tokens", "trained_tokens")
-
 
 @dataclass(frozen=True)
 class Options:

@@ -86,8 +86,9 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         collector = Collector(datasets, _settings(config, tokenizer, template), config.cache, watcher)
         compiled = collector.run(config.workers)
         _check_rejects(config, compiled)
-        plan = make_plan([one.request for one in compiled], [one.examples() for one in compiled], config.options)
-        entries = [dataset_entry(number, one, plan) for number, one in enumerate(compiled)]
+        examples = [one.examples() for one in compiled]
+        plan = make_plan([one.request for one in compiled], examples, config.options)
+        entries = [dataset_entry(i, one, examples[i], plan) for i, one in enumerate(compiled)]
         manifest = {
             "format_version": FORMAT_VERSION,
             "kind": "sft",

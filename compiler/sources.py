@@ -16,6 +16,7 @@ from typing import Any
 import registry
 from compiler import formats, hub
 from compiler.files import File, data_files, readable
+from compiler.persona import COLUMNS as PERSONA_COLUMNS
 from compiler.read import cut, open_source, read
 from compiler.request import Request, unknown_dataset
 from compiler.validate import recognise
@@ -138,10 +139,8 @@ class Catalogue:
 
 def self_cognition() -> Dataset:
     """Return the embedded self-cognition pool."""
-    from compiler.persona import COLUMNS  # only here
-
     file = File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
-    return Dataset(SELF_COGNITION, "alpaca", dict(COLUMNS), {}, [file], "none", sample=False)
+    return Dataset(SELF_COGNITION, "alpaca", dict(PERSONA_COLUMNS), {}, [file], "none", sample=False)
 
 
 def _dataset_info(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from compiler.columns import columns_of, within
 from compiler.conversation import Conversation
 from compiler.encode import Encoded, encode
 from compiler.formats.common import check_turns
+from compiler.persona import substitute
 from compiler.read import Row, Unit, read
 from compiler.repair import REPAIRS, merge_system
 from compiler.templates.load import Template, load_template
@@ -140,8 +141,6 @@ class _UnitCompiler:
             self._encode(pending)
 
     def _lift(self, value: Any) -> Conversation:
-        from compiler.persona import substitute  # a leaf that only self-cognition units need
-
         if self.layout.persona:
             value = substitute(value, dict(self.layout.persona))
         conversation = self.format.lift(value, self.layout.columns, self.layout.tags)

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from tokenizers.pre_tokenizers import ByteLevel
 
+from compiler.convert import byte_letters
 from compiler.inspect.rows import damage, read_file
 from compiler.shards import ShardSet
 from compiler.tokenizer import Tokenizer, family_of
@@ -59,7 +59,7 @@ def _speller(tokenizer: Tokenizer) -> Callable[[str, int], bytes]:
     decoder = tokenizer.spec.get("decoder") or {}
     kinds = {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
     if "ByteLevel" in kinds:
-        byte_of = _byte_of()
+        byte_of = {ord(letter): byte for byte, letter in byte_letters().items()}
         return lambda token, _: token.translate(byte_of).encode("latin-1", "ignore")
     if kinds & {"ByteFallback", "Metaspace"}:
         return lambda token, _: (
@@ -68,13 +68,3 @@ def _speller(tokenizer: Tokenizer) -> Callable[[str, int], bytes]:
             else token.replace("\u2581", " ").encode()
         )
     return lambda _, number: tokenizer.decode([number]).encode()
-
-
-def _byte_of() -> dict[int, int]:
-    """Return the byte that each letter of byte-level BPE stands for.
-
-    A byte that prints is its own letter; the others have, in order, the letters from U+0100 on.
-    """
-    letters = ByteLevel.alphabet()
-    in_order = sorted(range(256), key=lambda byte: (chr(byte) not in letters, byte))
-    return dict(zip(sorted(map(ord, letters)), in_order, strict=True))

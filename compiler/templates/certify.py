@@ -181,7 +181,7 @@ def _check_decode(probe: Probe, runs: list[Run], tokenizer: Tokenizer, checks: C
     for run in runs:
         if run.control >= 0:
             continue
-        text = "".join(segment.text for segment in run.segments)
+        text = run.text
         ids, _ = tokenizer.encode([text], fresh=run.fresh)
         decoded = tokenizer.decode([*prefix, *ids.tolist()])[skip:]
         if run.fresh and tokenizer.has_prefix and decoded.startswith(" "):
