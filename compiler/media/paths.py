@@ -1,0 +1,69 @@
+"""From a reference in a row to a file, never outside the media folder and never over the network."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schemas.errors import Reason, RowError
+
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|data:|file:", re.IGNORECASE)
+_SHOWN = 120
+"""How much of a reference a message quotes: a `data:` reference is the whole picture as text."""
+
+
+def resolve(root: Path, uri: str, pointer: str = "") -> Path:
+    """Return the real path of the file that `uri` names under `root`; a RowError where it names anything else.
+
+    1. A reference with a scheme (`http://`, `s3://`, `data:`, `file:`) is not followed.
+    2. No part of it is `..`. An absolute path is fine where it lies under the root.
+    3. What it leads to, all links followed, lies under the root, links followed too, and is a regular file.
+
+    The same `uri` means the same file for every row: neither the working directory nor `~` counts.
+    """
+
+    def wrong(what: str, hint: str) -> RowError:
+        quoted = repr(uri if len(uri) <= _SHOWN else uri[:_SHOWN] + "...")
+        return RowError(
+            Reason.MEDIA, f"expected a file under --media-dir {root}, found {quoted}: {what}; {hint}", pointer
+        )
+
+    if not uri:
+        raise wrong("it is empty", "give a path relative to --media-dir")
+    if _REMOTE.match(uri):
+        raise wrong("references with a scheme are not followed", "download the file and give its path")
+    if "\0" in uri:
+        raise wrong("it holds a NUL character", "give a path relative to --media-dir")
+    if ".." in re.split(r"[/\\]", uri):
+        raise wrong("it goes up with '..'", "let --media-dir name a folder that holds all the files")
+    try:
+        top, path = root.resolve(), (root / uri).resolve()
+        if not path.is_relative_to(top):
+            outside = "an absolute path outside" if Path(uri).is_absolute() else "a link that leads outside"
+            raise wrong(f"it is {outside}", "let --media-dir name a folder that holds all the files")
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise wrong("no such file", "--media-dir names the folder that references are relative to") from None
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, not of this file system
+        raise wrong(f"it cannot be opened ({_why(error)})", "--media-dir names the folder of the files") from error
+    if not stat.S_ISREG(mode):
+        raise wrong(f"it is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}", "name the file itself")
+    return path
+
+
+@contextmanager
+def located(pointer: str) -> Iterator[None]:
+    """Give the row errors raised inside the place of the reference they are about, where they do not know it."""
+    try:
+        yield
+    except RowError as error:
+        if not pointer or error.reject.pointer:
+            raise
+        raise RowError(error.reject.reason, error.reject.message, pointer) from error
+
+
+def _why(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else "links in a circle, or no file name"

@@ -1,0 +1,182 @@
+"""A vision card with the numbers of a model's processor: facts of a file -> tokens, and how they are laid out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+import registry
+from compiler.conversation import MediaFacts
+from compiler.media.paths import located
+from compiler.media.resize import enlarge, pixel_limit, sample, smart_resize
+from compiler.media.settings import FILES, IMAGE, Numbers, Processor, read_numbers, read_processor
+from schemas.errors import Reason, RowError, UsageError
+
+Grid = tuple[int, int, int]
+"""Patches of a picture or video: in time, down, across. What transformers calls `grid_thw`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """How one model lays out pictures and videos, and counts their tokens."""
+
+    card: dict[str, Any]
+    digest: str
+    """sha256 over the card and the processor's files: part of what decides the bytes of an object."""
+    controls: dict[str, tuple[int, int, int]]
+    """By kind: the ids of the token before, of the placeholder, and of the token after."""
+    numbers: dict[str, Numbers]
+
+    @property
+    def name(self) -> str:
+        """The name of the card."""
+        return str(self.card["name"])
+
+    @property
+    def repeats_pad(self) -> bool:
+        """Whether the ids hold a placeholder for every token, or one for all of them."""
+        return bool(self.card["repeats_pad"])
+
+    def image_tokens(self, facts: MediaFacts, pointer: str = "") -> int:
+        """Return how many of the model's tokens a picture is; a RowError where its processor would refuse it."""
+        with located(pointer):
+            return self._tokens("image", self.grid("image", facts))
+
+    def video_tokens(self, facts: MediaFacts, pointer: str = "") -> int:
+        """Return how many of the model's tokens a video is; a RowError where it cannot be laid out."""
+        with located(pointer):
+            return self._tokens("video", self.grid("video", facts))
+
+    def frames(self, facts: MediaFacts) -> int:
+        """Return how many frames of a video the model sees; a list of frames (without fps) is taken as it is."""
+        numbers = self._numbers("video")
+        if facts.fps is None or not numbers["do_sample_frames"]:
+            return facts.num_frames
+        return sample(facts.num_frames, facts.fps, numbers)
+
+    def grid(self, kind: str, facts: MediaFacts) -> Grid:
+        """Return the patches before they are merged, as the model's processor cuts them."""
+        numbers = self._numbers(kind)
+        if self.card["rule"] == "fixed":
+            return 1, numbers["grid_height"], numbers["grid_width"]
+        patch, merge, step = numbers["patch_size"], numbers["merge_size"], numbers["temporal_patch_size"]
+        frames = self.frames(facts) if kind == "video" else 1
+        height, width, unit = facts.height, facts.width, patch * merge
+        if not numbers["do_resize"]:
+            if height % unit or width % unit:
+                what = f"expected sides that are multiples of {unit} (do_resize is false), found {width}x{height}"
+                raise RowError(Reason.MEDIA, what)
+        elif self.card["rule"] == "smart_resize_frames":
+            height, width = enlarge(height, width, unit)
+            edges = numbers["shortest_edge"], numbers["longest_edge"]
+            height, width = smart_resize(height, width, unit, *edges, frames=step)
+        else:
+            high = pixel_limit(frames, numbers) if kind == "video" else numbers["longest_edge"]
+            height, width = smart_resize(height, width, unit, numbers["shortest_edge"], high)
+        return math.ceil(frames / step), height // patch, width // patch
+
+    def layout(self, kind: str, num_tokens: int) -> list[tuple[int, int]]:
+        """Return (control id, how often) of what stands for a picture or video of so many tokens."""
+        self._numbers(kind)
+        first, pad, last = self.controls[kind]
+        return [(first, 1), (pad, num_tokens if self.repeats_pad else 1), (last, 1)]
+
+    def _tokens(self, kind: str, grid: Grid) -> int:
+        return math.prod(grid) // self._numbers(kind)["merge_size"] ** 2
+
+    def _numbers(self, kind: str) -> dict[str, Any]:
+        """Return the numbers of a kind; a RowError where the card, or the tokenizer, has no layout for it."""
+        if kind in self.numbers:
+            return self.numbers[kind].values
+        why = self.card[kind].get("refused") or f"the tokenizer has no {', '.join(_tokens_of(self.card[kind]))}"
+        raise RowError(Reason.MEDIA, f"{kind}s are not compiled for {self.name}: {why}")
+
+
+def load_vision(folder_files: dict[str, bytes], name: str | None, controls: dict[str, int]) -> Vision | None:
+    """Return how the model of a folder lays out media; None for a folder without an image processor.
+
+    1. The card is the one named, else the one that knows the processor's class, else the one that knows the classes of
+       its parts. A class that no card knows is a UsageError.
+    2. Its numbers are the processor's own; what its files leave out is the default of the library's class.
+    3. Its control tokens are placed by id and must be among `controls` (text -> id).
+    """
+    processor = read_processor(folder_files)
+    card = registry.vision(name) if name else _choose(processor)
+    if card is None:
+        return None
+    if missing := [text for text in _tokens_of(card["image"]) if text not in controls]:
+        what = f"the tokenizer has no control token {', '.join(missing)}, which pictures are laid out with"
+        raise UsageError(f"vision card {card['name']}", what, _NAME_ONE)
+    kinds = [kind for kind in ("image", "video") if _has(card[kind], controls)]
+    return Vision(
+        card,
+        _digest(card, folder_files),
+        {kind: _ids(card[kind], controls) for kind in kinds},
+        {kind: _numbers_of(card, kind, processor) for kind in kinds},
+    )
+
+
+_NAME_ONE = 'A template card that says "vision": NAME takes a vision card by name, whatever the processor is called.'
+
+
+def _choose(processor: Processor) -> dict[str, Any] | None:
+    types = processor.types
+    cards = [registry.vision(name) for name in registry.vision_names()]
+    key = "processor_class" if "processor_class" in types else "image_processor_type"
+    fitting = [card for card in cards if types.get(key) in card.get(key, ())]
+    if not fitting and "image_processor_type" not in types:
+        return None  # a processor of sound, or none at all
+    if len(fitting) > 1 and "video_processor_type" in types:
+        fitting = [card for card in fitting if types["video_processor_type"] in card["video_processor_type"]]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = " and ".join(card["name"] for card in fitting)
+        what = f"{types[key]} serves the cards {names}, and no processor_class says which"
+        raise UsageError(f"{processor.parts['image'][0]}#/{key}", what, _NAME_ONE)
+    known = ", ".join(sorted({value for card in cards for value in card.get(key, ())}))
+    what = f"no vision card knows how {types[key]} counts tokens; known: {known}"
+    raise UsageError(f"{processor.parts['image'][0]}#/{key}", what, _NAME_ONE)
+
+
+def _numbers_of(card: dict[str, Any], kind: str, processor: Processor) -> Numbers:
+    defaults, origin = card[kind]["defaults"], f"vision card {card['name']}: {card['provenance']}"
+    if card["rule"] == "fixed":
+        return Numbers(defaults, dict.fromkeys(defaults, origin))
+    if not processor.parts:
+        what = "it needs the processor's own numbers, and the tokenizer's folder has none"
+        hint = f"Put the model's {IMAGE} there, and what else it has of {', '.join(FILES)}."
+        raise UsageError(f"vision card {card['name']}", what, hint)
+    part = processor.parts.get(kind, ("", {}))
+    numbers = read_numbers(part, defaults, card.get("renamed", {}), origin)
+    asked = [key for key in ("fps", "num_frames") if numbers.values.get(key) is not None]
+    if numbers.values.get("do_sample_frames") and len(asked) != 1:
+        found = "both" if asked else "neither"
+        raise UsageError(f"{part[0]}#/do_sample_frames", f"expected either fps or num_frames beside it, found {found}")
+    return numbers
+
+
+def _tokens_of(layout: dict[str, Any]) -> list[str]:
+    return [layout["open"], layout["pad"], layout["close"]]
+
+
+def _has(layout: dict[str, Any], controls: dict[str, int]) -> bool:
+    return "refused" not in layout and all(text in controls for text in _tokens_of(layout))
+
+
+def _ids(layout: dict[str, Any], controls: dict[str, int]) -> tuple[int, int, int]:
+    first, pad, last = (controls[text] for text in _tokens_of(layout))
+    return first, pad, last
+
+
+def _digest(card: dict[str, Any], files: dict[str, bytes]) -> str:
+    total = hashlib.sha256()
+    used = [("card", orjson.dumps(card, option=orjson.OPT_SORT_KEYS)), *((n, files[n]) for n in FILES if n in files)]
+    for name, data in used:
+        total.update(f"{name}\0{len(data)}\0".encode())
+        total.update(data)
+    return total.hexdigest()
