@@ -1,0 +1,69 @@
+"""CogAgent: messages of {role, content}, a user message with the screenshot it is about in the key `image`.
+
+The image stays in the message that carries it, before its text (decision 16). A user message with an image whose
+content begins with `Task:` is an agent's prompt: it and the reply to it must match CogAgent's grammar. Any other
+content is plain dialogue, which the model can learn too, and is taken as it is. A prompt without its screenshot asks
+the impossible and is rejected.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from compiler.conversation import Conversation, Media, Message, Role
+from compiler.formats.common import asked_weight, column_of
+from compiler.screens.located import GrammarError
+from compiler.screens.prompt import Prompt, group_of, looks_like_prompt, parse_prompt, structure
+from compiler.screens.reply import parse_reply
+from schemas.errors import Reason, RowError
+
+COLUMNS = {"messages": "messages"}
+TAGS: dict[str, str] = {}
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+    """Return the conversation; its group is the task and platform of its first prompt, None where it has no prompt."""
+    column = columns["messages"]
+    messages = [_message(source, f"/{column}/{i}") for i, source in enumerate(column_of(row, columns, "messages"))]
+    prompts = [_prompt(message, f"/{column}/{i}") for i, message in enumerate(messages)]
+    for i, (prompt, reply) in enumerate(pairwise(zip(prompts, messages, strict=True)), start=1):
+        if prompt[0] is not None and reply[1].role is Role.ASSISTANT:
+            _check_reply(reply[1].content, prompt[0], f"/{column}/{i}/content")
+    first = next((prompt for prompt in prompts if prompt is not None), None)
+    return Conversation(messages, group=group_of(first.task, first.platform) if first else None)
+
+
+def _message(source: dict[str, Any], pointer: str) -> Message:
+    role = Role(source["role"])
+    message = Message(role, source["content"], weight=asked_weight(source, role))
+    if (uri := source.get("image")) is not None:
+        if role is not Role.USER:
+            raise RowError(
+                Reason.SCREEN,
+                f"expected an image in a user message, found one in a message of {role}",
+                f"{pointer}/image",
+            )
+        message.media.append(Media("image", uri, at=0, pointer=f"{pointer}/image"))
+    return message
+
+
+def _prompt(message: Message, pointer: str) -> Prompt | None:
+    """Return the prompt that a message is, None for anything else."""
+    if message.role is not Role.USER or not looks_like_prompt(message.content):
+        return None
+    if not message.media:
+        if structure(message.content) is None:
+            return None  # a task for a chat model
+        raise RowError(Reason.SCREEN, "expected the prompt's screenshot in the key 'image', found none", pointer)
+    try:
+        return parse_prompt(message.content)
+    except GrammarError as error:
+        raise error.in_row(message.content, f"{pointer}/content") from error
+
+
+def _check_reply(content: str, prompt: Prompt, pointer: str) -> None:
+    try:
+        parse_reply(content, prompt.answer_format, prompt.variables)
+    except GrammarError as error:
+        raise error.in_row(content, pointer) from error

@@ -1,0 +1,1 @@
+"""What a screen agent (CogAgent) is told and what it answers: its prompts, replies and operations, parsed."""
