@@ -1,0 +1,141 @@
+"""ReAct text taken apart: the parts of a reply, the input of an action, the APIs of a system prompt.
+
+The same state machine as in the weights policy `react`: a keyword counts at the start of a line and holds until the
+next one; the same words anywhere else are text. Values are looked at, never executed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from compiler.read.elements import BRACKETS
+from compiler.read.literal import parse_text
+from compiler.read.value import parse
+
+THOUGHT = "Thought"
+ACTION = "Action"
+ACTION_INPUT = "Action Input"
+OBSERVATION = "Observation"
+FINAL_ANSWER = "Final Answer"
+KEYWORDS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
+
+KEYWORD_LINE = re.compile(f"^({'|'.join(KEYWORDS)}):", re.MULTILINE)
+"""A keyword with its colon at the start of a line; to Python, as to the weights policy, only "\\n" ends a line."""
+
+MAX_LITERAL = 100_000
+"""Characters of an input that may be a Python literal: its syntax tree takes hundreds of bytes for each.
+
+JSON needs no such limit, and nesting is bounded by both readers.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A keyword and what follows it: `reply[start:end]` is the keyword, a colon and `text`, which is not stripped."""
+
+    keyword: str
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """An API of a system prompt; `required` names its required parameters, None where the prompt does not say."""
+
+    name: str
+    required: tuple[str, ...] | None
+
+
+def parse_reply(text: str) -> list[Part]:
+    """Return the parts of a reply in order; text before the first keyword is none, so plain chat has no parts."""
+    marks = list(KEYWORD_LINE.finditer(text))
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    # Without a keyword there is no part, and the one end is left over.
+    return [Part(mark[1], text[mark.end() : end], mark.start(), end) for mark, end in zip(marks, ends, strict=False)]
+
+
+def parse_input(text: str) -> Any:
+    """Return what an Action Input says, as JSON or else as a Python literal; nothing at all is no arguments, {}.
+
+    ValueError says that it is neither, as the end of a sentence.
+    """
+    text = text.strip()
+    if not text:
+        return {}
+    if len(text) <= MAX_LITERAL:
+        return parse_text(text)
+    value, reject = parse(text.encode(), "text")
+    if reject is not None:
+        raise ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
+    return value
+
+
+_NUMBERED = r"[0-9]+[.、)]\s*"
+_NAME = r"(?P<{}>[^\s:：]+)[:：]"
+_ENTRY = re.compile(
+    rf"^(?:(?:{_NUMBERED})?{_NAME.format('called')}\s*(?:Call this tool to interact with|调用此工具)"
+    rf"|{_NUMBERED}{_NAME.format('listed')}.*(?:Parameters|参数)[:：]\s*[\[{{])",
+    re.MULTILINE,
+)
+_PARAMETERS = re.compile(r"(?:Parameters|参数)[:：]\s*(?=[\[{])")
+_NAMES = re.compile(
+    r"should be one of (?:the above tools)?\s*\[([^\]\n]*)\]|[是为从]\s*\[([^\]\n]*)\]\s*(?:中的一个|之一)"
+)
+
+
+def parse_apis(system: str) -> dict[str, Api] | None:
+    """Return the APIs that a system prompt lists, by name; None where it lists none.
+
+    An API is an entry `1. name: Call this tool ... Parameters: [...]` (a list of parameters, or a JSON Schema; the
+    number may be missing), or one of the names in `should be one of the above tools[a, b]`.
+    """
+    apis: dict[str, Api] = {}
+    entries = list(_ENTRY.finditer(system))
+    ends = [*(entry.start() for entry in entries[1:]), len(system)]
+    for entry, end in zip(entries, ends, strict=False):
+        name = entry["called"] or entry["listed"]
+        apis[name] = Api(name, _required(system[entry.start() : end]))
+    for found in _NAMES.finditer(system):
+        names = (name.strip() for name in re.split("[,，、]", found[1] or found[2] or ""))
+        apis |= {name: Api(name, None) for name in names if name and name not in apis}
+    return apis or None
+
+
+def _required(entry: str) -> tuple[str, ...] | None:
+    """Return the required parameters of an entry; None where its parameters cannot be read."""
+    for value in _parameters(entry):
+        if isinstance(value, dict):
+            names = value.get("required")
+            return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+        items = [item for item in value if isinstance(item, dict) and isinstance(item.get("name"), str)]
+        if len(items) == len(value):
+            return tuple(item["name"] for item in items if str(item.get("required")).lower() == "true")
+    return None
+
+
+def _parameters(entry: str) -> Iterator[dict[str, Any] | list[Any]]:
+    """Yield what follows each of the first "Parameters:" and is a value: a description may hold the word too."""
+    for found in islice(_PARAMETERS.finditer(entry), 8):
+        raw = entry[found.end() :].encode()
+        try:
+            value = parse_input(raw[: _end_of_value(raw)].decode())
+        except ValueError:
+            continue
+        if isinstance(value, dict | list):
+            yield value
+
+
+def _end_of_value(raw: bytes) -> int:
+    """Return where the brackets that open at the first byte are closed, or the end where they never are."""
+    depth = 0
+    for bracket in BRACKETS.finditer(raw):
+        byte = raw[bracket.start()]
+        depth += 1 if byte in b"[{" else -1 if byte in b"]}" else 0
+        if depth == 0:
+            return bracket.end()
+    return len(raw)

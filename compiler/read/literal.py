@@ -1,0 +1,85 @@
+"""Lists and objects as Python prints them, read as data: `{'a': None}` is what `{"a": null}` is."""
+
+from __future__ import annotations
+
+import ast
+import math
+import warnings
+from typing import Any
+
+from compiler.read.value import parse
+
+MAX_LITERAL = 1 << 20
+"""Characters of a Python literal; the syntax tree made of it takes some hundred times as much memory.
+
+Nesting needs no limit here: Python's tokenizer stops at 200 brackets, fewer than `compiler.read.MAX_DEPTH`.
+"""
+
+
+def parse_text(text: str) -> Any:
+    """Return the value of a text that is JSON, or else a Python literal; ValueError says why it is neither."""
+    value, reject = parse(text.strip().encode(), "text")
+    if reject is None:
+        return value
+    try:
+        return parse_literal(text)
+    except ValueError as error:
+        raise ValueError(f"neither JSON nor a Python literal: {reject.message}") from error
+
+
+def parse_literal(text: str) -> Any:
+    """Return the JSON value that a Python literal stands for; ValueError where there is none.
+
+    Nothing is executed: the text is parsed, and only the syntax of numbers, strings, True, False, None, lists, tuples
+    (read as lists) and dicts with string keys is taken. As strict as JSON of a row is: no key twice, no number
+    beyond all floats, no half character.
+    """
+    if len(text) > MAX_LITERAL:
+        raise ValueError(f"{len(text)} characters are more than {MAX_LITERAL}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "\d" is a warning to Python and two characters to us
+            tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError as error:
+        raise ValueError(error.msg) from error
+    except (MemoryError, RecursionError) as error:  # what Python's parser says of expressions beyond its stack
+        raise ValueError("too complex") from error
+    return _value(tree.body)
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant):
+        return _scalar(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+        number = _scalar(node.operand.value)
+        if type(number) in (int, float):
+            return -number
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(item) for item in node.elts]
+    if isinstance(node, ast.Dict):
+        return _object(node)
+    raise ValueError(f"a {type(node).__name__} is no value")
+
+
+def _object(node: ast.Dict) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in zip(node.keys, node.values, strict=True):
+        name = None if key is None else _value(key)
+        if not isinstance(name, str):
+            raise ValueError("a key that is not a string")  # noqa: TRY004 - every refusal is a ValueError
+        if name in found:
+            raise ValueError(f"the key {name!r} twice in one object")
+        found[name] = _value(value)
+    return found
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("half a character") from error
+        return value
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and not math.isinf(value)):
+        return value
+    raise ValueError(f"{type(value).__name__} {str(value)[:40]} is not JSON")
