@@ -1,0 +1,26 @@
+"""conversation_pairs: {"conversation": [{"human", "assistant"}, ...]}, as Firefly and the older ms-swift have it.
+
+Each item is a question with its reply; the tags name the two keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.conversation import Conversation, Message, Role
+from compiler.formats.common import column_of
+
+COLUMNS = {"messages": "conversation", "system": "system"}
+TAGS = {"user_tag": "human", "assistant_tag": "assistant"}
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
+    """Return the conversation; `places` says that two messages came from each pair."""
+    system = column_of(row, columns, "system")
+    messages = [Message(Role.SYSTEM, system)] if system else []
+    places = [-1] * len(messages)
+    for i, pair in enumerate(column_of(row, columns, "messages")):
+        messages.append(Message(Role.USER, pair[tags["user_tag"]]))
+        messages.append(Message(Role.ASSISTANT, pair[tags["assistant_tag"]]))
+        places += [i, i]
+    return Conversation(messages, places=places)

@@ -1,0 +1,110 @@
+"""hermes: sharegpt as NousResearch's function-calling data has it, with calls and results as blocks of text.
+
+<tool_call> blocks (JSON, or a dict as Python prints it) that end a gpt message become its calls, what stands before
+them is its text; every <tool_response> block of a tool message becomes one result, unchanged inside. A system message
+stays as it is. The `tools` column is given to the chat template unless the system message lists the same tools in
+<tools>: they would be in the prompt twice.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from compiler.conversation import Call, Conversation, Message, Role
+from compiler.formats.common import asked_weight, parse_call, parse_tools, with_columns
+from compiler.read.literal import parse_text
+from schemas.errors import Reason, RowError
+
+COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
+TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "tool",
+    "system_tag": "system",
+}
+_ROLES = {
+    "user_tag": Role.USER,
+    "assistant_tag": Role.ASSISTANT,
+    "observation_tag": Role.TOOL,
+    "system_tag": Role.SYSTEM,
+}
+_CALL = re.compile(r"<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
+_RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
+    """Return the conversation; `places` says which results came from one message."""
+    column = columns["messages"]
+    assert column is not None
+    role_tag, content_tag = tags["role_tag"], tags["content_tag"]
+    roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
+    messages: list[Message] = []
+    places: list[int] = []
+    for i, source in enumerate(row[column]):
+        role, text = roles[source[role_tag]], source[content_tag]
+        if role is Role.SYSTEM and i > 0:
+            raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
+        weight = asked_weight(source, role)
+        if role is Role.ASSISTANT:
+            text, calls = _calls(text, f"/{column}/{i}/{content_tag}")
+            lifted = [Message(role, text, calls, weight=weight)]
+        else:
+            texts = _results(text) if role is Role.TOOL else [text]
+            lifted = [Message(role, text, weight=weight) for text in texts]
+        messages += lifted
+        places += [i] * len(lifted)
+    conversation = with_columns(row, columns, messages)
+    conversation.places = [-1] * (len(conversation.messages) - len(messages)) + places
+    if messages[0].role is Role.SYSTEM and _lists(messages[0].content, conversation.tools):
+        conversation.tools = None
+    return conversation
+
+
+def _calls(value: str, pointer: str) -> tuple[str, list[Call]]:
+    """Return the text before the first call, and the calls."""
+    text, tag, _ = value.partition("<tool_call>")
+    if not tag:
+        return value, []
+    calls, at = [], len(text)
+    while at < len(value):
+        block = _CALL.match(value, at)
+        if block is None:
+            opened = value.startswith("<tool_call>", at)
+            expected = "</tool_call> after" if opened else "nothing but <tool_call> blocks after the first, found"
+            raise RowError(Reason.TOOL_ARGUMENTS, f"expected {expected} {value[at : at + 40]!r}", pointer)
+        try:
+            call = parse_text(block[1])
+        except ValueError as error:
+            what = f"expected a tool call, found text that is {error}"
+            raise RowError(Reason.TOOL_ARGUMENTS, what, pointer) from error
+        calls.append(parse_call(call, pointer, pointer))
+        at = block.end()
+    return text.rstrip(" \t\r\n"), calls
+
+
+def _results(value: str) -> list[str]:
+    """Return what the response blocks hold; the whole text where it is not made of them."""
+    found, at = [], 0
+    while at < len(value):
+        block = _RESPONSE.match(value, at)
+        if block is None:
+            return [value]
+        found.append(block[1].strip("\r\n"))
+        at = block.end()
+    return found or [value]
+
+
+def _lists(system: str, tools: list[Any] | None) -> bool:
+    """Return whether a <tools> block of the system text says the same tools: as one list, or one on each line."""
+    for piece in system.split("<tools>")[1:] if tools else ():
+        inner, closed, _ = piece.partition("</tools>")
+        for text in (inner, f"[{','.join(inner.strip().splitlines())}]") if closed else ():
+            try:
+                if parse_tools(parse_text(text), "") == tools:
+                    return True
+            except (ValueError, RowError):
+                continue
+    return False

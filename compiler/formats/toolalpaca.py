@@ -1,0 +1,46 @@
+"""toolalpaca: ToolAlpaca's {"NLDocumentation", "Instances"}: one row is an API with many conversations about it.
+
+Each instance becomes what ChatGLM3's format_tool_alpaca.py makes of it: the API's documentation as the one tool; the
+input; for every intermediate step the thought before "Action:", the call and its observation; the final thought and,
+on the next line, the output. An instance that cannot be lifted is a reject by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.conversation import Conversation, Message, Role
+from compiler.formats.common import column_of, parse_call, parse_text
+from compiler.templates.jinja import to_json
+from schemas.errors import Reason, RowError
+
+COLUMNS = {"tools": "NLDocumentation", "instances": "Instances"}
+TAGS: dict[str, str] = {}
+
+
+_Lifted = list[Conversation | RowError]
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> _Lifted:  # noqa: ARG001
+    """Return one conversation for each instance, or why there is none."""
+    tools = [column_of(row, columns, "tools")]
+    instances = column_of(row, columns, "instances")
+    found: list[Conversation | RowError] = []
+    for i, instance in enumerate(instances):
+        try:
+            found.append(Conversation(_messages(instance, f"/{columns['instances']}/{i}"), tools))
+        except RowError as error:
+            found.append(error)
+    return found
+
+
+def _messages(instance: dict[str, Any], pointer: str) -> list[Message]:
+    messages = [Message(Role.USER, instance["input"])]
+    for i, ((action, parameters, react), observation) in enumerate(instance["intermediate_steps"]):
+        at = f"{pointer}/intermediate_steps/{i}/0/1"
+        arguments = parse_text(parameters, "the parameters of a call", Reason.TOOL_ARGUMENTS, at)
+        call = parse_call({"name": action, "arguments": arguments}, at, at)
+        result = observation if isinstance(observation, str) else to_json(observation)
+        messages.append(Message(Role.ASSISTANT, react.split("Action:")[0].strip(), [call]))
+        messages.append(Message(Role.TOOL, result, name=action))
+    return [*messages, Message(Role.ASSISTANT, f"{instance['Final Thought']}\n{instance['output']}")]

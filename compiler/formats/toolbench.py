@@ -1,0 +1,84 @@
+"""toolbench: the answer files of ToolBench's tree search, {"answer_generation": {train_messages, function, ...}}.
+
+`train_messages` holds, for every reply on the way to the answer, the messages up to it. Upstream makes a training row
+of each and trains its last reply alone. Lists that go on from one another are the same conversation further on, so
+one conversation is made of them, in which those replies are trained; a list that none goes on from (the search
+turned back there and asked otherwise) ends one. Every reply is trained once, after exactly the messages it had.
+A thought and the call after it are one reply; the query and a remark of the search after it are one user message,
+on lines of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compiler.conversation import Conversation, Message, Role
+from compiler.formats.common import check_turns, column_of, parse_call, parse_tools
+from schemas.errors import Reason, RowError
+
+COLUMNS = {"answer": "answer_generation"}
+TAGS: dict[str, str] = {}
+_ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT, "function": Role.TOOL}
+
+_List = list[dict[str, Any]]
+
+
+def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> list[Conversation]:  # noqa: ARG001
+    """Return the conversations of a search, most often one; they are one group."""
+    answer, pointer = column_of(row, columns, "answer"), f"/{columns['answer']}"
+    if not answer["valid_data"]:
+        what = "expected a search that found an answer (valid_data), found one that did not"
+        raise RowError(Reason.TURN_ORDER, what, f"{pointer}/valid_data")
+    tools = parse_tools(answer["function"], f"{pointer}/function")
+    found = []
+    for number, trained in _trained(answer["train_messages"]).items():
+        at = f"{pointer}/train_messages/{number}"
+        conversation = _conversation(answer["train_messages"][number], trained, tools, at)
+        check_turns(conversation, at)
+        found.append(conversation)
+    if not found:
+        raise RowError(Reason.TURN_ORDER, "expected a reply that calls a function, found none", pointer)
+    if len(found) > 1:
+        group = found[0].fingerprint()
+        for conversation in found:
+            conversation.group = group
+    return found
+
+
+def _trained(lists: list[_List]) -> dict[int, set[int]]:
+    """Return, for each list that none goes on from, which of its messages are trained.
+
+    A list whose last message is a thought without its call is left out, as upstream: the call's own list has both.
+    """
+    lasts = [messages[-1] for messages in lists]
+    ends = [i for i, last in enumerate(lasts) if last["role"] == "assistant" and last.get("function_call")]
+    trained: dict[int, set[int]] = {}
+    for i in ends:
+        size = len(lists[i])
+        longest = max((j for j in ends if lists[j][:size] == lists[i]), key=lambda j: (len(lists[j]), -j))
+        trained.setdefault(longest, set()).add(size - 1)
+    return trained
+
+
+def _conversation(source: _List, trained: set[int], tools: Any, pointer: str) -> Conversation:
+    messages: list[Message] = []
+    places: list[int] = []
+    for i, raw in enumerate(source):
+        role = _ROLES[raw["role"]]
+        message = Message(role, raw.get("content") or "", name=raw.get("name"))
+        if role is Role.ASSISTANT:
+            message.weight = None if i in trained else 0.0
+            if raw.get("function_call"):
+                at = f"{pointer}/{i}/function_call"
+                message.calls = [parse_call(raw["function_call"], at, f"{at}/arguments")]
+        if messages and _goes_on(messages[-1], message):
+            message.content = "\n".join(filter(None, (messages.pop().content, message.content)))
+            places.pop()
+        messages.append(message)
+        places.append(i)
+    return Conversation(messages, tools, places=places)
+
+
+def _goes_on(before: Message, message: Message) -> bool:
+    """Return whether two messages are one turn: a thought and its call, the query and the search's remark to it."""
+    return before.role is message.role and message.role in (Role.ASSISTANT, Role.USER) and not before.calls
