@@ -11,30 +11,52 @@ every way to split an entry into two entries, in the order of the entry's rank.
 from __future__ import annotations
 
 import base64
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from schemas.errors import InputError
 
-_BYTE, _NORMAL = 6, 1
-"""Types of sentencepiece entries (sentencepiece_model.proto); 2, 3 and 4 are unknown, control and user-defined."""
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
+"""Types of sentencepiece entries (sentencepiece_model.proto)."""
+
+_MARK = re.compile(r"▁?(<.*>|\[.*\])", re.DOTALL)
+"""User-defined entries that are control tokens; others (runs of spaces, say) are text that is never split."""
 
 
 def to_spec(family: dict[str, Any], data: bytes, config: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a tokenizer.json (parsed) for a family's vocabulary file; control tokens from config where it has them."""
+    declared = {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
     try:
-        spec = _sentencepiece(data) if family["kind"] == "sentencepiece" else _tiktoken(data, family)
+        if family["kind"] == "sentencepiece":
+            spec = _sentencepiece(data, declared, _prefix_of(family, config))
+        else:
+            spec = _tiktoken(data, family)
+        _add(spec, declared, _appended(family))
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(where, f"not a {family['kind']} vocabulary: {error}") from error
-    if not spec["model"]["vocab"]:
-        raise InputError(where, f"not a {family['kind']} vocabulary: it holds no entry")
-    declared = {int(i): token["content"] for i, token in config.get("added_tokens_decoder", {}).items()}
-    known = {token["id"] for token in spec["added_tokens"]}
-    next_id = max([*spec["model"]["vocab"].values(), *known]) + 1
-    appended = declared or {next_id + i: text for i, text in enumerate(_appended(family))}
-    spec["added_tokens"] += [_added(i, text) for i, text in sorted(appended.items()) if i not in known]
+    spec["post_processor"] = _begin(spec, family, config)
     return spec
+
+
+def _add(spec: dict[str, Any], declared: Mapping[int, dict[str, Any]], appended: list[str]) -> None:
+    """Put the control tokens that the vocabulary file lacks into the spec, numbered on from its end or as declared."""
+    vocab: dict[str, int] = spec["model"]["vocab"]
+    if not vocab:
+        raise ValueError("it holds no entry")
+    added = {token["id"]: token for token in spec["added_tokens"]}
+    end = max(*vocab.values(), *added, 0) + 1
+    more = declared or {end + i: {"content": text} for i, text in enumerate(appended)}
+    for i, token in more.items():
+        text = token["content"]
+        if vocab.get(text, i) != i:
+            raise ValueError(f"{text!r} is number {vocab[text]} of it, and tokenizer_config.json says {i}")
+        added[i] = _added(i, text, **{flag: token[flag] for flag in _FLAGS if flag in token})
+    gaps = {*range(end, max(added, default=end))} - set(added)
+    if gaps:
+        raise ValueError(f"no token has the number {min(gaps)}, and some have higher ones")
+    spec["added_tokens"] = [token for _, token in sorted(added.items())]
 
 
 def _appended(family: dict[str, Any]) -> list[str]:
@@ -43,9 +65,28 @@ def _appended(family: dict[str, Any]) -> list[str]:
     return [*family["appended"], *more]
 
 
-def _added(token_id: int, text: str) -> dict[str, Any]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": token_id, "content": text, "special": True} | flags
+_FLAGS = ("single_word", "lstrip", "rstrip", "special")
+
+
+def _added(token_id: int, text: str, *, special: bool = True, normalized: bool = False, **more: bool) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip"), False) | more
+    return {"id": token_id, "content": text, "special": special, "normalized": normalized} | flags
+
+
+def _begin(spec: dict[str, Any], family: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the post-processor that puts the first token before every text of its own; None where there is none."""
+    if not config.get("add_bos_token", family.get("add_bos_token", False)):
+        return None
+    named = config.get("bos_token") or family["named_tokens"]["bos_token"]
+    bos = named["content"] if isinstance(named, dict) else named
+    number = next((token["id"] for token in spec["added_tokens"] if token["content"] == bos), None)
+    if number is None:
+        return None
+    first = {"SpecialToken": {"id": bos, "type_id": 0}}
+    single = [first, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
+    tokens = {bos: {"id": bos, "ids": [number], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
 
 
 def _spec(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
@@ -79,7 +120,7 @@ def _tiktoken(data: bytes, family: dict[str, Any]) -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     return _spec(
         # An entry that is a whole piece is taken as it is, merges or not, as tiktoken does.
-        {"vocab": vocab, "merges": _merges(vocab), "ignore_merges": True},
+        {"vocab": vocab, "merges": _merges(vocab, vocab), "ignore_merges": True},
         normalizer={"type": family["normalizer"]} if "normalizer" in family else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level]},
         decoder=byte_level | {"add_prefix_space": True, "trim_offsets": True, "use_regex": True},
@@ -99,53 +140,85 @@ def byte_letters() -> dict[int, str]:
 # -- sentencepiece --
 
 
-def _sentencepiece(data: bytes) -> dict[str, Any]:
-    """Return the spec of a sentencepiece BPE model with byte fallback and no normalization of its own."""
+def _prefix_of(family: dict[str, Any], config: dict[str, Any]) -> str | None:
+    """Return where a text gets a leading space: "always", "first", "never"; None = as the vocabulary file says.
+
+    `legacy: false` is how transformers' Llama tokenizers say that only the beginning of the whole text gets it.
+    """
+    if "legacy" not in family or config.get("legacy", family["legacy"]):
+        return None
+    return "first" if config.get("add_prefix_space", True) else "never"
+
+
+def _sentencepiece(data: bytes, declared: Mapping[int, dict[str, Any]], prefix: str | None) -> dict[str, Any]:
+    """Return the spec of a sentencepiece BPE model with byte fallback and no character table of its own."""
     pieces: list[tuple[str, float, int]] = []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
+    settings: dict[int, dict[int, Any]] = {2: {}, 3: {}}
     for number, value in _fields(data):
         if number == 1:
             entry = dict(_fields(value))
+            if 1 not in entry:
+                raise ValueError("an entry has no text")
             pieces.append((entry[1].decode(), _float(entry.get(2, b"\0\0\0\0")), entry.get(3, _NORMAL)))
-        elif number == 2:
-            trainer = dict(_fields(value))
-        elif number == 3:
-            normalizer = dict(_fields(value))
+        elif number in settings:
+            settings[number] = dict(_fields(value))
+    trainer, normalizer = settings[2], settings[3]
     if trainer.get(3) != 2 or not trainer.get(35) or normalizer.get(2):
         raise ValueError("only BPE models with byte fallback and without their own normalization are read")
-    if not normalizer.get(3, 1) or normalizer.get(4, 1):
-        raise ValueError("only models that add a leading space and keep extra white space are read")
+    if trainer.get(24) or not normalizer.get(5, 1) or any(kind == _UNUSED for _, _, kind in pieces):
+        raise ValueError("models with spaces after words, unescaped spaces or unused entries are not read")
+    for i, token in declared.items():
+        if i < len(pieces):  # spare entries that the configuration gives a name, as InternLM2's does
+            pieces[i] = (token["content"], 0.0, _CONTROL)
+    if prefix is None:
+        prefix = "always" if normalizer.get(3, 1) else "never"
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
-    normal = {piece: -score for piece, score, kind in pieces if kind == _NORMAL}
-    unknown = next((piece for piece, _, kind in pieces if kind == 2), None)
-    spec = _spec(
-        {
-            "vocab": vocab,
-            "merges": _merges(normal, vocab),
-            "unk_token": unknown,
-            "fuse_unk": True,
-            "byte_fallback": True,
-        },
-        normalizer={
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-            ],
-        },
-        decoder={
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-    )
-    spec["added_tokens"] = [_added(vocab[piece], piece) for piece, _, kind in pieces if kind in (2, 3)]
+    unknown = next((piece for piece, _, kind in pieces if kind == _UNKNOWN), None)
+    merges = _merges({piece: -score for piece, score, kind in pieces if kind == _NORMAL}, vocab)
+    model = {"vocab": vocab, "merges": merges, "unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
+    spec = _spec(model, **_spaces(prefix, squeeze=bool(normalizer.get(4, 1))))
+    apart = [(piece, kind) for piece, _, kind in pieces if kind in (_UNKNOWN, _CONTROL, _USER)]
+    # A user-defined entry with a space is never found: spaces are written as ▁ before it is looked for.
+    spec["added_tokens"] = [_set_apart(vocab[piece], piece, kind, prefix) for piece, kind in apart if " " not in piece]
     return spec
+
+
+def _set_apart(number: int, piece: str, kind: int, prefix: str) -> dict[str, Any]:
+    """Return a control token, or a text that is never split: sentencepiece looks for those before anything else."""
+    if kind != _USER or _MARK.fullmatch(piece):
+        return _added(number, piece)
+    if prefix != "never":
+        raise ValueError(f"the user-defined entry {piece!r} is plain text, and texts get a leading space")
+    return _added(number, piece, special=False, normalized=True)
+
+
+def _spaces(prefix: str, *, squeeze: bool) -> dict[str, Any]:
+    """Return the normalizer, pre-tokenizer and decoder that treat spaces as sentencepiece does.
+
+    `squeeze` (remove_extra_whitespaces) drops spaces at both ends and makes one of several: U+0020 alone counts.
+    """
+    escape = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    before = [_replace(r"\A +", ""), _replace(" +", " ")] if squeeze else []
+    prepend = [{"type": "Prepend", "prepend": "▁"}] if prefix == "always" else []
+    after = [_replace(r"▁+\z", "")] if squeeze else []
+    normalizers = [*before, *prepend, escape, *after]
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix != "never":
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": first if prefix == "first" else None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
+
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -184,14 +257,17 @@ def _float(data: bytes) -> float:
     return float(struct.unpack("<f", data)[0])
 
 
-def _merges(ranks: dict[str, float] | dict[str, int], ids: dict[str, int] | None = None) -> list[list[str]]:
-    """Return every split of an entry into two entries, best rank of the union first."""
-    order = ids or ranks
-    found: list[tuple[float, float, float, str, str]] = []
+def _merges(ranks: Mapping[str, float], ids: Mapping[str, int]) -> list[list[str]]:
+    """Return every split of an entry into two entries, best rank of the union first.
+
+    Sentencepiece takes the leftmost of unions of one score (runs of spaces in Mistral's model, all added at once).
+    No list can say that; the order of their numbers, which transformers has too, comes to the same for such runs.
+    """
+    found: list[tuple[float, int, int, int, str, str]] = []
     for token, rank in ranks.items():
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in ranks and right in ranks:
-                found.append((rank, order[left], order[right], left, right))
+                found.append((rank, ids[token], ids[left], ids[right], left, right))
     found.sort()
-    return [[left, right] for _, _, _, left, right in found]
+    return [[left, right] for *_, left, right in found]

@@ -42,8 +42,11 @@ FILES = (
 )
 """Every file that can decide an id or a rendering; together they are the tokenizer's digest."""
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What says how a vision model takes images and videos; the digest of `compiler.media.rules.Vision` is over these."""
+
 _LOADED: dict[str, Tokenizer] = {}
-"""The last tokenizer loaded in this process, by its digest: loading a large one takes about a second."""
+"""The last tokenizer loaded in this process, by its identity: loading a large one takes about a second."""
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -57,6 +60,8 @@ class Tokenizer:
     """The files found, by name: they are copied beside the shards so that a dataset explains itself."""
     family: dict[str, Any] = field(default_factory=dict)
     """Where there is no tokenizer.json: how its vocabulary file is read (registry/tokenizers/families.json)."""
+    processor_files: dict[str, bytes] = field(default_factory=dict)
+    """The processor's files beside it, by name; none for most models."""
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -73,24 +78,26 @@ class Tokenizer:
                 f"--tokenizer {folder}", f"expected a tokenizer.json, found {found}",
                 "Point at the model's folder; AutoTokenizer(...).save_pretrained writes a tokenizer.json.",
             )  # fmt: skip
-        tokenizer = cls(folder, files, family)
-        if tokenizer.digest not in _LOADED:
+        processor = {name: (folder / name).read_bytes() for name in PROCESSOR_FILES if (folder / name).is_file()}
+        tokenizer = cls(folder, files, family, processor)
+        if tokenizer.identity not in _LOADED:
             try:
                 _ = tokenizer.config, tokenizer.controls, tokenizer._plain
             except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
                 raise InputError(str(folder / "tokenizer.json"), f"not a tokenizer: {error}") from error
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
-            _LOADED[tokenizer.digest] = tokenizer
-        return _LOADED[tokenizer.digest]
+            _LOADED[tokenizer.identity] = tokenizer
+        return _LOADED[tokenizer.identity]
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the names and bytes of all tokenizer files."""
-        total = hashlib.sha256()
-        for name, data in [*sorted(self.files.items()), ("family", orjson.dumps(self.family))]:
-            total.update(f"{name}\0{len(data)}\0".encode())
-            total.update(data)
-        return total.hexdigest()
+        return _digest([*sorted(self.files.items()), ("family", orjson.dumps(self.family))])
+
+    @property
+    def identity(self) -> str:
+        """The digest, and that of the processor's files beside it."""
+        return self.digest + _digest(sorted(self.processor_files.items()))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -112,7 +119,8 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
-        bare: dict[str, Any] = {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+        text = [token for token in self.spec["added_tokens"] if self._is_text(token)]
+        bare: dict[str, Any] = {"added_tokens": text, "post_processor": None, "truncation": None, "padding": None}
         spec = self.spec | bare
         fresh = HFTokenizer.from_str(orjson.dumps(spec).decode())
         continued = _without_prefix(spec)
@@ -130,8 +138,24 @@ class Tokenizer:
 
     @cached_property
     def controls(self) -> dict[str, int]:
-        """Every added token by its text: what must be placed by id and never come out of a text."""
-        return {t["content"]: t["id"] for t in self.spec["added_tokens"]}
+        """Every added token by its text, but for texts: what must be placed by id and never come out of a text."""
+        return {t["content"]: t["id"] for t in self.spec["added_tokens"] if not self._is_text(t)}
+
+    def _is_text(self, token: dict[str, Any]) -> bool:
+        """Return whether an added token is a piece of ordinary text, as Gemma's `<table>` and runs of spaces are.
+
+        It is not special, the model's own vocabulary has it (it was there when the model was trained on text), and
+        the chat template does not write it (`<tool_call>`), unless it is white space.
+        """
+        text = token["content"]
+        if token["special"] or text not in self.spec["model"]["vocab"]:
+            return False
+        return not text.strip("▁ \n\t\r") or not any(text in source for source in self.chat_templates.values())
+
+    @cached_property
+    def swallows(self) -> frozenset[int]:
+        """The control tokens that swallow the white space after them, as Phi-3's do (`rstrip`)."""
+        return frozenset(t["id"] for t in self.spec["added_tokens"] if t["rstrip"])
 
     @cached_property
     def stops(self) -> frozenset[int]:
@@ -173,6 +197,13 @@ class Tokenizer:
             return {entry["name"]: entry["template"] for entry in template}
         return {"default": template} if template else {}
 
+    @cached_property
+    def document_start(self) -> list[int]:
+        """The control tokens that the published tokenizer puts before any text, such as `<s>`; most have none."""
+        ids = self.official.encode("", add_special_tokens=True).ids
+        with_text = self.official.encode("a", add_special_tokens=True).ids
+        return [token for token, same in zip(ids, with_text, strict=False) if token == same and self.is_control[token]]
+
     def encode(self, texts: Sequence[str], *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Return (ids int32[T], lengths int64[len(texts)]) of the texts, one after the other.
 
@@ -212,6 +243,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
         return self.official.decode(list(ids), skip_special_tokens=False)
+
+
+def _digest(files: list[tuple[str, bytes]]) -> str:
+    total = hashlib.sha256()
+    for name, data in files:
+        total.update(f"{name}\0{len(data)}\0".encode())
+        total.update(data)
+    return total.hexdigest()
 
 
 def family_of(files: dict[str, bytes]) -> dict[str, Any]:

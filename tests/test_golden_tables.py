@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tools
+from families import card_tools
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role
@@ -57,6 +58,10 @@ LOSS = Conversation(
     ]
 )
 
+CALLS = Conversation([Message(Role.SYSTEM, "You may call weather."), *TOOLS.messages])
+LAST_REPLY = Conversation(CHAT.messages, context=4)
+"""The second of two examples, where a conversation is one example for each reply."""
+
 TABLES = [
     ("demo", "demo", "auto", "chat", CHAT, "none"),
     ("demo", "demo", "auto", "tools", TOOLS, "hermes"),
@@ -70,11 +75,22 @@ TABLES = [
     ("mistral-official", "mistral", "auto", "react", REACT, "react"),
     ("mistral", "mistral", "mistral", "chat", CHAT, "none"),
     ("mistral", "mistral", "mistral", "tools", TOOLS, "none"),
+    ("llama2", "family", "llama2", "chat", CHAT, "none"),
+    ("llama3", "family", "llama3", "chat", CHAT, "none"),
+    ("gemma", "family", "gemma", "chat", NO_SYSTEM, "none"),
+    ("phi3", "family", "phi3", "chat", CHAT, "none"),
+    ("deepseek", "family", "deepseek", "chat", CHAT, "none"),
+    ("deepseek", "family", "deepseek", "tools", CALLS, "none"),
+    ("deepseek_llm", "family", "deepseek_llm", "chat", CHAT, "none"),
+    ("internlm2", "family", "internlm2", "chat", CHAT, "none"),
+    ("yi", "family", "yi", "chat", CHAT, "none"),
+    ("baichuan2", "family", "baichuan2", "chat", LAST_REPLY, "none"),
 ]
+"""Family, tokenizer ("family" = its control tokens with another's vocabulary), template, scenario, row, weights."""
 
 
 def table(tokenizer: str, template: str, conversation: Conversation, weights: str) -> str:
-    loaded, chosen = tools(tokenizer, template)
+    loaded, chosen = card_tools(template) if tokenizer == "family" else tools(tokenizer, template)
     policy = Policy.from_card(registry.weights(weights))
     segments = weigh(conversation, chosen.program.rendering.segments(conversation), policy)
     encoded = encode([(conversation, segments)], loaded)[0]
