@@ -118,6 +118,13 @@ def _cache() -> Path:
     metavar="N",
     help="Add N rows of who the model is, drawn evenly from the embedded pool.",
 )
+@click.option(
+    "--self-cognition-file",
+    "pool",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rows {query, response, tag: zh|en} with {{NAME}} and {{AUTHOR}} to draw from instead.",
+)
 @click.option("--name", metavar="ZH[,EN]", help="The model's name in self-cognition rows.")
 @click.option("--author", metavar="ZH[,EN]", help="Who made it, in self-cognition rows.")
 @click.option(
@@ -212,7 +219,27 @@ def _cache() -> Path:
     show_default=True,
     help="Text that spells a control token stays text, is rejected, or becomes the token.",
 )
-@click.option("--repair", metavar="NAME,...", default="", help="Repairs to make, counted: dangling.")
+@click.option(
+    "--repair",
+    metavar="NAME,...",
+    default="",
+    help="Repairs to make, each counted: dangling, media-first, unwrap, literals, arguments, content.",
+)
+@click.option("--strict", is_flag=True, help="Reject ReAct replies that do not hold together.  [default: count them]")
+@click.option(
+    "--tools",
+    "dialect",
+    type=click.Choice(["template", "react", "react_zh"]),
+    default="template",
+    show_default=True,
+    help="Tools and calls as the chat template has them, or as ReAct text for models without tool roles.",
+)
+@click.option(
+    "--media-dir",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIR",
+    help="Folder that images and videos are relative to.  [default: the folder of the dataset]",
+)
 @click.option(
     "--max-rejects",
     default="1%",
@@ -291,6 +318,7 @@ def _config(given: dict[str, Any]) -> Any:
     from compiler import files, mix, pipeline, request, sources
     from compiler.formats import get
     from compiler.repair import REPAIRS
+    from compiler.repair_rows import ROW_REPAIRS
     from registry import weights
     from schemas.errors import nearest
 
@@ -306,8 +334,8 @@ def _config(given: dict[str, Any]) -> Any:
         weights(given["weights"])
     repairs = tuple(filter(None, (name.strip() for name in given["repair"].split(","))))
     for name in repairs:
-        if name not in REPAIRS:
-            raise UsageError(f"--repair {name}", "unknown repair", nearest(name, REPAIRS))
+        if name not in REPAIRS and name not in ROW_REPAIRS:
+            raise UsageError(f"--repair {name}", "unknown repair", nearest(name, [*REPAIRS, *ROW_REPAIRS]))
     if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
         raise UsageError(
             f"--max-rejects {given['max_rejects']}",
@@ -320,13 +348,17 @@ def _config(given: dict[str, Any]) -> Any:
             "they name the model in self-cognition rows, and none are asked for",
             "Add --self-cognition N.",
         )
+    if given["pool"] and not given["self_cognition"]:
+        raise UsageError("--self-cognition-file", "no self-cognition rows are asked for", "Add --self-cognition N.")
     if bool(given["name"]) != bool(given["author"]):
         raise UsageError(
             "--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai"
         )
     persona = {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
     return pipeline.Config(
-        catalogue=sources.Catalogue(given["files"], given["registries"], given["format_name"]),
+        catalogue=sources.Catalogue(
+            given["files"], given["registries"], given["format_name"], given["media_dir"], repairs
+        ),
         mix=request.parse_mix(files.readable(given["mix"])) if given["mix"] else [],
         out=given["out"],
         cache=given["cache"],
@@ -338,8 +370,11 @@ def _config(given: dict[str, Any]) -> Any:
         overlength=given["overlength"],
         merge_system=given["system"] == "merge",
         repairs=repairs,
+        strict=given["strict"],
+        dialect=given["dialect"],
         max_rejects=given["max_rejects"],
         self_cognition=given["self_cognition"],
+        pool=given["pool"],
         options=mix.Options(
             unit=given["mix_unit"],
             total=given["total"],
@@ -460,6 +495,7 @@ def formats(name: str | None, as_json: bool) -> None:
             "columns": f.columns,
             "tags": f.tags,
             "weights": f.weights,
+            "kinds": list(f.kinds),
             "examples": schema(f.name)["examples"],
         }
         for f in chosen
@@ -469,7 +505,8 @@ def formats(name: str | None, as_json: bool) -> None:
         return
     for entry in described:
         click.echo(f"{entry['name']}: {entry['description']}")
-        click.echo(f"  columns: {', '.join(entry['columns'].values())}   weights: {entry['weights']}")
+        kinds = "" if entry["kinds"] == ["sft"] else f"   kinds: {', '.join(entry['kinds'])}"
+        click.echo(f"  columns: {', '.join(entry['columns'].values())}   weights: {entry['weights']}{kinds}")
         for example in entry["examples"]:
             click.echo(f"  {json.dumps(example, ensure_ascii=False)}")
         click.echo()

@@ -13,13 +13,14 @@ import numpy as np
 
 from compiler import objects
 from compiler.engines import local
-from compiler.link import fingerprints
+from compiler.link import prints
 from compiler.mix import Examples
-from compiler.read import cut, open_source
+from compiler.prepare import Layout
+from compiler.read import cut, open_source, stamp_of
 from compiler.request import Request
 from compiler.sources import Dataset
-from compiler.unit import Layout, Settings, Task, object_key
-from schemas.errors import IntegrityError
+from compiler.unit import Settings, Task, object_key
+from schemas.errors import IntegrityError, Reason
 
 IN_PROCESS_UNITS = 2
 """With this many units or fewer to compile, starting workers costs more than it gains."""
@@ -71,8 +72,18 @@ class Compiled:
 
     def rejected(self) -> dict[str, int]:
         """Return the number of rejects by reason, in alphabetical order."""
-        mark = "rejected:"
-        return {key.removeprefix(mark): n for key, n in sorted(self.counts().items()) if key.startswith(mark)}
+        mark, counts = "rejected:", self.counts()
+        del counts[f"{mark}{Reason.CLEANED}"]
+        return {key.removeprefix(mark): n for key, n in sorted(counts.items()) if key.startswith(mark)}
+
+    def cleaned(self) -> int:
+        """Return how many rows the card's clean-up rules dropped; they are in rejects.jsonl, and no mistake."""
+        return self.counts()[f"rejected:{Reason.CLEANED}"]
+
+    def num_examples(self) -> int:
+        """Return how many examples the rows make, rejected ones included."""
+        counts = self.counts()
+        return counts["read"] + counts["expanded"]
 
     def first_rows(self) -> list[int]:
         """Return, per unit, the number of rows of its file before it."""
@@ -94,12 +105,12 @@ class Compiled:
     def examples(self) -> Examples:
         """Return what the plan needs to know of the rows."""
         tables = [one.table for one in self.loaded]
-        tokens = [np.diff(c.offsets.to_numpy()) for t in tables for c in t.column("input_ids").chunks]
-        empty = [np.empty(0, np.int64)]
+        empty, none = [np.empty(0, np.int64)], [np.empty(0, "S16")]
         return Examples(
-            tokens=np.concatenate(tokens or empty).astype(np.int64),
+            tokens=np.concatenate([t.column("length").to_numpy() for t in tables] or empty).astype(np.int64),
             trained=np.concatenate([t.column("num_trained").to_numpy() for t in tables] or empty).astype(np.int64),
-            fingerprints=np.concatenate([fingerprints(t) for t in tables] or [np.empty(0, "S16")]),
+            fingerprints=np.concatenate([prints(t, "fingerprint") for t in tables] or none),
+            groups=np.concatenate([prints(t, "group") for t in tables] or none),
             cap=self.dataset.num_samples,
         )
 
@@ -144,7 +155,7 @@ class Collector:
                     if key in found or key in queued:
                         continue
                     kept = objects.load(self.cache, key)
-                    if kept is None:
+                    if kept is None or not _media_as_they_were(kept):
                         queued.add(key)
                         yield Task(unit, layout, self.settings, str(self.cache), dataset.name, key)
                         continue
@@ -165,3 +176,18 @@ class Collector:
                 "Run again; then check the disk.",
             )
         return kept
+
+
+def _media_as_they_were(kept: objects.Object) -> bool:
+    """Return whether every image and video an object was made from has the size and time of change it had.
+
+    One that was not there must still not be.
+    """
+
+    def stamp(path: str) -> list[int] | None:
+        try:
+            return list(stamp_of(path))
+        except OSError:
+            return None
+
+    return all(stamp(path) == was for path, was in kept.info["files"].items())

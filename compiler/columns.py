@@ -1,15 +1,44 @@
-"""A batch of encoded rows as the Arrow columns of an object: flat buffers and offsets, no loop over tokens."""
+"""A batch of examples as the Arrow columns of an object: flat buffers and offsets, no loop over tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from compiler.conversation import Conversation
-from compiler.encode import IGNORED, Encoded, Stretch
+from compiler.encode import Encoded, Stretch
 from compiler.read import Row, Unit
-from schemas.arrow import OBJECT, SPANS
+from schemas.arrow import MEDIA, OBJECT, SPANS
+
+
+@dataclass(slots=True)
+class Example:
+    """One example of a row, ready to be written. `part` counts the examples of the row."""
+
+    row: Row
+    part: int
+    conversation: Conversation
+    encoded: Encoded
+    rejected: Encoded | None = None
+    """Preference: the same context with the other reply."""
+    piece: int = 0
+    """Which piece of its document it is."""
+
+    @property
+    def sides(self) -> list[Encoded]:
+        """The sequences of the example: one, or the two of a preference pair."""
+        return [self.encoded] if self.rejected is None else [self.encoded, self.rejected]
+
+    def fingerprint(self) -> bytes:
+        """Return the conversation's fingerprint, another one for each further piece of a document."""
+        whole = self.conversation.fingerprint()
+        return xxhash.xxh3_128_digest(whole + self.piece.to_bytes(8)) if self.piece else whole
 
 
 def within(offset: int | None, unit: Unit) -> int | None:
@@ -17,26 +46,72 @@ def within(offset: int | None, unit: Unit) -> int | None:
     return None if offset is None else offset - unit.offset
 
 
-def columns_of(kept: list[tuple[Row, Conversation, Encoded]], unit: Unit) -> pa.RecordBatch:
+def columns_of(kept: list[Example], unit: Unit) -> pa.RecordBatch:
     """Return the batch's columns from flat buffers and offsets."""
-    examples = [example for _, _, example in kept]
-    offsets = _offsets([len(example.ids) for example in examples])
-    ids = np.concatenate([example.ids for example in examples])
-    weights = np.concatenate([example.weights for example in examples])
-    labels = np.where(weights > 0, ids, np.int32(IGNORED))
-    trained = np.add.reduceat((weights > 0).astype(np.int32), offsets[:-1].astype(np.int64))
-    emphasised = np.array([bool(((e.weights != 0) & (e.weights != 1)).any()) for e in examples])
+    first = [example.encoded for example in kept]
+    offsets = _offsets([len(encoded.ids) for encoded in first])
+    weights = np.concatenate([encoded.weights for encoded in first])
+    emphasised = np.array([bool(((e.weights != 0) & (e.weights != 1)).any()) for e in first])
+    trained = [sum(int((side.weights > 0).sum()) for side in example.sides) for example in kept]
+    prints = [example.fingerprint() for example in kept]
+    groups = [example.conversation.group or example.conversation.fingerprint() for example in kept]
     arrays = {
-        "input_ids": pa.ListArray.from_arrays(offsets, ids),
-        "labels": pa.ListArray.from_arrays(offsets, labels),
+        "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate([encoded.ids for encoded in first])),
+        "labels": pa.ListArray.from_arrays(offsets, np.concatenate([encoded.labels for encoded in first])),
         "loss_weights": _nullable(offsets, weights, emphasised),
-        "spans": _spans([example.stretches for example in examples]),
+        "spans": _spans([encoded.stretches for encoded in first]),
+        "images": pa.array([_media(example, "image") for example in kept], MEDIA),
+        "videos": pa.array([_media(example, "video") for example in kept], MEDIA),
+        **_rejected([example.rejected for example in kept]),
+        "desirable": pa.array([example.conversation.desirable for example in kept], pa.bool_()),
         "num_trained": pa.array(trained, pa.int32()),
-        "index": pa.array([row.index for row, _, _ in kept], pa.int64()),
-        "offset": pa.array([within(row.offset, unit) for row, _, _ in kept], pa.int64()),
-        "fingerprint": pa.array([conversation.fingerprint() for _, conversation, _ in kept], pa.binary(16)),
+        "repairs": pa.array([example.conversation.repairs or None for example in kept], pa.list_(pa.string())),
+        "part": pa.array([example.part for example in kept], pa.int32()),
+        "index": pa.array([example.row.index for example in kept], pa.int64()),
+        "offset": pa.array([within(example.row.offset, unit) for example in kept], pa.int64()),
+        "length": pa.array([sum(side.length for side in example.sides) for example in kept], pa.int32()),
+        "fingerprint": pa.array(prints, pa.binary(16)),
+        "group": pa.array(groups, pa.binary(16)),
     }
     return pa.RecordBatch.from_arrays([arrays[name] for name in OBJECT.names], schema=OBJECT)
+
+
+def _rejected(sides: list[Encoded | None]) -> dict[str, pa.Array]:
+    """Return the columns of the replies that are not preferred, null where there is none."""
+    absent = pa.array([side is None for side in sides])
+    present = [side for side in sides if side is not None]
+    offsets = _offsets([0 if side is None else len(side.ids) for side in sides])
+    none = [np.empty(0, np.int32)]
+    return {
+        "rejected_input_ids": pa.ListArray.from_arrays(
+            offsets, np.concatenate([side.ids for side in present] or none), mask=absent
+        ),
+        "rejected_labels": pa.ListArray.from_arrays(
+            offsets, np.concatenate([side.labels for side in present] or none), mask=absent
+        ),
+        "rejected_spans": _spans([[] if side is None else side.stretches for side in sides], absent),
+    }
+
+
+def _media(example: Example, kind: str) -> list[dict[str, Any]]:
+    """Return the references of one kind with where they stand in the ids."""
+    media = example.conversation.media()
+    found = []
+    for placed in example.encoded.placed:
+        one = media[placed.media]
+        if one.kind != kind or one.facts is None:
+            continue
+        found.append(
+            {
+                "uri": one.uri,
+                "sha256": one.facts.sha256,
+                "width": one.facts.width,
+                "height": one.facts.height,
+                "position": placed.position,
+                "num_tokens": placed.num_tokens,
+            }
+        )
+    return found
 
 
 def _nullable(
@@ -49,7 +124,7 @@ def _nullable(
     return pa.ListArray.from_arrays(kept, values, mask=pa.array(~present))
 
 
-def _spans(rows: list[list[Stretch]]) -> pa.ListArray:
+def _spans(rows: Sequence[list[Stretch]], absent: pa.Array | None = None) -> pa.ListArray:
     merged = [_merge_spans(stretches) for stretches in rows]
     flat = [span for spans in merged for span in spans]
     struct = pa.StructArray.from_arrays(
@@ -60,7 +135,7 @@ def _spans(rows: list[list[Stretch]]) -> pa.ListArray:
         ],
         fields=list(SPANS.value_type),
     )
-    return pa.ListArray.from_arrays(_offsets([len(spans) for spans in merged]), struct)
+    return pa.ListArray.from_arrays(_offsets([len(spans) for spans in merged]), struct, mask=absent)
 
 
 def _merge_spans(stretches: list[Stretch]) -> list[tuple[str, str, int]]:

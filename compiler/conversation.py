@@ -23,6 +23,17 @@ class Role(StrEnum):
     ASSISTANT = "assistant"
     TOOL = "tool"
     """A tool's *result*; the call itself belongs to the assistant message that makes it."""
+    DOCUMENT = "document"
+    """A text for pretraining: one message, no turns, no template."""
+
+
+class Kind(StrEnum):
+    """What a set trains; one kind per set of shards (decision 25)."""
+
+    SFT = "sft"
+    PREFERENCE = "preference"
+    KTO = "kto"
+    PRETRAIN = "pretrain"
 
 
 @dataclass(slots=True)
@@ -34,12 +45,42 @@ class Call:
     id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class MediaFacts:
+    """What a file says of itself: size in pixels as the model's processor will see it; frames of a video."""
+
+    sha256: str
+    width: int
+    height: int
+    num_frames: int = 1
+    fps: float | None = None
+
+
+@dataclass(slots=True)
+class Media:
+    """An image or a video by reference. `at` is where it stands in its message's content, in characters.
+
+    `uri` is as the row has it, relative to the dataset's media folder; for a video given as `frames` it is the JSON
+    list of theirs. `pointer` leads to the reference in the raw row.
+    """
+
+    kind: str
+    uri: str
+    at: int = 0
+    frames: tuple[str, ...] = ()
+    pointer: str = ""
+    facts: MediaFacts | None = None
+    num_tokens: int = 0
+    """How many tokens of the model it stands for."""
+
+
 @dataclass(slots=True)
 class Message:
     """One role's utterance.
 
     `weight` is None where the role decides (assistant 1, others 0), else what the source row asked for:
-    0.0 = context, 1.0 = trained, other = emphasised.
+    0.0 = context, 1.0 = trained, other = emphasised. `reasoning` is what a reply thinks before it speaks, where the
+    source or the chat template keeps that apart; None = nothing is said of it.
     """
 
     role: Role
@@ -48,6 +89,8 @@ class Message:
     name: str | None = None
     call_id: str | None = None
     weight: float | None = None
+    media: list[Media] = field(default_factory=list)
+    reasoning: str | None = None
 
 
 @dataclass(slots=True)
@@ -60,15 +103,37 @@ class Conversation:
     """Where each message stands in the row's own list, for pointers; None where they are one to one."""
     repairs: list[str] = field(default_factory=list)
     """Names of the repairs and merges applied to the row, for the counts and for `inspect`."""
+    rejected: Message | None = None
+    """Preference: the reply that is not to be preferred to the last one."""
+    desirable: bool | None = None
+    """KTO: whether the last reply is to be learned or unlearned."""
+    group: bytes | None = None
+    """16 bytes: examples of one group never stand on both sides of the validation split."""
+    context: int = 0
+    """Replies before this message are history: rendered as it is at inference, not trained."""
+    loose: list[Media] = field(default_factory=list)
+    """Media that the row lists and no text places."""
+
+    def media(self) -> list[Media]:
+        """Return the media of all messages, in the order in which they stand."""
+        return [media for message in self.messages for media in message.media]
 
     def fingerprint(self) -> bytes:
-        """Return 16 bytes that are equal for equal conversations (text, roles, calls, tools; not weights)."""
-        parts = [[m.role, m.content, [[c.name, c.arguments] for c in m.calls], m.name] for m in self.messages]
+        """Return 16 bytes that are equal for equal conversations (text, roles, calls, tools, media; not weights)."""
+        said = [*self.messages, *([self.rejected] if self.rejected else [])]
+        parts = [_said(message) for message in said]
+        more = [self.tools, self.rejected is not None, self.desirable, self.context]
         try:
-            text = orjson.dumps([parts, self.tools])
+            text = orjson.dumps([parts, more])
         except TypeError:  # integers beyond 64 bits, more than 254 levels: orjson cannot write what rows may hold
-            text = json.dumps([parts, self.tools]).encode()
+            text = json.dumps([parts, more]).encode()
         return xxhash.xxh3_128_digest(text)
+
+
+def _said(message: Message) -> list[Any]:
+    media = [[m.kind, m.at, m.facts.sha256 if m.facts else m.uri] for m in message.media]
+    calls = [[call.name, call.arguments] for call in message.calls]
+    return [message.role, message.content, calls, message.name, message.reasoning, media]
 
 
 @dataclass(slots=True)
@@ -79,7 +144,9 @@ class Segment:
     `generated` is True for what the model must produce in a reply, its stop included;
     `boundary` is True where generation starts, so that nothing is merged across it; `fresh` makes what follows a
     boundary a text of its own to the tokenizer, leading space and all;
-    `weight` and `key` are filled in by the weights policy.
+    `weight` and `key` are filled in by the weights policy;
+    `repeat` is how often a control token stands there (the placeholders of an image); `media` is the number of the
+    image or video in its conversation that the token belongs to (-1 = none).
     """
 
     text: str
@@ -90,3 +157,5 @@ class Segment:
     fresh: bool = False
     weight: float = 0.0
     key: str = ""
+    repeat: int = 1
+    media: int = -1

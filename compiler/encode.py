@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,9 @@ from compiler.conversation import Conversation, Segment
 from compiler.tokenizer import Tokenizer
 
 IGNORED = -100
+
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+"""What control tokens that swallow white space swallow: Unicode's, which Python's `strip` adds \\x1c to \\x1f to."""
 
 Who = tuple[str, str]
 """(role, key): whose tokens these are; role "template" is the template's own text."""
@@ -36,12 +39,31 @@ class Stretch:
 
 
 @dataclass(slots=True)
+class Placed:
+    """Where an image or a video of the conversation stands, in tokens: [start, end) with its frame, `position` the
+    first of its `count` placeholders, which stand for `num_tokens` of the model's."""
+
+    media: int
+    start: int
+    position: int
+    count: int
+    end: int
+    num_tokens: int
+
+
+@dataclass(slots=True)
 class Encoded:
     """One sequence. ids int32[T]; weights float32[T], > 0 = trained; stretches cover all T tokens in order."""
 
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     stretches: list[Stretch]
+    placed: list[Placed] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens the model sees: a placeholder that stands for many counts as many."""
+        return len(self.ids) + sum(placed.num_tokens - placed.count for placed in self.placed)
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
@@ -87,6 +109,8 @@ def make_runs(segments: list[Segment], tokenizer: Tokenizer) -> list[Run]:
     """Return the runs of one conversation, each to be encoded as one text or placed as one control token."""
     runs: list[Run] = []
     for segment in segments:
+        if runs and runs[-1].control in tokenizer.swallows and not segment.boundary:
+            segment = replace(segment, text=segment.text.lstrip(WHITE_SPACE))
         if segment.control >= 0:
             runs.append(Run(segment.control, [segment], fresh=False))
         elif not segment.text:
@@ -128,8 +152,8 @@ def _assemble(runs: list[Run], tokens: dict[int, _Tokens], conversation: Convers
     weights: list[npt.NDArray[np.float32]] = []
     stretches: list[Stretch] = []
     for run in runs:
-        control = np.array([run.control], dtype=np.int32)
-        part, whose = (control, run.segments[0]) if run.control >= 0 else tokens[id(run)]
+        first = run.segments[0]
+        part, whose = (_controls(first), first) if run.control >= 0 else tokens[id(run)]
         ids.append(part)
         if isinstance(whose, Segment):
             weights.append(np.full(len(part), whose.weight, dtype=np.float32))
@@ -141,7 +165,30 @@ def _assemble(runs: list[Run], tokens: dict[int, _Tokens], conversation: Convers
             counts = [(run.segments[owner[a]], int(b - a)) for a, b in pairwise(edges)]
         for segment, count in counts:
             _extend(stretches, segment, count, conversation)
-    return Encoded(np.concatenate(ids), np.concatenate(weights), stretches)
+    return Encoded(np.concatenate(ids), np.concatenate(weights), stretches, _placed(runs, ids, conversation))
+
+
+def _controls(segment: Segment) -> npt.NDArray[np.int32]:
+    return np.full(segment.repeat, segment.control, dtype=np.int32)
+
+
+def _placed(runs: list[Run], parts: list[npt.NDArray[np.int32]], conversation: Conversation) -> list[Placed]:
+    """Return where the media stand: each is three runs, its placeholders between two marks."""
+    if not any(run.segments[0].media >= 0 for run in runs):
+        return []
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).tolist()
+    media = conversation.media()
+    placed: dict[int, Placed] = {}
+    for i, run in enumerate(runs):
+        number = run.segments[0].media
+        if number < 0:
+            continue
+        if number not in placed:
+            placed[number] = Placed(number, starts[i], starts[i + 1], 0, starts[i + 1], media[number].num_tokens)
+        elif not placed[number].count:
+            placed[number].count = len(parts[i])
+        placed[number].end = starts[i + 1]
+    return list(placed.values())
 
 
 def _from_offsets(

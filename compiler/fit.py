@@ -1,7 +1,8 @@
 """The length policy (decision 10): what happens to a conversation that is longer than --max-length.
 
 Turns are dropped from the conversation and what is left is rendered and encoded again, so every law of masks holds
-for the shorter example by construction. Only `cut` works on tokens.
+for the shorter example by construction. Only `cut` works on tokens. A preference pair keeps one context for both
+replies, so it fits when both sides do. Lengths are what the model sees: an image counts its tokens.
 """
 
 from __future__ import annotations
@@ -10,43 +11,69 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from compiler.conversation import Conversation, Role
-from compiler.encode import Encoded, Stretch
+from compiler.encode import Encoded, Placed, Stretch
 from schemas.errors import Reason, RowError
 
 POLICIES = ("turns", "last-turns", "reject", "cut")
 
-Encode = Callable[[Conversation], Encoded]
+Encode = Callable[[Conversation], list[Encoded]]
+"""Encodes a conversation: one sequence, or the two of a pair."""
+
+Fitted = tuple[Conversation, list[Encoded]]
 
 
-def fit(conversation: Conversation, encoded: Encoded, max_length: int, policy: str, again: Encode) -> Encoded:
+def longest(sides: list[Encoded]) -> int:
+    """Return the length of the longer side, in tokens."""
+    return max(side.length for side in sides)
+
+
+def fit(conversation: Conversation, sides: list[Encoded], max_length: int, policy: str, again: Encode) -> Fitted:
     """Return the example at no more than `max_length` tokens; a RowError(`too_long`) where the policy cannot."""
-    length = len(encoded.ids)
+    length = longest(sides)
     if length <= max_length:
-        return encoded
-    shorter = None
+        return conversation, sides
+    shorter: Fitted | None = None
     if policy == "turns":
-        shorter = _first_that_fits(_prefixes(conversation, encoded, max_length), max_length, again)
+        shorter = _first_that_fits(_prefixes(conversation, sides[0], max_length), max_length, again)
     elif policy == "last-turns":
-        shorter = _first_that_fits(_suffixes(conversation, length - max_length, encoded), max_length, again)
+        excess = min(side.length for side in sides) - max_length
+        shorter = _first_that_fits(_suffixes(conversation, excess, sides[0]), max_length, again)
     elif policy == "cut":
-        shorter = _cut(encoded, max_length)
+        shorter = conversation, [_cut(side, max_length) for side in sides]
     if shorter is None:
-        detail = {"turns": "its first exchange does not fit", "last-turns": "its last exchange does not fit"}
-        why = detail.get(policy, "--overlength reject")
-        raise RowError(Reason.TOO_LONG, f"expected at most {max_length} tokens, found {length}; {why}")
+        raise RowError(
+            Reason.TOO_LONG, f"expected at most {max_length} tokens, found {length}; {_why(conversation, policy)}"
+        )
     return shorter
 
 
-def _first_that_fits(candidates: list[Conversation], max_length: int, again: Encode) -> Encoded | None:
+def _why(conversation: Conversation, policy: str) -> str:
+    if policy == "turns" and _only_last(conversation):
+        return (
+            "only its last reply is trained, so no turn at its end can go; --overlength last-turns drops earlier ones"
+        )
+    detail = {"turns": "its first exchange does not fit", "last-turns": "its last exchange does not fit"}
+    return detail.get(policy, "--overlength reject")
+
+
+def _only_last(conversation: Conversation) -> bool:
+    """Return whether nothing but the last reply is trained: pairs, KTO, and one turn of a longer conversation."""
+    last = len(conversation.messages) - 1
+    return conversation.rejected is not None or conversation.desirable is not None or conversation.context >= last > 1
+
+
+def _first_that_fits(candidates: list[Conversation], max_length: int, again: Encode) -> Fitted | None:
     for candidate in candidates:
-        encoded = again(candidate)
-        if len(encoded.ids) <= max_length:
-            return encoded
+        sides = again(candidate)
+        if longest(sides) <= max_length:
+            return candidate, sides
     return None
 
 
 def _prefixes(conversation: Conversation, encoded: Encoded, max_length: int) -> list[Conversation]:
     """Return the conversations that end with an earlier reply, the longest first, leaving out hopeless ones."""
+    if _only_last(conversation):
+        return []
     candidates = []
     position = 0
     for stretch in encoded.stretches:
@@ -61,7 +88,8 @@ def _suffixes(conversation: Conversation, excess: int, encoded: Encoded) -> list
     """Return the conversations that keep the system messages and begin at a later user message, the longest first."""
     messages = conversation.messages
     starts = [i for i, message in enumerate(messages) if message.role is Role.USER][1:]
-    before = _tokens_before(encoded.stretches, starts)
+    # Tokens that media stand for are not in the stretches: then no start is left out beforehand.
+    before = {} if encoded.placed else _tokens_before(encoded.stretches, starts)
     systems = []
     for message in messages:
         if message.role is not Role.SYSTEM:
@@ -70,7 +98,11 @@ def _suffixes(conversation: Conversation, excess: int, encoded: Encoded) -> list
     # What stands before a user message includes the system text that is kept, so a start is only left out when even
     # dropping everything before it would not be enough.
     return [
-        replace(conversation, messages=[*systems, *messages[start:]])
+        replace(
+            conversation,
+            messages=[*systems, *messages[start:]],
+            context=max(0, conversation.context - start + len(systems)),
+        )
         for start in starts
         if before.get(start, excess) >= excess
     ]
@@ -87,9 +119,36 @@ def _tokens_before(stretches: list[Stretch], starts: list[int]) -> dict[int, int
 
 
 def _cut(encoded: Encoded, max_length: int) -> Encoded:
-    stretches, left = [], max_length
+    """Return the first tokens, as many as fit; an image or a video is kept whole or not at all."""
+    keep, extra = max_length, 0
+    placed = []
+    for one in encoded.placed:
+        grown = extra + one.num_tokens - one.count
+        if one.end + grown > max_length:
+            keep = min(one.start, max_length - extra)
+            break
+        extra = grown
+        placed.append(one)
+        keep = max_length - extra
+    return _slice(encoded, 0, keep, placed)
+
+
+def pieces(encoded: Encoded, max_length: int) -> list[Encoded]:
+    """Return a document's tokens in pieces of at most `max_length`; nothing predicts the first token of a piece."""
+    found = []
+    for start in range(0, len(encoded.ids), max_length):
+        piece = _slice(encoded, start, start + max_length, [])
+        piece.weights = piece.weights.copy()
+        piece.weights[0] = 0.0
+        found.append(piece)
+    return found
+
+
+def _slice(encoded: Encoded, start: int, end: int, placed: list[Placed]) -> Encoded:
+    stretches, position = [], 0
     for stretch in encoded.stretches:
-        if left > 0:
-            stretches.append(replace(stretch, length=min(stretch.length, left)))
-        left -= stretch.length
-    return Encoded(encoded.ids[:max_length], encoded.weights[:max_length], stretches)
+        low, high = max(start, position), min(end, position + stretch.length)
+        if high > low:
+            stretches.append(replace(stretch, length=high - low))
+        position += stretch.length
+    return Encoded(encoded.ids[start:end], encoded.weights[start:end], stretches, placed)

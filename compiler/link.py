@@ -19,7 +19,7 @@ import xxhash
 
 from compiler.mix import Plan
 from compiler.order import Ints
-from schemas.arrow import SHARD
+from schemas.arrow import shard_schema
 
 SHARD_TOKENS = 32 << 20
 """Tokens after which a shard is closed: about 256 MB."""
@@ -48,7 +48,7 @@ class Source:
         return np.concatenate([[0], np.cumsum([part.table.num_rows for part in self.parts])]).astype(np.int64)
 
 
-def write_split(folder: Path, plan: Plan, val: bool, sources: list[Source]) -> list[dict[str, Any]]:
+def write_split(folder: Path, plan: Plan, val: bool, sources: list[Source], kind: str) -> list[dict[str, Any]]:
     """Write the plan's rows of one split as shards; return their manifest entries."""
     chosen = np.flatnonzero(plan.val == val)
     if not len(chosen):
@@ -59,7 +59,7 @@ def write_split(folder: Path, plan: Plan, val: bool, sources: list[Source]) -> l
     entries = []
     for number, rows in enumerate(np.split(chosen, np.flatnonzero(np.diff(shard_of)) + 1)):
         path = folder / f"shard-{number:05d}.arrow"
-        entries.append(_write_shard(path, plan, rows, sources))
+        entries.append(_write_shard(path, plan, rows, sources, shard_schema(kind)))
     return entries
 
 
@@ -68,7 +68,7 @@ def _tokens(plan: Plan, chosen: Ints, sources: list[Source]) -> Ints:
     for number, source in enumerate(sources):
         mine = plan.dataset[chosen] == number
         if mine.any():
-            lengths = np.concatenate([_lengths(part.table) for part in source.parts])
+            lengths = np.concatenate([part.table.column("length").to_numpy() for part in source.parts])
             tokens[mine] = lengths[plan.position[chosen][mine]]
     return tokens
 
@@ -80,10 +80,11 @@ def _lengths(table: pa.Table) -> Ints:
     )
 
 
-def _write_shard(path: Path, plan: Plan, rows: Ints, sources: list[Source]) -> dict[str, Any]:
-    table = _take(plan, rows, sources)
+def _write_shard(path: Path, plan: Plan, rows: Ints, sources: list[Source], schema: pa.Schema) -> dict[str, Any]:
+    taken = _take(plan, rows, sources)
+    table = taken.select(schema.names).cast(schema)
     batches = []
-    with path.open("wb") as file, pa.ipc.new_file(file, SHARD) as writer:
+    with path.open("wb") as file, pa.ipc.new_file(file, schema) as writer:
         for batch in table.to_batches(max_chunksize=BATCH_ROWS):
             start = file.tell()
             writer.write_batch(batch)
@@ -102,7 +103,7 @@ def _write_shard(path: Path, plan: Plan, rows: Ints, sources: list[Source]) -> d
     return {
         "file": f"{path.parent.name}/{path.name}",
         "rows": table.num_rows,
-        "tokens": int(_lengths(table).sum()),
+        "tokens": int(np.sum(taken.column("length").to_numpy(), dtype=np.int64)),
         "trained_tokens": int(np.sum(table.column("num_trained").to_numpy(), dtype=np.int64)),
         "bytes": size,
         "sha256": sha256,
@@ -136,30 +137,21 @@ def _shard_columns(dataset: str, part: Part, local: Ints, repeats: Ints) -> pa.T
     taken = part.table.take(pa.array(local)).combine_chunks()
     n = taken.num_rows
     lengths = _lengths(taken).astype(np.int32)
-    none = pa.ListArray.from_arrays(
-        np.zeros(n + 1, dtype=np.int32), pa.array([], SHARD.field("images").type.value_type)
-    )
-    columns = {
-        "input_ids": taken.column("input_ids"),
-        "labels": taken.column("labels"),
-        "loss_weights": taken.column("loss_weights"),
+    kept = {name: taken.column(name) for name in taken.column_names if name not in ("index", "fingerprint", "group")}
+    columns = kept | {
         "seq_lens": pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32), lengths),
-        "images": none,
-        "videos": none,
         "dataset": pa.repeat(dataset, n),
         "file": pa.repeat(part.file, n),
         "row": pa.array(taken.column("index").to_numpy() + part.first_row),
         "offset": pc.add(taken.column("offset"), part.offset),
         "repeat": pa.array(repeats.astype(np.int32)),
-        "num_trained": taken.column("num_trained"),
-        "spans": taken.column("spans"),
     }
-    return pa.table([columns[name] for name in SHARD.names], schema=SHARD)
+    return pa.table(columns)
 
 
-def fingerprints(table: pa.Table) -> npt.NDArray[np.bytes_]:
-    """Return the fingerprints of a table's rows as S16[N]."""
-    column = table.column("fingerprint").combine_chunks()
+def prints(table: pa.Table, name: str) -> npt.NDArray[np.bytes_]:
+    """Return a column of 16 bytes as S16[N]."""
+    column = table.column(name).combine_chunks()
     buffer = column.buffers()[1] if len(column) else None
     if buffer is None:
         return np.empty(0, dtype="S16")

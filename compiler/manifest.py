@@ -56,6 +56,7 @@ def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) ->
     return {
         "name": one.dataset.name,
         "format": one.dataset.format,
+        "clean": one.dataset.clean,
         "weights": one.dataset.weights,
         "policy": registry.weights(one.dataset.weights),
         "sample": one.dataset.sample,
@@ -75,9 +76,11 @@ def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) ->
         "notes": dict(sorted(one.notes().items())),
         "balance": {
             "read": one.counts()["read"],
+            "expanded": one.counts()["expanded"],
             "repeats": rows - used,
             "in_shards": rows,
             "rejected": sum(rejected.values()),
+            "cleaned": one.cleaned(),
             "sampled_out": len(examples.tokens) - draw.dropped - used,
             "duplicates": draw.dropped,
         },
@@ -103,12 +106,15 @@ def total_balance(datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
 
 
 def check_balance(manifest: dict[str, Any]) -> None:
-    """Raise unless rows read + repeats = rows in shards + rejected + sampled out + duplicates, everywhere."""
+    """Raise unless every row is accounted for, everywhere.
+
+    read + expanded + repeats = in shards + rejected + cleaned + sampled out + duplicates
+    """
     hint = "This is a bug in the compiler; nothing was published."
     balances = [(entry["name"], entry["balance"]) for entry in manifest["datasets"]]
     for name, b in [*balances, ("all datasets", manifest["balance"])]:
-        rows_in = b["read"] + b["repeats"]
-        rows_out = b["in_shards"] + b["rejected"] + b["sampled_out"] + b["duplicates"]
+        rows_in = b["read"] + b["expanded"] + b["repeats"]
+        rows_out = b["in_shards"] + b["rejected"] + b["cleaned"] + b["sampled_out"] + b["duplicates"]
         if rows_in != rows_out:
             raise IntegrityError(f"balance of {name}", f"{rows_in:,} rows in, {rows_out:,} rows out: {b}", hint)
     written = sum(shard["rows"] for split in manifest["splits"].values() for shard in split["shards"])
@@ -126,7 +132,8 @@ def rejects_jsonl(compiled: list[Compiled]) -> bytes:
 def write_files(folder: Path, manifest: dict[str, Any], compiled: list[Compiled], tokenizer: Tokenizer) -> None:
     """Write what stands beside the shards (rejects, card, tokenizer) and list it with its digest in the manifest."""
     files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
-    files |= {f"tokenizer/{name}": data for name, data in sorted(tokenizer.files.items())}
+    beside = sorted((tokenizer.files | tokenizer.processor_files).items())
+    files |= {f"tokenizer/{name}": data for name, data in beside}
     for name, data in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)

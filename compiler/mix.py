@@ -46,6 +46,8 @@ class Examples:
     fingerprints: npt.NDArray[np.bytes_]
     cap: int | None = None
     """At most so many rows of the source are used (`num_samples`)."""
+    groups: npt.NDArray[np.bytes_] | None = None
+    """S16[N]: rows of one group stay on one side of the split; None = each conversation is its own."""
 
     def measure(self, unit: str) -> Ints:
         """Return how much each row counts towards a share, int64[N]."""
@@ -223,7 +225,9 @@ def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: lis
     if not len(dataset):
         raise UsageError("compile", "there is no row to write", "Every row was rejected; see the rejects.")
     prints = np.concatenate([rows.fingerprints[d.position] for rows, d in zip(examples, draws, strict=True)])
-    val = _split(prints, options)
+    groups = [rows.fingerprints if rows.groups is None else rows.groups for rows in examples]
+    joined = np.concatenate([rows[d.position] for rows, d in zip(groups, draws, strict=True)])
+    val = _split(_kept_together(prints, joined), options)
     if options.shuffle:
         # Hashed with the dataset's name: adding a dataset does not reorder the others among themselves.
         keys = np.concatenate(
@@ -235,6 +239,25 @@ def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: lis
         order = np.argsort(keys, kind="stable")
         dataset, position, repeat, val = dataset[order], position[order], repeat[order], val[order]
     return Plan(dataset, position, repeat, val, draws)
+
+
+def _kept_together(prints: npt.NDArray[np.bytes_], groups: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bytes_]:
+    """Return S16[M]: equal for rows that share a conversation or a group, directly or through others.
+
+    Every row takes the smallest print among the rows it shares one with, until nothing changes.
+    """
+    if np.array_equal(prints, groups):
+        return prints
+    keys = [np.unique(column, return_inverse=True)[1] for column in (prints, groups)]
+    _, label = np.unique(prints, return_inverse=True)
+    while True:
+        before = label
+        for key in keys:
+            smallest = np.full(int(key.max()) + 1, len(label))
+            np.minimum.at(smallest, key, label)
+            label = smallest[key]
+        if np.array_equal(before, label):
+            return np.unique(prints)[label]
 
 
 def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.bool_]:
@@ -266,7 +289,7 @@ def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.b
     val = chosen[member]
     if not val.any() or val.all():
         raise UsageError(
-            f"--val-size {size:g}", "no whole conversations add up to that",
-            "Every conversation is repeated too often; ask for more rows.",
+            f"--val-size {size:g}", "no whole conversations (or trajectories) add up to that",
+            "Each has too many rows or repeats; ask for more rows.",
         )  # fmt: skip
     return val

@@ -8,8 +8,10 @@ is an error: it would be trained as it stands.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
+import registry
 from schemas.errors import Reason, RowError, UsageError
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -55,3 +57,29 @@ def substitute(row: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
     for column in ("query", "response"):
         filled[column] = _PLACEHOLDER.sub(fill, row[column])
     return filled
+
+
+def warnings(row: dict[str, Any], values: dict[str, str]) -> list[str]:
+    """Return what is odd about a filled-in row, as names of warnings.
+
+    `other_model`: the reply names a model or maker that is not the persona's. `chinese_name`: the name or the author is
+    Chinese, and the reply English.
+    """
+    found = []
+    own = "\n".join(values.values()).casefold()
+    said = {name for name in _other_models().findall(row["response"]) if name.casefold() not in own}
+    if said:
+        found.append("other_model")
+    if row.get("tag") == "en" and any(_CHINESE.search(v) and v in row["response"] for v in values.values()):
+        found.append("chinese_name")
+    return found
+
+
+_CHINESE = re.compile("[\u3400-\u9fff]")
+
+
+@cache
+def _other_models() -> re.Pattern[str]:
+    names = registry.other_models()
+    words, texts = ("|".join(map(re.escape, sorted(names[kind], key=len, reverse=True))) for kind in ("words", "texts"))
+    return re.compile(rf"(?<![A-Za-z])(?:{words})(?![A-Za-z])|{texts}", re.IGNORECASE)

@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import registry
 from compiler import hub, objects
 from compiler.collect import Collector, Compiled, Watcher
+from compiler.conversation import Kind
 from compiler.link import Part, Source, write_split
 from compiler.manifest import (
     check_balance,
@@ -29,15 +30,17 @@ from compiler.manifest import (
 )
 from compiler.mix import Options, Plan, check_options, make_plan
 from compiler.persona import DEMO_AUTHOR, DEMO_NAME, persona
+from compiler.prepare import Layout
 from compiler.request import Request
 from compiler.shards import Output
 from compiler.sources import SELF_COGNITION, Catalogue, Dataset, self_cognition, with_weights
 from compiler.templates.certify import certify
-from compiler.templates.load import Template, load_template
+from compiler.templates.certify_documents import certify_documents
+from compiler.templates.load import DOCUMENT, Template, load_template
 from compiler.tokenizer import Tokenizer
-from compiler.unit import Layout, Settings
+from compiler.unit import Settings
 from schemas.arrow import FORMAT_VERSION, SPLITS
-from schemas.errors import TooManyRejects, UsageError
+from schemas.errors import Reason, TooManyRejects, UsageError
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,12 @@ class Config:
     overlength: str = "turns"
     merge_system: bool = False
     repairs: tuple[str, ...] = ()
+    strict: bool = False
+    dialect: str = "template"
     max_rejects: str = "1%"
     self_cognition: int = 0
+    pool: Path | None = None
+    """The self-cognition rows to use instead of the embedded ones."""
     name: str = DEMO_NAME
     author: str = DEMO_AUTHOR
     options: Options = field(default_factory=Options)
@@ -79,11 +86,14 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
     for dataset, _, _ in datasets:
         for note in dataset.notes:
             watcher.say(f"{dataset.name}: {note}")
+    kind = _one_kind(datasets)
     tokenizer = Tokenizer.load(config.tokenizer)
-    template = load_template(config.template, tokenizer, special_text=config.special_text)
+    documents = kind == Kind.PRETRAIN
+    template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
     certificate = _certificate(config, template, tokenizer)
     with Output(config.out) as output:
-        collector = Collector(datasets, _settings(config, tokenizer, template), config.cache, watcher)
+        settings = _settings(config, tokenizer, template, documents)
+        collector = Collector(datasets, settings, config.cache, watcher)
         compiled = collector.run(config.workers)
         _check_rejects(config, compiled)
         examples = [one.examples() for one in compiled]
@@ -91,7 +101,7 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         entries = [dataset_entry(i, one, examples[i], plan) for i, one in enumerate(compiled)]
         manifest = {
             "format_version": FORMAT_VERSION,
-            "kind": "sft",
+            "kind": kind,
             "versions": versions(),
             "tokenizer": tokenizer_entry(tokenizer),
             "template": {
@@ -101,11 +111,12 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
                 "reply_start": template.reply_start,
                 "certificate": certificate,
             },
+            "media": _media_entry(template),
             "seed": config.options.seed,
             "options": _options(config),
             "datasets": entries,
             "balance": total_balance(entries),
-            "splits": _write_shards(output, plan, compiled),
+            "splits": _write_shards(output, plan, compiled, kind),
         }
         check_balance(manifest)
         write_files(output.partial, manifest, compiled, tokenizer)
@@ -121,19 +132,60 @@ def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:
     requests = config.catalogue.requests(config.mix)
     check_options(requests, config.options)
     for request in requests:
-        dataset = with_weights(config.catalogue.resolve(request.name), config.weights)
-        layout = Layout(dataset.format, dataset.columns, dataset.tags, dataset.weights)
-        chosen.append((dataset, request, layout))
+        dataset = with_weights(config.catalogue.resolve(request.name), _weights(config))
+        chosen.append((dataset, request, _layout(dataset)))
     if config.self_cognition:
         if any(dataset.name == SELF_COGNITION for dataset, _, _ in chosen):
             raise UsageError("--self-cognition", f"another dataset is called {SELF_COGNITION!r}", "Rename that one.")
-        pool = self_cognition()
-        layout = Layout(pool.format, pool.columns, pool.tags, pool.weights, persona(config.name, config.author))
+        pool = self_cognition(config.pool)
+        layout = replace(_layout(pool), persona=persona(config.name, config.author))
         chosen.append((pool, Request(SELF_COGNITION, count=config.self_cognition), layout))
     return chosen
 
 
-def _settings(config: Config, tokenizer: Tokenizer, template: Template) -> Settings:
+def _weights(config: Config) -> str:
+    """Return the weights policy to use; ReAct text needs one that leaves out what tools answered."""
+    if config.dialect == "template" or "react" in config.weights.split("+"):
+        return config.weights
+    if config.weights != "auto":
+        what = "--tools writes results into replies, and only the policy react leaves them untrained"
+        raise UsageError(f"--weights {config.weights}", what, "Use --weights react, or last_round+react.")
+    return "react"
+
+
+def _layout(dataset: Dataset) -> Layout:
+    return Layout(
+        format=dataset.format,
+        columns=dataset.columns,
+        tags=dataset.tags,
+        weights=dataset.weights,
+        kind=dataset.kind,
+        clean=dataset.clean,
+        react=dataset.react,
+        media=str(dataset.media.resolve()),
+    )
+
+
+def _one_kind(datasets: list[tuple[Dataset, Request, Layout]]) -> str:
+    """Return the kind of the datasets; kinds do not mix (decision 25)."""
+    kinds: dict[str, list[str]] = {}
+    for dataset, _, _ in datasets:
+        kinds.setdefault(dataset.kind, []).append(dataset.name)
+    if len(kinds) > 1:
+        found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(kinds.items()))
+        raise UsageError("compile", f"a set holds rows of one kind, found {found}", "Compile each kind by itself.")
+    return next(iter(kinds))
+
+
+def _media_entry(template: Template) -> dict[str, Any] | None:
+    """Return how this model takes images and videos, as the manifest keeps it; None where it takes none."""
+    vision = template.program.rendering.vision
+    if vision is None:
+        return None
+    return {"name": vision.name, "digest": vision.digest, "repeats_pad": vision.repeats_pad}
+
+
+def _settings(config: Config, tokenizer: Tokenizer, template: Template, documents: bool) -> Settings:
     return Settings(
         tokenizer=str(config.tokenizer.resolve()),
         tokenizer_digest=tokenizer.digest,
@@ -144,6 +196,10 @@ def _settings(config: Config, tokenizer: Tokenizer, template: Template) -> Setti
         overlength=config.overlength,
         merge_system=config.merge_system,
         repairs=config.repairs,
+        strict=config.strict,
+        dialect=config.dialect,
+        documents=documents,
+        vision=template.program.rendering.vision is not None,
     )
 
 
@@ -153,23 +209,25 @@ def _certificate(config: Config, template: Template, tokenizer: Tokenizer) -> di
     kept = objects.load_record(config.cache, key)
     if kept is not None:
         return kept
-    certificate = certify(template, tokenizer)
+    certificate = certify_documents(template, tokenizer) if template.name == DOCUMENT else certify(template, tokenizer)
     objects.store_record(config.cache, key, certificate)
     return certificate
 
 
 def _check_rejects(config: Config, compiled: list[Compiled]) -> None:
     """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are kept for the user then."""
-    nothing_left = not any(one.counts()["read"] > sum(one.rejected().values()) for one in compiled)
+    nothing_left = not any(table.table.num_rows for one in compiled for table in one.loaded)
     for one in compiled:
-        read, reasons = one.counts()["read"], one.rejected()
+        read, reasons = one.num_examples(), one.rejected()
         number = float(config.max_rejects.rstrip("%"))
         allowed = int(number * read / 100) if config.max_rejects.endswith("%") else int(number)
         rejected = sum(reasons.values())
         if rejected <= allowed and not nothing_left:
             continue
         limit = "No row is left" if nothing_left else f"--max-rejects {config.max_rejects} allows {allowed:,}"
-        first = next(one.rejects())
+        first = min(one.rejects(), key=lambda reject: reject["reason"] == Reason.CLEANED, default=None)
+        if first is None:
+            continue
         counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
         raise TooManyRejects(
             f"{first['file']}:{first['row']}#{first['pointer']}",
@@ -197,12 +255,14 @@ def _reject_files(config: Config) -> tuple[Path, Path]:
     return config.out.parent / name, config.cache / name
 
 
-def _write_shards(output: Output, plan: Plan, compiled: list[Compiled]) -> dict[str, Any]:
+def _write_shards(output: Output, plan: Plan, compiled: list[Compiled], kind: str) -> dict[str, Any]:
     sources = []
     for one in compiled:
         parts = zip(one.loaded, one.records, one.first_rows(), strict=True)
         sources.append(Source(one.dataset.name, [Part(o.table, r.file, first, r.offset) for o, r, first in parts]))
-    return {split: split_entry(write_split(output.partial / split, plan, split == "val", sources)) for split in SPLITS}
+    return {
+        split: split_entry(write_split(output.partial / split, plan, split == "val", sources, kind)) for split in SPLITS
+    }
 
 
 def _options(config: Config) -> dict[str, Any]:
@@ -220,6 +280,8 @@ def _options(config: Config) -> dict[str, Any]:
         "special_text": config.special_text,
         "system": "merge" if config.merge_system else None,
         "repairs": list(config.repairs),
+        "strict": config.strict,
+        "tools": config.dialect,
         "max_rejects": config.max_rejects,
         "persona": {"name": config.name, "author": config.author} if config.self_cognition else None,
     }

@@ -23,7 +23,19 @@ def dangling(conversation: Conversation) -> bool:
     return True
 
 
-REPAIRS: dict[str, Repair] = {"dangling": dangling}
+def media_first(conversation: Conversation) -> bool:
+    """Put images and videos that no text places before the first user text."""
+    user = next((message for message in conversation.messages if message.role is Role.USER), None)
+    if user is None or not conversation.loose:
+        return False
+    for media in conversation.loose:
+        media.at = 0
+    user.media = [*conversation.loose, *user.media]
+    conversation.loose = []
+    return True
+
+
+REPAIRS: dict[str, Repair] = {"dangling": dangling, "media-first": media_first}
 
 
 def merge_system(conversation: Conversation) -> bool:

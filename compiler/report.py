@@ -49,6 +49,13 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
     if persona and persona["name"] == DEMO_NAME:
         lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
     for entry in manifest["datasets"]:
+        balance = entry["balance"]
+        if balance["expanded"]:
+            lines.append(
+                f"{entry['name']}: {balance['read']:,} rows made {balance['read'] + balance['expanded']:,} examples"
+            )
+        if balance["cleaned"]:
+            lines.append(f"{entry['name']}: {balance['cleaned']:,} dropped by its clean-up rules (see rejects.jsonl)")
         for note, count in entry["notes"].items():
             lines.append(f"{entry['name']}: {_NOTES.get(note, note)} in {count:,} row{_s(count)}")
         for reason, count in entry["rejected"].items():
@@ -58,6 +65,20 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
 
 _NOTES = {
     "special_text": "text that spells a control token was handled as --special-text says",
+    "one_example_per_reply": "each reply became an example of its own, as the chat template renders history otherwise,",
+    "document_pieces": "documents longer than --max-length were cut into pieces",
+    "warning:other_model": "a reply names another model or its maker",
+    "warning:chinese_name": "a Chinese name stands in an English reply (--name ZH,EN --author ZH,EN)",
+    "warning:react_action": "an action names no API of the system prompt",
+    "warning:react_input": "an action's input does not parse or lacks a required parameter",
+    "warning:react_observation": "an observation follows no action",
+    "warning:react_final": "a final answer is missing or not last",
+    "repair:media-first": "images and videos that no text places were put first",
+    "repair:unwrap": "a list around the row was taken off",
+    "repair:literals": "Python literals were read as the values they spell",
+    "repair:arguments": "arguments encoded twice were decoded once",
+    "repair:content": "replies without content beside their tool calls got an empty one",
+    "repair:drop_system": "a system text that the dataset's card names was left out",
     "shortened": "turns were dropped to fit --max-length",
     "repair:dangling": "trailing turns without a reply were removed",
     "repair:system_merge": "the system text was put before the first user message",

@@ -21,7 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from schemas import schema
-from schemas.arrow import FORMAT_VERSION, MANIFEST, SHARD, SPLITS
+from schemas.arrow import FORMAT_VERSION, MANIFEST, SPLITS, shard_schema
 from schemas.errors import InputError, IntegrityError, LockedError, UsageError
 
 _OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
@@ -199,7 +199,7 @@ class ShardSet:
             pa.ipc.open_file(pa.memory_map(str(self.folder / entry["file"]), "r")).read_all()
             for entry in self.shards(split)
         ]
-        return pa.concat_tables(tables) if tables else SHARD.empty_table()
+        return pa.concat_tables(tables) if tables else shard_schema(self.manifest["kind"]).empty_table()
 
     def verify(self) -> list[str]:
         """Return every damage found, file and batch named; an empty list means that every byte is as it was written."""

@@ -15,9 +15,12 @@ from typing import Any
 
 import registry
 from compiler import formats, hub
+from compiler.conversation import Kind
 from compiler.files import File, data_files, readable
+from compiler.formats.kinds import columns_for, kind_of_rows, of_kind
 from compiler.persona import COLUMNS as PERSONA_COLUMNS
 from compiler.read import cut, open_source, read
+from compiler.repair_rows import mend
 from compiler.request import Request, unknown_dataset
 from compiler.validate import recognise
 from schemas import check_config
@@ -38,6 +41,12 @@ class Dataset:
     tags: formats.Names
     files: list[File]
     weights: str
+    media: Path
+    """The folder that references to images and videos are relative to."""
+    kind: str = Kind.SFT
+    clean: dict[str, list[str]] = field(default_factory=dict)
+    react: bool = False
+    """Whether replies are ReAct text, which is checked: the format's, unless the card says that they are plain."""
     sample: bool = False
     num_samples: int | None = None
     notes: list[str] = field(default_factory=list)
@@ -52,6 +61,10 @@ class Catalogue:
     files: Sequence[str]
     registries: Sequence[Path]
     format: str = "auto"
+    media: Path | None = None
+    """`--media-dir`: instead of the folder of each dataset."""
+    repairs: Sequence[str] = ()
+    """Those that mend rows are made before a format is recognised."""
 
     def requests(self, mix: list[Request]) -> list[Request]:
         """Return the requests, or one for each file where no mix is given."""
@@ -94,53 +107,69 @@ class Catalogue:
         return stems
 
     def _from_paths(self, name: str, files: list[File]) -> Dataset:
+        rows = [mend(row, self.repairs, {}, {})[0] for row in _first_rows(files[0])]
+        kind = kind_of_rows(rows)
         chosen, notes = self.format, []
         if chosen == "auto":
-            chosen, note = _recognise(files[0])
+            chosen, note = _recognise(files[0], rows, kind, self.repairs)
             notes.append(note)
         format_ = formats.get(chosen, "--format")
-        return Dataset(name, chosen, dict(format_.columns), dict(format_.tags), files, format_.weights, notes=notes)
+        if kind not in format_.kinds:
+            kind = format_.kinds[0]
+        columns = columns_for(format_, kind, rows)
+        media = self.media or files[0].path.parent
+        return Dataset(
+            name, chosen, columns, dict(format_.tags), files, format_.weights, media, kind, notes=notes,
+            react=format_.react,
+        )  # fmt: skip
 
     def _from_card(self, card: dict[str, Any]) -> Dataset:
         format_ = formats.get(card["format"], f"dataset {card['name']}")
         source: dict[str, Any] = {"license": card["license"]} if "license" in card else {}
         if "files" in card:
-            files = [File(registry.ROOT / file, file) for file in card["files"]]
+            folder = registry.ROOT
+            files = [File(folder / file, file) for file in card["files"]]
         else:
             folder, revision = hub.find(card["name"], card["hub"], self.registries)
             files = data_files(folder, card["name"], {})
             source |= {"hub": card["hub"]} | ({"revision": revision} if revision else {})
         return Dataset(
             card["name"], card["format"], dict(format_.columns), dict(format_.tags), files,
-            card.get("weights", format_.weights), card.get("sample", False), source=source,
+            card.get("weights", format_.weights), self.media or folder, clean=card.get("clean", {}),
+            react=format_.react and card.get("weights") != "none", sample=card.get("sample", False), source=source,
         )  # fmt: skip
 
     def _from_info(self, name: str, entry: dict[str, Any], folder: Path) -> Dataset:
         """Return the dataset of a `dataset_info.json` entry, in LLaMA-Factory's meaning of its keys."""
         where = f"{folder / 'dataset_info.json'}#/{name}"
         check_config(entry, "dataset_info", where)
-        _refuse_other_kinds(entry, where)
-        format_ = formats.get(entry.get("formatting", "alpaca"), where)
+        _refuse_what_we_do_not_read(entry, where)
+        kind = _kind_of(entry)
+        format_ = formats.get("pretrain" if kind == Kind.PRETRAIN else entry.get("formatting", "alpaca"), where)
+        if kind not in format_.kinds:
+            raise UsageError(where, f"the format {format_.name!r} has no {kind} rows", "See cli formats.")
+        columns = of_kind(_names(format_.columns, _columns(entry, kind)), kind)
         source: dict[str, Any] = {}
         hubs = {hub_name: entry[key] for hub_name, key in hub.KEYS.items() if key in entry}
+        media = self.media or folder
         if hubs:
             path, revision = hub.find(name, hubs, self.registries)
             source = {"hub": hubs} | ({"revision": revision} if revision else {})
-            files = data_files(path, where, entry)
+            files, media = data_files(path, where, entry), self.media or path
         elif "file_name" in entry:
             files = data_files(folder / entry["file_name"], where, entry, label=entry["file_name"])
         else:
             raise UsageError(where, "names no file_name and no hub", 'Add "file_name": "data.json".')
         return Dataset(
-            name, format_.name, _names(format_.columns, entry.get("columns")), _names(format_.tags, entry.get("tags")),
-            files, format_.weights, num_samples=entry.get("num_samples"), source=source,
+            name, format_.name, columns, _names(format_.tags, entry.get("tags")), files, format_.weights, media, kind,
+            num_samples=entry.get("num_samples"), source=source, react=format_.react,
         )  # fmt: skip
 
 
-def self_cognition() -> Dataset:
-    """Return the embedded self-cognition pool."""
-    file = File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
-    return Dataset(SELF_COGNITION, "alpaca", dict(PERSONA_COLUMNS), {}, [file], "none", sample=False)
+def self_cognition(given: Path | None) -> Dataset:
+    """Return the self-cognition pool: the file that was given, or the embedded one."""
+    file = File(given, readable(str(given))) if given else File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
+    return Dataset(SELF_COGNITION, "alpaca", dict(PERSONA_COLUMNS), {}, [file], "none", registry.ROOT)
 
 
 def _dataset_info(folder: Path) -> dict[str, Any]:
@@ -161,18 +190,27 @@ def _names(defaults: dict[str, str], given: dict[str, str | None] | None) -> for
     return dict(defaults) if given is None else {key: given.get(key) for key in defaults}
 
 
-def _refuse_other_kinds(entry: dict[str, Any], where: str) -> None:
+def _kind_of(entry: dict[str, Any]) -> str:
+    """Return what the rows of a dataset_info.json entry are for, in LLaMA-Factory's meaning of its keys."""
+    columns = entry.get("columns") or {}
+    if columns.get("kto_tag"):
+        return Kind.KTO
+    if entry.get("ranking"):
+        return Kind.PREFERENCE
+    texts_only = columns.get("prompt") and not columns.get("response")
+    return Kind.PRETRAIN if texts_only and entry.get("formatting", "alpaca") == "alpaca" else Kind.SFT
+
+
+def _columns(entry: dict[str, Any], kind: str) -> dict[str, str | None] | None:
+    given = entry.get("columns")
+    return {"text": given["prompt"]} if kind == Kind.PRETRAIN and given else given
+
+
+def _refuse_what_we_do_not_read(entry: dict[str, Any], where: str) -> None:
     """Raise for what this version cannot compile, naming it, instead of compiling something else."""
     columns = entry.get("columns") or {}
     other = {
-        "ranking": "preference pairs" if entry.get("ranking") else None,
-        "columns/kto_tag": "KTO rows" if "kto_tag" in columns else None,
-        "columns/images": "images" if "images" in columns else None,
-        "columns/videos": "videos" if "videos" in columns else None,
-        "columns/audios": "audios" if "audios" in columns else None,
-        "columns/response": "pretraining text (no response column)"
-        if entry.get("formatting", "alpaca") == "alpaca" and columns and "response" not in columns
-        else None,
+        "columns/audios": "audios" if columns.get("audios") else None,
         "script_url": "a loading script, which would run its code"
         if "script_url" in entry and not hub.named(entry)
         else None,
@@ -185,38 +223,24 @@ def _refuse_other_kinds(entry: dict[str, Any], where: str) -> None:
             raise UsageError(f"{where}/{key}", f"this version does not compile {what}")
 
 
-def _recognise(file: File) -> tuple[str, str]:
-    """Return (format, what to say about it) from the first rows of a file."""
+def _first_rows(file: File) -> list[Any]:
     units = cut(open_source(file.path))
-    rows = list(islice((row.value for unit in units for row in read(unit) if row.reject is None), _PEEK))
-    other = _other_kind(rows)
-    if other:
-        what, key = other
-        raise UsageError(file.label, f"this version does not compile {what} (its rows have the key {key!r})")
-    name, fits = recognise(rows)
+    return list(islice((row.value for unit in units for row in read(unit) if row.reject is None), _PEEK))
+
+
+def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str]:
+    """Return (format, what to say about it) from the first rows of a file."""
+    if any(isinstance(row, dict) and row.get("audios") for row in rows):
+        raise UsageError(file.label, "this version does not compile audios (its rows have the key 'audios')")
+    name, fits = recognise(rows, kind, repairs)
     if name is None:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
         raise UsageError(
             file.label, f"its rows match no known format (keys of the first: {keys})",
             f"Name it with --format ({', '.join(fits)}), or map its columns in a dataset_info.json (--registry).",
         )  # fmt: skip
-    return name, f"recognised as {name} ({fits[name]} of the first {len(rows)} rows match its schema)"
-
-
-def _other_kind(rows: list[Any]) -> tuple[str, str] | None:
-    """Return (kind, key) of rows that look like a format of ours but are data of another kind."""
-    for row in (row for row in rows if isinstance(row, dict)):
-        for key in ("label", "kto_tag"):
-            if isinstance(row.get(key), bool):
-                return "KTO rows", key
-        if "chosen" in row and "rejected" in row:
-            return "preference pairs", "chosen"
-        for key in ("images", "image", "videos", "audios"):
-            if row.get(key):
-                return {"image": "images"}.get(key, key), key
-        if set(row) == {"text"}:
-            return "pretraining text", "text"
-    return None
+    what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
+    return name, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"
 
 
 def with_weights(dataset: Dataset, weights: str) -> Dataset:

@@ -7,7 +7,7 @@ every engine calls.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ from typing import Any
 import pyarrow as pa
 
 import registry
-from compiler import fit, formats, objects
-from compiler.columns import columns_of, within
-from compiler.conversation import Conversation
+from compiler import fit, objects
+from compiler.columns import Example, columns_of, within
+from compiler.conversation import Conversation, Kind, Segment
 from compiler.encode import Encoded, encode
-from compiler.formats.common import check_turns
-from compiler.persona import substitute
+from compiler.prepare import Layout, Preparer
 from compiler.read import Row, Unit, read
-from compiler.repair import REPAIRS, merge_system
+from compiler.repair import merge_system
+from compiler.templates.document import document_segments
+from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
+from compiler.templates.thinking import rendered_as_written, with_reasoning
 from compiler.tokenizer import Tokenizer
-from compiler.validate import Validator
 from compiler.weigh import Policy, weigh
 from schemas.arrow import OBJECT
 from schemas.errors import Reason, Reject, RowError
@@ -48,19 +49,12 @@ class Settings:
     overlength: str
     merge_system: bool
     repairs: tuple[str, ...]
+    strict: bool = False
+    dialect: str = "template"
     skeletons: bool = True
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the rows of one dataset are read: format, names of columns and tags, weights policy, substitutions."""
-
-    format: str
-    columns: formats.Names
-    tags: formats.Names
-    weights: str
-    persona: tuple[tuple[str, str], ...] = ()
-    """(placeholder with its language, value) pairs of the self-cognition pool; see compiler/persona.py."""
+    documents: bool = False
+    vision: bool = False
+    """Whether the model takes images: then the folder they are in decides what is read."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,10 @@ def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
     asked = asdict(settings)
     del asked["tokenizer"]  # where the files are does not matter, only what they say
     read_as = asdict(layout) | {"policy": registry.weights(layout.weights)}
+    if layout.persona:
+        read_as["other_models"] = registry.other_models()
+    if not settings.vision:
+        del read_as["media"]
     return objects.key_of(unit.kind, unit.digest, list(unit.header), read_as, asked)
 
 
@@ -90,7 +88,11 @@ def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
     """Return the tokenizer and template of the settings, loaded once in each process."""
     tokenizer = Tokenizer.load(Path(settings.tokenizer))
     template = load_template(
-        settings.template, tokenizer, special_text=settings.special_text, skeletons=settings.skeletons
+        settings.template,
+        tokenizer,
+        special_text=settings.special_text,
+        skeletons=settings.skeletons,
+        documents=settings.documents,
     )
     return tokenizer, template
 
@@ -106,74 +108,132 @@ def run_unit(task: Task) -> str | None:
     return None
 
 
+@dataclass(slots=True)
+class _Pending:
+    """A conversation on its way to an example: its sequences' segments, weighed."""
+
+    row: Row
+    part: int
+    conversation: Conversation
+    sides: list[tuple[Conversation, list[Segment]]]
+
+
 class _UnitCompiler:
-    """The state of compiling one unit: columns so far, rejects, counts."""
+    """The state of compiling one unit: columns so far, rejects, counts.
+
+    Counts are of examples: a row that makes several counts once as read and the rest as "expanded".
+    """
 
     def __init__(self, task: Task) -> None:
         self.task, self.settings, self.layout = task, task.settings, task.layout
-        self.format = formats.get(self.layout.format, "format")
         self.tokenizer, self.template = _tools(self.settings)
+        self.rendering = self.template.program.rendering
         self.policy = Policy.from_card(registry.weights(self.layout.weights))
-        where = f"format {self.layout.format}"
-        self.validator = Validator(self.format, self.layout.columns, self.layout.tags, where)
+        self.preparer = Preparer(
+            self.layout,
+            self.settings.repairs,
+            self.settings.strict,
+            self.settings.dialect,
+            self.rendering.vision,
+            self.rendering.no_vision,
+        )
         self.rejects: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
-        self.notes: Counter[str] = Counter()
+        self.notes = self.preparer.notes
         self.batches: list[pa.RecordBatch] = []
 
     def run(self) -> None:
         self.template.program.start_unit()
-        pending: list[tuple[Row, Conversation]] = []
+        pending: list[tuple[Row, Conversation | Reject]] = []
         for row in read(self.task.unit):
             self.counts["read"] += 1
-            reject = row.reject or self.validator.check(row.value)
-            if reject is None:
-                try:
-                    pending.append((row, self._lift(row.value)))
-                except RowError as error:
-                    reject = error.reject
-            if reject is not None:
-                self._reject(row, reject)
-            if len(pending) == BATCH:
+            pending += [(row, one) for one in self._conversations(row)]
+            if len(pending) >= BATCH:
                 self._encode(pending)
                 pending = []
         if pending:
             self._encode(pending)
 
-    def _lift(self, value: Any) -> Conversation:
-        if self.layout.persona:
-            value = substitute(value, dict(self.layout.persona))
-        conversation = self.format.lift(value, self.layout.columns, self.layout.tags)
-        for name in self.settings.repairs:
-            if REPAIRS[name](conversation):
-                conversation.repairs.append(name)
-        turns = self.layout.columns.get(self.format.turns or "")
-        check_turns(conversation, f"/{turns}" if turns else None)
-        return conversation
+    def _conversations(self, row: Row) -> list[Conversation | Reject]:
+        """Return what the row makes; at least one conversation or reject."""
+        if row.reject is not None:
+            return [row.reject]
+        try:
+            found = self.preparer.conversations(row.value)
+        except RowError as error:
+            return [error.reject]
+        self.counts["expanded"] += len(found) - 1
+        return found
 
-    def _segments(self, conversation: Conversation) -> list[Any]:
-        """Return the weighed segments."""
-        return weigh(conversation, self.template.program.segments(conversation), self.policy)
-
-    def _encode(self, pending: list[tuple[Row, Conversation]]) -> None:
-        ready: list[tuple[Row, Conversation, list[Any]]] = []
-        for row, conversation in pending:
+    def _encode(self, rows: list[tuple[Row, Conversation | Reject]]) -> None:
+        ready: list[_Pending] = []
+        before, part = None, 0
+        for row, conversation in rows:
+            part = part if row is before else 0
+            before = row
+            if isinstance(conversation, Reject):
+                self._reject(row, conversation)
+                part += 1
+                continue
             try:
                 self._look_for_controls(conversation)
-                ready.append((row, conversation, self._segments_or_merged(conversation)))
+                made = self._pending(row, part, conversation)
+                self.counts["expanded"] += len(made) - 1
+                ready += made
+                part += len(made)
             except RowError as error:
                 self._reject(row, error.reject)
-        encoded = self._run_encoder([(conversation, segments) for _, conversation, segments in ready])
-        kept = []
-        for (row, conversation, _), example in zip(ready, encoded, strict=True):
+                part += 1
+        encoded = iter(encode([side for one in ready for side in one.sides], self.tokenizer) if ready else [])
+        kept: list[Example] = []
+        for one in ready:
+            sides = [next(encoded) for _ in one.sides]
             try:
-                kept.append((row, conversation, self._fit(conversation, example)))
+                kept += self._examples(one, sides)
             except RowError as error:
-                self._reject(row, error.reject)
+                self._reject(one.row, error.reject)
         if kept:
             self.batches.append(columns_of(kept, self.task.unit))
 
-    def _segments_or_merged(self, conversation: Conversation) -> list[Any]:
+    # -- rendering --
+
+    def _pending(self, row: Row, part: int, conversation: Conversation) -> list[_Pending]:
+        """Return what the conversation is encoded from; one for each trained reply where the template asks for that."""
+        try:
+            return [_Pending(row, part, conversation, self._rendered(conversation))]
+        except RowError as error:
+            if error.reject.reason is not Reason.TEMPLATE_UNSTABLE or conversation.context:
+                raise
+            parts = by_reply(conversation)
+            if not parts:
+                raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained") from error
+            made = [_Pending(row, part + n, one, self._rendered(one)) for n, one in enumerate(parts)]
+            self.notes["one_example_per_reply"] += 1
+            return made
+
+    def _rendered(self, conversation: Conversation) -> list[tuple[Conversation, list[Segment]]]:
+        """Return the conversation's sequences with their weighed segments: one, or the two of a pair."""
+        if self.layout.kind == Kind.PRETRAIN:
+            segments = document_segments(conversation, self.tokenizer, self.template.document_end)
+            return [(conversation, segments)]
+        sides = [(conversation, self._segments_or_merged(conversation))]
+        if conversation.rejected is not None:  # after the first side, which may merge the system text into the context
+            other = replace(conversation, messages=[*conversation.messages[:-1], conversation.rejected])
+            sides.append((other, self._segments(other)))
+        return sides
+
+    def _with_reasoning(self, conversation: Conversation) -> Conversation:
+        return with_reasoning(conversation) if self.rendering.thinks else conversation
+
+    def _segments(self, conversation: Conversation) -> list[Segment]:
+        """Return the weighed segments."""
+        thought = self._with_reasoning(conversation)
+        segments = self.template.program.segments(thought)
+        if thought is not conversation and not rendered_as_written(self.rendering, conversation, segments):
+            raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
+        return weigh(thought, segments, self.policy)
+
+    def _segments_or_merged(self, conversation: Conversation) -> list[Segment]:
         try:
             return self._segments(conversation)
         except RowError as error:
@@ -187,28 +247,42 @@ class _UnitCompiler:
             return self._segments(conversation)
 
     def _look_for_controls(self, conversation: Conversation) -> None:
-        found = self.template.program.rendering.spells_control(conversation)
+        found = self.rendering.spells_control(self._with_reasoning(conversation))
         if found is None:
             return
         if self.settings.special_text == "reject":
             raise RowError(Reason.SPECIAL_TEXT, f"the text spells the control token {found!r}")
         self.notes["special_text"] += 1
 
-    def _run_encoder(self, batch: list[tuple[Conversation, list[Any]]]) -> list[Encoded]:
-        return encode(batch, self.tokenizer) if batch else []
+    # -- length --
 
-    def _fit(self, conversation: Conversation, example: Encoded) -> Encoded:
-        def again(shorter: Conversation) -> Encoded:
-            return self._run_encoder([(shorter, self._segments(shorter))])[0]
-
-        if self.settings.max_length is not None and len(example.ids) > self.settings.max_length:
-            example = fit.fit(conversation, example, self.settings.max_length, self.settings.overlength, again)
-            self.notes["shortened"] += 1
-        if not (example.weights > 0).any():
-            raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
+    def _examples(self, one: _Pending, sides: list[Encoded]) -> list[Example]:
+        """Return the example at its final length: several only where a document is longer than --max-length."""
+        conversation = one.conversation
+        limit, policy = self.settings.max_length, self.settings.overlength
+        if self.layout.kind == Kind.PRETRAIN and policy in ("turns", "last-turns"):
+            parts = fit.pieces(sides[0], limit or len(sides[0].ids))
+            self.counts["expanded"] += len(parts) - 1
+            if len(parts) > 1:
+                self.notes["document_pieces"] += 1
+            examples = [Example(one.row, n, conversation, part, piece=n) for n, part in enumerate(parts)]
+        else:
+            if limit is not None and fit.longest(sides) > limit:
+                conversation, sides = fit.fit(conversation, sides, limit, policy, self._again)
+                self.notes["shortened"] += 1
+            rejected = sides[1] if len(sides) > 1 else None
+            examples = [Example(one.row, one.part, conversation, sides[0], rejected)]
+        for example in examples:
+            if not all((side.weights > 0).any() for side in example.sides):
+                raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
         for name in conversation.repairs:
             self.notes[f"repair:{name}"] += 1
-        return example
+        return examples
+
+    def _again(self, shorter: Conversation) -> list[Encoded]:
+        return encode(self._rendered(shorter), self.tokenizer)
+
+    # -- what is left --
 
     def _reject(self, row: Row, reject: Reject) -> None:
         self.counts[f"rejected:{reject.reason}"] += 1
@@ -235,4 +309,5 @@ class _UnitCompiler:
     def info(self) -> dict[str, Any]:
         """Return counts and rejects, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
-        return {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
+        found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
+        return found | {"files": dict(sorted(self.preparer.files.items()))}

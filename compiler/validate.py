@@ -7,11 +7,14 @@ in the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jsonschema_rs
 
 from compiler.formats import FORMATS, Format, Names
+from compiler.formats.kinds import columns_for
+from compiler.repair_rows import mend
 from schemas import schema
 from schemas.errors import Reason, Reject, UsageError
 
@@ -19,8 +22,8 @@ from schemas.errors import Reason, Reject, UsageError
 class Validator:
     """Checks rows of one format under given column and tag names."""
 
-    def __init__(self, format_: Format, columns: Names, tags: Names, where: str) -> None:
-        self.schema = specialise(schema(format_.name), columns, tags, where)
+    def __init__(self, format_: Format, columns: Names, tags: Names, where: str, kind: str = "sft") -> None:
+        self.schema = specialise(_of_kind(schema(format_.name), kind), columns, tags, where)
         self._validator = jsonschema_rs.validator_for(self.schema)
 
     def check(self, row: Any) -> Reject | None:
@@ -29,6 +32,24 @@ class Validator:
             return None
         errors = sorted(self._validator.iter_errors(row), key=lambda e: [str(p).zfill(9) for p in e.instance_path])
         return _reject(errors[0], row, self.schema)
+
+
+def _of_kind(node: Any, kind: str) -> Any:
+    """Return a schema for rows of one kind: `x-kinds` says what a property is for, `x-required` what a kind needs.
+
+    Everywhere in it: the properties of a list item may be for one kind too.
+    """
+    if isinstance(node, list):
+        return [_of_kind(item, kind) for item in node if not _is_for_other(item, kind)]
+    if not isinstance(node, dict):
+        return node
+    new = {key: _of_kind(value, kind) for key, value in node.items() if not _is_for_other(value, kind)}
+    needed = new.pop("x-required", {}).get(kind, [])
+    return new | ({"required": [*new.get("required", []), *needed]} if needed else {})
+
+
+def _is_for_other(node: Any, kind: str) -> bool:
+    return isinstance(node, dict) and kind not in node.get("x-kinds", [kind])
 
 
 def specialise(node: Any, columns: Names, tags: Names, where: str) -> Any:
@@ -72,12 +93,18 @@ def _actual(name: str, value: Any, columns: Names, tags: Names) -> str | None:
     return name
 
 
-def recognise(rows: list[Any]) -> tuple[str | None, dict[str, int]]:
-    """Return (the format that fits the most of the rows, rows that fit by format); None if no format fits any."""
+def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -> tuple[str | None, dict[str, int]]:
+    """Return (the format that fits the most of the rows, rows that fit by format); None if no format fits any.
+
+    The first of several that fit alike. Rows are repaired as that format would have it.
+    """
     fits = {}
     for name, format_ in FORMATS.items():
-        validator = Validator(format_, dict(format_.columns), dict(format_.tags), name)
-        fits[name] = sum(validator.check(row) is None for row in rows)
+        if kind not in format_.kinds:
+            continue
+        columns, tags = columns_for(format_, kind, rows), dict[str, str | None](format_.tags)
+        validator = Validator(format_, columns, tags, name, kind)
+        fits[name] = sum(validator.check(mend(row, repairs, columns, tags)[0]) is None for row in rows)
     best = max(fits, key=lambda name: fits[name])
     return (best if fits[best] else None), fits
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from compiler.conversation import Conversation, Role, Segment
+from compiler.conversation import Conversation, Message, Role, Segment
 
 KEYWORD = "keyword"
 """The key of a policy's own marker words ("Action:" itself, not what follows it)."""
@@ -28,6 +28,10 @@ class Policy:
     keywords: dict[str, tuple[float, float]]
     patterns: tuple[tuple[str, re.Pattern[str], float], ...]
     queries: tuple[tuple[str, float], ...] = ()
+    last_round: bool = False
+    """Whether only the replies after the last user message are trained."""
+    then: tuple[Policy, ...] = ()
+    """Policies whose weights multiply into this one's."""
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Policy:
@@ -36,7 +40,13 @@ class Policy:
         patterns = tuple(
             (key, re.compile(w["pattern"], re.DOTALL), w["weight"]) for key, w in card.get("patterns", {}).items()
         )
-        return cls(card["name"], keywords, patterns, tuple(card.get("queries", {}).items()))
+        queries, then = tuple(card.get("queries", {}).items()), tuple(map(cls.from_card, card.get("then", ())))
+        return cls(card["name"], keywords, patterns, queries, card.get("replies") == "last", then)
+
+    @property
+    def parts(self) -> tuple[Policy, ...]:
+        """The policies that are applied one after the other."""
+        return (self, *self.then)
 
     def asked(self, query: str) -> float | None:
         """Return the weight of a whole reply to this user message, or None where the policy looks at the reply."""
@@ -45,13 +55,15 @@ class Policy:
     @property
     def keys(self) -> list[str]:
         """The keys that tokens can carry under this policy."""
-        return [*self.keywords, *(key for key, _, _ in self.patterns)] + ([KEYWORD] if self.keywords else [])
+        own = [*self.keywords, *(key for key, _, _ in self.patterns)] + ([KEYWORD] if self.keywords else [])
+        return own + [key for policy in self.then for key in policy.keys]
 
     def intervals(self, reply: str, begin: int = 0) -> list[Interval]:
         """Return the weighted stretches of a reply; the message's own text, which begins a line, is at `begin`.
 
         Keywords are a state machine anchored at line starts: a keyword holds until the next one; the same words in
-        the middle of a line are text.
+        the middle of a line are text. A pattern sees the reply from there too, but for what the template itself has
+        it begin with (an empty think block).
         """
         found: list[Interval] = []
         if self.keywords:
@@ -63,9 +75,10 @@ class Policy:
             for mark, end in zip(marks, ends, strict=False):  # no keyword, no stretch
                 keyword, content = self.keywords[mark[0]]
                 found += [(mark.start(), mark.end(), keyword, KEYWORD), (mark.end(), end, content, mark[0])]
+        start = 0 if reply[:begin].strip() else begin
         for key, pattern, weight in self.patterns:
-            for match in pattern.finditer(reply[begin:]):
-                found.append((begin + match.start(), begin + match.end(), weight, key))
+            for match in pattern.finditer(reply[start:]):
+                found.append((start + match.start(), start + match.end(), weight, key))
         return _apart(found)
 
 
@@ -87,6 +100,8 @@ def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -
     2. A message of another role weighs 0, or what it asks for, on its own text only: headers stay context.
     3. The policy multiplies into replies that did not ask for a weight of their own.
     """
+    if any(part.last_round for part in policy.parts):
+        conversation = _last_round(conversation)
     weighed: list[Segment] = []
     reply: list[Segment] = []
     for segment in segments:
@@ -96,7 +111,9 @@ def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -
         if segment.generated:
             reply.append(segment)
             continue
-        if segment.message >= 0:
+        if segment.media >= 0:
+            segment.key = conversation.media()[segment.media].kind  # a placeholder is never what a model says
+        elif segment.message >= 0:
             message = conversation.messages[segment.message]
             segment.weight = (message.weight or 0.0) if message.role is not Role.ASSISTANT else 0.0
         weighed.append(segment)
@@ -107,22 +124,41 @@ def _weigh_reply(conversation: Conversation, reply: list[Segment], policy: Polic
     """Return a reply's segments weighed; its last segment is the stop, which weighs as the message does."""
     asked = conversation.messages[reply[0].message].weight
     for segment in reply:
-        segment.weight = 1.0 if asked is None else asked
-    if asked is not None or not (policy.keywords or policy.patterns):
+        segment.weight = 0.0 if segment.media >= 0 else 1.0 if asked is None else asked
+    if asked is not None:
         return reply
+    for part in policy.parts:
+        if part.keywords or part.patterns:
+            reply = _with_policy(conversation, reply, part)
+    return reply
+
+
+def _with_policy(conversation: Conversation, reply: list[Segment], policy: Policy) -> list[Segment]:
     *body, stop = reply
     before = conversation.messages[: stop.message]
     query = next((message.content for message in reversed(before) if message.role is Role.USER), "")
     whole = policy.asked(query)
     if whole is not None:
         for segment in reply:
-            segment.weight = whole
+            segment.weight *= whole
         return reply
     text = "".join(segment.text for segment in body)
     # A template may put a space before the text of a reply (Mistral, Llama 2).
     begin = max(text.find(conversation.messages[stop.message].content), 0)
     intervals = policy.intervals(text, begin)
     return [*_apply(body, intervals), stop]
+
+
+def _last_round(conversation: Conversation) -> Conversation:
+    """Return the conversation with every reply before the last user message as context."""
+    messages = conversation.messages
+    last = max((i for i, message in enumerate(messages) if message.role is Role.USER), default=0)
+    return replace(conversation, messages=[*map(as_context, messages[:last]), *messages[last:]])
+
+
+def as_context(message: Message) -> Message:
+    """Return a reply as context; other messages as they are."""
+    return replace(message, weight=0.0) if message.role is Role.ASSISTANT else message
 
 
 def _apply(body: list[Segment], intervals: list[Interval]) -> list[Segment]:

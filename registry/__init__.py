@@ -16,6 +16,7 @@ from schemas.errors import UsageError, nearest
 ROOT = Path(__file__).parent
 DEMO_TOKENIZER = ROOT / "tokenizers" / "demo"
 SAMPLES = ROOT / "samples"
+OTHER_MODELS = ROOT / "self_cognition" / "other_models.json"
 SELF_COGNITION = ROOT / "self_cognition" / "pool.jsonl"
 
 
@@ -56,14 +57,43 @@ def tokenizer_families() -> dict[str, dict[str, Any]]:
     return loaded
 
 
+@cache
+def document_ends() -> dict[str, str]:
+    """Return what ends a document for tokenizers whose eos is the stop of a chat turn, by that eos."""
+    loaded = json.loads((ROOT / "tokenizers" / "document_ends.json").read_text(encoding="utf-8"))
+    ends: dict[str, str] = loaded["by_eos"]
+    return ends
+
+
+@cache
+def other_models() -> dict[str, list[str]]:
+    """Return the names of other models: "words" stand by themselves, "texts" anywhere."""
+    loaded: dict[str, list[str]] = json.loads(OTHER_MODELS.read_text(encoding="utf-8"))
+    return loaded
+
+
 def weights_names() -> list[str]:
     """Return the names of the weights policies."""
     return _names("weights")
 
 
 def weights(name: str) -> dict[str, Any]:
-    """Return a weights policy; an unknown name is a UsageError with the nearest one."""
-    return _load("weights", name, "weights", "--weights")
+    """Return a weights policy; an unknown name is a UsageError with the nearest one.
+
+    `A+B` is A with B after it: their weights multiply.
+    """
+    first, *others = [_load("weights", part, "weights", "--weights") for part in name.split("+")]
+    return first | {"name": name, "then": others} if others else first
+
+
+def vision_names() -> list[str]:
+    """Return the names of the vision cards."""
+    return _names("vision")
+
+
+def vision(name: str) -> dict[str, Any]:
+    """Return a vision card; an unknown name is a UsageError with the nearest one."""
+    return _load("vision", name, "vision", "vision card")
 
 
 def datasets() -> dict[str, dict[str, Any]]:

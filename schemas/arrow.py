@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of shards and manifest together; a reader refuses a version it does not know."""
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
 
-_MEDIA = pa.list_(
+MEDIA = pa.list_(
     pa.struct(
         [
             ("uri", pa.string()),
@@ -25,18 +25,21 @@ _MEDIA = pa.list_(
         ]
     )
 )
+"""References, never pixels. `position` is the first placeholder in `input_ids`, `num_tokens` how many tokens of the
+model it stands for (as many placeholders where the manifest's `media.repeats_pad` says so, else one); `uri` is as in
+the row, relative to the media folder (the JSON list of its frames for a video given so); sizes in pixels."""
 
 SPANS = pa.list_(pa.struct([("role", pa.string()), ("key", pa.string()), ("num_tokens", pa.int32())]))
 """Who each token is from, as run lengths: role of the message ("template" = the template's own text), policy key."""
 
-SHARD = pa.schema(
+_COLUMNS = pa.schema(
     [
         pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("labels", pa.list_(pa.int32()), nullable=False),
         pa.field("loss_weights", pa.list_(pa.float32())),
         pa.field("seq_lens", pa.list_(pa.int32()), nullable=False),
-        pa.field("images", _MEDIA, nullable=False),
-        pa.field("videos", _MEDIA, nullable=False),
+        pa.field("images", MEDIA, nullable=False),
+        pa.field("videos", MEDIA, nullable=False),
         pa.field("dataset", pa.string(), nullable=False),
         pa.field("file", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
@@ -44,20 +47,44 @@ SHARD = pa.schema(
         pa.field("repeat", pa.int32(), nullable=False),
         pa.field("num_trained", pa.int32(), nullable=False),
         pa.field("spans", SPANS, nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("repairs", pa.list_(pa.string())),
     ]
 )
+"""`part` counts the examples made from one source row (0 where it is one); `repairs` names what was mended in it."""
+
+_OF_KIND = {
+    "preference": [
+        pa.field("rejected_input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("rejected_labels", pa.list_(pa.int32()), nullable=False),
+        pa.field("rejected_spans", SPANS, nullable=False),
+    ],
+    "kto": [pa.field("desirable", pa.bool_(), nullable=False)],
+}
+
+
+def shard_schema(kind: str) -> pa.Schema:
+    """Return the columns of a set of this kind.
+
+    In preference sets `input_ids` holds the chosen reply and `rejected_input_ids` the same context with the other
+    one; `num_trained` counts both. Positions of media are the same in both, since they stand in the context.
+    """
+    return pa.schema([*_COLUMNS, *_OF_KIND.get(kind, ())])
+
+
+SHARD = shard_schema("sft")
 
 OBJECT = pa.schema(
     [
-        SHARD.field("input_ids"),
-        SHARD.field("labels"),
-        SHARD.field("loss_weights"),
-        SHARD.field("spans"),
-        SHARD.field("num_trained"),
+        *(_COLUMNS.field(name) for name in ("input_ids", "labels", "loss_weights", "spans", "images", "videos")),
+        *(field.with_nullable(True) for fields in _OF_KIND.values() for field in fields),
+        *(_COLUMNS.field(name) for name in ("num_trained", "repairs", "part", "offset")),
         pa.field("index", pa.int64(), nullable=False),
-        SHARD.field("offset"),
+        pa.field("length", pa.int32(), nullable=False),
         pa.field("fingerprint", pa.binary(16), nullable=False),
+        pa.field("group", pa.binary(16), nullable=False),
     ]
 )
 """A unit's compiled rows in the cache. `index` and `offset` count within the unit, so that an object serves its unit
-wherever that stands in a file; `fingerprint` is the conversation's, for duplicates and for the split."""
+wherever that stands in a file; `length` is what the model sees in tokens, media and both sides of a pair included;
+`fingerprint` is the conversation's, for duplicates; `group` is what the split must keep together."""

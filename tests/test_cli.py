@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
+from compiler.formats.kinds import kind_of_rows
 from compiler.shards import ShardSet
 
 Run = Callable[..., Result]
@@ -365,14 +366,16 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
     result = run("compile", file, "--val-size", 1, "-o", tmp_path / "out", "--json")
     (line,) = result.stdout.splitlines()
     summary = json.loads(line)
-    balance = dict.fromkeys(("read", "repeats", "in_shards", "rejected", "sampled_out", "duplicates"))
+    balance = dict.fromkeys(
+        ("read", "expanded", "repeats", "in_shards", "rejected", "cleaned", "sampled_out", "duplicates")
+    )
     split = dict.fromkeys(("rows", "tokens", "trained_tokens", "shards"))
     assert keys(summary) == {
         "datasets": None,
         "balance": balance,
         "options": dict.fromkeys(
             ("mix_unit", "total", "max_repeats", "val_size", "dedup", "shuffle", "max_length", "overlength",
-             "special_text", "system", "repairs", "max_rejects", "persona")
+             "special_text", "system", "repairs", "strict", "tools", "max_rejects", "persona")
         ),
         "seed": None,
         "splits": {"train": split, "val": split},
@@ -386,6 +389,7 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
     assert keys(entry) == {
         **dict.fromkeys(("name", "format", "weights", "sample", "files", "share", "count", "target", "duplicates")),
         "policy": {"name": None, "description": None},
+        "clean": {},
         "source": {},
         "realized": dict.fromkeys(("rows", "tokens", "trained_tokens", "val_rows")),
         "rejected": {},
@@ -420,6 +424,7 @@ def test_formats_lists_every_format_with_an_example_that_is_a_row_of_it(run: Run
         block = shown[shown.index(f"{name}: ") :].split("\n\n")[0].splitlines()
         examples = [json.loads(line) for line in block if line.startswith("  {")]
         assert examples
+        examples = [row for row in examples if kind_of_rows([row]) == "sft"]
         run("compile", write(tmp_path / "x.jsonl", *examples), "--format", name, "-o", tmp_path / "out")
         assert len(rows(tmp_path / "out")) == len(examples)
 
@@ -438,7 +443,7 @@ MISTAKES = {
     "compile FILE --format alpca": "unknown format 'alpca'\n  did you mean 'alpaca'? known: alpaca, ",
     "compile FILE --template chatm": "--template chatm: no such name\n  did you mean 'chatml'? known: ",
     "compile FILE --weights reakt": "--weights reakt: no such name\n  did you mean 'react'? known: ",
-    "compile FILE --repair danglin": "--repair danglin: unknown repair\n  did you mean 'dangling'? known: dangling",
+    "compile FILE --repair danglin": "--repair danglin: unknown repair\n  did you mean 'dangling'? known: arg",
     "compile FILE --overlength turn": "did you mean 'turns'? known: cut, last-turns, reject, turns",
     "compile FILE --mix-unit token": "did you mean 'tokens'? known: rows, tokens, trained_tokens",
     "compile FILE --special-text alow": "did you mean 'allow'? known: allow, reject, text",

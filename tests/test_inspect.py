@@ -353,8 +353,8 @@ def test_a_rejected_row_that_is_asked_for_is_explained(run: Run, made: Callable[
 
 def test_json_has_one_object_a_row_with_stable_keys(run: Run, made: Callable[..., Path]) -> None:
     [row] = rows_of(run("inspect", made(REACT), "--json"))
-    place = ["row", "split", "dataset", "file", "source_row", "offset", "repeat", "length", "num_trained", "tokens"]
-    assert list(row) == place
+    place = ["row", "split", "dataset", "file", "source_row", "part", "offset", "repeat", "repairs", "images", "videos"]
+    assert list(row) == [*place, "length", "num_trained", "tokens"]
     keys = ["id", "text", "label", "weight", "role", "key", "control", "looks_like_control"]
     assert all(list(token) == keys for token in row["tokens"])
     assert (row["dataset"], row["file"], row["source_row"], row["offset"]) == ("chats", "chats.jsonl", 0, 0)
@@ -474,7 +474,7 @@ def test_an_assertion_as_json_is_one_object(run: Run, made: Callable[..., Path])
 # -- what goes wrong --
 
 
-NAMES = "known: assistant, keyword, system, template, tool, user"
+NAMES = "known: assistant, document, image, keyword, system, template, tool, user, video"
 SEARCHED = "3 rows of train were searched; upper and lower case differ."
 MEANT = "did you mean 'chats.jsonl'? known: chats.jsonl"
 UNSHOWN = [

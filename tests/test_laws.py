@@ -656,7 +656,7 @@ def test_law_9_what_is_fitted_obeys_the_laws_and_turns_keeps_the_longest_prefix(
     policy = data.draw(st.sampled_from(POLICIES), label="policy")
     result: Encoded | Reason
     try:
-        result = fit(conversation, whole, limit, policy, case.compile)
+        [result] = fit(conversation, [whole], limit, policy, lambda shorter: [case.compile(shorter)])[1]
     except RowError as error:
         result = error.reject.reason
     candidates = _fitting_candidates(case, conversation, policy)

@@ -393,13 +393,16 @@ def test_the_balance_counts_every_row_of_every_dataset_once(run: Run, tmp_path: 
     entries = {entry["name"]: entry["balance"] for entry in manifest(out)["datasets"]}
     # a: 25 lines, 2 bad, 3 said before; 15 of the 20 left are used. b: 8 lines, 2 said before; 15 rows from 6.
     assert entries["a"] == {
-        "read": 25, "rejected": 2, "duplicates": 3, "sampled_out": 5, "repeats": 0, "in_shards": 15
+        "read": 25, "expanded": 0, "cleaned": 0, "rejected": 2, "duplicates": 3,
+        "sampled_out": 5, "repeats": 0, "in_shards": 15,
     }  # fmt: skip
     assert entries["b"] == {
-        "read": 8, "rejected": 0, "duplicates": 2, "sampled_out": 0, "repeats": 9, "in_shards": 15
+        "read": 8, "expanded": 0, "cleaned": 0, "rejected": 0, "duplicates": 2,
+        "sampled_out": 0, "repeats": 9, "in_shards": 15,
     }  # fmt: skip
     assert manifest(out)["balance"] == {
-        "read": 33, "rejected": 2, "duplicates": 5, "sampled_out": 5, "repeats": 9, "in_shards": 30
+        "read": 33, "expanded": 0, "cleaned": 0, "rejected": 2, "duplicates": 5,
+        "sampled_out": 5, "repeats": 9, "in_shards": 30,
     }  # fmt: skip
     opened = ShardSet.open(out)
     written = [row for split in ("train", "val") for row in opened.rows(split)]

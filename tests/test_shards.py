@@ -58,6 +58,8 @@ COLUMNS = {
     "repeat": (pa.int32(), False),
     "num_trained": (pa.int32(), False),
     "spans": (pa.list_(pa.struct([("role", pa.string()), ("key", pa.string()), ("num_tokens", pa.int32())])), False),
+    "part": (pa.int32(), False),
+    "repairs": (pa.list_(pa.string()), True),
 }
 """name: (type, nullable)"""
 
@@ -629,8 +631,8 @@ def test_all_damage_is_named_at_once(copy: Path) -> None:
     [
         ("{", "not a manifest: "),
         ("[]", "expected format version 1, found None"),
-        ('{"format_version": 2}', "expected format version 1, found 2"),
-        ('{"format_version": 1}', "not a manifest: "),
+        ('{"format_version": 1}', "expected format version 2, found 1"),
+        ('{"format_version": 2}', "not a manifest: "),
     ],
 )
 def test_a_manifest_that_is_none_is_an_integrity_error(copy: Path, content: str, message: str) -> None:

@@ -20,6 +20,7 @@ from click.testing import Result
 from conftest import shared
 
 from compiler.shards import ShardSet
+from compiler.sources import Catalogue
 
 Run = Callable[..., Result]
 Row = dict[str, Any]
@@ -140,12 +141,12 @@ def test_every_kind_of_file_gives_the_same_examples(
 
 
 @pytest.mark.parametrize("name", ["plain.txt", "c4.jsonl"])
-def test_plain_text_is_refused_for_what_it_is(run: Run, tmp_path: Path, name: str) -> None:
+def test_plain_text_is_taken_for_what_it_is(run: Run, tmp_path: Path, name: str) -> None:
     text = "Once upon a time.\nThe end.\n"
     (tmp_path / name).write_text(text if name.endswith("txt") else '{"text": "Once upon a time."}\n')
-    result = run("compile", tmp_path / name, "-o", tmp_path / "out", code=2)
-    assert str(tmp_path / name) in result.stderr
-    assert "pretraining text" in result.stderr
+    result = run("compile", tmp_path / name, "-o", tmp_path / "out")
+    assert "recognised as pretrain" in result.stderr
+    assert manifest(tmp_path / "out")["kind"] == "pretrain"
 
 
 def test_columnar_files_keep_lists_and_drop_nulls(ids: Callable[..., list[list[int]]], tmp_path: Path) -> None:
@@ -240,6 +241,12 @@ REAL = {
     "ms-swift/tests/chatml.jsonl": ("openai", 3),
     "ms-swift/tests/conversations.jsonl": ("ms_agent", 3),
     "chatglm3/tool_alpaca.jsonl": ("chatglm3", 163),
+    "ms-swift/tests/sharegpt.jsonl": ("conversation_pairs", 3),
+    "ms-swift/tests/swift_multi.json": ("query_response", 3),
+    "ms-swift/tests/swift_single.jsonl": ("query_response", 3),
+    "llamafactory/dpo_en_demo.json": ("sharegpt", 300),
+    "llamafactory/kto_en_demo.json": ("openai", 300),
+    "llamafactory/c4_demo.jsonl": ("pretrain", 300),
 }
 
 
@@ -255,8 +262,7 @@ def test_auto_recognises_real_files_and_compiles_every_row(run: Run, tmp_path: P
     ("name", "keys"),
     [
         ("advertisegen/dev.jsonl", "'content', 'summary'"),
-        ("ms-swift/self_cognition.jsonl", "'query', 'response', 'tag'"),
-        ("ms-swift/tests/sharegpt.jsonl", "'system', 'conversation'"),
+        ("ms-swift/tests/swift_pre.jsonl", "'response'"),
     ],
 )
 def test_auto_names_the_keys_of_rows_it_does_not_know(run: Run, tmp_path: Path, name: str, keys: str) -> None:
@@ -269,19 +275,32 @@ def test_auto_names_the_keys_of_rows_it_does_not_know(run: Run, tmp_path: Path, 
 
 ASKED, REPLIED = {"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "b"}
 GOOD, BAD = {"from": "gpt", "value": "good"}, {"from": "gpt", "value": "bad"}
-OTHER_KINDS = {
-    "KTO": {"messages": [ASKED, REPLIED], "label": False},
-    "preference pairs": {"conversations": [{"from": "human", "value": "a"}], "chosen": GOOD, "rejected": BAD},
-    "images": {"messages": [ASKED, REPLIED], "images": ["1.jpg"]},
+OTHER_KINDS: dict[str, Row] = {
+    "kto": {"messages": [ASKED, REPLIED], "label": False},
+    "preference": {"conversations": [{"from": "human", "value": "a"}], "chosen": GOOD, "rejected": BAD},
 }
 
 
 @pytest.mark.parametrize(("kind", "row"), OTHER_KINDS.items(), ids=OTHER_KINDS)
 def test_auto_never_trains_another_kind_of_data_as_plain_replies(run: Run, tmp_path: Path, kind: str, row: Row) -> None:
-    file = write(tmp_path / "x.jsonl", [row] * 3)
+    """Not even where most rows are plain: one label or pair, and the plain ones are the rejects."""
+    plain = {key: row[key] for key in row if key in ("messages", "conversations")}
+    file = write(tmp_path / "x.jsonl", [plain, plain, row])
+    run("compile", file, "--max-rejects", 2, "-o", tmp_path / "out")
+    found = manifest(tmp_path / "out")
+    assert (found["kind"], found["balance"]["rejected"], found["balance"]["in_shards"]) == (kind, 2, 1)
+
+
+def test_images_of_a_model_that_takes_none_are_rejects(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", [{"messages": [ASKED, REPLIED], "images": ["1.jpg"]}])
+    result = run("compile", file, "-o", tmp_path / "out", code=3)
+    assert "media: the row has images or videos" in result.stderr
+
+
+def test_audios_are_refused_by_name(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", [{"messages": [ASKED, REPLIED], "audios": ["1.wav"]}])
     result = run("compile", file, "-o", tmp_path / "out", code=2)
-    assert str(file) in result.stderr
-    assert kind in result.stderr
+    assert f"{file}: this version does not compile audios" in result.stderr
 
 
 # -- dataset_info.json --
@@ -488,28 +507,11 @@ def test_an_entry_with_a_mistake_is_named_with_the_nearest_key(
 @pytest.mark.parametrize(
     ("entry", "key", "kind"),
     [
-        ({"file_name": "a", "ranking": True}, "ranking", "preference pairs"),
-        (
-            {"file_name": "a", "columns": {"prompt": "p", "response": "r", "kto_tag": "label"}},
-            "columns/kto_tag",
-            "KTO rows",
-        ),
-        (
-            {"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "images": "i"}},
-            "columns/images",
-            "images",
-        ),
-        (
-            {"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "videos": "v"}},
-            "columns/videos",
-            "videos",
-        ),
         (
             {"file_name": "a", "formatting": "sharegpt", "columns": {"messages": "m", "audios": "v"}},
             "columns/audios",
             "audios",
         ),
-        ({"file_name": "a", "columns": {"prompt": "text"}}, "columns/response", "pretraining text"),
         ({"script_url": "a"}, "script_url", "a loading script"),
         ({"cloud_file_name": "s3://b/a.json"}, "cloud_file_name", "files in cloud storage"),
     ],
@@ -557,23 +559,29 @@ def test_the_real_demos_of_llama_factory_compile_without_a_reject(run: Run, tmp_
 NOT_COMPILED = {
     "alpaca_zh_demo": "no such file or folder",
     "glaive_toolcall_zh_demo": "no such file or folder",
-    "mllm_demo": "/columns/images: this version does not compile images",
+    "dpo_zh_demo": "no such file or folder",
+    "wiki_demo": "no such file or folder",
     "mllm_audio_demo": "/columns/audios: this version does not compile audios",
-    "mllm_video_demo": "/columns/videos: this version does not compile videos",
-    "mllm_video_audio_demo": "/columns/videos: this version does not compile videos",
-    "dpo_en_demo": "/ranking: this version does not compile preference pairs",
-    "dpo_zh_demo": "/ranking: this version does not compile preference pairs",
-    "kto_en_demo": "/columns/kto_tag: this version does not compile KTO rows",
-    "wiki_demo": "/columns/response: this version does not compile pretraining text",
-    "c4_demo": "/columns/response: this version does not compile pretraining text",
+    "mllm_video_audio_demo": "/columns/audios: this version does not compile audios",
+}
+OF_KIND = {
+    "alpaca_en_demo": "sft",
+    "glaive_toolcall_en_demo": "sft",
+    "identity": "sft",
+    "mllm_demo": "sft",
+    "mllm_video_demo": "sft",
+    "dpo_en_demo": "preference",
+    "kto_en_demo": "kto",
+    "c4_demo": "pretrain",
 }
 
 
-def test_the_other_files_of_the_real_dataset_info_are_refused_with_the_reason(run: Run, tmp_path: Path) -> None:
+def test_the_real_dataset_info_says_of_which_kind_its_files_are(run: Run, tmp_path: Path) -> None:
     folder = shared("data", "llamafactory")
     entries = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-    compiled = {"alpaca_en_demo", "glaive_toolcall_en_demo", "identity"}
-    assert {name for name, entry in entries.items() if "file_name" in entry} == {*NOT_COMPILED, *compiled}
+    assert {name for name, entry in entries.items() if "file_name" in entry} == {*NOT_COMPILED, *OF_KIND}
+    catalogue = Catalogue([], [folder])
+    assert {name: catalogue.resolve(name).kind for name in OF_KIND} == OF_KIND
     for name, reason in NOT_COMPILED.items():
         code = 5 if reason.startswith("no such file") else 2
         result = run("compile", "--registry", folder, "--mix", name, "-o", tmp_path / "out", code=code)

@@ -1,11 +1,13 @@
-"""alpaca: one instruction with optional input, history, system prompt and tools."""
+"""alpaca: one instruction with optional input, history, system prompt and tools; images and videos; pairs and KTO."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
-from compiler.formats.common import column_of, parse_tools
+from compiler.formats.common import column_of, parse_tools, with_kind
+from compiler.formats.kinds import KIND_COLUMNS
+from compiler.formats.media import MEDIA_COLUMNS, place_media
 
 COLUMNS = {
     "prompt": "instruction",
@@ -14,6 +16,8 @@ COLUMNS = {
     "history": "history",
     "system": "system",
     "tools": "tools",
+    **MEDIA_COLUMNS,
+    **KIND_COLUMNS,
 }
 TAGS: dict[str, str] = {}
 
@@ -25,5 +29,13 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
     for user, reply in column_of(row, columns, "history") or ():
         messages += [Message(Role.USER, user), Message(Role.ASSISTANT, reply)]
     asked = "\n".join(text for text in (column_of(row, columns, name) for name in ("prompt", "query")) if text)
-    messages += [Message(Role.USER, asked), Message(Role.ASSISTANT, column_of(row, columns, "response"))]
-    return Conversation(messages, parse_tools(column_of(row, columns, "tools"), f"/{columns.get('tools')}"))
+    messages.append(Message(Role.USER, asked))
+    paired = column_of(row, columns, "chosen") is not None and column_of(row, columns, "rejected") is not None
+    if not paired and (reply := column_of(row, columns, "response")) is not None:
+        messages.append(_reply(reply, ""))
+    conversation = Conversation(messages, parse_tools(column_of(row, columns, "tools"), f"/{columns.get('tools')}"))
+    return place_media(with_kind(conversation, row, columns, _reply), row, columns)
+
+
+def _reply(text: Any, pointer: str) -> Message:  # noqa: ARG001  # texts have no places of their own
+    return Message(Role.ASSISTANT, text)

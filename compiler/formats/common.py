@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -62,6 +63,29 @@ def with_columns(row: dict[str, Any], columns: dict[str, str | None], messages: 
         return Conversation(messages, tools)
     places = [-1, *range(len(messages))]
     return Conversation([Message(Role.SYSTEM, system), *messages], tools, places=places)
+
+
+def with_kind(
+    conversation: Conversation,
+    row: dict[str, Any],
+    columns: dict[str, str | None],
+    to_message: Callable[[Any, str], Message],
+) -> Conversation:
+    """Return the conversation as a preference pair or a KTO row where the row is one.
+
+    `chosen` is the reply to prefer; without it the conversation's own last reply is. `to_message` reads a reply at a
+    pointer. Which rows may be one is the schema's to say, for the kind that is compiled.
+    """
+    conversation.desirable = column_of(row, columns, "kto_tag")
+    chosen, rejected = column_of(row, columns, "chosen"), column_of(row, columns, "rejected")
+    if rejected is None:
+        return conversation
+    conversation.rejected = to_message(rejected, f"/{columns['rejected']}")
+    if chosen is not None:
+        conversation.messages.append(to_message(chosen, f"/{columns['chosen']}"))
+        if conversation.places is not None:
+            conversation.places.append(len(conversation.places))
+    return conversation
 
 
 def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, column_of, parse_call, with_columns
+from compiler.conversation import Call, Conversation, Media, Message, Role
+from compiler.formats.common import asked_weight, column_of, parse_call, with_columns, with_kind
+from compiler.formats.kinds import KIND_COLUMNS
+from compiler.formats.media import MEDIA_COLUMNS, place_media
+from schemas.errors import Reason, RowError
 
-COLUMNS = {"messages": "messages", "system": "system", "tools": "tools"}
+COLUMNS = {
+    "messages": "messages",
+    "system": "system",
+    "tools": "tools",
+    **MEDIA_COLUMNS,
+    **KIND_COLUMNS,
+}
 TAGS = {
     "role_tag": "role",
     "content_tag": "content",
@@ -24,35 +33,49 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = tags["role_tag"] or "role", tags["content_tag"] or "content"
-    roles = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "function": Role.TOOL, "tool": Role.TOOL}
-    roles |= {
-        str(tags[tag]): role
-        for tag, role in (
-            ("user_tag", Role.USER),
-            ("assistant_tag", Role.ASSISTANT),
-            ("observation_tag", Role.TOOL),
-        )
-        if tags.get(tag) is not None
-    }
-    messages = []
-    for i, source in enumerate(row[column]):
+    roles = _roles(tags)
+
+    def message(source: Any, pointer: str) -> Message:
+        if isinstance(source, str):  # ms-swift's rejected_response
+            return Message(Role.ASSISTANT, source)
         role = roles[source[role_tag]]
-        message = Message(role, _text(source.get(content_tag)), weight=asked_weight(source, role))
+        one = Message(role, "", weight=asked_weight(source, role), reasoning=source.get("reasoning_content"))
+        _fill(one, source.get(content_tag), f"{pointer}/{content_tag}")
         if role is Role.ASSISTANT:
-            message.calls = _calls(source, f"/{column}/{i}")
+            one.calls = _calls(source, pointer)
         elif role is Role.TOOL:
-            message.name, message.call_id = source.get("name"), source.get("tool_call_id")
-        messages.append(message)
+            one.name, one.call_id = source.get("name"), source.get("tool_call_id")
+        return one
+
+    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
     if row.get("functions") is not None and column_of(row, columns, "tools") is None:
-        return with_columns(row, columns | {"tools": "functions"}, messages)
-    return with_columns(row, columns, messages)
+        columns = columns | {"tools": "functions"}
+    conversation = with_kind(with_columns(row, columns, messages), row, columns, message)
+    return place_media(conversation, row, columns)
 
 
-def _text(content: Any) -> str:
-    """Return a content as one text: a string as it is, text parts joined without anything between them."""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content)
-    return content or ""
+def _roles(tags: dict[str, str | None]) -> dict[str, Role]:
+    named = {"user_tag": Role.USER, "assistant_tag": Role.ASSISTANT, "observation_tag": Role.TOOL}
+    roles = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "function": Role.TOOL, "tool": Role.TOOL}
+    return roles | {str(tags[tag]): role for tag, role in named.items() if tags.get(tag) is not None}
+
+
+def _fill(message: Message, content: Any, pointer: str) -> None:
+    """Put a content into a message: a text, or parts, joined without anything between; media stand between them."""
+    if not isinstance(content, list):
+        message.content = content or ""
+        return
+    for i, part in enumerate(content):
+        if part["type"] == "text":
+            message.content += part["text"]
+            continue
+        if message.role not in (Role.USER, Role.TOOL):
+            what = f"expected text in a message of the {message.role}, found {part['type']!r}"
+            raise RowError(Reason.MEDIA, what, f"{pointer}/{i}")
+        kind = part["type"].removesuffix("_url")
+        found = part[part["type"]]
+        uri = found["url"] if isinstance(found, dict) else found
+        message.media.append(Media(kind, uri, at=len(message.content), pointer=f"{pointer}/{i}"))
 
 
 def _calls(source: dict[str, Any], pointer: str) -> list[Call]:

@@ -8,10 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, parse_call, parse_text, with_columns
+from compiler.formats.common import asked_weight, parse_call, parse_text, with_columns, with_kind
+from compiler.formats.kinds import KIND_COLUMNS
+from compiler.formats.media import MEDIA_COLUMNS, place_media
 from schemas.errors import Reason, RowError
 
-COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
+COLUMNS = {
+    "messages": "conversations",
+    "system": "system",
+    "tools": "tools",
+    **MEDIA_COLUMNS,
+    **KIND_COLUMNS,
+}
 TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -34,20 +42,22 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
     """Return the conversation; a leading system message wins over the system column."""
     column = columns["messages"]
     assert column is not None
-    role_tag, content_tag = tags["role_tag"], tags["content_tag"]
+    role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
     roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
-    messages: list[Message] = []
-    for i, source in enumerate(row[column]):
+
+    def message(source: dict[str, Any], pointer: str) -> Message:
         role = roles[source[role_tag]]
-        if role is Role.SYSTEM and i > 0:
-            raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
         weight = asked_weight(source, role)
         if source[role_tag] == tags.get("function_tag"):
-            calls = _calls(source[content_tag], f"/{column}/{i}/{content_tag}")
-            messages.append(Message(role, "", calls, weight=weight))
-        else:
-            messages.append(Message(role, source[content_tag], weight=weight))
-    return with_columns(row, columns, messages)
+            return Message(role, "", _calls(source[content_tag], f"{pointer}/{content_tag}"), weight=weight)
+        return Message(role, source[content_tag], weight=weight)
+
+    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
+    for i, one in enumerate(messages):
+        if one.role is Role.SYSTEM and i > 0:
+            raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
+    conversation = with_kind(with_columns(row, columns, messages), row, columns, message)
+    return place_media(conversation, row, columns)
 
 
 def _calls(text: str, pointer: str) -> list[Call]:

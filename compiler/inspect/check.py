@@ -19,6 +19,7 @@ from compiler.inspect.rows import Split, damage
 from compiler.inspect.vocabulary import Vocabulary
 from compiler.order import Ints
 from compiler.shards import ShardSet
+from compiler.templates.guard import MEDIA_MARKS
 from compiler.weigh import KEYWORD, Policy
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
@@ -60,7 +61,7 @@ def parse_check(given: str, manifest: dict[str, Any]) -> Check:
         raise UsageError(f"--assert {given}", "only 0 is supported: no token may be trained", f"--assert {name}:0")
     roles = [*map(str, Role), TEMPLATE[0]]
     policies = [Policy.from_card(entry["policy"]) for entry in manifest["datasets"]]
-    keys = list(dict.fromkeys([KEYWORD, *(key for policy in policies for key in policy.keys)]))
+    keys = list(dict.fromkeys([*MEDIA_MARKS, KEYWORD, *(key for policy in policies for key in policy.keys)]))
 
     def same(known: str) -> bool:
         return known.casefold().removesuffix(":") == name.casefold().removesuffix(":")
@@ -76,9 +77,10 @@ def run_checks(opened: ShardSet, checks: list[Check]) -> int:
     splits = [Split(opened, name) for name in SPLITS]
     for split in splits:
         for start, batch in split.scan():
-            spans = _Spans(split, start, batch)
-            for check in checks:
-                spans.count(check)
+            for side in ("", "rejected_")[: 1 + ("rejected_spans" in batch.schema.names)]:
+                spans = _Spans(split, start, batch, side)
+                for check in checks:
+                    spans.count(check)
     violations = [entry for check in checks for entry in check.violations]
     if violations:  # the tokenizer is read only for these
         vocabulary = Vocabulary(opened)
@@ -91,9 +93,9 @@ def run_checks(opened: ShardSet, checks: list[Check]) -> int:
 class _Spans:
     """The spans of a batch's rows, S in all, one after the other; their tokens are the whole batch's."""
 
-    def __init__(self, split: Split, start: int, batch: pa.RecordBatch) -> None:
+    def __init__(self, split: Split, start: int, batch: pa.RecordBatch, side: str) -> None:
         self._split, self._start, self._batch = split, start, batch
-        spans, labels = batch.column("spans"), batch.column("labels")
+        spans, labels = batch.column(f"{side}spans"), batch.column(f"{side}labels")
         self._role, self._key = spans.values.field("role"), spans.values.field("key")
         self._labels: Ints = labels.values.to_numpy()
         lengths = spans.values.field("num_tokens").to_numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
@@ -66,14 +67,14 @@ class _Writer:
             if weight:
                 self._put("⟦" if weight == 1 else f"⟦{_number(weight)}:", MARK)
             self._apart = True
-            for token in tokens:
-                self._token(token, CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED)
+            for token, count in _runs(tokens):
+                self._token(token, CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED, count)
             if weight:
                 self._lines[-1].parts.append(("⟧", MARK))
         return self._lines
 
-    def _token(self, token: Token, shades: tuple[str, str]) -> None:
-        start, self._at = self._at, self._at + len(token.text)
+    def _token(self, token: Token, shades: tuple[str, str], count: int) -> None:
+        start, self._at = self._at, self._at + len(token.text) * count
         if not token.text:  # its character is shown with the token that completes it
             return
         style = shades[self._shade]
@@ -83,7 +84,7 @@ class _Writer:
         if token.control:
             line.opens = line.opens or (token.role == TEMPLATE[0] and not line.parts)
             name = token.text[1:-1] if token.text[0] + token.text[-1] == "<>" else token.text
-            self._put(f"‹{visible(name)}›", f"{style} {CONTROL}")
+            self._put(f"‹{visible(name)}›" + (f"×{count:,}" if count > 1 else ""), f"{style} {CONTROL}")
             self._apart = True
             return
         if self._edges and not self._apart and not joins(token.text[0]):
@@ -105,6 +106,16 @@ class _Writer:
         if parts and parts[-1][1] == style:
             shown = parts.pop()[0] + shown
         parts.append((shown, style))
+
+
+def _runs(tokens: Iterable[Token]) -> Iterator[tuple[Token, int]]:
+    """Yield each token with 1, but a control token that stands there many times (an image's) once, with how often."""
+    for control, run in groupby(tokens, key=lambda token: token.id if token.control else -1):
+        same = list(run)
+        if control >= 0 and len(same) > 3:
+            yield same[0], len(same)
+        else:
+            yield from ((token, 1) for token in same)
 
 
 def _number(weight: float) -> str:

@@ -83,6 +83,12 @@ class Page:
         self._print(Text.assemble("   ", (_map(row), TRAINED[0])))
         for match in _matches(row, find):
             self._print(match)
+        self._body(row, find)
+        if row.rejected is not None:
+            self._print(Text("   ── the same context with the reply that is not preferred:", QUIET))
+            self._body(row.rejected, find)
+
+    def _body(self, row: Row, find: str | None) -> None:
         last = ""
         for line in lines(row, find, edges=self.edges):
             last = "" if line.opens else last
@@ -127,7 +133,16 @@ def _facts(row: Row, manifest: dict[str, Any]) -> str:
     facts = [f"{row.length:,} tokens", f"{row.num_trained:,} trained ({row.num_trained / row.length:.1%})"]
     facts += [f"template {template['name']} ({template['provenance'][:60]})", f"weights {weights}"]
     facts += [f"repeat {row.repeat}"] if row.repeat else []
+    facts += [f"example {row.part + 1} of its row"] if row.part else []
+    facts += [f"repaired: {', '.join(row.repairs)}"] if row.repairs else []
+    facts += ["desirable" if row.desirable else "not desirable"] if row.desirable is not None else []
+    facts += [_media(kind, media) for kind, media in (("image", row.images), ("video", row.videos)) if media]
     return " · ".join(facts)
+
+
+def _media(kind: str, media: list[dict[str, Any]]) -> str:
+    shown = (f"{visible(m['uri'])} {m['width']}x{m['height']} = {m['num_tokens']:,} tokens" for m in media)
+    return f"{kind}{'s' if len(media) > 1 else ''} {', '.join(shown)}"
 
 
 def _map(row: Row) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 
 from compiler.shards import ShardSet
-from schemas.arrow import SHARD
+from schemas.arrow import shard_schema
 from schemas.errors import IntegrityError
 
 
@@ -49,6 +49,7 @@ class Split:
     def __init__(self, opened: ShardSet, name: str) -> None:
         self.opened, self.name = opened, name
         self._batches = [(shard, n) for shard in opened.shards(name) for n in range(len(shard["batches"]))]
+        self._schema = shard_schema(opened.manifest["kind"])
         self._starts = [0, *accumulate(shard["batches"][n]["rows"] for shard, n in self._batches)]
         self._last: tuple[int, pa.RecordBatch] | None = None
 
@@ -81,7 +82,7 @@ class Split:
             last = first + entry["rows"] - 1
             raise damage(self.opened, f"{name}: batch {number} (rows {first} to {last}) is damaged")
         try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(data), SHARD)
+            batch = pa.ipc.read_record_batch(pa.py_buffer(data), self._schema)
         except pa.ArrowException as error:
             raise damage(self.opened, f"{name}: batch {number} is no Arrow batch: {error}") from error
         if batch.num_rows != entry["rows"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from bisect import bisect_left, bisect_right
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate, chain, repeat
 from typing import Any
 
@@ -45,9 +45,11 @@ class Token:
 class Row:
     """One row of a split, decoded. These are the keys of its JSON, `lookalikes` left out.
 
-    `row` is its number in the split, 0-based; `source_row` and `offset` (bytes) say where in `file` it is from;
-    `repeat` is 0 the first time a source row is used, 1 the second; `num_trained` of its `length` tokens are trained;
-    `lookalikes` are (start, end) in characters of `text`.
+    `row` is its number in the split, 0-based; `source_row` and `offset` (bytes) say where in `file` it is from, `part`
+    which of that row's examples it is; `repeat` is 0 the first time a source row is used, 1 the second; `num_trained`
+    of its `length` tokens are trained; `repairs` names what was mended. `desirable` is there in KTO sets,
+    `rejected_tokens` (the same context with the other reply) in preference sets. `lookalikes` are (start, end) in
+    characters of `text`.
     """
 
     row: int
@@ -55,12 +57,19 @@ class Row:
     dataset: str
     file: str
     source_row: int
+    part: int
     offset: int | None
     repeat: int
+    repairs: list[str]
+    images: list[dict[str, Any]]
+    videos: list[dict[str, Any]]
     length: int
     num_trained: int
     tokens: list[Token]
     lookalikes: list[tuple[int, int]]
+    desirable: bool | None = None
+    rejected_tokens: list[Token] | None = None
+    rejected_lookalikes: list[tuple[int, int]] | None = None
 
     @property
     def text(self) -> str:
@@ -69,27 +78,61 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as `--json` prints it."""
-        return {key: value for key, value in asdict(self).items() if key != "lookalikes"}
+        return {
+            k: v
+            for k, v in asdict(self).items()
+            if not k.endswith("lookalikes") and (k not in _MAY_BE or v is not None)
+        }
+
+    @property
+    def rejected(self) -> Row | None:
+        """The other side of a preference pair as a row of its own."""
+        if self.rejected_tokens is None or self.rejected_lookalikes is None:
+            return None
+        return replace(self, tokens=self.rejected_tokens, lookalikes=self.rejected_lookalikes, rejected_tokens=None)
+
+
+_MAY_BE = ("desirable", "rejected_tokens")
 
 
 def decode_row(split: Split, number: int, vocabulary: Vocabulary) -> Row:
     """Return one row of a split, decoded."""
     columns = split.row(number)
-    ids, labels = columns["input_ids"], columns["labels"]
-    weights = columns["loss_weights"] or [float(label != IGNORED) for label in labels]
+    weights = columns["loss_weights"] or [float(label != IGNORED) for label in columns["labels"]]
+    tokens, lookalikes = _decoded(columns["input_ids"], columns["labels"], weights, columns["spans"], vocabulary)
+    names = ("dataset", "file", "part", "offset", "repeat", "num_trained", "images", "videos")
+    place = {"row": number, "split": split.name, "source_row": columns["row"], "length": len(tokens)}
+    row = Row(
+        **place,
+        **{key: columns[key] for key in names},
+        repairs=columns["repairs"] or [],
+        tokens=tokens,
+        lookalikes=lookalikes,
+        desirable=columns.get("desirable"),
+    )
+    if "rejected_input_ids" not in columns:
+        return row
+    labels = columns["rejected_labels"]
+    even = [float(label != IGNORED) for label in labels]
+    other = _decoded(columns["rejected_input_ids"], labels, even, columns["rejected_spans"], vocabulary)
+    return replace(row, rejected_tokens=other[0], rejected_lookalikes=other[1])
+
+
+def _decoded(
+    ids: list[int], labels: list[int], weights: list[float], spans: list[dict[str, Any]], vocabulary: Vocabulary
+) -> tuple[list[Token], list[tuple[int, int]]]:
+    """Return the tokens of one sequence, and where its text looks like a control token."""
     controls = [token_id in vocabulary.controls for token_id in ids]
     texts = _texts(vocabulary.pieces(pa.array(ids, pa.int32())).to_pylist(), controls)
     lookalikes = _lookalikes(texts, controls, vocabulary.tokenizer.control_pattern)
-    who = chain.from_iterable(repeat((s["role"], s["key"]), s["num_tokens"]) for s in columns["spans"])
+    who = chain.from_iterable(repeat((s["role"], s["key"]), s["num_tokens"]) for s in spans)
     tokens = [
         Token(token_id, text, label, weight, role, key, control, flag)
         for token_id, text, label, weight, (role, key), control, flag in zip(
             ids, texts, labels, weights, who, controls, _touched(lookalikes, texts), strict=True
         )
     ]
-    of_source = {key: columns[key] for key in ("dataset", "file", "offset", "repeat", "num_trained")}
-    place = {"row": number, "split": split.name, "source_row": columns["row"], "length": len(ids)}
-    return Row(**place, **of_source, tokens=tokens, lookalikes=lookalikes)
+    return tokens, lookalikes
 
 
 def _texts(pieces: list[bytes], controls: list[bool]) -> list[str]:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from compiler.convert import byte_letters
 from compiler.inspect.rows import damage, read_file
 from compiler.shards import ShardSet
-from compiler.tokenizer import Tokenizer, family_of
+from compiler.tokenizer import PROCESSOR_FILES, Tokenizer, family_of
 
 
 class Vocabulary:
@@ -20,7 +20,11 @@ class Vocabulary:
 
     def __init__(self, opened: ShardSet) -> None:
         self._opened = opened
-        names = [name for name in opened.manifest["files"] if name.startswith("tokenizer/")]
+        names = [
+            name
+            for name in opened.manifest["files"]
+            if name.startswith("tokenizer/") and name.removeprefix("tokenizer/") not in PROCESSOR_FILES
+        ]
         files = {name.removeprefix("tokenizer/"): read_file(opened, name) for name in names}
         family = family_of(files)
         if family.get("file", "tokenizer.json") not in files:

@@ -28,10 +28,10 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from compiler.read import text
-from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, no_rows
+from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, no_rows, stamp_of
 from compiler.read.source import open_source
 
-__all__ = ["MAX_DEPTH", "Kind", "Row", "Source", "Unit", "cut", "open_source", "read"]
+__all__ = ["MAX_DEPTH", "Kind", "Row", "Source", "Unit", "cut", "open_source", "read", "stamp_of"]
 
 
 def cut(source: Source, target_bytes: int = 1 << 20) -> Iterator[Unit]:

@@ -3,7 +3,7 @@
 - *Hidden* strings: whatever in a value spells a control token (or is a character that slots use) is replaced by a
   word that is neither in the row nor in the template, so that the control tokens left in the rendered text are the
   template's own. The words are plain ASCII: they come through `tojson`, `repr` and the like unchanged.
-- *Slots* say where a value went: single characters of the private-use plane 16.
+- *Slots* say where a value went: single characters of the private-use plane 16. So is the mark of an image or video.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any
 
 _SLOTS = 0x100000
 MAX_SLOTS = 0xFF00
-SLOT_PATTERN = re.compile("([\U00100000-\U0010ffff])")
+SLOT_PATTERN = re.compile("([\U00100000-\U0010feff])")
 CUT = "\U0010fffd"
 """What a card's template writes (as `cut`) where the family encodes two texts apart."""
+MEDIA_MARKS = {"image": "\U0010ff00", "video": "\U0010ff01"}
+"""Stand in a content where an image or a video does, until its tokens are put there."""
+_MARKS = "[\U00100000-\U0010ffff]"
 
 
 def slot(number: int) -> str:
@@ -35,7 +38,7 @@ class Guard:
 
     def __init__(self, pattern: re.Pattern[str], taken: Sequence[str]) -> None:
         """`taken` is every text that will be rendered, the template's source included: none of it may hold a mark."""
-        self._pattern = re.compile(f"{pattern.pattern}|{SLOT_PATTERN.pattern}")
+        self._pattern = re.compile(f"{pattern.pattern}|{_MARKS}")
         self._hidden: list[str] = []
         self._marks: dict[str, str] = {}
         lowered = [text.lower() for text in taken]

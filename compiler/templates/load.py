@@ -1,17 +1,24 @@
-"""Which template to use: the tokenizer's own chat template, or a card by name."""
+"""Which template to use: the tokenizer's own chat template, a card by name, or none for documents."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import registry
+from compiler.media.rules import load_vision
 from compiler.templates.guard import CUT
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.program import Program
-from compiler.templates.rendering import Rendering
+from compiler.templates.rendering import NO_VISION, Rendering
 from compiler.tokenizer import Tokenizer
 from schemas.errors import UsageError, nearest
+
+DOCUMENT = "document"
+"""The name of what lays documents out: no template, what begins and what ends one."""
+_NO_TURNS = "{{ raise_exception('a document has no turns') }}"
 
 
 @dataclass
@@ -23,42 +30,79 @@ class Template:
     reply_start: str
     digest: str
     provenance: str
+    document_end: str
+    """The token after a document; "" where the tokenizer names none."""
 
 
-def load_template(name: str, tokenizer: Tokenizer, *, special_text: str = "text", skeletons: bool = True) -> Template:
-    """Return the template called `name`; "auto" is the tokenizer's own chat template."""
-    if name == "auto":
-        sources = tokenizer.chat_templates
-        if not sources:
-            raise UsageError(
-                f"--tokenizer {tokenizer.folder}", "it has no chat template",
-                f"Name a template card with --template; {nearest('', registry.template_names())}",
-            )  # fmt: skip
-        plain = sources.get("default") or next(iter(sources.values()))
-        with_tools = sources.get("tool_use", plain)
-        provenance, reply_start, final_stop = "the tokenizer's chat template", "continued", None
+def load_template(
+    name: str, tokenizer: Tokenizer, *, special_text: str = "text", skeletons: bool = True, documents: bool = False
+) -> Template:
+    """Return the template called `name`; "auto" is the tokenizer's own chat template. Documents need none."""
+    card: dict[str, Any] = {} if name == "auto" else registry.template(name)
+    missing = [token for token in card.get("needs", ()) if token not in tokenizer.controls]
+    if missing:
+        raise UsageError(
+            f"--template {name}", f"the tokenizer has no token {missing[0]!r}",
+            "Choose the tokenizer of a model that was trained with this template, or another template.",
+        )  # fmt: skip
+    end = document_end(card, tokenizer)
+    if documents:
+        if not end:
+            what = "pretraining documents end with the tokenizer's eos_token, and it names none"
+            raise UsageError(f"--tokenizer {tokenizer.folder}", what, "Set eos_token in tokenizer_config.json.")
+        plain = with_tools = _NO_TURNS
+        provenance = f"{''.join(map(tokenizer.token, tokenizer.document_start))}TEXT{end}"
+        name = DOCUMENT
+    elif name == "auto":
+        plain, with_tools = _own(tokenizer)
+        provenance = "the tokenizer's chat template"
     else:
-        card = registry.template(name)
-        missing = [token for token in card["needs"] if token not in tokenizer.controls]
-        if missing:
-            raise UsageError(
-                f"--template {name}", f"the tokenizer has no token {missing[0]!r}",
-                "Choose the tokenizer of a model that was trained with this template, or another template.",
-            )  # fmt: skip
         plain = with_tools = registry.template_source(card["chat_template"])
-        provenance, reply_start = card["provenance"], card["reply_start"]
-        final_stop = card.get("final_stop")
-    where = f"template {name} of {tokenizer.folder}"
-    names = tokenizer.named_tokens if name == "auto" else {**tokenizer.named_tokens, "cut": CUT}
-    rendering = Rendering(
+        provenance = card["provenance"]
+    rendering = _rendering(plain, with_tools, card, tokenizer, f"template {name} of {tokenizer.folder}")
+    rendering.special_text = special_text
+    reply_start, final_stop = card.get("reply_start", "continued"), card.get("final_stop") or ""
+    parts = [plain, with_tools, reply_start, final_stop]
+    parts += [provenance] if documents else []
+    parts += [rendering.vision.digest] if rendering.vision else []
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return Template(name, Program(rendering, skeletons), reply_start, digest, provenance, end)
+
+
+def _own(tokenizer: Tokenizer) -> tuple[str, str]:
+    """Return the tokenizer's chat template, and the one it has for conversations with tools."""
+    sources = tokenizer.chat_templates
+    if not sources:
+        raise UsageError(
+            f"--tokenizer {tokenizer.folder}", "it has no chat template",
+            f"Name a template card with --template; {nearest('', registry.template_names())}",
+        )  # fmt: skip
+    plain = sources.get("default") or next(iter(sources.values()))
+    return plain, sources.get("tool_use", plain)
+
+
+def _rendering(plain: str, with_tools: str, card: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> Rendering:
+    names = {**tokenizer.named_tokens, "cut": CUT} if card else tokenizer.named_tokens
+    vision, no_vision = None, NO_VISION
+    try:
+        vision = load_vision(tokenizer.processor_files, card.get("vision"), tokenizer.controls)
+    except UsageError as error:  # text compiles all the same; a row with an image says this
+        no_vision = f"{error.where}: {error.what}"
+    return Rendering(
         template=ChatTemplate(plain, names, where),
         tool_template=ChatTemplate(with_tools, names, where),
         controls=tokenizer.controls,
         control_pattern=tokenizer.control_pattern,
         stops=tokenizer.stops,
-        reply_fresh=reply_start == "fresh",
-        final_stop=final_stop,
-        special_text=special_text,
+        reply_fresh=card.get("reply_start") == "fresh",
+        final_stop=card.get("final_stop"),
+        vision=vision,
+        no_vision=no_vision,
     )
-    digest = hashlib.sha256("\0".join([plain, with_tools, reply_start, final_stop or ""]).encode()).hexdigest()
-    return Template(name, Program(rendering, skeletons), reply_start, digest, provenance)
+
+
+def document_end(card: Mapping[str, Any], tokenizer: Tokenizer) -> str:
+    """Return the token after a document: the card's, the family's, or the tokenizer's eos; "" where there is none."""
+    eos = tokenizer.named_tokens.get("eos_token", "")
+    candidates = [card.get("document_end"), registry.document_ends().get(eos), eos]
+    return next((token for token in candidates if token and token in tokenizer.controls), "")

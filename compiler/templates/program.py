@@ -93,6 +93,8 @@ class Program:
         return segments
 
     def _skeleton_for(self, conversation: Conversation) -> _Skeleton | None:
+        if any(m.media or m.reasoning is not None for m in conversation.messages):
+            return None  # where they stand is not part of a shape
         shape = _shape(conversation)
         if shape not in self._shapes:
             self._shapes[shape] = self._make_skeleton(conversation)
@@ -227,7 +229,7 @@ def _shape(conversation: Conversation) -> Shape:
         )
         for m in conversation.messages
     )
-    return (-1 if conversation.tools is None else len(conversation.tools), turns)
+    return (-1 if conversation.tools is None else len(conversation.tools), conversation.context, turns)
 
 
 def _with_contents(conversation: Conversation, text: str) -> Conversation:
@@ -236,4 +238,4 @@ def _with_contents(conversation: Conversation, text: str) -> Conversation:
         Message(m.role, f"{text}{i}{text}" if m.content else "", m.calls, m.name, m.call_id)
         for i, m in enumerate(conversation.messages)
     ]
-    return Conversation(messages, conversation.tools)
+    return Conversation(messages, conversation.tools, context=conversation.context)

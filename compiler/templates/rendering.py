@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role, Segment
-from compiler.templates.guard import CUT, MAX_SLOTS, SLOT_PATTERN, Guard, map_strings, slot, slot_number
+from compiler.media.rules import Vision
+from compiler.templates.guard import CUT, MAX_SLOTS, MEDIA_MARKS, SLOT_PATTERN, Guard, map_strings, slot, slot_number
 from compiler.templates.jinja import ChatTemplate
 from schemas.errors import IntegrityError, Reason, RowError
+
+NO_VISION = (
+    "the row has images or videos, and neither the tokenizer's folder (preprocessor_config.json) nor the template "
+    "says how this model takes them"
+)
 
 
 @dataclass
@@ -36,6 +43,36 @@ class Rendering:
     """Where the next role token ends a reply: what ends the last one. None = replies carry their own stop."""
     special_text: str = "text"
     """What to do with text that spells a control token: "text" (keep it text), "reject", "allow"."""
+    vision: Vision | None = None
+    """How images and videos are laid out as tokens; None = this model takes none, as far as its files say."""
+    no_vision: str = ""
+    """Why there is no vision."""
+
+    @cached_property
+    def _separators(self) -> re.Pattern[str]:
+        return re.compile(f"{self.control_pattern.pattern}|[{''.join(_MARKS)}]")
+
+    def _control_of(self, found: str) -> int:
+        """Return the id of a control token; a media mark gets that of its placeholder until its tokens are there."""
+        if found not in _MARKS:
+            return self.controls[found]
+        return self.layout(_MARKS[found], 1)[1][0]
+
+    def layout(self, kind: str, num_tokens: int) -> list[tuple[int, int]]:
+        """Return (control id, how often) of what stands for an image or video: a mark, placeholders, a mark."""
+        if self.vision is None:
+            raise RowError(Reason.MEDIA, self.no_vision)
+        return self.vision.layout(kind, num_tokens)
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """The texts of the control tokens, by id."""
+        return {control: text for text, control in self.controls.items()}
+
+    @cached_property
+    def thinks(self) -> bool:
+        """Whether the template takes a reply's reasoning apart from its text."""
+        return "reasoning_content" in self.template.source
 
     @cached_property
     def sensitive_texts(self) -> list[str]:
@@ -50,10 +87,13 @@ class Rendering:
         found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
         return next((token for token in found if not token.isalnum()), None)
 
+    def without_marks(self, text: str) -> str:
+        """Return a rendered text without the marks of media and of cuts."""
+        return re.sub(f"[{CUT}{''.join(_MARKS)}]", "", text)
+
     def segments(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments."""
         texts = texts_of(conversation)
-        self._refuse_looked_for(texts)
         hidden = self.control_pattern if self.special_text != "allow" else re.compile(r"(?!)")
         guard = Guard(hidden, [*texts, self.template.source, self.tool_template.source])
         tools = map_strings(conversation.tools, guard.hide)
@@ -62,25 +102,57 @@ class Rendering:
         text = "".join(segment.text for segment in segments)
         if guard.changed(text):
             raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes a text that spells a control token")
+        self._must_not_be_looked_for(texts, guard.restore(text), conversation)
         self._must_differ_without(plain, tools, text)
         owners = self._owners(plain, tools, text, conversation)
         placed = _place(segments, owners)
         for segment in placed:
             segment.text = guard.restore(segment.text)
+        return self._with_media(placed, conversation)
+
+    def _with_media(self, segments: list[Segment], conversation: Conversation) -> list[Segment]:
+        """Return the segments with the mark of each image or video replaced by its control tokens."""
+        media = conversation.media()
+        marks = [segment for segment in segments if _is_mark(segment)]
+        if [segment.text for segment in marks] != [MEDIA_MARKS[one.kind] for one in media]:
+            raise RowError(Reason.TEMPLATE_REFUSED, "the chat template leaves out, repeats or moves a picture or video")
+        if not media:
+            return segments
+        layouts = iter([self.layout(one.kind, one.num_tokens) for one in media])
+        placed: list[Segment] = []
+        number = -1
+        for segment in segments:
+            if not _is_mark(segment):
+                placed.append(segment)
+                continue
+            number += 1
+            for control, count in next(layouts):
+                placed.append(replace(segment, text=self.names[control], control=control, repeat=count, media=number))
         return placed
 
-    def _refuse_looked_for(self, texts: list[str]) -> None:
-        """Raise where the template looks for a control token that a text spells: hidden, it would not be found."""
+    def _must_not_be_looked_for(self, texts: list[str], text: str, conversation: Conversation) -> None:
+        """Raise where the template treats a control token that a text spells in its own way: hidden, it was not found.
+
+        Known by rendering the row as it is: the template may look for such texts in replies alone, say.
+        """
         if self.special_text == "allow":
             return
-        looked_for = [text for text in self.sensitive_texts if self.control_pattern.search(text)]
-        for text in looked_for:
-            if any(text in content for content in texts):
-                raise RowError(
-                    Reason.TEMPLATE_REFUSED,
-                    f"the chat template treats texts with {text!r} in its own way, and that is a control token here; "
-                    "--special-text allow takes it as one",
-                )
+        looked_for = [found for found in self.looked_for if any(found in content for content in texts)]
+        if not looked_for:
+            return
+        messages = [as_dict(message, str) for message in conversation.messages]
+        written = self._render(messages, conversation.tools, generation_prompt=False)
+        if written.replace(CUT, "") != text:
+            raise RowError(
+                Reason.TEMPLATE_REFUSED,
+                f"the chat template treats texts with {looked_for[0]!r} in its own way, and that is a control token "
+                "here; --special-text allow takes it as one",
+            )
+
+    @cached_property
+    def looked_for(self) -> list[str]:
+        """The texts with a control token in them that the templates may look for."""
+        return [text for text in self.sensitive_texts if self.control_pattern.search(text)]
 
     def _must_differ_without(self, plain: list[dict[str, Any]], tools: Any, text: str) -> None:
         """Raise if the template leaves out tools or calls: training on the rest would be training on another row."""
@@ -128,6 +200,11 @@ class Rendering:
                     owners.append((open_at[number // 2], position, number // 2))
         known = {message for _, _, message in owners}
         for i, (message, source) in enumerate(zip(plain, conversation.messages, strict=True)):
+            if source.role is Role.ASSISTANT and i < conversation.context:
+                continue  # history: what the template leaves out of it, it leaves out at inference
+            if source.reasoning and message["reasoning_content"].strip() not in text:
+                what = f"the chat template leaves out the reasoning of message {i + 1}"
+                raise RowError(Reason.TEMPLATE_REFUSED, what)
             if i not in known:
                 _must_be_rendered(i, source, message["content"], text, rendered == text and i not in seen)
         return owners
@@ -142,11 +219,16 @@ class Rendering:
         segments: list[Segment] = []
         done = 0
         for i, message in enumerate(source.messages):
-            if message.role is not Role.ASSISTANT:
+            if message.role is not Role.ASSISTANT or i < source.context:
                 continue
             prompt = self._render(messages[:i], tools, generation_prompt=True)
-            reply_end = self._reply_end(full, self._render(messages[: i + 1], tools, generation_prompt=False))
-            if not (full.startswith(reply_end) and reply_end.startswith(prompt) and len(prompt) >= done):
+            reply_end = self._reply_end(full, self._without_closing(messages[: i + 1], tools, prompt))
+            if not reply_end.startswith(prompt):
+                raise RowError(
+                    Reason.TEMPLATE_UNSTABLE,
+                    f"the chat template does not begin message {i + 1} with its own generation prompt",
+                )
+            if not (full.startswith(reply_end) and len(prompt) >= done):
                 raise RowError(
                     Reason.TEMPLATE_UNSTABLE,
                     f"the chat template renders the turns before message {i + 1} differently once later ones follow",
@@ -165,6 +247,35 @@ class Rendering:
             segments += reply
             done = len(reply_end)
         return segments + self.split(full[done:])
+
+    def _without_closing(self, messages: list[dict[str, Any]], tools: list[Any] | None, prompt: str) -> str:
+        """Return the rendering without what is written only because nothing follows: Phi-3's last <|endoftext|>.
+
+        A reply has one stop. Where several follow it, what the template writes before a further message tells which
+        one it is; a template that begins the next reply unasked (the first one of Llama 3) is refused.
+        """
+        rendered = self._render(messages, tools, generation_prompt=False)
+        if self.final_stop is not None or len(self._stops_in(rendered.removeprefix(prompt))) < 2:
+            return rendered
+        ends = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(rendered), reversed(prompt), strict=False))
+        if len(self._stops_in("".join(character for character, _ in ends)[::-1])) > 1:
+            raise IntegrityError(
+                "chat template", "it writes the header of a next reply after every reply, asked for or not",
+                "Masks cannot be told from it. Use a template card, or a newer chat template of the model.",
+            )  # fmt: skip
+        mark = slot(0)
+        marked = [*messages[:-1], messages[-1] | {"content": mark}]
+        alone, followed = (
+            self.split_controls((self._rendered_or_none(said, tools) or "").removeprefix(prompt.replace(CUT, "")))
+            for said in (marked, [*marked, {"role": "user", "content": "x"}])
+        )
+        shared = next((n for n, (a, b) in enumerate(zip(alone, followed, strict=False)) if a != b), len(alone))
+        closing, rest = ("".join(part.text for part in parts[shared:]) for parts in (alone, followed))
+        known = mark not in closing + rest and any(part.control in self.stops for part in alone[:shared])
+        return rendered.removesuffix(closing) if known else rendered
+
+    def _stops_in(self, text: str) -> list[int]:
+        return [part.control for part in self.split_controls(text) if part.control in self.stops]
 
     def _reply_end(self, full: str, rendered: str) -> str:
         """Return the rendering up to the end of its last reply, the stop included.
@@ -191,14 +302,22 @@ class Rendering:
         """Return control tokens and texts apart."""
         segments: list[Segment] = []
         position = 0
-        for match in self.control_pattern.finditer(text):
+        for match in self._separators.finditer(text):
             if match.start() > position:
                 segments.append(Segment(text[position : match.start()]))
-            segments.append(Segment(match[0], control=self.controls[match[0]]))
+            segments.append(Segment(match[0], control=self._control_of(match[0])))
             position = match.end()
         if position < len(text):
             segments.append(Segment(text[position:]))
         return segments
+
+
+_MARKS = {mark: kind for kind, mark in MEDIA_MARKS.items()}
+
+
+def _is_mark(segment: Segment) -> bool:
+    """Return whether a segment stands for an image or video; the same character in a row's text is text."""
+    return segment.control >= 0 and segment.text in _MARKS
 
 
 def merge(segments: list[Segment]) -> list[Segment]:
@@ -255,7 +374,9 @@ def _place(segments: list[Segment], owners: list[tuple[int, int, int]]) -> list[
 
 def as_dict(message: Message, change: Callable[[str], str]) -> dict[str, Any]:
     """Return a message as chat templates expect it, with `change` applied to the row's own strings."""
-    entry: dict[str, Any] = {"role": str(message.role), "content": change(message.content)}
+    entry: dict[str, Any] = {"role": str(message.role), "content": _content(message, change)}
+    if message.reasoning is not None:
+        entry["reasoning_content"] = change(message.reasoning)
     if message.name is not None:
         entry["name"] = change(message.name)
     if message.call_id is not None:
@@ -270,6 +391,17 @@ def as_dict(message: Message, change: Callable[[str], str]) -> dict[str, Any]:
             for call in message.calls
         ]
     return entry
+
+
+def _content(message: Message, change: Callable[[str], str]) -> str:
+    """Return a message's text with the marks of its media in it."""
+    if not message.media:
+        return change(message.content)
+    pieces, at = [], 0
+    for media in message.media:
+        pieces += [change(message.content[at : media.at]), MEDIA_MARKS[media.kind]]
+        at = media.at
+    return "".join([*pieces, change(message.content[at:])])
 
 
 def texts_of(conversation: Conversation) -> list[str]:

@@ -1,0 +1,76 @@
+"""Images and videos that a row lists, put where its texts mark them with <image> and <video>.
+
+Marks count in user and tool messages. In a system text and in a reply they are text: a model that describes a page may
+well write "<image>". Messages whose parts place their media themselves are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from compiler.conversation import Conversation, Media, Message, Role
+from schemas.errors import Reason, RowError
+
+MEDIA_COLUMNS = {"images": "images", "videos": "videos"}
+"""What the columns with references are called where nobody says otherwise."""
+_COLUMNS = {"images": "image", "videos": "video"}
+
+
+def place_media(conversation: Conversation, row: dict[str, Any], columns: dict[str, str | None]) -> Conversation:
+    """Return the conversation with the media of the row's columns in place of their marks.
+
+    Media without any mark are kept as `loose`; other counts must match. Without the column a mark is text.
+    """
+    takers = [m for m in conversation.messages if m.role in (Role.USER, Role.TOOL) and not m.media]
+    waiting: dict[str, Iterator[Media]] = {}
+    for column, kind in _COLUMNS.items():
+        name = columns.get(column)
+        if name is None or row.get(name) is None:
+            continue
+        media = _listed(row[name], kind, f"/{name}")
+        marks = sum(message.content.count(f"<{kind}>") for message in takers)
+        if media and not marks:
+            conversation.loose += media
+        elif marks != len(media):
+            found = f"{_number(marks, 'mark')} and {_number(len(media), kind)}"
+            expected = f"expected as many {kind}s as <{kind}> marks in user and tool messages"
+            raise RowError(Reason.MEDIA, f"{expected}, found {found}", f"/{name}")
+        else:
+            waiting[kind] = iter(media)
+    if waiting:
+        pattern = re.compile(f"<({'|'.join(waiting)})>")
+        for message in takers:
+            _take_marks(message, pattern, waiting)
+    return conversation
+
+
+def _listed(value: Any, kind: str, pointer: str) -> list[Media]:
+    """Return the media of a column: one reference, a list of them, or (videos) a list of lists of frames."""
+    if isinstance(value, str):
+        return [Media(kind, value, pointer=pointer)] if value else []
+    return [_one(item, kind, f"{pointer}/{i}") for i, item in enumerate(value)]
+
+
+def _one(item: Any, kind: str, pointer: str) -> Media:
+    if isinstance(item, list):
+        return Media(kind, json.dumps(item, ensure_ascii=False), frames=tuple(item), pointer=pointer)
+    return Media(kind, item, pointer=pointer)
+
+
+def _take_marks(message: Message, pattern: re.Pattern[str], waiting: dict[str, Iterator[Media]]) -> None:
+    """Take the marks out of a text; each media remembers where its mark stood."""
+    pieces = pattern.split(message.content)
+    content = pieces[0]
+    for kind, text in zip(pieces[1::2], pieces[2::2], strict=True):
+        media = next(waiting[kind])
+        media.at = len(content)
+        message.media.append(media)
+        content += text
+    message.content = content
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,167 @@
+"""A row's value to the conversations that will be rendered: repaired, checked, lifted, cleaned, its media looked at.
+
+Nothing here knows a template; a row that cannot go on is a RowError or a Reject with its pointer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler import formats
+from compiler.clean import clean
+from compiler.conversation import Conversation, Kind, Media
+from compiler.formats.common import check_turns
+from compiler.media.paths import resolve
+from compiler.media.probe import probe_frames, probe_image, probe_video
+from compiler.media.rules import Vision
+from compiler.persona import substitute, warnings
+from compiler.react.check import check as check_react
+from compiler.react.dialect import to_text
+from compiler.react.prompt import Language
+from compiler.read import stamp_of
+from compiler.repair import REPAIRS
+from compiler.repair_rows import mend
+from compiler.validate import Validator
+from compiler.weigh import as_context
+from schemas.errors import Reason, Reject, RowError
+
+_LANGUAGES: dict[str, Language] = {"react": "en", "react_zh": "zh"}
+DIALECTS = ("template", *_LANGUAGES)
+"""What tools and calls are written as: whatever the chat template renders, or ReAct text."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of one dataset are read: format, kind, names of columns and tags, weights policy, substitutions."""
+
+    format: str
+    columns: formats.Names
+    tags: formats.Names
+    weights: str
+    kind: str = Kind.SFT
+    persona: tuple[tuple[str, str], ...] = ()
+    """(placeholder with its language, value) pairs of the self-cognition pool; see compiler/persona.py."""
+    react: bool = False
+    """Whether replies are ReAct text, which is checked."""
+    clean: dict[str, list[str]] = field(default_factory=dict)
+    """The card's clean-up rules; see compiler/clean.py."""
+    media: str = ""
+    """The folder that media references are relative to."""
+
+
+@dataclass
+class Preparer:
+    """Prepares the rows of one unit; `notes` counts what happened to them, `files` the media that were read."""
+
+    layout: Layout
+    repairs: tuple[str, ...]
+    strict: bool
+    dialect: str
+    vision: Vision | None
+    no_vision: str = ""
+    """Why there is no vision."""
+    notes: Counter[str] = field(default_factory=Counter)
+    files: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    """Size and time of change of every media file looked for, by its path: an object made from others is stale."""
+
+    def __post_init__(self) -> None:
+        """Look the format up and make its validator."""
+        self.format = formats.get(self.layout.format, "format")
+        where = f"format {self.layout.format}"
+        self.validator = Validator(self.format, self.layout.columns, self.layout.tags, where, self.layout.kind)
+
+    def conversations(self, value: Any) -> list[Conversation | Reject]:
+        """Return what a row makes: conversations, and rejects in place of those that cannot be. A RowError: of all."""
+        value, repaired = mend(value, self.repairs, self.layout.columns, self.layout.tags)
+        reject = self.validator.check(value)
+        if reject is not None:
+            return [reject]
+        if self.layout.persona:
+            value = substitute(value, dict(self.layout.persona))
+            self.notes.update(f"warning:{name}" for name in warnings(value, dict(self.layout.persona)))
+        lifted = self.format.lift(value, self.layout.columns, self.layout.tags)
+        many = [lifted] if isinstance(lifted, Conversation) else lifted
+        return [self._prepared_or_not(one, repaired) for one in many]
+
+    def _prepared_or_not(self, one: Conversation | RowError, repaired: list[str]) -> Conversation | Reject:
+        try:
+            return one.reject if isinstance(one, RowError) else self._prepared(one, repaired)
+        except RowError as error:
+            return error.reject
+
+    def _prepared(self, conversation: Conversation, repaired: list[str]) -> Conversation:
+        conversation.repairs += repaired
+        for name in self.repairs:
+            if name in REPAIRS and REPAIRS[name](conversation):
+                conversation.repairs.append(name)
+        if self.layout.kind == Kind.PRETRAIN:
+            return conversation
+        turns = self.layout.columns.get(self.format.turns or "")
+        pointer = f"/{turns}" if turns else None
+        if self.layout.clean:
+            conversation.repairs += clean(conversation, self.layout.clean, pointer)
+        check_turns(conversation, pointer)
+        self._check_react(conversation, pointer)
+        self._look_at_media(conversation)
+        if self.layout.kind != Kind.SFT:
+            conversation.messages[:-1] = map(as_context, conversation.messages[:-1])
+        if self.dialect == "template":
+            return conversation
+        tools = self.layout.columns.get("tools") or ""
+        return to_text(conversation, _LANGUAGES[self.dialect], turns=pointer, tools=f"/{tools}" if tools else "")
+
+    def _check_react(self, conversation: Conversation, pointer: str | None) -> None:
+        """Count what is wrong with ReAct replies; with --strict the first one rejects the row."""
+        if not self.layout.react:
+            return
+        findings = check_react(conversation)
+        for finding in findings:
+            place = finding.message_index
+            if conversation.places is not None:
+                place = conversation.places[place]
+            if self.strict:
+                where = "" if pointer is None else f"{pointer}/{place}"
+                raise RowError(Reason.REACT, f"{finding.rule}: {finding.message}", where)
+        self.notes.update({f"warning:{rule}" for rule in {finding.rule for finding in findings}})
+
+    def _look_at_media(self, conversation: Conversation) -> None:
+        if conversation.loose:
+            first = conversation.loose[0]
+            raise RowError(
+                Reason.MEDIA,
+                f"expected as many {first.kind}s as <{first.kind}> marks in user and tool messages, found "
+                f"{len(conversation.loose)} {first.kind}{'s' if len(conversation.loose) > 1 else ''} and no mark; "
+                "--repair media-first puts them before the first user text",
+                first.pointer,
+            )
+        for media in conversation.media():
+            if self.vision is None:
+                raise RowError(Reason.MEDIA, self.no_vision, media.pointer)
+            try:
+                self._look_at(media)
+            except RowError as error:
+                found = error.reject
+                raise RowError(found.reason, found.message, found.pointer or media.pointer) from error
+
+    def _look_at(self, media: Media) -> None:
+        assert self.vision is not None
+        paths = [self._resolve(uri) for uri in media.frames or (media.uri,)]
+        if media.kind == "image":
+            media.facts = probe_image(paths[0])
+            media.num_tokens = self.vision.image_tokens(media.facts)
+        else:
+            media.facts = probe_frames(paths) if media.frames else probe_video(paths[0])
+            media.num_tokens = self.vision.video_tokens(media.facts)
+
+    def _resolve(self, uri: str) -> Path:
+        root = Path(self.layout.media)
+        try:
+            path = resolve(root, uri)
+            self.files[str(path)] = stamp_of(path)
+        except (RowError, OSError):
+            self.files[str(root / uri)] = None  # it may be there next time
+            raise
+        return path

@@ -1,0 +1,26 @@
+"""One conversation for each reply, for templates that render a reply differently once others follow it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compiler.conversation import Conversation, Role
+
+
+def by_reply(conversation: Conversation) -> list[Conversation]:
+    """Return one conversation for each trained reply, what comes before it being history.
+
+    For templates that render a reply differently once others follow (Qwen3 leaves earlier thinking out).
+    """
+    last, whole = len(conversation.messages) - 1, conversation.group or conversation.fingerprint()
+    if conversation.rejected is not None or conversation.desirable is not None:
+        return [replace(conversation, context=last)]
+    examples, seen = [], 0
+    for i, message in enumerate(conversation.messages):
+        if message.role is Role.ASSISTANT and message.weight != 0:
+            # What a user's own text was to train is trained with the reply that follows it, once.
+            history = [replace(m, weight=None) for m in conversation.messages[:seen]]
+            messages = [*history, *conversation.messages[seen : i + 1]]
+            examples.append(replace(conversation, messages=messages, context=i, group=whole))
+            seen = i + 1
+    return examples

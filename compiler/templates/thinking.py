@@ -1,0 +1,41 @@
+"""Thinking that a row writes into its reply as `<think>...</think>`, given to templates that take it apart.
+
+Such templates (Qwen3 and its like) look for the tags in the text themselves. They are control tokens of these models:
+a row's text must not become one, so the reasoning is handed over by itself and the template writes the tags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compiler.conversation import Conversation, Message, Role, Segment
+from compiler.templates.rendering import Rendering, as_dict
+
+OPEN, CLOSE = "<think>", "</think>"
+
+
+def with_reasoning(conversation: Conversation) -> Conversation:
+    """Return the conversation with the thinking of its replies apart; the same one where no reply has any."""
+    messages = [_split(message) for message in conversation.messages]
+    if all(new is old for new, old in zip(messages, conversation.messages, strict=True)):
+        return conversation
+    return replace(conversation, messages=messages)
+
+
+def _split(message: Message) -> Message:
+    """Return a reply that begins with one thinking block with that apart; any other message as it is."""
+    text = message.content
+    if message.role is not Role.ASSISTANT or message.reasoning is not None or not text.startswith(OPEN):
+        return message
+    thought, closed, rest = text.removeprefix(OPEN).partition(CLOSE)
+    if not closed or OPEN in thought or CLOSE in rest:
+        return message
+    return replace(message, reasoning=thought.strip("\n"), content=rest.lstrip("\n"))
+
+
+def rendered_as_written(rendering: Rendering, conversation: Conversation, segments: list[Segment]) -> bool:
+    """Return whether the template writes the same where it finds the thinking in the text, as the row has it."""
+    template = rendering.tool_template if conversation.tools else rendering.template
+    messages = [as_dict(message, str) for message in conversation.messages]
+    written = template.render(messages, conversation.tools, generation_prompt=False)
+    return "".join(segment.text for segment in segments if segment.media < 0) == rendering.without_marks(written)
