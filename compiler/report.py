@@ -19,13 +19,9 @@ def summary(result: Result, out: str) -> RenderableType:
     parts: list[RenderableType] = [_table(mix_rows(manifest), last_is_total=True)]
     for name, split in manifest["splits"].items():
         if split["rows"]:
-            share = split["trained_tokens"] / split["tokens"]
-            parts.append(
-                Text(
-                    f"{name}: {split['rows']:,} rows, {split['tokens']:,} tokens, {split['trained_tokens']:,} of them "
-                    f"trained ({share:.1%}), {len(split['shards'])} shard{'s' if len(split['shards']) > 1 else ''}"
-                )
-            )
+            rows, shards, share = split["rows"], len(split["shards"]), split["trained_tokens"] / split["tokens"]
+            counts = f"{rows:,} row{_s(rows)}, {split['tokens']:,} tokens, {split['trained_tokens']:,} of them trained"
+            parts.append(Text(f"{name}: {counts} ({share:.1%}), {shards} shard{_s(shards)}"))
     parts += [Text(line) for line in remarks(manifest)]
     cached, compiled = result.cached, result.compiled
     if compiled:
@@ -48,12 +44,12 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
     persona = manifest["options"]["persona"]
     if persona and persona["name"] == DEMO_NAME:
         lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
+    lines += _short_split(manifest)
     for entry in manifest["datasets"]:
         balance = entry["balance"]
         if balance["expanded"]:
-            lines.append(
-                f"{entry['name']}: {balance['read']:,} rows made {balance['read'] + balance['expanded']:,} examples"
-            )
+            read, made = balance["read"], balance["read"] + balance["expanded"]
+            lines.append(f"{entry['name']}: {read:,} row{_s(read)} made {made:,} examples")
         if balance["cleaned"]:
             lines.append(f"{entry['name']}: {balance['cleaned']:,} dropped by its clean-up rules (see rejects.jsonl)")
         for note, count in entry["notes"].items():
@@ -61,6 +57,16 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
         for reason, count in entry["rejected"].items():
             lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected, {reason} (see rejects.jsonl)")
     return lines
+
+
+def _short_split(manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence where fewer validation rows were found than asked for: groups are kept whole."""
+    size, splits = manifest["options"]["val_size"], manifest["splits"]
+    total = sum(split["rows"] for split in splits.values())
+    wanted, found = round(size * total) if size < 1 else int(size), splits["val"]["rows"]
+    if found >= wanted:
+        return []
+    return [f"--val-size {size:g}: {found:,} of {wanted:,} rows, since conversations and trajectories are kept whole"]
 
 
 _NOTES = {

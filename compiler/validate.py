@@ -119,6 +119,8 @@ def _reject(error: Any, row: Any, root: Any) -> Reject:
     kind = error.kind
     if hasattr(kind, "types"):
         message = f"expected {' or '.join(kind.types)}, found {kind_of(found)}"
+        if found is row and isinstance(row, list) and len(row) == 1 and isinstance(row[0], dict):
+            message += " of one object; --repair unwrap takes it out"
     elif hasattr(kind, "property") and isinstance(found, dict):
         keys = ", ".join(map(repr, list(found)[:8])) or "none"
         message = f"expected the key {str(kind.property)!r}, found the keys {keys}"

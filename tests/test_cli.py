@@ -371,6 +371,7 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
     )
     split = dict.fromkeys(("rows", "tokens", "trained_tokens", "shards"))
     assert keys(summary) == {
+        "kind": None,
         "datasets": None,
         "balance": balance,
         "options": dict.fromkeys(
@@ -413,7 +414,9 @@ def test_the_json_of_verify_has_stable_keys(run: Run, tmp_path: Path) -> None:
 
 def test_the_json_of_formats_has_stable_keys(run: Run) -> None:
     found = json.loads(run("formats", "--json").stdout)
-    assert all(set(entry) == {"name", "description", "columns", "tags", "weights", "examples"} for entry in found)
+    assert all(
+        set(entry) == {"name", "description", "columns", "tags", "weights", "kinds", "examples"} for entry in found
+    )
     assert {"alpaca", "sharegpt", "openai", "ms_agent"} <= {entry["name"] for entry in found}
     assert [entry["name"] for entry in json.loads(run("formats", "openai", "--json").stdout)] == ["openai"]
 

@@ -6,10 +6,11 @@ shades where there are colours, and parted by ┊ where there are none.
 
 from __future__ import annotations
 
+import textwrap
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import IO, Any
 
 import numpy as np
@@ -130,14 +131,28 @@ def cut(text: str, length: int) -> str:
 def _facts(row: Row, manifest: dict[str, Any]) -> str:
     weights = next(entry["weights"] for entry in manifest["datasets"] if entry["name"] == row.dataset)
     template = manifest["template"]
-    facts = [f"{row.length:,} tokens", f"{row.num_trained:,} trained ({row.num_trained / row.length:.1%})"]
-    facts += [f"template {template['name']} ({template['provenance'][:60]})", f"weights {weights}"]
+    length = row.length + (len(row.rejected_tokens) if row.rejected_tokens else 0)
+    seen = length + _unseen(row)
+    tokens = f"{length:,} tokens" + (f" ({seen:,} as the model sees them)" if seen != length else "")
+    facts = [tokens, f"{row.num_trained:,} trained ({row.num_trained / length:.1%})"]
+    provenance = textwrap.shorten(template["provenance"], 60, placeholder=" …")
+    facts += [f"template {template['name']} ({provenance})", f"weights {weights}"]
     facts += [f"repeat {row.repeat}"] if row.repeat else []
     facts += [f"example {row.part + 1} of its row"] if row.part else []
     facts += [f"repaired: {', '.join(row.repairs)}"] if row.repairs else []
     facts += ["desirable" if row.desirable else "not desirable"] if row.desirable is not None else []
     facts += [_media(kind, media) for kind, media in (("image", row.images), ("video", row.videos)) if media]
     return " · ".join(facts)
+
+
+def _unseen(row: Row) -> int:
+    """Return how many tokens the placeholders of a row stand for beyond those that are there, both sides counted."""
+    sides = 2 if row.rejected_tokens else 1
+    extra = 0
+    for media in [*row.images, *row.videos]:
+        _, run = next(groupby(token.id for token in row.tokens[media["position"] :]))
+        extra += media["num_tokens"] - len(list(run))
+    return extra * sides
 
 
 def _media(kind: str, media: list[dict[str, Any]]) -> str:

@@ -41,8 +41,10 @@ def load_template(
     card: dict[str, Any] = {} if name == "auto" else registry.template(name)
     missing = [token for token in card.get("needs", ()) if token not in tokenizer.controls]
     if missing:
+        demo = tokenizer.folder == registry.DEMO_TOKENIZER
+        which = "the demo tokenizer (no --tokenizer was given)" if demo else "the tokenizer"
         raise UsageError(
-            f"--template {name}", f"the tokenizer has no token {missing[0]!r}",
+            f"--template {name}", f"{which} has no token {missing[0]!r}",
             "Choose the tokenizer of a model that was trained with this template, or another template.",
         )  # fmt: skip
     end = document_end(card, tokenizer)

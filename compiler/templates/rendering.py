@@ -22,7 +22,7 @@ from schemas.errors import IntegrityError, Reason, RowError
 
 NO_VISION = (
     "the row has images or videos, and neither the tokenizer's folder (preprocessor_config.json) nor the template "
-    "says how this model takes them"
+    "says how this model takes them; give --tokenizer DIR of a vision model, or --template cogagent"
 )
 
 
