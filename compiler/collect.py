@@ -15,8 +15,8 @@ from compiler import objects
 from compiler.engines import local
 from compiler.link import prints
 from compiler.mix import Examples
-from compiler.prepare import Layout
-from compiler.read import cut, open_source, stamp_of
+from compiler.prepare import Layout, state_of
+from compiler.read import cut, open_source
 from compiler.request import Request
 from compiler.sources import Dataset
 from compiler.unit import Settings, Task, object_key
@@ -179,15 +179,5 @@ class Collector:
 
 
 def _media_as_they_were(kept: objects.Object) -> bool:
-    """Return whether every image and video an object was made from has the size and time of change it had.
-
-    One that was not there must still not be.
-    """
-
-    def stamp(path: str) -> list[int] | None:
-        try:
-            return list(stamp_of(path))
-        except OSError:
-            return None
-
-    return all(stamp(path) == was for path, was in kept.info["files"].items())
+    """Return whether every image and video an object was made from is as it was then, or still not there."""
+    return all(state_of(Path(path)) == was for path, was in kept.info["files"].items())

@@ -35,11 +35,6 @@ class Example:
         """The sequences of the example: one, or the two of a preference pair."""
         return [self.encoded] if self.rejected is None else [self.encoded, self.rejected]
 
-    def fingerprint(self) -> bytes:
-        """Return the conversation's fingerprint, another one for each further piece of a document."""
-        whole = self.conversation.fingerprint()
-        return xxhash.xxh3_128_digest(whole + self.piece.to_bytes(8)) if self.piece else whole
-
 
 def within(offset: int | None, unit: Unit) -> int | None:
     """Return an offset counted from the unit's start: an object serves its unit wherever the unit stands in a file."""
@@ -48,21 +43,14 @@ def within(offset: int | None, unit: Unit) -> int | None:
 
 def columns_of(kept: list[Example], unit: Unit) -> pa.RecordBatch:
     """Return the batch's columns from flat buffers and offsets."""
-    first = [example.encoded for example in kept]
-    offsets = _offsets([len(encoded.ids) for encoded in first])
-    weights = np.concatenate([encoded.weights for encoded in first])
-    emphasised = np.array([bool(((e.weights != 0) & (e.weights != 1)).any()) for e in first])
     trained = [sum(int((side.weights > 0).sum()) for side in example.sides) for example in kept]
-    prints = [example.fingerprint() for example in kept]
-    groups = [example.conversation.group or example.conversation.fingerprint() for example in kept]
+    wholes = [example.conversation.fingerprint() for example in kept]
+    groups = [example.conversation.group or whole for example, whole in zip(kept, wholes, strict=True)]
     arrays = {
-        "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate([encoded.ids for encoded in first])),
-        "labels": pa.ListArray.from_arrays(offsets, np.concatenate([encoded.labels for encoded in first])),
-        "loss_weights": _nullable(offsets, weights, emphasised),
-        "spans": _spans([encoded.stretches for encoded in first]),
+        **_sequences("", [example.encoded for example in kept]),
+        **_sequences("rejected_", [example.rejected for example in kept]),
         "images": pa.array([_media(example, "image") for example in kept], MEDIA),
         "videos": pa.array([_media(example, "video") for example in kept], MEDIA),
-        **_rejected([example.rejected for example in kept]),
         "desirable": pa.array([example.conversation.desirable for example in kept], pa.bool_()),
         "num_trained": pa.array(trained, pa.int32()),
         "repairs": pa.array([example.conversation.repairs or None for example in kept], pa.list_(pa.string())),
@@ -70,27 +58,34 @@ def columns_of(kept: list[Example], unit: Unit) -> pa.RecordBatch:
         "index": pa.array([example.row.index for example in kept], pa.int64()),
         "offset": pa.array([within(example.row.offset, unit) for example in kept], pa.int64()),
         "length": pa.array([sum(side.length for side in example.sides) for example in kept], pa.int32()),
-        "fingerprint": pa.array(prints, pa.binary(16)),
-        "group": pa.array(groups, pa.binary(16)),
+        "fingerprint": pa.array([_print(whole, one.piece) for whole, one in zip(wholes, kept, strict=True)]),
+        "group": pa.array(groups),
     }
-    return pa.RecordBatch.from_arrays([arrays[name] for name in OBJECT.names], schema=OBJECT)
+    columns = [arrays[field.name].cast(field.type) for field in OBJECT]
+    return pa.RecordBatch.from_arrays(columns, schema=OBJECT)
 
 
-def _rejected(sides: list[Encoded | None]) -> dict[str, pa.Array]:
-    """Return the columns of the replies that are not preferred, null where there is none."""
-    absent = pa.array([side is None for side in sides])
+def _print(whole: bytes, piece: int) -> bytes:
+    """Return the conversation's fingerprint, another one for each further piece of a document."""
+    return xxhash.xxh3_128_digest(whole + piece.to_bytes(8)) if piece else whole
+
+
+def _sequences(prefix: str, sides: Sequence[Encoded | None]) -> dict[str, pa.Array]:
+    """Return the token columns of one side of the examples, null where it has none."""
     present = [side for side in sides if side is not None]
+    absent = np.array([side is None for side in sides])
+    mask = pa.array(absent) if absent.any() else None
     offsets = _offsets([0 if side is None else len(side.ids) for side in sides])
+    weights = np.concatenate([side.weights for side in present] or [np.empty(0, np.float32)])
+    uneven = [side is not None and bool(((side.weights != 0) & (side.weights != 1)).any()) for side in sides]
     none = [np.empty(0, np.int32)]
-    return {
-        "rejected_input_ids": pa.ListArray.from_arrays(
-            offsets, np.concatenate([side.ids for side in present] or none), mask=absent
-        ),
-        "rejected_labels": pa.ListArray.from_arrays(
-            offsets, np.concatenate([side.labels for side in present] or none), mask=absent
-        ),
-        "rejected_spans": _spans([[] if side is None else side.stretches for side in sides], absent),
+    columns = {
+        "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate([s.ids for s in present] or none), mask=mask),
+        "labels": pa.ListArray.from_arrays(offsets, np.concatenate([s.labels for s in present] or none), mask=mask),
+        "loss_weights": _nullable(offsets, weights, np.array(uneven)),
+        "spans": _spans([[] if side is None else side.stretches for side in sides], mask),
     }
+    return {f"{prefix}{name}": column for name, column in columns.items()}
 
 
 def _media(example: Example, kind: str) -> list[dict[str, Any]]:

@@ -111,6 +111,8 @@ class Conversation:
     """16 bytes: examples of one group never stand on both sides of the validation split."""
     context: int = 0
     """Replies before this message are history: rendered as it is at inference, not trained."""
+    merged: str = ""
+    """The system text that was put before the first user message, for templates that take none."""
     loose: list[Media] = field(default_factory=list)
     """Media that the row lists and no text places."""
 

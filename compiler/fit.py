@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from compiler.conversation import Conversation, Role
+from compiler.conversation import Conversation, Message, Role
 from compiler.encode import Encoded, Placed, Stretch
+from compiler.repair import put_before
 from schemas.errors import Reason, RowError
 
 POLICIES = ("turns", "last-turns", "reject", "cut")
@@ -48,7 +49,8 @@ def fit(conversation: Conversation, sides: list[Encoded], max_length: int, polic
 
 
 def _why(conversation: Conversation, policy: str) -> str:
-    if policy == "turns" and _only_last(conversation):
+    earlier = sum(message.role is Role.USER for message in conversation.messages) > 1
+    if policy == "turns" and earlier and _only_last(conversation):
         return (
             "only its last reply is trained, so no turn at its end can go; --overlength last-turns drops earlier ones"
         )
@@ -100,12 +102,17 @@ def _suffixes(conversation: Conversation, excess: int, encoded: Encoded) -> list
     return [
         replace(
             conversation,
-            messages=[*systems, *messages[start:]],
+            messages=[*systems, *_with_system(messages[start:], conversation.merged)],
             context=max(0, conversation.context - start + len(systems)),
         )
         for start in starts
-        if before.get(start, excess) >= excess
+        if conversation.merged or before.get(start, excess) >= excess
     ]
+
+
+def _with_system(messages: list[Message], merged: str) -> list[Message]:
+    """Return the messages with the system text that was merged into a dropped one before the first of them."""
+    return [put_before(messages[0], merged), *messages[1:]] if merged else messages
 
 
 def _tokens_before(stretches: list[Stretch], starts: list[int]) -> dict[int, int]:
@@ -134,10 +141,21 @@ def _cut(encoded: Encoded, max_length: int) -> Encoded:
 
 
 def pieces(encoded: Encoded, max_length: int) -> list[Encoded]:
-    """Return a document's tokens in pieces of at most `max_length`; nothing predicts the first token of a piece."""
+    """Return a document's tokens in pieces of `max_length` and the rest; nothing predicts the first token of a piece.
+
+    A rest of one token would train nothing: the piece before it gives it one more. Where that has only two, the token
+    before it stands before it again, as its context.
+    """
+    length = len(encoded.ids)
+    starts = list(range(0, length, max_length))
+    if len(starts) > 1 and length - starts[-1] == 1 < max_length:
+        starts[-1] -= 1
+    ends = [*starts[1:], length]
+    if len(starts) > 1 and ends[-2] - starts[-2] == 1 < max_length:
+        ends[-2] += 1
     found = []
-    for start in range(0, len(encoded.ids), max_length):
-        piece = _slice(encoded, start, start + max_length, [])
+    for start, end in zip(starts, ends, strict=True):
+        piece = _slice(encoded, start, end, [])
         piece.weights = piece.weights.copy()
         piece.weights[0] = 0.0
         found.append(piece)

@@ -6,7 +6,7 @@ Nothing here knows a template; a row that cannot go on is a RowError or a Reject
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from compiler.read import stamp_of
 from compiler.repair import REPAIRS
 from compiler.repair_rows import mend
 from compiler.validate import Validator
-from compiler.weigh import as_context
 from schemas.errors import Reason, Reject, RowError
 
 _LANGUAGES: dict[str, Language] = {"react": "en", "react_zh": "zh"}
@@ -52,6 +51,14 @@ class Layout:
     """The folder that media references are relative to."""
 
 
+def state_of(path: Path) -> list[Any] | None:
+    """Return where a path leads, size and time of change; None where it leads nowhere."""
+    try:
+        return [str(path.resolve()), *stamp_of(path)]
+    except (OSError, RuntimeError, ValueError):  # not there, links in a circle, no file name
+        return None
+
+
 @dataclass
 class Preparer:
     """Prepares the rows of one unit; `notes` counts what happened to them, `files` the media that were read."""
@@ -64,8 +71,8 @@ class Preparer:
     no_vision: str = ""
     """Why there is no vision."""
     notes: Counter[str] = field(default_factory=Counter)
-    files: dict[str, tuple[int, int] | None] = field(default_factory=dict)
-    """Size and time of change of every media file looked for, by its path: an object made from others is stale."""
+    files: dict[str, list[Any] | None] = field(default_factory=dict)
+    """The state of every media file looked for, by its path: an object made from others is stale."""
 
     def __post_init__(self) -> None:
         """Look the format up and make its validator."""
@@ -106,8 +113,8 @@ class Preparer:
         check_turns(conversation, pointer)
         self._check_react(conversation, pointer)
         self._look_at_media(conversation)
-        if self.layout.kind != Kind.SFT:
-            conversation.messages[:-1] = map(as_context, conversation.messages[:-1])
+        if self.layout.kind != Kind.SFT:  # only the last reply is trained (decision 12)
+            conversation.messages[:-1] = [replace(message, weight=0.0) for message in conversation.messages[:-1]]
         if self.dialect == "template":
             return conversation
         tools = self.layout.columns.get("tools") or ""
@@ -158,10 +165,5 @@ class Preparer:
 
     def _resolve(self, uri: str) -> Path:
         root = Path(self.layout.media)
-        try:
-            path = resolve(root, uri)
-            self.files[str(path)] = stamp_of(path)
-        except (RowError, OSError):
-            self.files[str(root / uri)] = None  # it may be there next time
-            raise
-        return path
+        self.files[str(root / uri)] = state_of(root / uri)
+        return resolve(root, uri)

@@ -111,7 +111,7 @@ class Catalogue:
         kind = kind_of_rows(rows)
         chosen, notes = self.format, []
         if chosen == "auto":
-            chosen, note = _recognise(files[0], rows, kind, self.repairs)
+            chosen, kind, note = _recognise(files[0], rows, kind, self.repairs)
             notes.append(note)
         format_ = formats.get(chosen, "--format")
         if kind not in format_.kinds:
@@ -228,11 +228,13 @@ def _first_rows(file: File) -> list[Any]:
     return list(islice((row.value for unit in units for row in read(unit) if row.reject is None), _PEEK))
 
 
-def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str]:
-    """Return (format, what to say about it) from the first rows of a file."""
+def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str, str]:
+    """Return (format, kind, what to say about it) from the first rows of a file."""
     if any(isinstance(row, dict) and row.get("audios") for row in rows):
         raise UsageError(file.label, "this version does not compile audios (its rows have the key 'audios')")
     name, fits = recognise(rows, kind, repairs)
+    if name is None and kind == Kind.SFT and (found := recognise(rows, Kind.PRETRAIN, repairs))[0] is not None:
+        kind, (name, fits) = Kind.PRETRAIN, found  # a text with other keys beside it (url, timestamp), and no chat
     if name is None:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
         raise UsageError(
@@ -240,7 +242,7 @@ def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -
             f"Name it with --format ({', '.join(fits)}), or map its columns in a dataset_info.json (--registry).",
         )  # fmt: skip
     what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
-    return name, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"
+    return name, kind, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"
 
 
 def with_weights(dataset: Dataset, weights: str) -> Dataset:

@@ -26,9 +26,9 @@ from compiler.templates.document import document_segments
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
-from compiler.templates.thinking import rendered_as_written, with_reasoning
+from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer import Tokenizer
-from compiler.weigh import Policy, weigh
+from compiler.weigh import Policy, last_round, weigh
 from schemas.arrow import OBJECT
 from schemas.errors import Reason, Reject, RowError
 
@@ -199,6 +199,8 @@ class _UnitCompiler:
 
     def _pending(self, row: Row, part: int, conversation: Conversation) -> list[_Pending]:
         """Return what the conversation is encoded from; one for each trained reply where the template asks for that."""
+        if self.policy.last_round:  # the row's, not that of each example it makes
+            conversation = last_round(conversation)
         try:
             return [_Pending(row, part, conversation, self._rendered(conversation))]
         except RowError as error:
@@ -214,8 +216,7 @@ class _UnitCompiler:
     def _rendered(self, conversation: Conversation) -> list[tuple[Conversation, list[Segment]]]:
         """Return the conversation's sequences with their weighed segments: one, or the two of a pair."""
         if self.layout.kind == Kind.PRETRAIN:
-            segments = document_segments(conversation, self.tokenizer, self.template.document_end)
-            return [(conversation, segments)]
+            return [(conversation, document_segments(conversation, self.tokenizer, self.template))]
         sides = [(conversation, self._segments_or_merged(conversation))]
         if conversation.rejected is not None:  # after the first side, which may merge the system text into the context
             other = replace(conversation, messages=[*conversation.messages[:-1], conversation.rejected])
@@ -229,7 +230,7 @@ class _UnitCompiler:
         """Return the weighed segments."""
         thought = self._with_reasoning(conversation)
         segments = self.template.program.segments(thought)
-        if thought is not conversation and not rendered_as_written(self.rendering, conversation, segments):
+        if thought is not conversation and not self.rendering.is_published(segments, conversation):
             raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
         return weigh(thought, segments, self.policy)
 
@@ -247,7 +248,10 @@ class _UnitCompiler:
             return self._segments(conversation)
 
     def _look_for_controls(self, conversation: Conversation) -> None:
-        found = self.rendering.spells_control(self._with_reasoning(conversation))
+        said = conversation
+        if conversation.rejected is not None:
+            said = replace(conversation, messages=[*conversation.messages, conversation.rejected])
+        found = self.rendering.spells_control(self._with_reasoning(said))
         if found is None:
             return
         if self.settings.special_text == "reject":
@@ -258,26 +262,33 @@ class _UnitCompiler:
 
     def _examples(self, one: _Pending, sides: list[Encoded]) -> list[Example]:
         """Return the example at its final length: several only where a document is longer than --max-length."""
-        conversation = one.conversation
+        conversation, found, note = self._fitted(one.conversation, sides)
+        if not all((side.weights > 0).any() for sides in found for side in sides):
+            raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
+        self.counts["expanded"] += len(found) - 1
+        self.notes.update([note] if note else [])
+        self.notes.update(f"repair:{name}" for name in conversation.repairs)
+        return [
+            Example(one.row, one.part + n, conversation, first, rejected=other[0] if other else None, piece=n)
+            for n, (first, *other) in enumerate(found)
+        ]
+
+    def _fitted(
+        self, conversation: Conversation, sides: list[Encoded]
+    ) -> tuple[Conversation, list[list[Encoded]], str]:
+        """Return the conversation, the sequences of each example made of it, and what happened to its length."""
         limit, policy = self.settings.max_length, self.settings.overlength
-        if self.layout.kind == Kind.PRETRAIN and policy in ("turns", "last-turns"):
+        document = self.layout.kind == Kind.PRETRAIN
+        if document and policy in ("turns", "last-turns"):
             parts = fit.pieces(sides[0], limit or len(sides[0].ids))
-            self.counts["expanded"] += len(parts) - 1
-            if len(parts) > 1:
-                self.notes["document_pieces"] += 1
-            examples = [Example(one.row, n, conversation, part, piece=n) for n, part in enumerate(parts)]
-        else:
-            if limit is not None and fit.longest(sides) > limit:
-                conversation, sides = fit.fit(conversation, sides, limit, policy, self._again)
-                self.notes["shortened"] += 1
-            rejected = sides[1] if len(sides) > 1 else None
-            examples = [Example(one.row, one.part, conversation, sides[0], rejected)]
-        for example in examples:
-            if not all((side.weights > 0).any() for side in example.sides):
-                raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
-        for name in conversation.repairs:
-            self.notes[f"repair:{name}"] += 1
-        return examples
+            return conversation, [[part] for part in parts], "document_pieces" if len(parts) > 1 else ""
+        note = ""
+        if limit is not None and fit.longest(sides) > limit:
+            conversation, sides = fit.fit(conversation, sides, limit, policy, self._again)
+            note = "shortened"
+        if document:
+            sides = fit.pieces(sides[0], len(sides[0].ids))
+        return conversation, [sides], note
 
     def _again(self, shorter: Conversation) -> list[Encoded]:
         return encode(self._rendered(shorter), self.tokenizer)

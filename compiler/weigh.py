@@ -28,8 +28,8 @@ class Policy:
     keywords: dict[str, tuple[float, float]]
     patterns: tuple[tuple[str, re.Pattern[str], float], ...]
     queries: tuple[tuple[str, float], ...] = ()
-    last_round: bool = False
-    """Whether only the replies after the last user message are trained."""
+    only_last: bool = False
+    """Whether only the last reply is trained."""
     then: tuple[Policy, ...] = ()
     """Policies whose weights multiply into this one's."""
 
@@ -42,6 +42,11 @@ class Policy:
         )
         queries, then = tuple(card.get("queries", {}).items()), tuple(map(cls.from_card, card.get("then", ())))
         return cls(card["name"], keywords, patterns, queries, card.get("replies") == "last", then)
+
+    @property
+    def last_round(self) -> bool:
+        """Whether only the last reply is trained, by this policy or one after it."""
+        return any(part.only_last for part in self.parts)
 
     @property
     def parts(self) -> tuple[Policy, ...]:
@@ -100,8 +105,8 @@ def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -
     2. A message of another role weighs 0, or what it asks for, on its own text only: headers stay context.
     3. The policy multiplies into replies that did not ask for a weight of their own.
     """
-    if any(part.last_round for part in policy.parts):
-        conversation = _last_round(conversation)
+    if policy.last_round:
+        conversation = last_round(conversation)
     weighed: list[Segment] = []
     reply: list[Segment] = []
     for segment in segments:
@@ -149,10 +154,10 @@ def _with_policy(conversation: Conversation, reply: list[Segment], policy: Polic
     return [*_apply(body, intervals), stop]
 
 
-def _last_round(conversation: Conversation) -> Conversation:
-    """Return the conversation with every reply before the last user message as context."""
+def last_round(conversation: Conversation) -> Conversation:
+    """Return the conversation with every reply but the last as context."""
     messages = conversation.messages
-    last = max((i for i, message in enumerate(messages) if message.role is Role.USER), default=0)
+    last = max((i for i, message in enumerate(messages) if message.role is Role.ASSISTANT), default=0)
     return replace(conversation, messages=[*map(as_context, messages[:last]), *messages[last:]])
 
 

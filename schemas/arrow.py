@@ -57,6 +57,7 @@ _OF_KIND = {
     "preference": [
         pa.field("rejected_input_ids", pa.list_(pa.int32()), nullable=False),
         pa.field("rejected_labels", pa.list_(pa.int32()), nullable=False),
+        pa.field("rejected_loss_weights", pa.list_(pa.float32())),
         pa.field("rejected_spans", SPANS, nullable=False),
     ],
     "kto": [pa.field("desirable", pa.bool_(), nullable=False)],

@@ -61,7 +61,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def rejects(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().splitlines()]  # only "\n" ends a line of bytes here
 
 
 @cache

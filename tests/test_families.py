@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import shared
 from conversations import conversations
-from families import FAMILIES, Family, card_tools, official_names, official_source, official_text
+from families import FAMILIES, Family, card_tools, family_folder, official_names, official_source, official_text
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -543,3 +543,17 @@ def test_a_template_that_begins_the_next_reply_unasked_is_refused() -> None:
     assert official_text(source, chat("Hi", "Ok"), FAMILIES["llama3"]).endswith(header.replace("\\n", "\n"))
     with pytest.raises(IntegrityError, match="header of a next reply"):
         certify(load_template("auto", tokenizer), tokenizer)
+
+
+def test_a_template_that_cuts_texts_at_letters_is_recorded_and_does_not_crash(tmp_path: Path) -> None:
+    """With control tokens spelled its user texts are cut short: such rows are refused one by one."""
+    source = (
+        "{%- for m in messages -%}<|im_start|>{{ m.role }}\n"
+        "{{ m.content.split('|x')[0] if m.role == 'user' else m.content }}<|im_end|>\n{% endfor -%}"
+        "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+    )
+    tokens = ["<|im_start|>", "<|im_end|>", "<|xyz|>"]
+    folder = family_folder(tmp_path / "f", source, tokens, "<|im_end|>", None, registry.DEMO_TOKENIZER)
+    tokenizer = Tokenizer.load(folder)
+    certificate = certify(load_template("auto", tokenizer), tokenizer)
+    assert "one turn, control tokens spelled" in certificate["refuses"]

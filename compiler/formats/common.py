@@ -30,7 +30,7 @@ def check_turns(conversation: Conversation, pointer: str | None) -> None:
     ]
 
     def wrong(message: str, i: int | None = None) -> RowError:
-        where = "" if pointer is None else pointer if i is None else f"{pointer}/{i}"
+        where = "" if pointer is None or (i or 0) < 0 else pointer if i is None else f"{pointer}/{i}"
         return RowError(Reason.TURN_ORDER, message, where)
 
     if not any(role is Role.ASSISTANT for _, role in turns):
@@ -82,9 +82,9 @@ def with_kind(
         return conversation
     conversation.rejected = to_message(rejected, f"/{columns['rejected']}")
     if chosen is not None:
+        places = conversation.places or list(range(len(conversation.messages)))
         conversation.messages.append(to_message(chosen, f"/{columns['chosen']}"))
-        if conversation.places is not None:
-            conversation.places.append(len(conversation.places))
+        conversation.places = [*places, -1]  # it is beside the list of messages
     return conversation
 
 

@@ -77,10 +77,10 @@ def run_checks(opened: ShardSet, checks: list[Check]) -> int:
     splits = [Split(opened, name) for name in SPLITS]
     for split in splits:
         for start, batch in split.scan():
-            for side in ("", "rejected_")[: 1 + ("rejected_spans" in batch.schema.names)]:
-                spans = _Spans(split, start, batch, side)
-                for check in checks:
-                    spans.count(check)
+            sides = ("", "rejected_")[: 1 + ("rejected_spans" in batch.schema.names)]
+            spans = [_Spans(split, start, batch, side) for side in sides]
+            for check in checks:
+                check.rows += len({row for side in spans for row in side.count(check)})
     violations = [entry for check in checks for entry in check.violations]
     if violations:  # the tokenizer is read only for these
         vocabulary = Vocabulary(opened)
@@ -109,17 +109,18 @@ class _Spans:
         # int64[S]: the trained tokens of each span.
         self._trained: Ints = np.diff(before[self._edges])
 
-    def count(self, check: Check) -> None:
-        """Add these spans to a check, and note the first wrong one of the first rows."""
+    def count(self, check: Check) -> list[int]:
+        """Add these spans to a check, note the first wrong one of the first rows, and return the rows with one."""
         mine = _is_in(self._role, check.roles) | _is_in(self._key, check.keys)
         check.tokens += int(np.diff(self._edges)[mine].sum())
         check.trained += int(self._trained[mine].sum())
         wrong = np.flatnonzero(mine & (self._trained > 0))
         rows, firsts = np.unique(np.searchsorted(self._first_span, wrong, side="right") - 1, return_index=True)
-        check.rows += len(rows)
         room = LIMIT - len(check.violations)
         for row, first in zip(rows[:room].tolist(), wrong[firsts][:room].tolist(), strict=True):
             check.violations.append(self._violation(row, first))
+        found: list[int] = rows.tolist()
+        return found
 
     def _violation(self, row: int, span: int) -> dict[str, Any]:
         """Return where the trained tokens of a span begin, and their ids up to the next one that is not trained."""

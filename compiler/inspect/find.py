@@ -94,7 +94,8 @@ def matching(split: Split, dataset: str | None, text: str | None, vocabulary: Vo
         if dataset is not None:
             keep &= np.asarray(pc.equal(batch.column("dataset"), dataset))
         if text is not None and keep.any():
-            keep &= _contains(batch.column("input_ids"), text, vocabulary)
+            sides = [name for name in ("input_ids", "rejected_input_ids") if name in batch.schema.names]
+            keep &= np.any([_contains(batch.column(name), text, vocabulary) for name in sides], axis=0)
         found.append(start + np.flatnonzero(keep))
     return np.concatenate(found)
 

@@ -73,7 +73,8 @@ def _show_rows(opened: ShardSet, query: Query, style: str) -> None:
             _print_json(row.as_json())
         else:
             _aside(f"{place(row)}  {row.dataset}  row {row.row} of {row.split}")
-            print(*_sanity(row, vocabulary), sep="\n")
+            for side in filter(None, (row, row.rejected)):
+                print(*_sanity(side, vocabulary), sep="\n")
     _aside(note)
 
 

@@ -113,8 +113,8 @@ def decode_row(split: Split, number: int, vocabulary: Vocabulary) -> Row:
     if "rejected_input_ids" not in columns:
         return row
     labels = columns["rejected_labels"]
-    even = [float(label != IGNORED) for label in labels]
-    other = _decoded(columns["rejected_input_ids"], labels, even, columns["rejected_spans"], vocabulary)
+    weights = columns["rejected_loss_weights"] or [float(label != IGNORED) for label in labels]
+    other = _decoded(columns["rejected_input_ids"], labels, weights, columns["rejected_spans"], vocabulary)
     return replace(row, rejected_tokens=other[0], rejected_lookalikes=other[1])
 
 

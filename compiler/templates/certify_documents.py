@@ -32,6 +32,8 @@ def certify_documents(template: Template, tokenizer: Tokenizer) -> dict[str, Any
         start = len(tokenizer.document_start)
         decoded = tokenizer.decode(ours[start:-1])
         must("decode", name, [tokenizer.normalize(decoded).strip()], [tokenizer.normalize(text).strip()], checks)
+        if template.program.rendering.special_text == "allow":
+            continue
         spelled = _ids(f"{text} {' '.join(list(tokenizer.controls)[:40])}.", template, tokenizer)
         found = [tokenizer.token(i) for i in spelled[start:] if tokenizer.is_control[i]]
         must("injection", name, found, [template.document_end], checks)
@@ -45,5 +47,5 @@ def certify_documents(template: Template, tokenizer: Tokenizer) -> dict[str, Any
 
 def _ids(text: str, template: Template, tokenizer: Tokenizer) -> list[int]:
     document = Conversation([Message(Role.DOCUMENT, text)])
-    segments = document_segments(document, tokenizer, template.document_end)
+    segments = document_segments(document, tokenizer, template)
     return encode([(document, segments)], tokenizer)[0].ids.tolist()

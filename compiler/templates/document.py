@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from compiler.conversation import Conversation, Segment
+from compiler.templates.load import Template
 from compiler.tokenizer import Tokenizer
 
 
-def document_segments(conversation: Conversation, tokenizer: Tokenizer, end: str) -> list[Segment]:
+def document_segments(conversation: Conversation, tokenizer: Tokenizer, template: Template) -> list[Segment]:
     """Return the text between the tokens that the tokenizer itself puts first (often none) and the document's end.
 
     All of it is trained but what stands first: nothing comes before it that could predict it (`fit.pieces`).
     """
     start = [Segment(tokenizer.token(token), control=token) for token in tokenizer.document_start]
-    text = conversation.messages[0].content
-    body = Segment(text, message=0, generated=True, boundary=True, fresh=True, weight=1.0)
-    return [*start, *([body] if text else []), Segment(end, tokenizer.controls[end], 0, generated=True, weight=1.0)]
+    rendering, text, end = template.program.rendering, conversation.messages[0].content, template.document_end
+    allowed = rendering.special_text == "allow"
+    body = rendering.split_controls(text) if allowed else [Segment(text)] if text else []
+    if body:
+        body[0].boundary = body[0].fresh = True
+    said = [*body, Segment(end, tokenizer.controls[end])]
+    for segment in said:
+        segment.message, segment.generated, segment.weight = 0, True, 1.0
+    return [*start, *said]

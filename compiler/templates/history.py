@@ -17,8 +17,9 @@ def by_reply(conversation: Conversation) -> list[Conversation]:
         return [replace(conversation, context=last)]
     examples, seen = [], 0
     for i, message in enumerate(conversation.messages):
-        if message.role is Role.ASSISTANT and message.weight != 0:
-            # What a user's own text was to train is trained with the reply that follows it, once.
+        asked = any(m.weight for m in conversation.messages[seen:i])
+        if message.role is Role.ASSISTANT and (message.weight != 0 or asked):
+            # What a user's own text was to train is trained with the next example, once.
             history = [replace(m, weight=None) for m in conversation.messages[:seen]]
             messages = [*history, *conversation.messages[seen : i + 1]]
             examples.append(replace(conversation, messages=messages, context=i, group=whole))

@@ -100,6 +100,7 @@ def _rendering(plain: str, with_tools: str, card: Mapping[str, Any], tokenizer: 
         final_stop=card.get("final_stop"),
         vision=vision,
         no_vision=no_vision,
+        takes_parts=not card,
     )
 
 

@@ -47,6 +47,8 @@ class Rendering:
     """How images and videos are laid out as tokens; None = this model takes none, as far as its files say."""
     no_vision: str = ""
     """Why there is no vision."""
+    takes_parts: bool = False
+    """Whether the template is the model's own, which takes an image as a part of a content; a card sees its mark."""
 
     @cached_property
     def _separators(self) -> re.Pattern[str]:
@@ -87,10 +89,6 @@ class Rendering:
         found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
         return next((token for token in found if not token.isalnum()), None)
 
-    def without_marks(self, text: str) -> str:
-        """Return a rendered text without the marks of media and of cuts."""
-        return re.sub(f"[{CUT}{''.join(_MARKS)}]", "", text)
-
     def segments(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments."""
         texts = texts_of(conversation)
@@ -110,6 +108,27 @@ class Rendering:
             segment.text = guard.restore(segment.text)
         return self._with_media(placed, conversation)
 
+    def is_published(self, segments: list[Segment], conversation: Conversation) -> bool:
+        """Return whether the segments are what the chat template itself writes."""
+        text = "".join(segment.text for segment in segments)
+        written = self.published(conversation, len(conversation.messages))
+        return text.replace(CUT, "") == written.replace(CUT, "")
+
+    def published(self, conversation: Conversation, end: int, *, generation_prompt: bool = False) -> str:
+        """Return what the chat template itself writes of the first messages, given as `transformers` is given them.
+
+        Nothing is hidden, and a message with an image is a list of parts where the template takes those.
+        """
+        messages = [
+            as_dict(m, str) | ({"content": _parts(m)} if m.media and self.takes_parts else {})
+            for m in conversation.messages[:end]
+        ]
+        text = self._render(messages, conversation.tools, generation_prompt=generation_prompt)
+        for kind, mark in MEDIA_MARKS.items():
+            if not self.takes_parts and mark in text and conversation.media():
+                text = text.replace(mark, "".join(self.names[control] for control, _ in self.layout(kind, 1)))
+        return text
+
     def _with_media(self, segments: list[Segment], conversation: Conversation) -> list[Segment]:
         """Return the segments with the mark of each image or video replaced by its control tokens."""
         media = conversation.media()
@@ -128,6 +147,9 @@ class Rendering:
             number += 1
             for control, count in next(layouts):
                 placed.append(replace(segment, text=self.names[control], control=control, repeat=count, media=number))
+        if self.takes_parts and not self.is_published(placed, conversation):
+            what = "the chat template writes other text around a picture or video that is a part of a content"
+            raise RowError(Reason.TEMPLATE_REFUSED, what)
         return placed
 
     def _must_not_be_looked_for(self, texts: list[str], text: str, conversation: Conversation) -> None:
@@ -142,7 +164,7 @@ class Rendering:
             return
         messages = [as_dict(message, str) for message in conversation.messages]
         written = self._render(messages, conversation.tools, generation_prompt=False)
-        if written.replace(CUT, "") != text:
+        if written.replace(CUT, "") != text.replace(CUT, ""):
             raise RowError(
                 Reason.TEMPLATE_REFUSED,
                 f"the chat template treats texts with {looked_for[0]!r} in its own way, and that is a control token "
@@ -391,6 +413,17 @@ def as_dict(message: Message, change: Callable[[str], str]) -> dict[str, Any]:
             for call in message.calls
         ]
     return entry
+
+
+def _parts(message: Message) -> list[dict[str, str]]:
+    """Return a message's content as parts, as `transformers` is given it."""
+    parts, at = [], 0
+    for media in message.media:
+        text = message.content[at : media.at]
+        parts += [*([{"type": "text", "text": text}] if text else []), {"type": media.kind}]
+        at = media.at
+    rest = message.content[at:]
+    return [*parts, {"type": "text", "text": rest}] if rest else parts
 
 
 def _content(message: Message, change: Callable[[str], str]) -> str:

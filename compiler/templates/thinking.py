@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from compiler.conversation import Conversation, Message, Role, Segment
-from compiler.templates.rendering import Rendering, as_dict
+from compiler.conversation import Conversation, Message, Role
 
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -31,11 +30,3 @@ def _split(message: Message) -> Message:
     if not closed or OPEN in thought or CLOSE in rest:
         return message
     return replace(message, reasoning=thought.strip("\n"), content=rest.lstrip("\n"))
-
-
-def rendered_as_written(rendering: Rendering, conversation: Conversation, segments: list[Segment]) -> bool:
-    """Return whether the template writes the same where it finds the thinking in the text, as the row has it."""
-    template = rendering.tool_template if conversation.tools else rendering.template
-    messages = [as_dict(message, str) for message in conversation.messages]
-    written = template.render(messages, conversation.tools, generation_prompt=False)
-    return "".join(segment.text for segment in segments if segment.media < 0) == rendering.without_marks(written)
