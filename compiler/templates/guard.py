@@ -55,6 +55,11 @@ class Guard:
             self._hidden.append(found)
         return self._marks[found]
 
+    @property
+    def hidden(self) -> list[str]:
+        """The strings that were hidden, each once, in the order they were found."""
+        return list(self._hidden)
+
     def changed(self, text: str) -> bool:
         """Return whether a mark in the rendered text is not as it was put in: a template that lowers texts, say."""
         whole = re.findall(f"{self._word}[0-9a-f]+z", text)

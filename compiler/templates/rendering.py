@@ -100,7 +100,7 @@ class Rendering:
         text = "".join(segment.text for segment in segments)
         if guard.changed(text):
             raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes a text that spells a control token")
-        self._must_not_be_looked_for(texts, guard.restore(text), conversation)
+        self._must_not_be_looked_for(guard.hidden, guard.restore(text), conversation)
         self._must_differ_without(plain, tools, text)
         owners = self._owners(plain, tools, text, conversation)
         placed = _place(segments, owners)
@@ -152,23 +152,22 @@ class Rendering:
             raise RowError(Reason.TEMPLATE_REFUSED, what)
         return placed
 
-    def _must_not_be_looked_for(self, texts: list[str], text: str, conversation: Conversation) -> None:
-        """Raise where the template treats a control token that a text spells in its own way: hidden, it was not found.
+    def _must_not_be_looked_for(self, hidden: list[str], text: str, conversation: Conversation) -> None:
+        """Raise where the template treats what was hidden from it in its own way: it would have found it.
 
         Known by rendering the row as it is: the template may look for such texts in replies alone, say.
         """
-        if self.special_text == "allow":
-            return
-        looked_for = [found for found in self.looked_for if any(found in content for content in texts)]
-        if not looked_for:
+        spelled = [token for token in hidden if token in self.controls]
+        if not spelled:
             return
         messages = [as_dict(message, str) for message in conversation.messages]
         written = self._render(messages, conversation.tools, generation_prompt=False)
         if written.replace(CUT, "") != text.replace(CUT, ""):
+            found = [token for token in spelled if token in self.looked_for] or spelled
             raise RowError(
                 Reason.TEMPLATE_REFUSED,
-                f"the chat template treats texts with {looked_for[0]!r} in its own way, and that is a control token "
-                "here; --special-text allow takes it as one",
+                f"the chat template treats texts with {' and '.join(map(repr, found[:3]))} in its own way, and here "
+                "that is a control token; --special-text allow takes it as one",
             )
 
     @cached_property
