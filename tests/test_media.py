@@ -153,7 +153,7 @@ def test_a_reference_to_anything_else_is_a_reject_that_says_what_to_do(root: Pat
     assert (reject.reason, reject.pointer) == (Reason.MEDIA, "/images/0")
     assert what in reject.message
     assert "--media-dir" in reject.message
-    assert str(root) in reject.message
+    assert str(root) not in reject.message  # rejects are the same wherever the images lie
     assert repr(uri[:40])[:-1] in reject.message
     assert len(reject.message) < 500
 
