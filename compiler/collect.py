@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compiler import objects
+from compiler.bpe import FAST, REFERENCE
 from compiler.engines import local
 from compiler.link import prints
 from compiler.mix import Examples
@@ -19,9 +20,11 @@ from compiler.prepare import Layout, state_of
 from compiler.read import cut, open_source
 from compiler.request import Request
 from compiler.sources import Dataset
-from compiler.unit import Settings, Task, object_key
+from compiler.tokenizer import Tokenizer
+from compiler.unit import Outcome, Settings, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
+ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
 IN_PROCESS_UNITS = 2
 """With this many units or fewer to compile, starting workers costs more than it gains."""
 
@@ -123,8 +126,12 @@ class Collector:
     settings: Settings
     cache: Path
     watcher: Watcher
+    tokenizer: Tokenizer
+    engine: str = ""
+    """What encodes; "" = not chosen yet, since nothing was to be encoded."""
     cached: int = 0
     compiled: int = 0
+    _made: list[str] = field(default_factory=list)
 
     def run(self, workers: int) -> list[Compiled]:
         """Return the datasets with their objects, every one of them loaded and checked."""
@@ -132,10 +139,23 @@ class Collector:
         found: dict[str, objects.Object] = {}
         tasks = self._missing(collected, found)
         first = list(islice(tasks, IN_PROCESS_UNITS + 1))
-        trouble = local.run(chain(first, tasks), workers if len(first) > IN_PROCESS_UNITS else 1, self._done)
+        many = len(first) > IN_PROCESS_UNITS
+        if first and not self.engine:
+            self._choose_engine(many)
+        engine = self.engine or REFERENCE
+        planned = (replace(task, engine=engine) for task in chain(first, tasks))
+        trouble = local.run(planned, workers if many else 1, self._done)
         if trouble:
-            self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
-            self.settings, self.cached, self.compiled = replace(self.settings, skeletons=False), 0, 0
+            if trouble == ENGINES_DIFFER:
+                self.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
+                self.engine = REFERENCE
+                for key in self._made:
+                    objects.remove(self.cache, key)
+            else:
+                self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
+                self.settings = replace(self.settings, skeletons=False)
+            self.cached = self.compiled = 0
+            self._made = []
             return self.run(workers)
         for one in collected:
             one.loaded = [found[record.key] if record.key in found else self._load(record) for record in one.records]
@@ -163,9 +183,31 @@ class Collector:
                     self.cached += 1
                     self.watcher.units(dataset.name, self.cached, self.compiled)
 
-    def _done(self, task: Task) -> None:
+    def _choose_engine(self, many: bool) -> None:
+        """Choose what encodes: a fast engine where there is enough to do that loading and checking it pays."""
+        self.engine = REFERENCE
+        if not many:
+            return
+        why = self.tokenizer.why_not_fast
+        if why:
+            self.watcher.say(f"{FAST} is not used: {why}")
+        else:
+            self.engine = FAST
+
+    def _done(self, task: Task, outcome: Outcome) -> str:
+        """Count a task and compare the texts it hands over; return why the run must be done in another way, or ""."""
+        if outcome.trouble:
+            return outcome.trouble
+        self._made.append(task.key)
+        for fresh in (True, False):
+            samples = [(text, ids) for is_fresh, text, ids in outcome.samples if is_fresh is fresh]
+            ids, lengths = self.tokenizer.reference[0 if fresh else 1].encode([text for text, _ in samples])
+            expected = np.split(ids, np.cumsum(lengths))  # with what follows the last text, which is nothing
+            if any(a.tolist() != b for a, (_, b) in zip(expected, samples, strict=False)):
+                return ENGINES_DIFFER
         self.compiled += 1
         self.watcher.units(task.dataset, self.cached, self.compiled)
+        return ""
 
     def _load(self, record: Record) -> objects.Object:
         kept = objects.load(self.cache, record.key)

@@ -2,7 +2,8 @@
 
 1. Neighbouring texts are one *run*: literals of the template merge with the contents beside them, as they do at
    inference. A run ends at a control token and at a generation boundary.
-2. All runs of the batch are encoded in one call. Runs in which weights or speakers change also need character offsets.
+2. All runs of the batch are encoded in one call. Runs in which weights or speakers change also need to know where
+   each token stands: the bytes of the vocabulary's entries tell.
 3. Control tokens are put between them by id; labels and weights are made from lengths. No loop over tokens.
 """
 
@@ -100,9 +101,48 @@ class Run:
 
 def encode(batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer) -> list[Encoded]:
     """Return the token columns of each weighed conversation."""
-    runs = [make_runs(segments, tokenizer) for _, segments in batch]
-    ids = _encode_runs([run for row in runs for run in row if run.control < 0], tokenizer)
-    return [_assemble(row, ids, conversation) for row, (conversation, _) in zip(runs, batch, strict=True)]
+    rows = [make_runs(segments, tokenizer) for _, segments in batch]
+    runs = [run for row in rows for run in row]
+    lengths, ids = _encode_runs(runs, tokenizer)
+    speakers = [run.speaker() for run in runs]
+    weights = np.repeat(np.array([0.0 if s is None else s.weight for s in speakers], np.float32), lengths)
+    starts: list[int] = [0, *np.cumsum(lengths).tolist()]
+    encoded = []
+    first = 0
+    for row, (conversation, _) in zip(rows, batch, strict=True):
+        stretches: list[Stretch] = []
+        last = first + len(row)
+        for run, speaker, low, high in zip(
+            row, speakers[first:last], starts[first:last], starts[first + 1 : last + 1], strict=True
+        ):
+            if speaker is not None:
+                _extend(stretches, speaker, high - low, conversation)
+                continue
+            weights[low:high], owner = _of_several(run, ids[low:high], tokenizer)
+            changes = np.flatnonzero(np.diff(owner, prepend=-1, append=-1)).tolist()
+            for a, b in pairwise(changes):
+                _extend(stretches, run.segments[owner[a]], b - a, conversation)
+        low, high = starts[first], starts[last]
+        placed = _placed(row, [start - low for start in starts[first : last + 1]], conversation)
+        encoded.append(Encoded(ids[low:high], weights[low:high], stretches, placed))
+        first = last
+    return encoded
+
+
+def _encode_runs(runs: list[Run], tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Return (lengths int64[R], ids int32[T]) of all runs: control tokens placed by id, texts encoded in one call."""
+    lengths = np.array([run.segments[0].repeat for run in runs], np.int64)
+    encoded = []
+    for fresh in (True, False):
+        mine = np.array([run.control < 0 and run.fresh is fresh for run in runs], bool)
+        if mine.any():
+            texts = [run.text for run, is_mine in zip(runs, mine.tolist(), strict=True) if is_mine]
+            part, lengths[mine] = tokenizer.encode(texts, fresh=fresh)
+            encoded.append((mine, part))
+    ids = np.repeat(np.array([run.control for run in runs], np.int32), lengths)
+    for mine, part in encoded:
+        ids[np.repeat(mine, lengths)] = part
+    return lengths, ids
 
 
 def make_runs(segments: list[Segment], tokenizer: Tokenizer) -> list[Run]:
@@ -125,87 +165,60 @@ def make_runs(segments: list[Segment], tokenizer: Tokenizer) -> list[Run]:
     return runs
 
 
-_Tokens = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64] | Segment]
-"""Ids, and whose they are: the one speaker of the run, or character offsets int64[T, 2] where it has several."""
-
-
-def _encode_runs(runs: list[Run], tokenizer: Tokenizer) -> dict[int, _Tokens]:
-    """Return the tokens of each run, by its id()."""
-    done: dict[int, _Tokens] = {}
-    plain: dict[bool, list[tuple[Run, Segment]]] = {True: [], False: []}
-    for run in runs:
-        speaker = run.speaker()
-        if speaker is not None:
-            plain[run.fresh].append((run, speaker))
-        else:
-            done[id(run)] = tokenizer.encode_with_offsets(run.text, fresh=run.fresh)
-    for fresh, group in plain.items():
-        if group:
-            ids, lengths = tokenizer.encode([run.text for run, _ in group], fresh=fresh)
-            for (run, speaker), part in zip(group, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
-                done[id(run)] = (part, speaker)
-    return done
-
-
-def _assemble(runs: list[Run], tokens: dict[int, _Tokens], conversation: Conversation) -> Encoded:
-    ids: list[npt.NDArray[np.int32]] = []
-    weights: list[npt.NDArray[np.float32]] = []
-    stretches: list[Stretch] = []
-    for run in runs:
-        first = run.segments[0]
-        part, whose = (_controls(first), first) if run.control >= 0 else tokens[id(run)]
-        ids.append(part)
-        if isinstance(whose, Segment):
-            weights.append(np.full(len(part), whose.weight, dtype=np.float32))
-            counts = [(whose, len(part))]
-        else:
-            weight, owner = _from_offsets(run.segments, whose)
-            weights.append(weight)
-            edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
-            counts = [(run.segments[owner[a]], int(b - a)) for a, b in pairwise(edges)]
-        for segment, count in counts:
-            _extend(stretches, segment, count, conversation)
-    return Encoded(np.concatenate(ids), np.concatenate(weights), stretches, _placed(runs, ids, conversation))
-
-
-def _controls(segment: Segment) -> npt.NDArray[np.int32]:
-    return np.full(segment.repeat, segment.control, dtype=np.int32)
-
-
-def _placed(runs: list[Run], parts: list[npt.NDArray[np.int32]], conversation: Conversation) -> list[Placed]:
+def _placed(runs: list[Run], starts: list[int], conversation: Conversation) -> list[Placed]:
     """Return where the media stand: each is three runs, its placeholders between two marks."""
     if not any(run.segments[0].media >= 0 for run in runs):
         return []
-    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).tolist()
     media = conversation.media()
     placed: dict[int, Placed] = {}
-    for i, run in enumerate(runs):
+    for run, start, end in zip(runs, starts, starts[1:], strict=False):
         number = run.segments[0].media
         if number < 0:
             continue
         if number not in placed:
-            placed[number] = Placed(number, starts[i], starts[i + 1], 0, starts[i + 1], media[number].num_tokens)
+            placed[number] = Placed(number, start, end, 0, end, media[number].num_tokens)
         elif not placed[number].count:
-            placed[number].count = len(parts[i])
-        placed[number].end = starts[i + 1]
+            placed[number].count = end - start
+        placed[number].end = end
     return list(placed.values())
 
 
-def _from_offsets(
-    segments: list[Segment], offsets: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return (weight float32[T], index of the segment of the first character int64[T]).
+_Owned = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""(weight float32[T], index of the segment of the first character int64[T])."""
+
+
+def _of_several(run: Run, ids: npt.NDArray[np.int32], tokenizer: Tokenizer) -> _Owned:
+    """Return the weights and owners of a run of several speakers.
+
+    Where a token stands follows from the bytes that the vocabulary's entries stand for, if the tokenizer reads the text
+    as it is and they sum up to it; else the tokenizer itself is asked, for characters.
+    """
+    text, sizes = run.text, tokenizer.byte_lengths
+    if sizes is not None and tokenizer.reads_as_is(text):
+        widths = [len(segment.text.encode()) for segment in run.segments]
+        ends = np.cumsum(sizes[ids]) - (tokenizer.has_prefix and run.fresh)
+        if len(ids) and ends[-1] == sum(widths):
+            starts = np.concatenate([[0], ends[:-1]]).clip(0)
+            return _by_place(run.segments, starts, ends, widths)
+    _, offsets = tokenizer.encode_with_offsets(text, fresh=run.fresh)
+    return _by_place(run.segments, offsets[:, 0], offsets[:, 1], [len(segment.text) for segment in run.segments])
+
+
+def _by_place(
+    segments: list[Segment], first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], widths: list[int]
+) -> _Owned:
+    """Return the weights and owners of tokens at [first, last), in the unit of the segments' widths.
 
     A token takes the smallest weight among the characters it covers: one that covers any untrained character is
     untrained.
     """
-    bounds = np.cumsum([0] + [len(segment.text) for segment in segments])
+    bounds = np.cumsum([0, *widths])
     values = np.array([segment.weight for segment in segments], dtype=np.float32)
     last_segment = len(segments) - 1
-    first, total = offsets[:, 0], int(bounds[-1])
+    total = int(bounds[-1])
     # What normalization joined to a character before it (a combining accent) or left out has no offset of its own:
     # it belongs to the token before it. A token of no width (a lone prefix space) counts for the character after it.
-    last = np.maximum(offsets[:, 1], np.append(first[1:], total)) - 1
+    last = np.maximum(last, np.append(first[1:], total)) - 1
     start = np.minimum(np.searchsorted(bounds, first, side="right") - 1, last_segment)
     end = np.searchsorted(bounds, np.maximum(last, first), side="right") - 1
     end = np.clip(end, start, last_segment)

@@ -43,6 +43,16 @@ def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, dict[str, int]]:
+    """Return the engines that encoded the units, and how many of their texts were compared with the reference."""
+    found: dict[str, Counter[str]] = {}
+    for one in compiled:
+        for unit in one.loaded:
+            engine = found.setdefault(unit.info["engine"], Counter())
+            engine.update({"units": 1, "texts_compared": unit.info["texts_compared"]})
+    return {name: dict(count) for name, count in sorted(found.items())}
+
+
 def split_entry(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a split's totals and shards."""
     totals = {what: sum(shard[what] for shard in shards) for what in ("rows", "tokens", "trained_tokens")}

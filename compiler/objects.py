@@ -87,6 +87,13 @@ def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> N
     store_record(cache_dir, key, info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)})
 
 
+def remove(cache_dir: Path, key: str) -> None:
+    """Remove an object: what vouches for the rows first."""
+    rows, record = _paths(cache_dir, key)
+    record.unlink(missing_ok=True)
+    rows.unlink(missing_ok=True)
+
+
 def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
     """Return a record, or None where there is none or it is not as it was written."""
     try:

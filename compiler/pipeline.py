@@ -21,6 +21,7 @@ from compiler.link import Part, Source, write_split
 from compiler.manifest import (
     check_balance,
     dataset_entry,
+    encoders_entry,
     rejects_jsonl,
     split_entry,
     tokenizer_entry,
@@ -93,7 +94,7 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
     certificate = _certificate(config, template, tokenizer)
     with Output(config.out) as output:
         settings = _settings(config, tokenizer, template, documents)
-        collector = Collector(datasets, settings, config.cache, watcher)
+        collector = Collector(datasets, settings, config.cache, watcher, tokenizer)
         compiled = collector.run(config.workers)
         _check_rejects(config, compiled)
         examples = [one.examples() for one in compiled]
@@ -116,6 +117,7 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
             "options": _options(config),
             "datasets": entries,
             "balance": total_balance(entries),
+            "run": {"encoders": encoders_entry(compiled)},
             "splits": _write_shards(output, plan, compiled, kind),
         }
         check_balance(manifest)

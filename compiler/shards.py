@@ -102,8 +102,11 @@ class Output:
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Return the sha256 of a manifest's canonical JSON, without the digest itself: the identity of the set."""
-    rest = {key: value for key, value in manifest.items() if key != "digest"}
+    """Return the sha256 of a manifest's canonical JSON without the digest itself: the identity of the set.
+
+    What made it ("run") is no part of that: the same set may be made by another engine.
+    """
+    rest = {key: value for key, value in manifest.items() if key not in ("digest", "run")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

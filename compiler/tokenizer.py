@@ -16,20 +16,20 @@ import copy
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
-from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
 
 import registry
+from compiler import bpe
 from compiler.convert import to_spec
 from schemas.errors import InputError, UsageError
 
@@ -48,6 +48,11 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_p
 _LOADED: dict[str, Tokenizer] = {}
 """The last tokenizer loaded in this process, by its identity: loading a large one takes about a second."""
 
+Sample = tuple[bool, str, list[int]]
+"""(whether it was encoded as a text of its own, the text, its ids)."""
+SAMPLE_LENGTH = 4096
+"""Characters of the longest text that is compared while a run goes on."""
+
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -62,10 +67,14 @@ class Tokenizer:
     """Where there is no tokenizer.json: how its vocabulary file is read (registry/tokenizers/families.json)."""
     processor_files: dict[str, bytes] = field(default_factory=dict)
     """The processor's files beside it, by name; none for most models."""
+    engine: str = bpe.REFERENCE
+    """The engine that encodes; ids do not depend on it."""
+    samples: list[Sample] = field(default_factory=list)
+    """Texts that the fast engine encoded, for who compares them with the reference; `unit` takes them away."""
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Return the tokenizer in `folder`; it needs at least a `tokenizer.json`."""
+    def load(cls, folder: Path, engine: str = bpe.REFERENCE) -> Tokenizer:
+        """Return the tokenizer in `folder`, to encode with that engine; it needs at least a `tokenizer.json`."""
         if not folder.is_dir():
             raise UsageError(f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json.")
         files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
@@ -82,11 +91,12 @@ class Tokenizer:
         tokenizer = cls(folder, files, family, processor)
         if tokenizer.identity not in _LOADED:
             try:
-                _ = tokenizer.config, tokenizer.controls, tokenizer._plain
+                _ = tokenizer.config, tokenizer.controls, engine == bpe.FAST or tokenizer._plain
             except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
                 raise InputError(str(folder / "tokenizer.json"), f"not a tokenizer: {error}") from error
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[tokenizer.identity] = tokenizer
+        _LOADED[tokenizer.identity].engine = engine
         return _LOADED[tokenizer.identity]
 
     @cached_property
@@ -118,18 +128,48 @@ class Tokenizer:
         return HFTokenizer.from_str(orjson.dumps(self.spec).decode())
 
     @cached_property
-    def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
+    def _plain_specs(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What encodes texts by themselves, and texts that go on; None where that is the same."""
         text = [token for token in self.spec["added_tokens"] if self._is_text(token)]
         bare: dict[str, Any] = {"added_tokens": text, "post_processor": None, "truncation": None, "padding": None}
         spec = self.spec | bare
-        fresh = HFTokenizer.from_str(orjson.dumps(spec).decode())
-        continued = _without_prefix(spec)
-        return fresh, HFTokenizer.from_str(orjson.dumps(continued).decode()) if continued else fresh
+        return spec, _without_prefix(spec)
+
+    @cached_property
+    def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
+        fresh, continued = self._plain_specs
+        first = HFTokenizer.from_str(orjson.dumps(fresh).decode())
+        return first, HFTokenizer.from_str(orjson.dumps(continued).decode()) if continued else first
+
+    @cached_property
+    def reference(self) -> tuple[bpe.Reference, bpe.Reference]:
+        """The engines of `tokenizers`, for texts by themselves and for those that go on."""
+        fresh, continued = self._plain
+        return bpe.Reference(fresh), bpe.Reference(continued)
+
+    @cached_property
+    def _fast(self) -> tuple[bpe.Fast, bpe.Fast]:
+        fresh, continued = self._plain_specs
+        first = bpe.Fast(orjson.dumps(fresh).decode())
+        return first, bpe.Fast(orjson.dumps(continued).decode()) if continued else first
+
+    @cached_property
+    def why_not_fast(self) -> str:
+        """Why the fast engine is not to be used for this tokenizer; "" where it gives the same ids."""
+        found = []
+        for spec, reference in zip(self._plain_specs, self.reference, strict=True):
+            if spec is not None:
+                fast = bpe.fast_or_why(orjson.dumps(spec).decode(), reference)
+                if isinstance(fast, str):
+                    return fast
+                found.append(fast)
+        self.__dict__["_fast"] = (found[0], found[-1])  # they are loaded: a second's work for a large one
+        return ""
 
     @property
     def has_prefix(self) -> bool:
         """True where a text of its own gets a leading space."""
-        return self._plain[0] is not self._plain[1]
+        return self._plain_specs[1] is not None
 
     @cached_property
     def prefix_every_section(self) -> bool:
@@ -173,8 +213,9 @@ class Tokenizer:
     @cached_property
     def is_control(self) -> npt.NDArray[np.bool_]:
         """bool[V]: which ids are control tokens."""
-        size = self._plain[0].get_vocab_size(with_added_tokens=False)
-        table = np.zeros(max([size, *(control + 1 for control in self.controls.values())]), dtype=bool)
+        vocab = self.spec["model"]["vocab"]
+        last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+        table = np.zeros(max([last, *self.controls.values()]) + 1, dtype=bool)
         table[list(self.controls.values())] = True
         return table
 
@@ -204,15 +245,53 @@ class Tokenizer:
         with_text = self.official.encode("a", add_special_tokens=True).ids
         return [token for token, same in zip(ids, with_text, strict=False) if token == same and self.is_control[token]]
 
-    def encode(self, texts: Sequence[str], *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    def encode(self, texts: Sequence[str], *, fresh: bool) -> bpe.Ids:
         """Return (ids int32[T], lengths int64[len(texts)]) of the texts, one after the other.
 
         No control token comes out of a text, whatever it spells: that is checked, not assumed.
         """
-        encodings = self._plain[0 if fresh else 1].encode_batch_fast(list(texts), add_special_tokens=False)
-        ids, lengths = _flatten(encodings)
+        engines: Sequence[bpe.Engine] = self._fast if self.engine == bpe.FAST else self.reference
+        ids, lengths = engines[0 if fresh else 1].encode(texts)
         self._check_plain(ids)
+        if self.engine == bpe.FAST:
+            self._keep_samples(texts, ids, lengths, fresh)
         return ids, lengths
+
+    def _keep_samples(
+        self, texts: Sequence[str], ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], fresh: bool
+    ) -> None:
+        """Keep a few texts of a call with their ids; which ones is no question of chance."""
+        for i in {0, len(texts) // 3, len(texts) * 2 // 3} if texts else ():
+            if len(texts[i]) <= SAMPLE_LENGTH:
+                start = int(lengths[:i].sum())
+                self.samples.append((fresh, texts[i], ids[start : start + int(lengths[i])].tolist()))
+
+    @cached_property
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """int64[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
+        decoder = self.spec.get("decoder") or {}
+        kinds = {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
+        vocab = self.spec["model"]["vocab"]
+        if not isinstance(vocab, dict) or not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
+            return None
+        table = np.zeros(len(self.is_control), np.int64)
+        if "ByteLevel" in kinds:  # a letter a byte
+            for token, number in vocab.items():
+                table[number] = len(token)
+        else:
+            for token, number in vocab.items():
+                fallback = re.fullmatch("<0x[0-9A-F]{2}>", token)
+                table[number] = 1 if fallback else len(token.replace("\u2581", " ").encode())
+        return table
+
+    @cached_property
+    def _normalizers(self) -> list[str]:
+        return [node["type"] for node in _nodes(self.spec.get("normalizer"))]
+
+    def reads_as_is(self, text: str) -> bool:
+        """Return whether the tokenizer certainly changes nothing of a text, but for spaces made visible."""
+        kinds = set(self._normalizers) - {"Prepend", "Replace"}
+        return not kinds or (kinds == {"NFC"} and (text.isascii() or unicodedata.is_normalized("NFC", text)))
 
     def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """Return (ids int32[T], offsets int64[T, 2] in characters of `text`)."""
@@ -260,13 +339,6 @@ def family_of(files: dict[str, bytes]) -> dict[str, Any]:
         return {}
     config = json.loads(files.get("tokenizer_config.json", b"{}"))
     return registry.tokenizer_families().get(config.get("tokenizer_class", ""), {})
-
-
-def _flatten(encodings: list[Encoding]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    lists = [encoding.ids for encoding in encodings]
-    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(lengths.sum()))
-    return ids, lengths
 
 
 def _nodes(spec: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ every engine calls.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 import registry
 from compiler import fit, objects
+from compiler.bpe import REFERENCE, version_of
 from compiler.columns import Example, columns_of, within
 from compiler.conversation import Conversation, Kind, Segment
 from compiler.encode import Encoded, encode
@@ -27,7 +28,7 @@ from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
 from compiler.templates.thinking import with_reasoning
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer import Sample, Tokenizer
 from compiler.weigh import Policy, last_round, weigh
 from schemas.arrow import OBJECT
 from schemas.errors import Reason, Reject, RowError
@@ -69,6 +70,17 @@ class Task:
     """Its name, for progress only."""
     key: str
     """The object's name, worked out once by whoever plans the run."""
+    engine: str = REFERENCE
+    """What encodes; the object does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a task. `trouble`: why the run must be done in another way, and there is no object then."""
+
+    trouble: str = ""
+    samples: list[Sample] = field(default_factory=list)
+    """Texts that a fast engine encoded, to be compared with the reference."""
 
 
 def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
@@ -84,9 +96,9 @@ def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
 
 
 @lru_cache(maxsize=2)
-def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
+def _tools(settings: Settings, engine: str) -> tuple[Tokenizer, Template]:
     """Return the tokenizer and template of the settings, loaded once in each process."""
-    tokenizer = Tokenizer.load(Path(settings.tokenizer))
+    tokenizer = Tokenizer.load(Path(settings.tokenizer), engine)
     template = load_template(
         settings.template,
         tokenizer,
@@ -97,15 +109,16 @@ def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
     return tokenizer, template
 
 
-def run_unit(task: Task) -> str | None:
-    """Compile the unit into the cache. Return None, or the reason why the run must be done without skeletons."""
+def run_unit(task: Task) -> Outcome:
+    """Compile the unit into the cache, unless the outcome says why that must be done in another way."""
     compiler = _UnitCompiler(task)
     try:
         compiler.run()
     except SkeletonMismatch:
-        return "a skeleton did not reproduce the chat template's rendering"
-    objects.store(Path(task.cache), task.key, compiler.table(), compiler.info())
-    return None
+        return Outcome("a skeleton did not reproduce the chat template's rendering")
+    samples = compiler.samples()
+    objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
+    return Outcome(samples=samples)
 
 
 @dataclass(slots=True)
@@ -126,7 +139,7 @@ class _UnitCompiler:
 
     def __init__(self, task: Task) -> None:
         self.task, self.settings, self.layout = task, task.settings, task.layout
-        self.tokenizer, self.template = _tools(self.settings)
+        self.tokenizer, self.template = _tools(self.settings, task.engine)
         self.rendering = self.template.program.rendering
         self.policy = Policy.from_card(registry.weights(self.layout.weights))
         self.preparer = Preparer(
@@ -313,12 +326,18 @@ class _UnitCompiler:
             }
         )
 
+    def samples(self) -> list[Sample]:
+        """Return the texts to be compared, and forget them."""
+        found, self.tokenizer.samples = self.tokenizer.samples, []
+        return found
+
     def table(self) -> pa.Table:
         """Return the compiled rows."""
         return pa.Table.from_batches(self.batches, OBJECT)
 
-    def info(self) -> dict[str, Any]:
-        """Return counts and rejects, as the object's record keeps them."""
+    def info(self, compared: int) -> dict[str, Any]:
+        """Return counts, rejects and what encoded, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
-        return found | {"files": dict(sorted(self.preparer.files.items()))}
+        found |= {"files": dict(sorted(self.preparer.files.items()))}
+        return found | {"engine": f"{self.task.engine} {version_of(self.task.engine)}", "texts_compared": compared}

@@ -58,6 +58,13 @@ def tokenizer_families() -> dict[str, dict[str, Any]]:
 
 
 @cache
+def awkward_texts() -> list[str]:
+    """Return pieces of text at which engines that encode differ, where they do."""
+    loaded: list[str] = json.loads((ROOT / "tokenizers" / "awkward_texts.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@cache
 def document_ends() -> dict[str, str]:
     """Return what ends a document for tokenizers whose eos is the stop of a chat turn, by that eos."""
     loaded = json.loads((ROOT / "tokenizers" / "document_ends.json").read_text(encoding="utf-8"))

@@ -11,25 +11,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-from compiler.unit import Task, run_unit
+from compiler.unit import Outcome, Task, run_unit
 from schemas.errors import InputError
 
-Done = Callable[[Task], None]
+Done = Callable[[Task, Outcome], str]
+"""Takes what came of a task; returns "", or why the run must be done in another way."""
 
 
-def run(tasks: Iterable[Task], workers: int, done: Done) -> str | None:
-    """Run the tasks, calling `done` for each as it ends. Return why skeletons must not be used, or None.
+def run(tasks: Iterable[Task], workers: int, done: Done) -> str:
+    """Run the tasks, calling `done` for each as it ends. Return "", or what `done` said, which ends the run.
 
     At most two tasks per worker are in flight, so a long list of units (and the bytes that some carry) is never held
     at once. Workers are spawned, not forked: nothing that was initialised in this process is half-inherited.
     """
     # One engine thread per process: the workers are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["FASTOKENS_BPE_THREADS"] = "1"
     iterator = iter(tasks)
     if workers == 1:
         return _run_here(iterator, done)
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    flying: dict[Future[str | None], Task] = {}
+    flying: dict[Future[Outcome], Task] = {}
     try:
         for task in iterator:
             with _interrupts_ignored():
@@ -46,7 +48,7 @@ def run(tasks: Iterable[Task], workers: int, done: Done) -> str | None:
         ) from error  # fmt: skip
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return None
+    return ""
 
 
 @contextmanager
@@ -62,19 +64,17 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_here(tasks: Iterable[Task], done: Done) -> str | None:
+def _run_here(tasks: Iterable[Task], done: Done) -> str:
     for task in tasks:
-        if trouble := run_unit(task):
+        if trouble := done(task, run_unit(task)):
             return trouble
-        done(task)
-    return None
+    return ""
 
 
-def _collect(flying: dict[Future[str | None], Task], done: Done) -> str | None:
+def _collect(flying: dict[Future[Outcome], Task], done: Done) -> str:
     ready, _ = wait(flying, return_when=FIRST_COMPLETED)
     for future in ready:
         task = flying.pop(future)
-        if trouble := future.result():
+        if trouble := done(task, future.result()):
             return trouble
-        done(task)
-    return None
+    return ""

@@ -27,9 +27,7 @@ def resolve(root: Path, uri: str, pointer: str = "") -> Path:
 
     def wrong(what: str, hint: str) -> RowError:
         quoted = repr(uri if len(uri) <= _SHOWN else uri[:_SHOWN] + "...")
-        return RowError(
-            Reason.MEDIA, f"expected a file under --media-dir, found {quoted}: {what}; {hint}", pointer
-        )
+        return RowError(Reason.MEDIA, f"expected a file under --media-dir, found {quoted}: {what}; {hint}", pointer)
 
     if not uri:
         raise wrong("it is empty", "give a path relative to --media-dir")
