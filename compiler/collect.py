@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import registry
 from compiler import objects
-from compiler.bpe import FAST, REFERENCE
+from compiler.bpe import FAST, REFERENCE, version_of
 from compiler.engines import local
 from compiler.link import prints
 from compiler.mix import Examples
@@ -188,11 +190,23 @@ class Collector:
         self.engine = REFERENCE
         if not many:
             return
-        why = self.tokenizer.why_not_fast
+        why = self._why_not_fast()
         if why:
             self.watcher.say(f"{FAST} is not used: {why}")
         else:
             self.engine = FAST
+
+    def _why_not_fast(self) -> str:
+        """Return why the fast engine is not to be used, "" if it is; found out once for a tokenizer and versions."""
+        try:
+            key = objects.key_of("engine", self.tokenizer.digest, version_of(FAST), registry.awkward_texts())
+        except PackageNotFoundError:
+            return "it is not installed"
+        kept = objects.load_record(self.cache, key)
+        if kept is None:
+            kept = {"why": self.tokenizer.why_not_fast}
+            objects.store_record(self.cache, key, kept)
+        return str(kept["why"])
 
     def _done(self, task: Task, outcome: Outcome) -> str:
         """Count a task and compare the texts it hands over; return why the run must be done in another way, or ""."""

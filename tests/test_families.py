@@ -52,7 +52,7 @@ def chat(*contents: str, system: str | None = None, tools: Any = None) -> Conver
 def parts(template: Template, conversation: Conversation) -> list[Conversation]:
     """Return the conversation, or one for each reply where the template is not stable, as a compile makes them."""
     try:
-        template.program.segments(conversation)
+        template.program.joined(conversation)
     except RowError as error:
         if error.reject.reason is not Reason.TEMPLATE_UNSTABLE:
             raise
@@ -63,7 +63,7 @@ def parts(template: Template, conversation: Conversation) -> list[Conversation]:
 def compiled(tools: tuple[Tokenizer, Template], conversation: Conversation) -> tuple[str, Encoded]:
     """Return the text and the columns of a conversation."""
     tokenizer, template = tools
-    segments = weigh(conversation, template.program.segments(conversation), EVEN)
+    segments = weigh(conversation, template.program.joined(conversation), EVEN)
     return "".join(segment.text for segment in segments), encode([(conversation, segments)], tokenizer)[0]
 
 
@@ -172,7 +172,7 @@ def test_a_system_message_where_the_family_has_none_is_refused(card: str) -> Non
     conversation = chat("Hi", "Hello", "Go on", "No")
     conversation.messages.insert(2, Message(SYSTEM, "Be brief."))
     with pytest.raises(RowError, match="system message") as caught:
-        card_tools(card)[1].program.segments(conversation)
+        card_tools(card)[1].program.joined(conversation)
     assert caught.value.reject.reason is Reason.TEMPLATE_REFUSED
 
 

@@ -44,7 +44,7 @@ def lifted(row: dict[str, Any], format_name: str, columns: Any = None, tags: Any
 def compiled(conversation: Conversation, tokenizer: str, template: str, weights: str = "none") -> Encoded:
     loaded, chosen = tools(tokenizer, template)
     policy = Policy.from_card(registry.weights(weights))
-    segments = weigh(conversation, chosen.program.segments(conversation), policy)
+    segments = weigh(conversation, chosen.program.joined(conversation), policy)
     return encode([(conversation, segments)], loaded)[0]
 
 

@@ -203,7 +203,7 @@ class Case:
     def compile(self, conversation: Conversation, policy: Policy = EVEN) -> Encoded:
         """Return what the compiler makes of it: the code under test."""
         loaded, template = tools(self.tokenizer, self.template)
-        segments = weigh(conversation, template.program.segments(conversation), policy)
+        segments = weigh(conversation, template.program.joined(conversation), policy)
         return encode([(conversation, segments)], loaded)[0]
 
 
@@ -618,7 +618,7 @@ def test_law_7_text_equals_the_official_rendering_and_ids_the_official_encoding_
 ) -> None:
     conversation = data.draw(case.conversations(spelled=False))
     reference = Reference(case, conversation)
-    segments = case.program.segments(conversation)
+    segments = case.program.joined(conversation)
     assert "".join(segment.text for segment in segments) == reference.text
     ids = case.compile(conversation).ids.tolist()
     official = case.official.encode(reference.text, add_special_tokens=False).ids
@@ -704,7 +704,7 @@ def _fitting_candidates(case: Case, conversation: Conversation, policy: str) -> 
 def test_law_10_the_skeleton_and_the_rendering_agree_on_segments_and_ids(any_case: Case, data: st.DataObject) -> None:
     case = any_case
     conversation = data.draw(case.conversations())
-    joined, rendered = case.program.segments(conversation), case.program.rendering.segments(conversation)
+    joined, rendered = case.program.joined(conversation), case.program.rendering.segments(conversation)
     assert joined == rendered
     loaded, _ = tools(case.tokenizer, case.template)
     encoded = [
@@ -847,7 +847,7 @@ def test_every_token_weight_and_speaker_equals_the_slow_derivation(any_case: Cas
 def test_a_batch_holds_what_each_row_is_alone(case: Case, data: st.DataObject) -> None:
     rows = data.draw(st.lists(case.conversations(), min_size=2, max_size=3))
     loaded, template = tools(case.tokenizer, case.template)
-    batch = [(row, weigh(row, template.program.segments(row), EVEN)) for row in rows]
+    batch = [(row, weigh(row, template.program.joined(row), EVEN)) for row in rows]
     assert [columns_of(encoded) for encoded in encode(batch, loaded)] == [columns_of(case.compile(row)) for row in rows]
 
 
@@ -1152,7 +1152,7 @@ def outcome(derive: Callable[[Conversation], list[Segment]], conversation: Conve
 def test_with_special_text_allowed_ids_are_the_official_ones_control_tokens_and_all(conversation: Conversation) -> None:
     loaded, _ = tools("demo")
     template = load_template("auto", loaded, special_text="allow")
-    segments = template.program.segments(conversation)
+    segments = template.program.joined(conversation)
     assert segments == template.program.rendering.segments(conversation)
     reference = Reference(DEMO, conversation)
     assert "".join(segment.text for segment in segments) == reference.text
@@ -1195,7 +1195,7 @@ def test_text_equals_what_transformers_renders(case: Case, data: st.DataObject) 
             {"role": str(message.role), "content": message.content} | ({"tool_calls": calls} if calls else {})
         )
     text = official.apply_chat_template(messages, tools=conversation.tools, chat_template=case.source, tokenize=False)
-    assert "".join(segment.text for segment in case.program.segments(conversation)) == text
+    assert "".join(segment.text for segment in case.program.joined(conversation)) == text
     assert reference.text == text
 
 

@@ -557,7 +557,7 @@ def with_images(folder: Path, template: str) -> tuple[Conversation, Encoded]:
         Message(Role.USER, "and", media=[shown(3, "b.png")]), Message(Role.ASSISTANT, "yes, a clock"),
     ]  # fmt: skip
     conversation = Conversation(messages)
-    segments = weigh(conversation, chosen.program.segments(conversation), Policy("none", {}, ()))
+    segments = weigh(conversation, chosen.program.joined(conversation), Policy("none", {}, ()))
     return conversation, encode([(conversation, segments)], tokenizer)[0]
 
 

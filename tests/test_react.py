@@ -561,7 +561,7 @@ def test_a_reply_that_is_context_does_not_become_trained() -> None:
 def weighed(conversation: Conversation) -> list[tuple[str, float]]:
     """Return what the model says and reads in its replies, as the policy `react` weighs it."""
     _, template = tools("demo")
-    segments = weigh(conversation, template.program.segments(conversation), REACT)
+    segments = weigh(conversation, template.program.joined(conversation), REACT)
     return [(segment.text, segment.weight) for segment in segments if segment.generated]
 
 

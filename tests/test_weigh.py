@@ -15,7 +15,7 @@ def stretches(policy: str, reply: str, user: str = "q", weight: float | None = N
     conversation = Conversation([Message(Role.USER, user), Message(Role.ASSISTANT, reply, weight=weight)])
     _, template = tools("demo")
     found: list[tuple[str, float]] = []
-    weighed = weigh(conversation, template.program.segments(conversation), Policy.from_card(registry.weights(policy)))
+    weighed = weigh(conversation, template.program.joined(conversation), Policy.from_card(registry.weights(policy)))
     for segment in weighed:
         if not segment.generated:
             assert segment.weight == 0

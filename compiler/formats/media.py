@@ -24,12 +24,13 @@ def place_media(conversation: Conversation, row: dict[str, Any], columns: dict[s
 
     Media without any mark are kept as `loose`; other counts must match. Without the column a mark is text.
     """
+    named = [(columns.get(column), kind) for column, kind in _COLUMNS.items()]
+    listed = [(name, kind) for name, kind in named if name is not None and row.get(name) is not None]
+    if not listed:
+        return conversation
     takers = [m for m in conversation.messages if m.role in (Role.USER, Role.TOOL) and not m.media]
     waiting: dict[str, Iterator[Media]] = {}
-    for column, kind in _COLUMNS.items():
-        name = columns.get(column)
-        if name is None or row.get(name) is None:
-            continue
+    for name, kind in listed:
         media = _listed(row[name], kind, f"/{name}")
         marks = sum(message.content.count(f"<{kind}>") for message in takers)
         if media and not marks:

@@ -165,7 +165,7 @@ def _check(
 ) -> int:
     """Check every law but injection on one probe; return the merges that cross a generation boundary."""
     conversation, rendering = probe.conversation, template.program.rendering
-    filled = template.program.segments(conversation)
+    filled = template.program.joined(conversation)
     must("agree", probe.name, _texts(filled), _texts(rendered), checks)
     official_text = rendering.published(conversation, len(conversation.messages))
     must("text", probe.name, [segment.text for segment in merge(rendered)], [official_text.replace(CUT, "")], checks)

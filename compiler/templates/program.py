@@ -4,13 +4,15 @@
 2. By skeleton: render the *shape* of a conversation (roles, calls, number of tools) once with slots for its texts,
    cut that the same way, and fill the slots of every later row by a join, about 10 us. A template may treat some
    texts differently from others; a skeleton is probed for that when it is made, never used for texts the template
-   looks into, and compared with the rendering on the first rows of a shape and on a sample of the rest.
+   looks into, and compared with the rendering on the first rows of a shape and on a sample of the rest. Making one
+   takes about sixteen renderings, so the first rows of a shape are rendered before there is one.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Segment
@@ -20,7 +22,7 @@ from compiler.templates.rendering import Rendering, as_dict, merge
 from schemas.errors import RowError
 
 PROVE_FIRST, PROVE_EVERY = 2, 64
-"""How often a join is compared with the rendering: the first rows of a shape in a unit, then every n-th."""
+"""How often a join is compared with the rendering: on the first rows of a shape in a unit, then on every n-th."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 _PROBES = (
@@ -58,9 +60,18 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Skeleton:
-    pieces: list[_Piece]
+    groups: list[list[_Piece]]
+    """Pieces that make one segment together: neighbours of one kind."""
     avoid: re.Pattern[str] | None = None
     """Texts that the template may treat in a way of its own: rows with one are rendered."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The rows of one shape in a unit: how many, and the first ones with their renderings."""
+
+    count: int = 0
+    first: list[tuple[Conversation, list[Segment]]] = field(default_factory=list)
 
 
 @dataclass
@@ -70,11 +81,11 @@ class Program:
     rendering: Rendering
     skeletons: bool = True
     _shapes: dict[Shape, _Skeleton | None] = field(default_factory=dict)
-    _uses: dict[Shape, int] = field(default_factory=dict)
+    _seen: dict[Shape, _Seen] = field(default_factory=dict)
 
     def start_unit(self) -> None:
         """Begin the proofs anew, so that what is compared does not depend on which worker had which unit before."""
-        self._uses.clear()
+        self._seen.clear()
 
     def by_rendering(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments by the derivation that needs no proof."""
@@ -82,24 +93,42 @@ class Program:
 
     def segments(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments, by skeleton where that is proven to be the same."""
-        skeleton = self._skeleton_for(conversation) if self.skeletons else None
+        if not self.skeletons or _has_no_shape(conversation):
+            return self.by_rendering(conversation)
+        shape = _shape(conversation)
+        seen = self._seen.setdefault(shape, _Seen())
+        seen.count += 1
+        if seen.count <= PROVE_FIRST:
+            segments = self.by_rendering(conversation)
+            seen.first.append((conversation, [replace(segment) for segment in segments]))
+            return segments
+        skeleton = self._skeleton_for(conversation, shape)
         if skeleton is None:
             return self.by_rendering(conversation)
+        for row, rendered in seen.first:
+            if self._fits(skeleton, row) and self._fill(skeleton, row) != rendered:
+                raise SkeletonMismatch
+        seen.first.clear()
+        if not self._fits(skeleton, conversation):
+            return self.by_rendering(conversation)
         segments = self._fill(skeleton, conversation)
-        shape = _shape(conversation)
-        uses = self._uses[shape] = self._uses.get(shape, 0) + 1
-        if (uses <= PROVE_FIRST or uses % PROVE_EVERY == 0) and segments != self.by_rendering(conversation):
+        if seen.count % PROVE_EVERY == 0 and segments != self.by_rendering(conversation):
             raise SkeletonMismatch
         return segments
 
-    def _skeleton_for(self, conversation: Conversation) -> _Skeleton | None:
-        if any(m.media or m.reasoning is not None for m in conversation.messages):
-            return None  # where they stand is not part of a shape
-        shape = _shape(conversation)
+    def joined(self, conversation: Conversation) -> list[Segment]:
+        """Return the conversation's segments by its skeleton, unproven; by rendering where there can be none."""
+        if not self.skeletons or _has_no_shape(conversation):
+            return self.by_rendering(conversation)
+        skeleton = self._skeleton_for(conversation, _shape(conversation))
+        if skeleton is None or not self._fits(skeleton, conversation):
+            return self.by_rendering(conversation)
+        return self._fill(skeleton, conversation)
+
+    def _skeleton_for(self, conversation: Conversation, shape: Shape) -> _Skeleton | None:
         if shape not in self._shapes:
             self._shapes[shape] = self._make_skeleton(conversation)
-        skeleton = self._shapes[shape]
-        return skeleton if skeleton is not None and self._fits(skeleton, conversation) else None
+        return self._shapes[shape]
 
     def _fits(self, skeleton: _Skeleton, conversation: Conversation) -> bool:
         for message in conversation.messages:
@@ -148,7 +177,7 @@ class Program:
         filled = {piece.fill for piece in pieces}
         if any(what not in filled for what in slots if what[0] in _REQUIRED):
             return None
-        return self._probed(_Skeleton(pieces), conversation)
+        return self._probed(_Skeleton(_groups(pieces)), conversation)
 
     def _probed(self, skeleton: _Skeleton, conversation: Conversation) -> _Skeleton | None:
         avoid = list(map(re.escape, self.rendering.sensitive_texts))
@@ -168,20 +197,51 @@ class Program:
             return False
 
     def _fill(self, skeleton: _Skeleton, conversation: Conversation) -> list[Segment]:
+        if self.rendering.special_text == "allow":
+            return self._fill_with_controls(skeleton, conversation)
         segments = []
-        for piece in skeleton.pieces:
+        for group in skeleton.groups:
+            first = group[0]
+            texts = [piece.text if piece.fill is None else _value(conversation, piece.fill) for piece in group]
+            segments.append(
+                Segment("".join(texts), first.control, first.message, first.generated, first.boundary, first.fresh)
+            )
+        return segments
+
+    def _fill_with_controls(self, skeleton: _Skeleton, conversation: Conversation) -> list[Segment]:
+        """Fill a skeleton where what the row spells becomes control tokens."""
+        segments = []
+        for piece in chain.from_iterable(skeleton.groups):
             text = piece.text if piece.fill is None else _value(conversation, piece.fill)
-            if self.rendering.special_text == "allow" and piece.fill is not None:
-                parts = self.rendering.split_controls(text)
-                for n, part in enumerate(parts):
-                    part.message, part.generated = piece.message, piece.generated
-                    part.boundary, part.fresh = piece.boundary and n == 0, piece.fresh and n == 0
-                segments += parts
-            else:
-                segments.append(
-                    Segment(text, piece.control, piece.message, piece.generated, piece.boundary, piece.fresh)
-                )
+            parts = self.rendering.split_controls(text) if piece.fill else [Segment(text, piece.control)]
+            for n, part in enumerate(parts):
+                part.message, part.generated = piece.message, piece.generated
+                part.boundary, part.fresh = piece.boundary and n == 0, piece.fresh and n == 0
+            segments += parts
         return merge(segments)
+
+
+def _has_no_shape(conversation: Conversation) -> bool:
+    """Return whether a message holds what a shape does not say the place of: media, reasoning."""
+    return any(message.media or message.reasoning is not None for message in conversation.messages)
+
+
+def _groups(pieces: list[_Piece]) -> list[list[_Piece]]:
+    """Return the pieces that `merge` would join, together: neighbouring texts of one message, generated or not."""
+    groups: list[list[_Piece]] = []
+    for piece in pieces:
+        last = groups[-1][-1] if groups else None
+        if (
+            last is not None
+            and last.control < 0
+            and piece.control < 0
+            and (last.message, last.generated) == (piece.message, piece.generated)
+            and not piece.boundary
+        ):
+            groups[-1].append(piece)
+        else:
+            groups.append([piece])
+    return groups
 
 
 def _pieces(segment: Segment, slots: list[tuple[str, int, int]]) -> list[_Piece]:
