@@ -112,7 +112,7 @@ def _cache() -> Path:
 )
 @click.option(
     "--self-cognition",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**7),
     default=0,
     show_default=True,
     metavar="N",
@@ -164,7 +164,7 @@ def _cache() -> Path:
 )
 @click.option(
     "--max-length",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 2**31 - 1),
     metavar="N",
     help="Longest example in tokens.  [default: no limit]",
 )
@@ -184,13 +184,13 @@ def _cache() -> Path:
 )
 @click.option(
     "--total",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**12),
     metavar="N",
     help="Size of the shared part of the mix, in --mix-unit.  [default: the most without repeats]",
 )
 @click.option(
     "--max-repeats",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**12),
     metavar="R",
     help="How often a row may be used again: 0 = never, 1 = twice in all.  [default: 0, or as --total needs]",
 )
@@ -332,10 +332,11 @@ def _config(given: dict[str, Any]) -> Any:
         get(given["format_name"], "--format")
     if given["weights"] != "auto":
         weights(given["weights"])
-    repairs = tuple(filter(None, (name.strip() for name in given["repair"].split(","))))
-    for name in repairs:
+    asked = tuple(filter(None, (name.strip() for name in given["repair"].split(","))))
+    for name in asked:
         if name not in REPAIRS and name not in ROW_REPAIRS:
             raise UsageError(f"--repair {name}", "unknown repair", nearest(name, [*REPAIRS, *ROW_REPAIRS]))
+    repairs = tuple(name for name in (*ROW_REPAIRS, *REPAIRS) if name in asked)
     if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
         raise UsageError(
             f"--max-rejects {given['max_rejects']}",
@@ -425,8 +426,9 @@ def _config(given: dict[str, Any]) -> Any:
 def inspect(out: Path, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
     """Show rows of OUT token by token: what is context, what is trained and how much, what controls.
 
-    Without an option: the first row of each dataset. Roles are system, user, assistant, tool (a tool's result) and
-    template; policy keys are those of the weights policy, such as Observation: of react.
+    Without an option: the first row of each dataset; with --limit alone the first rows. Roles are system, user,
+    assistant, tool (a tool's result) and template; policy keys are those of the weights policy, such as
+    Observation: of react.
 
     \b
     Examples:

@@ -88,6 +88,7 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         for note in dataset.notes:
             watcher.say(f"{dataset.name}: {note}")
     kind = _one_kind(datasets)
+    _check_effects(config, datasets, kind)
     tokenizer = Tokenizer.load(config.tokenizer)
     documents = kind == Kind.PRETRAIN
     template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
@@ -164,6 +165,7 @@ def _layout(dataset: Dataset) -> Layout:
         kind=dataset.kind,
         clean=dataset.clean,
         react=dataset.react,
+        kind_by_rows=dataset.kind_by_rows,
         media=str(dataset.media.resolve()),
     )
 
@@ -177,6 +179,16 @@ def _one_kind(datasets: list[tuple[Dataset, Request, Layout]]) -> str:
         found = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in sorted(kinds.items()))
         raise UsageError("compile", f"a set holds rows of one kind, found {found}", "Compile each kind by itself.")
     return next(iter(kinds))
+
+
+def _check_effects(config: Config, datasets: list[tuple[Dataset, Request, Layout]], kind: str) -> None:
+    """Raise for options that would do nothing with these datasets."""
+    if config.strict and not any(layout.react for _, _, layout in datasets):
+        raise UsageError("--strict", "it is about ReAct replies, and no dataset has those", "Leave it out.")
+    given = {"--tools": config.dialect != "template", "--system": config.merge_system}
+    used = [option for option, asked in (given | {"--weights": config.weights != "auto"}).items() if asked]
+    if kind == Kind.PRETRAIN and used:
+        raise UsageError(used[0], "it is about conversations, and these are documents", "Leave it out.")
 
 
 def _media_entry(template: Template) -> dict[str, Any] | None:
@@ -221,6 +233,7 @@ def _check_rejects(config: Config, compiled: list[Compiled]) -> None:
     nothing_left = not any(table.table.num_rows for one in compiled for table in one.loaded)
     for one in compiled:
         read, reasons = one.num_examples(), one.rejected()
+        what = "examples" if one.counts()["expanded"] else "rows"
         number = float(config.max_rejects.rstrip("%"))
         allowed = int(number * read / 100) if config.max_rejects.endswith("%") else int(number)
         rejected = sum(reasons.values())
@@ -234,7 +247,7 @@ def _check_rejects(config: Config, compiled: list[Compiled]) -> None:
         raise TooManyRejects(
             f"{first['file']}:{first['row']}#{first['pointer']}",
             f"{first['reason']}: {first['message']}",
-            f"{rejected:,} of {read:,} rows of {one.dataset.name!r} were rejected ({counted}). {limit}.\n"
+            f"{rejected:,} of {read:,} {what} of {one.dataset.name!r} were rejected ({counted}). {limit}.\n"
             f"  Nothing was published. All rejects are in {_keep_rejects(config, compiled)}; what was compiled is kept "
             "for the next run.",
         )

@@ -12,8 +12,9 @@ from typing import Any
 
 from compiler import formats
 from compiler.clean import clean
-from compiler.conversation import Conversation, Kind, Media
+from compiler.conversation import Conversation, Kind, Media, Role
 from compiler.formats.common import check_turns
+from compiler.formats.kinds import kind_of_row
 from compiler.media.paths import resolve
 from compiler.media.probe import probe_frames, probe_image, probe_video
 from compiler.media.rules import Vision
@@ -43,6 +44,8 @@ class Layout:
     kind: str = Kind.SFT
     persona: tuple[tuple[str, str], ...] = ()
     """(placeholder with its language, value) pairs of the self-cognition pool; see compiler/persona.py."""
+    kind_by_rows: bool = False
+    """Whether the rows themselves said of which kind they are, so that one of another kind is a reject."""
     react: bool = False
     """Whether replies are ReAct text, which is checked."""
     clean: dict[str, list[str]] = field(default_factory=dict)
@@ -83,7 +86,7 @@ class Preparer:
     def conversations(self, value: Any) -> list[Conversation | Reject]:
         """Return what a row makes: conversations, and rejects in place of those that cannot be. A RowError: of all."""
         value, repaired = mend(value, self.repairs, self.layout.columns, self.layout.tags)
-        reject = self.validator.check(value)
+        reject = self.validator.check(value) or self._other_kind(value)
         if reject is not None:
             return [reject]
         if self.layout.persona:
@@ -92,6 +95,17 @@ class Preparer:
         lifted = self.format.lift(value, self.layout.columns, self.layout.tags)
         many = [lifted] if isinstance(lifted, Conversation) else lifted
         return [self._prepared_or_not(one, repaired) for one in many]
+
+    def _other_kind(self, value: dict[str, Any]) -> Reject | None:
+        """Return the reject of a pair or a labelled row among plain ones: a reply to be unlearned is never trained."""
+        if not self.layout.kind_by_rows or self.layout.kind != Kind.SFT:
+            return None
+        kind = kind_of_row(value)
+        if kind not in (Kind.KTO, Kind.PREFERENCE) or kind not in self.format.kinds:
+            return None
+        return Reject(
+            Reason.SCHEMA, f"expected a plain row as the first ones are, found a {kind} row; compile it apart"
+        )
 
     def _prepared_or_not(self, one: Conversation | RowError, repaired: list[str]) -> Conversation | Reject:
         try:
@@ -144,6 +158,10 @@ class Preparer:
                 "--repair media-first puts them before the first user text",
                 first.pointer,
             )
+        if self.vision is not None and not conversation.media():
+            texts = (m.content for m in conversation.messages if m.role in (Role.USER, Role.TOOL))
+            if any("<image>" in text or "<video>" in text for text in texts):
+                self.notes["warning:mark_without_media"] += 1
         for media in conversation.media():
             if self.vision is None:
                 raise RowError(Reason.MEDIA, self.no_vision, media.pointer)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from schemas.errors import UsageError, nearest
 
+MOST = 10**12
+"""The largest number that can be asked for: more rows or tokens than any set has."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -36,8 +39,11 @@ def parse_mix(text: str) -> list[Request]:
                 f"expected a number after {name!r}, found {number!r}",
                 "--mix agent:1,bench:2",
             ) from None
-        if not name or (share is not None and not 0 < share < float("inf")) or (count is not None and count < 1):
-            raise UsageError(f"--mix {text}", f"expected NAME:SHARE or NAME#ROWS with a number above 0, found {part!r}")
+        bad_share = share is not None and not 0 < share < float("inf")
+        if not name or bad_share or (count is not None and not 0 < count <= MOST):
+            most = f" and at most {MOST:,} rows" if (count or 0) > MOST else ""
+            expected = f"expected NAME:SHARE or NAME#ROWS with a number above 0{most}"
+            raise UsageError(f"--mix {text}", f"{expected}, found {part!r}")
         requests.append(Request(name, share, count))
     if not requests:
         raise UsageError("--mix", "names no dataset", "--mix agent:1,bench:2")

@@ -45,6 +45,8 @@ class Dataset:
     """The folder that references to images and videos are relative to."""
     kind: str = Kind.SFT
     clean: dict[str, list[str]] = field(default_factory=dict)
+    kind_by_rows: bool = False
+    """Whether its first rows said of which kind it is."""
     react: bool = False
     """Whether replies are ReAct text, which is checked: the format's, unless the card says that they are plain."""
     sample: bool = False
@@ -120,7 +122,7 @@ class Catalogue:
         media = self.media or files[0].path.parent
         return Dataset(
             name, chosen, columns, dict(format_.tags), files, format_.weights, media, kind, notes=notes,
-            react=format_.react,
+            kind_by_rows=True, react=format_.react,
         )  # fmt: skip
 
     def _from_card(self, card: dict[str, Any]) -> Dataset:
@@ -230,8 +232,9 @@ def _first_rows(file: File) -> list[Any]:
 
 def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str, str]:
     """Return (format, kind, what to say about it) from the first rows of a file."""
-    if any(isinstance(row, dict) and row.get("audios") for row in rows):
-        raise UsageError(file.label, "this version does not compile audios (its rows have the key 'audios')")
+    heard = {key for row in rows if isinstance(row, dict) for key in ("audios", "audio") if row.get(key)}
+    if heard:
+        raise UsageError(file.label, f"this version does not compile audios (its rows have the key {min(heard)!r})")
     name, fits = recognise(rows, kind, repairs)
     if name is None and kind == Kind.SFT and (found := recognise(rows, Kind.PRETRAIN, repairs))[0] is not None:
         kind, (name, fits) = Kind.PRETRAIN, found  # a text with other keys beside it (url, timestamp), and no chat

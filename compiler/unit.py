@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 import registry
@@ -278,6 +279,8 @@ class _UnitCompiler:
         conversation, found, note = self._fitted(one.conversation, sides)
         if not all((side.weights > 0).any() for sides in found for side in sides):
             raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
+        if any(other and np.array_equal(first.ids, other[0].ids) for first, *other in found):
+            raise RowError(Reason.NOTHING_TRAINED, "both replies are the same, so there is nothing to prefer")
         self.counts["expanded"] += len(found) - 1
         self.notes.update([note] if note else [])
         self.notes.update(f"repair:{name}" for name in conversation.repairs)
@@ -298,7 +301,7 @@ class _UnitCompiler:
         note = ""
         if limit is not None and fit.longest(sides) > limit:
             conversation, sides = fit.fit(conversation, sides, limit, policy, self._again)
-            note = "shortened"
+            note = "cut" if policy == "cut" else "shortened"
         if document:
             sides = fit.pieces(sides[0], len(sides[0].ids))
         return conversation, [sides], note

@@ -661,7 +661,7 @@ def test_overlength_cut_is_a_plain_cut(ids: Callable[..., list[int] | None], tmp
     assert first
     for length in (len(whole) - 1, len(first) + 2, len(first)):
         assert ids(TALK, "--max-length", length, "--overlength", "cut") == whole[:length]
-        assert manifest(tmp_path / "talk")["datasets"][0]["notes"] == {"shortened": 1}
+        assert manifest(tmp_path / "talk")["datasets"][0]["notes"] == {"cut": 1}
 
 
 def test_a_cut_that_leaves_nothing_to_train_is_a_reject(run: Run, tmp_path: Path) -> None:
@@ -676,6 +676,8 @@ def test_the_summary_says_how_many_rows_were_shortened(run: Run, tmp_path: Path)
     file = write(tmp_path / "x.jsonl", chat(*TALK), chat(*TALK[:2]))
     result = run("compile", file, "--max-length", 30, "-o", tmp_path / "out")
     assert "x: turns were dropped to fit --max-length in 1 row" in result.stdout
+    result = run("compile", file, "--max-length", 30, "--overlength", "cut", "-o", tmp_path / "out")
+    assert "x: tokens after --max-length were cut off in 1 row" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -309,6 +309,11 @@ def test_a_sample_is_drawn_by_its_seed(run: Run, made: Callable[..., Path]) -> N
     assert len(among) == 9 and set(among) < {19, *range(190, 200)}
 
 
+def test_a_limit_alone_shows_the_first_rows(run: Run, made: Callable[..., Path]) -> None:
+    shown = rows_of(run("inspect", made(*numbered(20)), "--limit", 3, "--json"))
+    assert [row["row"] for row in shown] == [0, 1, 2]
+
+
 def test_a_row_of_the_other_split_is_found_there(run: Run, made: Callable[..., Path]) -> None:
     out = made(*numbered(20), options=("--val-size", "4"))
     validation = rows_of(run("inspect", out, "--split", "val", "--sample", 10, "--json"))

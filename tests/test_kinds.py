@@ -357,7 +357,7 @@ def test_a_row_that_is_rejected_does_not_count_as_shortened(run: Run, tmp_path: 
     options = ["--max-length", 30, "--overlength", "cut", "--max-rejects", "1"]
     run("compile", file, *options, "-o", tmp_path / "out")
     assert [row["row"] for row in rows(tmp_path / "out")] == [1]
-    assert manifest(tmp_path / "out")["datasets"][0]["notes"] == {"shortened": 1}
+    assert manifest(tmp_path / "out")["datasets"][0]["notes"] == {"cut": 1}
 
 
 def test_last_round_of_a_row_is_not_the_last_round_that_fits(run: Run, tmp_path: Path) -> None:
@@ -454,8 +454,10 @@ def test_any_pair_is_two_conversations_with_one_context_of_which_the_replies_are
     tmp_path: Path, drawn: list[Pair]
 ) -> None:
     found, rejected = compile_pairs(tmp_path, drawn)
-    assert not rejected
-    for row, (conversation, other) in zip(found, drawn, strict=True):
+    same = [number for number, pair in enumerate(drawn) if len(set(map(str, sides_of(pair)))) == 1]
+    assert rejected == dict.fromkeys(same, "nothing_trained")
+    different = [pair for number, pair in enumerate(drawn) if number not in same]
+    for row, (conversation, other) in zip(found, different, strict=True):
         assert side(row) == expected_side(conversation, conversation.messages[-1])
         assert side(row, "rejected_") == expected_side(conversation, other)
         first, second = (next(i for i, x in enumerate(row[f"{w}labels"]) if x != IGNORED) for w in ("", "rejected_"))
@@ -474,7 +476,9 @@ def test_any_pair_under_last_turns_is_the_longest_ending_of_which_both_sides_fit
     for number, pair in enumerate(drawn):
         longest = next((sides for sides in map(sides_of, endings(*pair)) if max(map(length, sides)) <= limit), None)
         assert (longest is None) == (rejected.get(number) == "too_long")
-        if longest is not None:
+        same = longest is not None and longest[0] == longest[1]
+        assert same == (rejected.get(number) == "nothing_trained")
+        if longest is not None and not same:
             row = next(kept)
             assert [side(row), side(row, "rejected_")] == longest
     assert next(kept, None) is None
@@ -728,6 +732,41 @@ def test_the_kind_of_a_file_is_recognised_with_its_format(
 def test_a_label_that_is_no_judgement_does_not_make_a_kto_row(run: Run, tmp_path: Path) -> None:
     run("compile", write(tmp_path / "rows.jsonl", qa("q", label=1), qa("q", label="spam")), "-o", tmp_path / "out")
     assert manifest(tmp_path / "out")["kind"] == "sft"
+
+
+@pytest.mark.parametrize("other", [TAGGED["openai"] | {"label": False}, PAIRS["openai"]], ids=["kto", "preference"])
+def test_a_reply_to_be_unlearned_far_into_a_plain_file_is_never_trained(run: Run, tmp_path: Path, other: Row) -> None:
+    plain = {"messages": TAGGED["openai"]["messages"]}
+    file = write(tmp_path / "rows.jsonl", *[plain] * 40, other)
+    run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
+    assert sorted(row["row"] for row in rows(tmp_path / "out")) == list(range(40))
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
+    assert (reject["row"], reject["reason"]) == (40, "schema")
+    assert reject["message"].startswith("expected a plain row as the first ones are, found a ")
+
+
+def test_two_replies_that_are_the_same_are_no_preference(run: Run, tmp_path: Path) -> None:
+    same, differ = ({"instruction": "q", "chosen": "yes", "rejected": other} for other in ("yes", "no"))
+    file = write(tmp_path / "pairs.jsonl", differ, same)
+    run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
+    assert (reject["row"], reject["reason"]) == (1, "nothing_trained")
+    assert reject["message"] == "both replies are the same, so there is nothing to prefer"
+
+
+def test_replies_that_are_the_same_once_cut_are_no_preference(run: Run, tmp_path: Path) -> None:
+    pair = {"instruction": "q", "chosen": "a long reply that ends well", "rejected": "a long reply that ends badly"}
+    file = write(tmp_path / "pairs.jsonl", pair, {"instruction": "q", "chosen": "yes", "rejected": "no"})
+    limit = len(encoded("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na long reply that"))
+    options = ["--max-length", limit, "--overlength", "cut", "--max-rejects", "1"]
+    run("compile", file, *options, "-o", tmp_path / "out")
+    assert [row["row"] for row in rows(tmp_path / "out")] == [1]
+
+
+@pytest.mark.parametrize("options", [["--tools", "react"], ["--system", "merge"], ["--weights", "react"]])
+def test_documents_take_no_options_for_conversations(run: Run, tmp_path: Path, options: list[str]) -> None:
+    done = run("compile", write(tmp_path / "rows.jsonl", {"text": "a"}), *options, "-o", tmp_path / "out", code=2)
+    assert f"{options[0]}: it is about conversations, and these are documents" in done.stderr
 
 
 @pytest.mark.parametrize("source", [qa("q", "r", kto_tag=False), PAIRS["alpaca"]], ids=["kto", "preference"])

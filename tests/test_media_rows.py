@@ -265,6 +265,20 @@ def test_a_mark_without_its_column_is_text(compiled: Callable[..., list[Row]]) -
     assert columns(with_images) == sequence(("user", [image("c.png"), " and <video>"]), ("assistant", [said]))
 
 
+def test_marks_of_a_row_without_images_are_counted_where_the_model_takes_images(
+    compiled: Callable[..., list[Row]], tmp_path: Path
+) -> None:
+    listed = chat(("u", "<image>"), ("a", "ok")) | {"images": ["c.png"]}
+    compiled(chat(("u", "<image>"), ("a", "ok")), chat(("u", "q"), ("a", "<image>")), listed)
+    assert manifest(tmp_path / "out")["datasets"][0]["notes"] == {"warning:mark_without_media": 1}
+
+
+def test_a_column_called_image_is_the_images(compiled: Callable[..., list[Row]]) -> None:
+    """LLaVA's name of it."""
+    (row,) = compiled(chat(("u", "<image>\nwhat?"), ("a", "A clock.")) | {"id": "1", "image": "a.png"})
+    assert columns(row) == sequence(("user", [image("a.png"), "\nwhat?"]), ("assistant", ["A clock."]))
+
+
 def test_one_reference_need_not_be_a_list(compiled: Callable[..., list[Row]]) -> None:
     (row,) = compiled({"instruction": "<image>what?", "output": "A clock.", "images": "a.png"})
     assert columns(row) == sequence(("user", [image("a.png"), "what?"]), ("assistant", ["A clock."]))

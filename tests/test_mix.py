@@ -470,6 +470,11 @@ def test_a_mix_names_shares_counts_and_everything() -> None:
         ("agent:nan", "--mix agent:nan: expected NAME:SHARE or NAME#ROWS with a number above 0, found 'agent:nan'"),
         ("agent:inf", "--mix agent:inf: expected NAME:SHARE or NAME#ROWS with a number above 0, found 'agent:inf'"),
         ("agent#0", "--mix agent#0: expected NAME:SHARE or NAME#ROWS with a number above 0, found 'agent#0'"),
+        (
+            "agent#9999999999999",
+            "--mix agent#9999999999999: expected NAME:SHARE or NAME#ROWS with a number above 0 and at most "
+            "1,000,000,000,000 rows, found 'agent#9999999999999'",
+        ),
         (":1", "--mix :1: expected NAME:SHARE or NAME#ROWS with a number above 0, found ':1'"),
         (" , ,", "--mix: names no dataset\n  --mix agent:1,bench:2"),
     ],

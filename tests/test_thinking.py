@@ -273,6 +273,18 @@ def test_reasoning_apart_and_in_the_text_are_the_same(compiled: Callable[..., li
     assert [columns(row) for row in found[:2]] == [columns(row) for row in found[2:]]
 
 
+def test_reasoning_that_the_template_leaves_out_is_a_reject_though_the_row_says_it_elsewhere(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    file = write(
+        tmp_path / "rows.jsonl", talk(user("a"), reply("b")), talk(user("is 7 odd?"), reply("yes", "is 7 odd?"))
+    )
+    run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
+    assert (reject["row"], reject["reason"]) == (1, "template_refused")
+    assert reject["message"] == "the chat template leaves out the reasoning of message 2"
+
+
 def test_tags_are_control_tokens_where_the_template_writes_them_and_text_where_others_do(
     compiled: Callable[..., list[Row]], model: Model, tmp_path: Path
 ) -> None:

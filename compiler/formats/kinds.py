@@ -9,8 +9,13 @@ from compiler.conversation import Kind
 Names = dict[str, str | None]
 KIND_COLUMNS = {"chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"}
 """The columns that make a row a pair or a KTO row, and what they are called where nobody says otherwise."""
-_OTHER_NAMES = {"rejected": ("rejected_response",), "kto_tag": ("label",)}
-"""What ms-swift calls the columns that LLaMA-Factory calls rejected and kto_tag."""
+_OTHER_NAMES = {
+    "rejected": ("rejected_response",),
+    "kto_tag": ("label",),
+    "images": ("image",),
+    "videos": ("video",),
+}
+"""What ms-swift and LLaVA call the columns that LLaMA-Factory calls so."""
 
 
 class HasColumns(Protocol):
@@ -30,11 +35,12 @@ def kind_of_rows(rows: list[Any]) -> str:
 
     The others are rejected then, and that is said; a reply to be unlearned is never trained as a plain one.
     """
-    found = {_kind_of_row(row) for row in rows if isinstance(row, dict)}
+    found = {kind_of_row(row) for row in rows if isinstance(row, dict)}
     return next((kind for kind in (Kind.KTO, Kind.PREFERENCE, Kind.SFT) if kind in found), min(found, default=Kind.SFT))
 
 
-def _kind_of_row(row: dict[str, Any]) -> Kind:
+def kind_of_row(row: dict[str, Any]) -> Kind:
+    """Return what a row says it is for."""
     if isinstance(row.get("kto_tag"), bool) or isinstance(row.get("label"), bool):
         return Kind.KTO
     if row.get("rejected") is not None or row.get("rejected_response") is not None:

@@ -48,7 +48,7 @@ def choose(split: Split, query: Query, vocabulary: Vocabulary) -> tuple[list[int
         raise UsageError(f"--split {split.name}", "the set has no rows there", f"known: {', '.join(others)}")
     if query.row is not None:
         return by_row(split, query.row, query.limit or LIMIT)
-    if not query.asks:
+    if not query.asks and query.limit is None:
         return first_of_each(split), ""
     found = matching(split, query.dataset, query.find, vocabulary)
     where = f"{query.dataset} in {split.name}" if query.dataset else split.name

@@ -101,7 +101,7 @@ class Rendering:
         if guard.changed(text):
             raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes a text that spells a control token")
         self._must_not_be_looked_for(guard.hidden, guard.restore(text), conversation)
-        self._must_differ_without(plain, tools, text)
+        self._must_differ_without(plain, tools, text, conversation)
         owners = self._owners(plain, tools, text, conversation)
         placed = _place(segments, owners)
         for segment in placed:
@@ -175,16 +175,22 @@ class Rendering:
         """The texts with a control token in them that the templates may look for."""
         return [text for text in self.sensitive_texts if self.control_pattern.search(text)]
 
-    def _must_differ_without(self, plain: list[dict[str, Any]], tools: Any, text: str) -> None:
-        """Raise if the template leaves out tools or calls: training on the rest would be training on another row."""
+    def _must_differ_without(
+        self, plain: list[dict[str, Any]], tools: Any, text: str, conversation: Conversation
+    ) -> None:
+        """Raise if the template leaves out tools, calls or reasoning: the rest would be another row."""
         if tools and self._rendered_or_none(plain, None) == text:
             raise RowError(Reason.TEMPLATE_REFUSED, "the chat template leaves out the tools")
-        for i, message in enumerate(plain):
-            if "tool_calls" not in message:
-                continue
-            without = {key: value for key, value in message.items() if key != "tool_calls"}
-            if self._rendered_or_none([*plain[:i], without, *plain[i + 1 :]], tools) == text:
-                raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template leaves out the calls of message {i + 1}")
+        for i, (message, source) in enumerate(zip(plain, conversation.messages, strict=True)):
+            history = source.role is Role.ASSISTANT and i < conversation.context
+            for key, what in (("tool_calls", "calls"), ("reasoning_content", "reasoning")):
+                if not message.get(key) or (key == "reasoning_content" and (history or not message[key].strip())):
+                    continue  # what the template leaves out of the history, it leaves out at inference
+                without = {name: value for name, value in message.items() if name != key}
+                gone = self._rendered_or_none([*plain[:i], without, *plain[i + 1 :]], tools) == text
+                if gone or (key == "reasoning_content" and message[key].strip() not in text):
+                    problem = f"the chat template leaves out the {what} of message {i + 1}"
+                    raise RowError(Reason.TEMPLATE_REFUSED, problem)
 
     def _rendered_or_none(self, messages: list[dict[str, Any]], tools: Any) -> str | None:
         try:
@@ -222,10 +228,7 @@ class Rendering:
         known = {message for _, _, message in owners}
         for i, (message, source) in enumerate(zip(plain, conversation.messages, strict=True)):
             if source.role is Role.ASSISTANT and i < conversation.context:
-                continue  # history: what the template leaves out of it, it leaves out at inference
-            if source.reasoning and message["reasoning_content"].strip() not in text:
-                what = f"the chat template leaves out the reasoning of message {i + 1}"
-                raise RowError(Reason.TEMPLATE_REFUSED, what)
+                continue  # history
             if i not in known:
                 _must_be_rendered(i, source, message["content"], text, rendered == text and i not in seen)
         return owners
