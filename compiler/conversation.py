@@ -161,3 +161,10 @@ class Segment:
     key: str = ""
     repeat: int = 1
     media: int = -1
+
+    def piece(self, text: str) -> Segment:
+        """Return a segment like this one with that text. A row has dozens, and `replace` takes four times as long."""
+        return Segment(
+            text, self.control, self.message, self.generated, self.boundary, self.fresh,
+            self.weight, self.key, self.repeat, self.media,
+        )  # fmt: skip

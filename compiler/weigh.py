@@ -191,10 +191,12 @@ def _pieces(segment: Segment, position: int, end: int, inside: list[Interval]) -
     at = position
     for start, stop, weight, key in [*inside, (end, end, 1.0, "")]:
         if start > at:
-            pieces.append(replace(segment, text=segment.text[at - position : start - position]))
+            pieces.append(segment.piece(segment.text[at - position : start - position]))
         if stop > start:
             text = segment.text[start - position : stop - position]
-            pieces.append(replace(segment, text=text, weight=segment.weight * weight, key=key))
+            piece = segment.piece(text)
+            piece.weight, piece.key = segment.weight * weight, key
+            pieces.append(piece)
         at = stop
     for piece in pieces[1:]:
         piece.boundary = False

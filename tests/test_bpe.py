@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,15 @@ def test_a_set_is_the_same_with_either_engine(run: Run, tmp_path: Path, monkeypa
     run("compile", *files, "-o", tmp_path / "slow")
     assert next(iter(manifest(tmp_path / "slow")["run"]["encoders"])).startswith("tokenizers ")
     assert manifest(tmp_path / "slow")["digest"] == manifest(tmp_path / "fast")["digest"]
+
+
+def test_what_is_said_to_have_encoded_did_in_a_second_run_of_the_process_too(run: Run, tmp_path: Path) -> None:
+    files = rows(tmp_path, 500)
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        run("compile", *files, "--workers", 1, "--seed", seed, "-o", tmp_path / "out")
+        [(engine, counts)] = manifest(tmp_path / "out")["run"]["encoders"].items()
+        assert engine.startswith("fastokens ") and counts["texts_compared"] >= counts["units"]
 
 
 def test_a_little_is_encoded_without_loading_another_engine(run: Run, tmp_path: Path) -> None:

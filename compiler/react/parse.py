@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -88,8 +89,9 @@ _NAMES = re.compile(
 )
 
 
+@lru_cache(maxsize=64)
 def parse_apis(system: str) -> dict[str, Api] | None:
-    """Return the APIs that a system prompt lists, by name; None where it lists none.
+    """Return the APIs that a system prompt lists, by name, not to be changed; None where it lists none.
 
     An API is an entry `1. name: Call this tool ... Parameters: [...]` (a list of parameters, or a JSON Schema; the
     number may be missing), or one of the names in `should be one of the above tools[a, b]`.

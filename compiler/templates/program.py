@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -100,7 +100,7 @@ class Program:
         seen.count += 1
         if seen.count <= PROVE_FIRST:
             segments = self.by_rendering(conversation)
-            seen.first.append((conversation, [replace(segment) for segment in segments]))
+            seen.first.append((conversation, [segment.piece(segment.text) for segment in segments]))
             return segments
         skeleton = self._skeleton_for(conversation, shape)
         if skeleton is None:
