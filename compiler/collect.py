@@ -27,8 +27,11 @@ from compiler.unit import Outcome, Settings, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
 ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
-IN_PROCESS_UNITS = 2
-"""With this many units or fewer to compile, starting workers costs more than it gains."""
+FEW_UNITS = 2
+"""With this many units or fewer to compile, a fast engine takes longer to load than it gains."""
+IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
+"""With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
+about two seconds, when a unit of text takes a fifth of one. Units with images take longer."""
 
 
 class Watcher:
@@ -140,13 +143,14 @@ class Collector:
         collected = [Compiled(dataset, request) for dataset, request, _ in self.datasets]
         found: dict[str, objects.Object] = {}
         tasks = self._missing(collected, found)
-        first = list(islice(tasks, IN_PROCESS_UNITS + 1))
-        many = len(first) > IN_PROCESS_UNITS
+        quick = self.settings.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
+        few = FEW_UNITS if quick else IN_PROCESS_UNITS
+        first = list(islice(tasks, few + 1))
         if first and not self.engine:
-            self._choose_engine(many)
+            self._choose_engine(len(first) > FEW_UNITS)
         engine = self.engine or REFERENCE
         planned = (replace(task, engine=engine) for task in chain(first, tasks))
-        trouble = local.run(planned, workers if many else 1, self._done)
+        trouble = local.run(planned, workers if len(first) > few else 1, self._done)
         if trouble:
             if trouble == ENGINES_DIFFER:
                 self.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
