@@ -23,6 +23,9 @@ from compiler.order import Ints, hashes, mix64, salt
 from compiler.request import Request
 from schemas.errors import IntegrityError, UsageError
 
+MOST_ROWS = 200_000_000
+"""A plan is held in memory: about fifty bytes a row. More is a slip, or the work of several sets."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -191,6 +194,11 @@ def _draw(request: Request, rows: Examples, positions: Ints, amount: float, opti
     measure = rows.measure(unit)[positions]
     each = float(measure.sum())
     passes = int(amount // each) if each else 0
+    if passes * len(positions) > MOST_ROWS:
+        raise UsageError(
+            f"--mix {request.name}", f"it would be {passes * len(positions):,} rows, a set may have {MOST_ROWS:,}",
+            "Lower --total or the number of rows.",
+        )  # fmt: skip
     rest = amount - passes * each
     order = np.argsort(hashes(options.seed, f"draw:{request.name}:{passes}", positions), kind="stable")
     reached = np.cumsum(measure[order])

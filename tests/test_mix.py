@@ -138,6 +138,19 @@ def test_a_total_that_needs_more_repeats_than_allowed_names_the_dataset() -> Non
     assert sum(uses(plan, 1, 1000)) == 50
 
 
+@pytest.mark.parametrize(
+    ("request_", "options"),
+    [
+        (Request("a", 1), Options(total=10**12)),
+        (Request("a", 1), Options(total=10**12, unit="tokens")),
+        (Request("a", count=10**12), Options()),
+    ],
+)
+def test_a_set_that_would_not_fit_into_memory_is_refused_in_words(request_: Request, options: Options) -> None:
+    with pytest.raises(UsageError, match=r"--mix a: it would be [0-9,]{11,} rows, a set may have 200,000,000"):
+        make_plan([request_], [rows("a", 5)], options)
+
+
 def test_a_total_below_what_there_is_needs_no_repeat() -> None:
     plan = make_plan(
         [Request("a", 1), Request("b", 3)], [rows("a", 50), rows("b", 50)], Options(total=40, max_repeats=0)
