@@ -332,11 +332,11 @@ def _config(given: dict[str, Any]) -> Any:
         get(given["format_name"], "--format")
     if given["weights"] != "auto":
         weights(given["weights"])
-    asked = tuple(filter(None, (name.strip() for name in given["repair"].split(","))))
-    for name in asked:
-        if name not in REPAIRS and name not in ROW_REPAIRS:
-            raise UsageError(f"--repair {name}", "unknown repair", nearest(name, [*REPAIRS, *ROW_REPAIRS]))
-    repairs = tuple(name for name in (*ROW_REPAIRS, *REPAIRS) if name in asked)
+    asked, known = [name.strip() for name in given["repair"].split(",")], (*ROW_REPAIRS, *REPAIRS)
+    for name in filter(None, asked):
+        if name not in known:
+            raise UsageError(f"--repair {name}", "unknown repair", nearest(name, known))
+    repairs = tuple(name for name in known if name in asked)
     if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
         raise UsageError(
             f"--max-rejects {given['max_rejects']}",

@@ -116,6 +116,11 @@ class Conversation:
     loose: list[Media] = field(default_factory=list)
     """Media that the row lists and no text places."""
 
+    def is_history(self, i: int) -> bool:
+        """Return whether message i is a reply that is history: what a template leaves out of it, it leaves out at
+        inference too."""
+        return i < self.context and self.messages[i].role is Role.ASSISTANT
+
     def media(self) -> list[Media]:
         """Return the media of all messages, in the order in which they stand."""
         return [media for message in self.messages for media in message.media]

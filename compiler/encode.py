@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from compiler.bpe import REFERENCE
 from compiler.conversation import Conversation, Segment
 from compiler.tokenizer import Tokenizer
 
@@ -99,11 +100,13 @@ class Run:
         return speaker
 
 
-def encode(batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer) -> list[Encoded]:
+def encode(
+    batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer, engine: str = REFERENCE
+) -> list[Encoded]:
     """Return the token columns of each weighed conversation."""
     rows = [make_runs(segments, tokenizer) for _, segments in batch]
     runs = [run for row in rows for run in row]
-    lengths, ids = _encode_runs(runs, tokenizer)
+    lengths, ids = _encode_runs(runs, tokenizer, engine)
     speakers = [run.speaker() for run in runs]
     weights = np.repeat(np.array([0.0 if s is None else s.weight for s in speakers], np.float32), lengths)
     starts: list[int] = [0, *np.cumsum(lengths).tolist()]
@@ -129,7 +132,9 @@ def encode(batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer
     return encoded
 
 
-def _encode_runs(runs: list[Run], tokenizer: Tokenizer) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def _encode_runs(
+    runs: list[Run], tokenizer: Tokenizer, engine: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Return (lengths int64[R], ids int32[T]) of all runs: control tokens placed by id, texts encoded in one call."""
     lengths = np.array([run.segments[0].repeat for run in runs], np.int64)
     encoded = []
@@ -137,7 +142,7 @@ def _encode_runs(runs: list[Run], tokenizer: Tokenizer) -> tuple[npt.NDArray[np.
         mine = np.array([run.control < 0 and run.fresh is fresh for run in runs], bool)
         if mine.any():
             texts = [run.text for run, is_mine in zip(runs, mine.tolist(), strict=True) if is_mine]
-            part, lengths[mine] = tokenizer.encode(texts, fresh=fresh)
+            part, lengths[mine] = tokenizer.encode(texts, fresh=fresh, engine=engine)
             encoded.append((mine, part))
     ids = np.repeat(np.array([run.control for run in runs], np.int32), lengths)
     for mine, part in encoded:

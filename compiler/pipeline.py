@@ -185,8 +185,12 @@ def _check_effects(config: Config, datasets: list[tuple[Dataset, Request, Layout
     """Raise for options that would do nothing with these datasets."""
     if config.strict and not any(layout.react for _, _, layout in datasets):
         raise UsageError("--strict", "it is about ReAct replies, and no dataset has those", "Leave it out.")
-    given = {"--tools": config.dialect != "template", "--system": config.merge_system}
-    used = [option for option, asked in (given | {"--weights": config.weights != "auto"}).items() if asked]
+    asked = {
+        "--tools": config.dialect != "template",
+        "--system": config.merge_system,
+        "--weights": config.weights != "auto",
+    }
+    used = [option for option, is_asked in asked.items() if is_asked]
     if kind == Kind.PRETRAIN and used:
         raise UsageError(used[0], "it is about conversations, and these are documents", "Leave it out.")
 

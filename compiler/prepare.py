@@ -15,7 +15,7 @@ from compiler.clean import clean
 from compiler.conversation import Conversation, Kind, Media, Role
 from compiler.formats.common import check_turns
 from compiler.formats.kinds import kind_of_row
-from compiler.media.paths import resolve
+from compiler.media.paths import located, resolve
 from compiler.media.probe import probe_frames, probe_image, probe_video
 from compiler.media.rules import Vision
 from compiler.persona import substitute, warnings
@@ -165,11 +165,8 @@ class Preparer:
         for media in conversation.media():
             if self.vision is None:
                 raise RowError(Reason.MEDIA, self.no_vision, media.pointer)
-            try:
+            with located(media.pointer):
                 self._look_at(media)
-            except RowError as error:
-                found = error.reject
-                raise RowError(found.reason, found.message, found.pointer or media.pointer) from error
 
     def _look_at(self, media: Media) -> None:
         assert self.vision is not None

@@ -13,7 +13,6 @@ For byte-level tokenizers `fresh` and `continued` are the same.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import re
 import unicodedata
@@ -31,6 +30,8 @@ from tokenizers import Tokenizer as HFTokenizer
 import registry
 from compiler import bpe
 from compiler.convert import to_spec
+from compiler.media.settings import FILES as PROCESSOR_FILES
+from compiler.objects import digest_of
 from schemas.errors import InputError, UsageError
 
 FILES = (
@@ -41,9 +42,6 @@ FILES = (
     "chat_template.json",
 )
 """Every file that can decide an id or a rendering; together they are the tokenizer's digest."""
-
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-"""What says how a vision model takes images and videos; the digest of `compiler.media.rules.Vision` is over these."""
 
 _LOADED: dict[str, Tokenizer] = {}
 """The last tokenizer loaded in this process, by its identity: loading a large one takes about a second."""
@@ -67,14 +65,12 @@ class Tokenizer:
     """Where there is no tokenizer.json: how its vocabulary file is read (registry/tokenizers/families.json)."""
     processor_files: dict[str, bytes] = field(default_factory=dict)
     """The processor's files beside it, by name; none for most models."""
-    engine: str = bpe.REFERENCE
-    """The engine that encodes; ids do not depend on it."""
     samples: list[Sample] = field(default_factory=list)
     """Texts that the fast engine encoded, for who compares them with the reference; `unit` takes them away."""
 
     @classmethod
     def load(cls, folder: Path, engine: str = bpe.REFERENCE) -> Tokenizer:
-        """Return the tokenizer in `folder`, to encode with that engine; it needs at least a `tokenizer.json`."""
+        """Return the tokenizer in `folder`, which needs at least a `tokenizer.json`; `engine` is what will encode."""
         if not folder.is_dir():
             raise UsageError(f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json.")
         files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
@@ -96,18 +92,17 @@ class Tokenizer:
                 raise InputError(str(folder / "tokenizer.json"), f"not a tokenizer: {error}") from error
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[tokenizer.identity] = tokenizer
-        _LOADED[tokenizer.identity].engine = engine
         return _LOADED[tokenizer.identity]
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the names and bytes of all tokenizer files."""
-        return _digest([*sorted(self.files.items()), ("family", orjson.dumps(self.family))])
+        return digest_of([*sorted(self.files.items()), ("family", orjson.dumps(self.family))])
 
     @property
     def identity(self) -> str:
         """The digest, and that of the processor's files beside it."""
-        return self.digest + _digest(sorted(self.processor_files.items()))
+        return self.digest + digest_of(sorted(self.processor_files.items()))
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -245,15 +240,16 @@ class Tokenizer:
         with_text = self.official.encode("a", add_special_tokens=True).ids
         return [token for token, same in zip(ids, with_text, strict=False) if token == same and self.is_control[token]]
 
-    def encode(self, texts: Sequence[str], *, fresh: bool) -> bpe.Ids:
+    def encode(self, texts: Sequence[str], *, fresh: bool, engine: str = bpe.REFERENCE) -> bpe.Ids:
         """Return (ids int32[T], lengths int64[len(texts)]) of the texts, one after the other.
 
-        No control token comes out of a text, whatever it spells: that is checked, not assumed.
+        Ids do not depend on the engine. No control token comes out of a text, whatever it spells: that is checked,
+        not assumed.
         """
-        engines: Sequence[bpe.Engine] = self._fast if self.engine == bpe.FAST else self.reference
+        engines: Sequence[bpe.Engine] = self._fast if engine == bpe.FAST else self.reference
         ids, lengths = engines[0 if fresh else 1].encode(texts)
         self._check_plain(ids)
-        if self.engine == bpe.FAST:
+        if engine == bpe.FAST:
             self._keep_samples(texts, ids, lengths, fresh)
         return ids, lengths
 
@@ -322,14 +318,6 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, control tokens included."""
         return self.official.decode(list(ids), skip_special_tokens=False)
-
-
-def _digest(files: list[tuple[str, bytes]]) -> str:
-    total = hashlib.sha256()
-    for name, data in files:
-        total.update(f"{name}\0{len(data)}\0".encode())
-        total.update(data)
-    return total.hexdigest()
 
 
 def family_of(files: dict[str, bytes]) -> dict[str, Any]:

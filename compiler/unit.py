@@ -157,7 +157,6 @@ class _UnitCompiler:
     def __init__(self, task: Task) -> None:
         self.task, self.settings, self.layout = task, task.settings, task.layout
         self.tokenizer, self.template = _tools(self.settings, task.engine)
-        self.tokenizer.engine = task.engine  # a process has one tokenizer, and another run may have left it otherwise
         self.rendering = self.template.program.rendering
         self.policy = Policy.from_card(registry.weights(self.layout.weights))
         self.preparer = Preparer(
@@ -215,7 +214,7 @@ class _UnitCompiler:
             except RowError as error:
                 self._reject(row, error.reject)
                 part += 1
-        encoded = iter(encode([side for one in ready for side in one.sides], self.tokenizer) if ready else [])
+        encoded = iter(self._encoded([side for one in ready for side in one.sides]) if ready else [])
         kept: list[Example] = []
         for one in ready:
             sides = [next(encoded) for _ in one.sides]
@@ -324,7 +323,10 @@ class _UnitCompiler:
         return conversation, [sides], note
 
     def _again(self, shorter: Conversation) -> list[Encoded]:
-        return encode(self._rendered(shorter), self.tokenizer)
+        return self._encoded(self._rendered(shorter))
+
+    def _encoded(self, sides: list[tuple[Conversation, list[Segment]]]) -> list[Encoded]:
+        return encode(sides, self.tokenizer, self.task.engine)
 
     # -- what is left --
 

@@ -176,7 +176,8 @@ def official_source(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+def jinja_environment() -> ImmutableSandboxedEnvironment:
+    """Return Jinja as `transformers` sets it up."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
@@ -191,7 +192,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 @cache
 def _compiled(source: str) -> jinja2.Template:
-    return _environment().from_string(source)
+    return jinja_environment().from_string(source)
 
 
 def official_text(

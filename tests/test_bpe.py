@@ -174,6 +174,5 @@ def test_an_engine_that_does_not_take_a_tokenizer_is_not_used_and_why_is_said() 
 def test_workers_load_no_reference() -> None:
     folder = tools("demo")[0].folder
     tokenizer = Tokenizer(folder, {n: (folder / n).read_bytes() for n in ("tokenizer.json", "tokenizer_config.json")})
-    tokenizer.engine = bpe.FAST
-    tokenizer.encode(["Hello"], fresh=True)
+    tokenizer.encode(["Hello"], fresh=True, engine=bpe.FAST)
     assert "_plain" not in tokenizer.__dict__

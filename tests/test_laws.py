@@ -20,6 +20,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import families
 import hypothesis.strategies as st
 import jinja2
 import jinja2.ext
@@ -66,16 +67,8 @@ FEW, MANY = settings(LAWS, max_examples=EXAMPLES // 2 + 1), settings(LAWS, max_e
 
 
 def jinja_environment() -> ImmutableSandboxedEnvironment:
-    """Return Jinja as `transformers` sets it up."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-
-    def refuse(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment.globals["raise_exception"] = refuse
-    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+    """Return Jinja as `transformers` sets it up, with ChatGLM3's way of writing arguments."""
+    environment = families.jinja_environment()
     environment.filters["python_arguments"] = lambda given: ", ".join(f"{k}={_python(v)}" for k, v in given.items())
     return environment
 

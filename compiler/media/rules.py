@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from compiler.conversation import MediaFacts
 from compiler.media.paths import located
 from compiler.media.resize import enlarge, pixel_limit, sample, smart_resize
 from compiler.media.settings import FILES, IMAGE, Numbers, Processor, read_numbers, read_processor
+from compiler.objects import digest_of
 from schemas.errors import Reason, RowError, UsageError
 
 Grid = tuple[int, int, int]
@@ -174,9 +174,5 @@ def _ids(layout: dict[str, Any], controls: dict[str, int]) -> tuple[int, int, in
 
 
 def _digest(card: dict[str, Any], files: dict[str, bytes]) -> str:
-    total = hashlib.sha256()
-    used = [("card", orjson.dumps(card, option=orjson.OPT_SORT_KEYS)), *((n, files[n]) for n in FILES if n in files)]
-    for name, data in used:
-        total.update(f"{name}\0{len(data)}\0".encode())
-        total.update(data)
-    return total.hexdigest()
+    used = [(name, files[name]) for name in FILES if name in files]
+    return digest_of([("card", orjson.dumps(card, option=orjson.OPT_SORT_KEYS)), *used])

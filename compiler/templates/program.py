@@ -18,7 +18,7 @@ from typing import Any
 from compiler.conversation import Conversation, Message, Segment
 from compiler.templates.guard import MAX_SLOTS, SLOT_PATTERN, slot, slot_number
 from compiler.templates.jinja import Slot, to_json
-from compiler.templates.rendering import Rendering, as_dict, merge
+from compiler.templates.rendering import Rendering, are_one, as_dict, merge
 from schemas.errors import RowError
 
 PROVE_FIRST, PROVE_EVERY = 2, 64
@@ -47,15 +47,14 @@ class SkeletonMismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One part of a skeleton: a literal text, a control token, or a slot (`fill` is then not None)."""
+    """One part of a skeleton: a literal text, a control token, or a slot (`fill` is then not None, the text empty)."""
 
-    text: str
-    control: int
-    message: int
-    generated: bool
-    boundary: bool
-    fresh: bool
-    fill: tuple[str, int, int] | None = None
+    segment: Segment
+    fill: tuple[str, int, int] | None
+
+    def text_in(self, conversation: Conversation) -> str:
+        """Return what stands there in a conversation of the shape."""
+        return self.segment.text if self.fill is None else _value(conversation, self.fill)
 
 
 @dataclass(slots=True)
@@ -201,22 +200,19 @@ class Program:
             return self._fill_with_controls(skeleton, conversation)
         segments = []
         for group in skeleton.groups:
-            first = group[0]
-            texts = [piece.text if piece.fill is None else _value(conversation, piece.fill) for piece in group]
-            segments.append(
-                Segment("".join(texts), first.control, first.message, first.generated, first.boundary, first.fresh)
-            )
+            texts = [piece.text_in(conversation) for piece in group]
+            segments.append(group[0].segment.piece("".join(texts)))
         return segments
 
     def _fill_with_controls(self, skeleton: _Skeleton, conversation: Conversation) -> list[Segment]:
         """Fill a skeleton where what the row spells becomes control tokens."""
         segments = []
         for piece in chain.from_iterable(skeleton.groups):
-            text = piece.text if piece.fill is None else _value(conversation, piece.fill)
-            parts = self.rendering.split_controls(text) if piece.fill else [Segment(text, piece.control)]
+            like, text = piece.segment, piece.text_in(conversation)
+            parts = self.rendering.split_controls(text) if piece.fill else [Segment(text, like.control)]
             for n, part in enumerate(parts):
-                part.message, part.generated = piece.message, piece.generated
-                part.boundary, part.fresh = piece.boundary and n == 0, piece.fresh and n == 0
+                part.message, part.generated = like.message, like.generated
+                part.boundary, part.fresh = like.boundary and n == 0, like.fresh and n == 0
             segments += parts
         return merge(segments)
 
@@ -230,14 +226,7 @@ def _groups(pieces: list[_Piece]) -> list[list[_Piece]]:
     """Return the pieces that `merge` would join, together: neighbouring texts of one message, generated or not."""
     groups: list[list[_Piece]] = []
     for piece in pieces:
-        last = groups[-1][-1] if groups else None
-        if (
-            last is not None
-            and last.control < 0
-            and piece.control < 0
-            and (last.message, last.generated) == (piece.message, piece.generated)
-            and not piece.boundary
-        ):
+        if groups and are_one(groups[-1][-1].segment, piece.segment):
             groups[-1].append(piece)
         else:
             groups.append([piece])
@@ -256,7 +245,8 @@ def _pieces(segment: Segment, slots: list[tuple[str, int, int]]) -> list[_Piece]
         if fill and not segment.generated:
             message = fill[1] if fill[0] == "content" else -1
         fresh = boundary and segment.fresh
-        pieces.append(_Piece("" if fill else part, segment.control, message, segment.generated, boundary, fresh, fill))
+        one = Segment("" if fill else part, segment.control, message, segment.generated, boundary, fresh)
+        pieces.append(_Piece(one, fill))
         boundary = False
     return pieces
 

@@ -181,16 +181,18 @@ class Rendering:
         """Raise if the template leaves out tools, calls or reasoning: the rest would be another row."""
         if tools and self._rendered_or_none(plain, None) == text:
             raise RowError(Reason.TEMPLATE_REFUSED, "the chat template leaves out the tools")
-        for i, (message, source) in enumerate(zip(plain, conversation.messages, strict=True)):
-            history = source.role is Role.ASSISTANT and i < conversation.context
-            for key, what in (("tool_calls", "calls"), ("reasoning_content", "reasoning")):
-                if not message.get(key) or (key == "reasoning_content" and (history or not message[key].strip())):
-                    continue  # what the template leaves out of the history, it leaves out at inference
-                without = {name: value for name, value in message.items() if name != key}
-                gone = self._rendered_or_none([*plain[:i], without, *plain[i + 1 :]], tools) == text
-                if gone or (key == "reasoning_content" and message[key].strip() not in text):
-                    problem = f"the chat template leaves out the {what} of message {i + 1}"
-                    raise RowError(Reason.TEMPLATE_REFUSED, problem)
+
+        def is_same_without(i: int, key: str) -> bool:
+            without = {name: value for name, value in plain[i].items() if name != key}
+            return self._rendered_or_none([*plain[:i], without, *plain[i + 1 :]], tools) == text
+
+        for i, message in enumerate(plain):
+            if "tool_calls" in message and is_same_without(i, "tool_calls"):
+                raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template leaves out the calls of message {i + 1}")
+            reasoning = "" if conversation.is_history(i) else message.get("reasoning_content", "").strip()
+            if reasoning and (reasoning not in text or is_same_without(i, "reasoning_content")):
+                what = f"the chat template leaves out the reasoning of message {i + 1}"
+                raise RowError(Reason.TEMPLATE_REFUSED, what)
 
     def _rendered_or_none(self, messages: list[dict[str, Any]], tools: Any) -> str | None:
         try:
@@ -227,9 +229,7 @@ class Rendering:
                     owners.append((open_at[number // 2], position, number // 2))
         known = {message for _, _, message in owners}
         for i, (message, source) in enumerate(zip(plain, conversation.messages, strict=True)):
-            if source.role is Role.ASSISTANT and i < conversation.context:
-                continue  # history
-            if i not in known:
+            if i not in known and not conversation.is_history(i):
                 _must_be_rendered(i, source, message["content"], text, rendered == text and i not in seen)
         return owners
 
@@ -243,7 +243,7 @@ class Rendering:
         segments: list[Segment] = []
         done = 0
         for i, message in enumerate(source.messages):
-            if message.role is not Role.ASSISTANT or i < source.context:
+            if message.role is not Role.ASSISTANT or source.is_history(i):
                 continue
             prompt = self._render(messages[:i], tools, generation_prompt=True)
             reply_end = self._reply_end(full, self._without_closing(messages[: i + 1], tools, prompt))
@@ -348,18 +348,21 @@ def merge(segments: list[Segment]) -> list[Segment]:
     """Return the segments with neighbours of the same kind joined, so that two derivations can be compared."""
     merged: list[Segment] = []
     for segment in segments:
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.control < 0
-            and segment.control < 0
-            and (last.message, last.generated) == (segment.message, segment.generated)
-            and not segment.boundary
-        ):
-            last.text += segment.text
+        if merged and are_one(merged[-1], segment):
+            merged[-1].text += segment.text
         else:
             merged.append(segment)
     return merged
+
+
+def are_one(first: Segment, second: Segment) -> bool:
+    """Return whether neighbours are texts of one kind, so that they can be one segment."""
+    return (
+        first.control < 0
+        and second.control < 0
+        and (first.message, first.generated) == (second.message, second.generated)
+        and not second.boundary
+    )
 
 
 def _must_be_rendered(index: int, message: Message, hidden: str, text: str, gone: bool) -> None:
