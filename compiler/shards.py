@@ -20,9 +20,9 @@ from typing import IO, Any
 import pyarrow as pa
 import xxhash
 
-from schemas import schema
-from schemas.arrow import FORMAT_VERSION, MANIFEST, SPLITS, shard_schema
-from schemas.errors import InputError, IntegrityError, LockedError, UsageError
+from schemas.arrow import MANIFEST, SPLITS, shard_schema
+from schemas.errors import InputError, LockedError, UsageError
+from schemas.manifest import manifest_digest, read_manifest
 
 _OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
 """What a published folder holds; publishing replaces these and touches nothing else."""
@@ -101,15 +101,6 @@ class Output:
         _flush(self.folder)
 
 
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Return the sha256 of a manifest's canonical JSON without the digest itself: the identity of the set.
-
-    What made it ("run") is no part of that: the same set may be made by another engine.
-    """
-    rest = {key: value for key, value in manifest.items() if key not in ("digest", "run")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -160,29 +151,7 @@ class ShardSet:
     @classmethod
     def open(cls, folder: Path) -> ShardSet:
         """Return the set in `folder`; IntegrityError or InputError with one message where there is none."""
-        path = folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            what = "no such folder" if not folder.exists() else "no manifest.json: the set is not complete, or not one"
-            raise InputError(str(folder), what, "Compile it with cli compile ... -o DIR.") from None
-        except OSError as error:
-            raise InputError(str(path), f"cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise IntegrityError(str(path), f"not a manifest: {error}", "Compile the set again.") from error
-        version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        if version != FORMAT_VERSION:
-            raise IntegrityError(
-                str(path),
-                f"expected format version {FORMAT_VERSION}, found {version}",
-                "Compile the set again with this version.",
-            )
-        problem = _manifest_problem(manifest)
-        if not problem and manifest["digest"] != manifest_digest(manifest):
-            problem = "its own digest does not match: it is damaged or was edited"
-        if problem:
-            raise IntegrityError(str(path), f"not a manifest: {problem}", "Compile the set again.")
-        return cls(folder, manifest)
+        return cls(folder, read_manifest(folder))
 
     def shards(self, split: str) -> list[dict[str, Any]]:
         """Return the manifest entries of a split's shards."""
@@ -202,7 +171,11 @@ class ShardSet:
             pa.ipc.open_file(pa.memory_map(str(self.folder / entry["file"]), "r")).read_all()
             for entry in self.shards(split)
         ]
-        return pa.concat_tables(tables) if tables else shard_schema(self.manifest["kind"]).empty_table()
+        return (
+            pa.concat_tables(tables)
+            if tables
+            else shard_schema(self.manifest["kind"], packed="packing" in self.manifest).empty_table()
+        )
 
     def verify(self) -> list[str]:
         """Return every damage found, file and batch named; an empty list means that every byte is as it was written."""
@@ -219,15 +192,6 @@ class ShardSet:
                 if f"{split}/{path.name}" not in listed:
                     problems.append(f"{split}/{path.name}: not in the manifest")
         return problems
-
-
-def _manifest_problem(manifest: Any) -> str | None:
-    import jsonschema_rs  # only readers of manifests need it
-
-    validator = jsonschema_rs.validator_for(schema("manifest"))
-    for error in validator.iter_errors(manifest):
-        return f"{'/'.join(['', *map(str, error.instance_path)])}: {error.message[:200]}"
-    return None
 
 
 def _verify_shard(path: Path, entry: dict[str, Any]) -> list[str]:

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 FORMAT_VERSION = 2
 """Of shards and manifest together; a reader refuses a version it does not know."""
+PACKED_VERSION = 3
+"""That of packed sets, whose rows are several examples: `_PACKED` says which columns are lists there."""
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -64,13 +66,25 @@ _OF_KIND = {
 }
 
 
-def shard_schema(kind: str) -> pa.Schema:
+_PACKED = ("dataset", "file", "row", "offset", "repeat", "part")
+"""Where the sequences of a pack are from: lists there, one element for each of its `seq_lens`."""
+
+
+def shard_schema(kind: str, *, packed: bool = False) -> pa.Schema:
     """Return the columns of a set of this kind.
 
     In preference sets `input_ids` holds the chosen reply and `rejected_input_ids` the same context with the other
     one; `num_trained` counts both. Positions of media are the same in both, since they stand in the context.
+
+    In packed sets a row holds several examples, one after the other: `seq_lens` are their lengths, positions and
+    attention restart at each; positions of media count from the start of the pack; `num_trained`, `spans` and
+    `repairs` are those of the whole pack.
     """
-    return pa.schema([*_COLUMNS, *_OF_KIND.get(kind, ())])
+    columns = [
+        pa.field(field.name, pa.list_(field.type), nullable=False) if packed and field.name in _PACKED else field
+        for field in (*_COLUMNS, *_OF_KIND.get(kind, ()))
+    ]
+    return pa.schema(columns)
 
 
 SHARD = shard_schema("sft")
