@@ -630,8 +630,8 @@ def test_all_damage_is_named_at_once(copy: Path) -> None:
     ("content", "message"),
     [
         ("{", "not a manifest: "),
-        ("[]", "expected format version 2, found None"),
-        ('{"format_version": 1}', "expected format version 2, found 1"),
+        ("[]", "expected format version 2 or 3, found None"),
+        ('{"format_version": 1}', "expected format version 2 or 3, found 1"),
         ('{"format_version": 2}', "not a manifest: "),
     ],
 )
