@@ -28,7 +28,7 @@ from compiler.unit import Outcome, Settings, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
 ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
-FEW_UNITS = 2
+FEW_UNITS = 3
 """With this many units or fewer to compile, a fast engine takes longer to load than it gains."""
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
 """With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:

@@ -69,8 +69,8 @@ class Tokenizer:
     """Texts that the fast engine encoded, for who compares them with the reference; `unit` takes them away."""
 
     @classmethod
-    def load(cls, folder: Path, engine: str = bpe.REFERENCE) -> Tokenizer:
-        """Return the tokenizer in `folder`, which needs at least a `tokenizer.json`; `engine` is what will encode."""
+    def load(cls, folder: Path) -> Tokenizer:
+        """Return the tokenizer in `folder`, which needs a `tokenizer.json`; what encodes is loaded when it is used."""
         if not folder.is_dir():
             raise UsageError(f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json.")
         files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
@@ -87,9 +87,9 @@ class Tokenizer:
         tokenizer = cls(folder, files, family, processor)
         if tokenizer.identity not in _LOADED:
             try:
-                _ = tokenizer.config, tokenizer.controls, engine == bpe.FAST or tokenizer._plain
-            except Exception as error:  # tokenizers raises bare Exception for a file it cannot read
-                raise InputError(str(folder / "tokenizer.json"), f"not a tokenizer: {error}") from error
+                _ = tokenizer.config, tokenizer.controls
+            except (ValueError, KeyError, TypeError) as error:
+                raise tokenizer._broken(error) from error
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[tokenizer.identity] = tokenizer
         return _LOADED[tokenizer.identity]
@@ -120,7 +120,16 @@ class Tokenizer:
     @cached_property
     def official(self) -> HFTokenizer:
         """The tokenizer as published."""
-        return HFTokenizer.from_str(orjson.dumps(self.spec).decode())
+        return self._built(self.spec)
+
+    def _built(self, spec: dict[str, Any]) -> HFTokenizer:
+        try:
+            return HFTokenizer.from_str(orjson.dumps(spec).decode())
+        except Exception as error:  # tokenizers raises bare Exception for what it cannot read
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> InputError:
+        return InputError(str(self.folder / "tokenizer.json"), f"not a tokenizer: {error}")
 
     @cached_property
     def _plain_specs(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -133,8 +142,8 @@ class Tokenizer:
     @cached_property
     def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
         fresh, continued = self._plain_specs
-        first = HFTokenizer.from_str(orjson.dumps(fresh).decode())
-        return first, HFTokenizer.from_str(orjson.dumps(continued).decode()) if continued else first
+        first = self._built(fresh)
+        return first, self._built(continued) if continued else first
 
     @cached_property
     def reference(self) -> tuple[bpe.Reference, bpe.Reference]:

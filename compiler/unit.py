@@ -102,9 +102,9 @@ def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
 
 
 @lru_cache(maxsize=2)
-def _tools(settings: Settings, engine: str) -> tuple[Tokenizer, Template]:
+def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
     """Return the tokenizer and template of the settings, loaded once in each process."""
-    tokenizer = Tokenizer.load(Path(settings.tokenizer), engine)
+    tokenizer = Tokenizer.load(Path(settings.tokenizer))
     template = load_template(
         settings.template,
         tokenizer,
@@ -158,7 +158,7 @@ class _UnitCompiler:
 
     def __init__(self, task: Task) -> None:
         self.task, self.settings, self.layout = task, task.settings, task.layout
-        self.tokenizer, self.template = _tools(self.settings, task.engine)
+        self.tokenizer, self.template = _tools(self.settings)
         self.rendering = self.template.program.rendering
         self.policy = Policy.from_card(registry.weights(self.layout.weights))
         self.lowering = Lowering(self.template.program, self.tokenizer, self.policy)

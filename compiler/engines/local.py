@@ -24,8 +24,8 @@ def run(tasks: Iterable[Task], workers: int, done: Done) -> str:
     At most two tasks per worker are in flight, so a long list of units (and the bytes that some carry) is never held
     at once. Workers are spawned, not forked: nothing that was initialised in this process is half-inherited.
     """
-    # One engine thread per process: the workers are the parallelism. (The fast engine sees to that itself.)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # One engine thread per process where workers are the parallelism. (The fast engine sees to that itself.)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if workers > 1 else "true"
     iterator = iter(tasks)
     if workers == 1:
         return _run_here(iterator, done)
