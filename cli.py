@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from schemas.errors import InputError, Problem, UsageError
+from trainer import commands
 
 EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
 
@@ -512,6 +513,10 @@ def formats(name: str | None, as_json: bool) -> None:
         for example in entry["examples"]:
             click.echo(f"  {json.dumps(example, ensure_ascii=False)}")
         click.echo()
+
+
+for _command in commands.COMMANDS:
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import xxhash
 
 from compiler.mix import Plan
-from compiler.order import Ints
 from schemas.arrow import shard_schema
+from schemas.order import Ints
 
 SHARD_TOKENS = 32 << 20
 """Tokens after which a shard is closed: about 256 MB."""

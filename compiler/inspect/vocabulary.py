@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from compiler.convert import byte_letters
 from compiler.inspect.rows import damage, read_file
-from compiler.media.settings import FILES as PROCESSOR_FILES
 from compiler.shards import ShardSet
 from compiler.tokenizer import Tokenizer, family_of
+from registry import PROCESSOR_FILES
 
 
 class Vocabulary:

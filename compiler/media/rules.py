@@ -12,8 +12,9 @@ import registry
 from compiler.conversation import MediaFacts
 from compiler.media.paths import located
 from compiler.media.resize import enlarge, pixel_limit, sample, smart_resize
-from compiler.media.settings import FILES, IMAGE, Numbers, Processor, read_numbers, read_processor
+from compiler.media.settings import IMAGE, Numbers, Processor, read_numbers, read_processor
 from compiler.objects import digest_of
+from registry import PROCESSOR_FILES
 from schemas.errors import Reason, RowError, UsageError
 
 Grid = tuple[int, int, int]
@@ -174,5 +175,5 @@ def _ids(layout: dict[str, Any], controls: dict[str, int]) -> tuple[int, int, in
 
 
 def _digest(card: dict[str, Any], files: dict[str, bytes]) -> str:
-    used = [(name, files[name]) for name in FILES if name in files]
+    used = [(name, files[name]) for name in PROCESSOR_FILES if name in files]
     return digest_of([("card", orjson.dumps(card, option=orjson.OPT_SORT_KEYS)), *used])
