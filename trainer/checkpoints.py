@@ -53,7 +53,7 @@ def complete(output: Path) -> list[tuple[int, Path]]:
 
 
 def find(output: Path, resume: str) -> Checkpoint | None:
-    """Return the checkpoint that `--resume` asks for: "yes" the last complete one (None where there is none), or "N"."""
+    """Return what `--resume` asks for: "yes" the last complete checkpoint (None if there is none), "N" that one."""
     known = dict(complete(output))
     if resume == "yes":
         step = max(known, default=None)

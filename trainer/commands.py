@@ -23,6 +23,19 @@ def _need_libraries() -> None:
         raise UsageError("train", f"not installed: {', '.join(missing)}", "pip install 'finetune-data-compiler[train]'")
 
 
+def _quiet() -> None:
+    """Keep what libraries say about their own future, and their progress bars, out of the run's lines."""
+    import logging
+    import warnings
+
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    said: Any = transformers.utils.logging  # untyped
+    said.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
 @click.command(epilog=EXIT_CODES)
 @click.argument("out")
 @click.argument("config", type=click.Path(path_type=Path))
@@ -93,6 +106,7 @@ def _train(out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bo
             click.echo(f"note: {line}", err=True)
     from trainer.train import train as run
 
+    _quiet()
     with device.process_group(found, loaded.config.ddp_timeout):
         summary = run(decided)
     return summary if found.rank == 0 else None

@@ -143,7 +143,7 @@ _IDLE: Sequence[Idle] = (
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Return the configuration in the YAML file `path` with `KEY=VALUE` overrides (our names, YAML values; null = unset)."""
+    """Return the configuration in a YAML file, with `KEY=VALUE` overrides (our names, YAML values; null = unset)."""
     raw = yaml.read(path)
     dialect, values, remarks = dialects.translate(raw, str(path))
     given = dict(values)
@@ -216,8 +216,8 @@ def _check_together(c: Config, where: str) -> None:
         (bool(c.freeze and c.trainable), "trainable", "freeze and trainable are two ways to say one thing", "Use one."),
         (c.max_steps == 0, "max_steps", "0 steps train nothing", "Leave it out, or give a number above 0."),
         (
-            c.tuning == "prefix" and c.freeze_vision, "freeze_vision", "prefix tuning trains nothing of the model itself",
-            "Leave it out.",
+            c.tuning == "prefix" and c.freeze_vision, "freeze_vision",
+            "prefix tuning trains nothing of the model itself", "Leave it out.",
         ),
     ]  # fmt: skip
     for wrong, key, what, hint in refused:

@@ -146,8 +146,8 @@ def first_to_say(message: str) -> bool:
     """Return whether no other process of this run has said this yet: a message that concerns all is printed once."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True  # not torchrun: there is no store to ask
-    import torch.distributed
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is there, and not in its list
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
     return store.add(f"said:{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1

@@ -47,12 +47,12 @@ def _settings(plan: Plan) -> dict[str, Any]:
 
 def _load(plan: Plan, settings: dict[str, Any]) -> torch.nn.Module:
     """Load the model; for ZeRO-3 in pieces, so that no process ever holds all of it."""
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    pieces: Any = HfDeepSpeedConfig  # untyped
 
     dtype = torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
-    in_pieces = (
-        HfDeepSpeedConfig(settings) if zero.stage(settings) == 3 else None
-    )  # transformers finds it while it lives
+    in_pieces = pieces(settings) if zero.stage(settings) == 3 else None  # transformers finds it while it lives
     model = load(plan.source, plan.config, plan.device, dtype, plan.where)
     del in_pieces
     return model

@@ -39,7 +39,7 @@ class Evaluator:
         return cls(plan, whole, batches)
 
     def loss(self, engine: Any) -> tuple[float, dict[str, float]]:
-        """Return (loss, loss by dataset), each the sum of weighted losses over that of weights. All processes call it."""
+        """Return (loss, loss by dataset), each the sum of weighted losses over that of weights; for all processes."""
         device, rank, world = self.plan.device.torch, self.plan.device.rank, self.plan.device.world
         names = [one["name"] for one in self.plan.set.manifest["datasets"]]
         sums = torch.zeros(len(names), 2, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""What is seen of a run: a JSON line a step, a line on the screen now and then, loss.png, and other people's trackers."""
+"""What is seen of a run: a JSON line a step, a line on the screen now and then, loss.png, and trackers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keep_until(path: Path, step: int) -> list[Record]:
                 kept.append(record)
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
     return kept
 
 
@@ -90,7 +90,7 @@ class Log:
         axes.legend()
         partial = self.output / f"{PLOT}.partial"
         figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, self.output / PLOT)
+        partial.replace(self.output / PLOT)
 
     def close(self) -> None:
         """Close the file and the trackers."""

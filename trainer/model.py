@@ -53,7 +53,7 @@ def find(config: Config) -> Source:
         what = f"its weights are in {other}, which can run code when it is read" if other else "there are no weights"
         hint = "Convert it: model.save_pretrained(DIR, safe_serialization=True) in an environment you trust."
         raise UsageError(str(folder), f"no *.safetensors; {what}", hint if other else "Download the model again.")
-    record = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}
+    record: dict[str, Any] = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.trust_remote_code:
         record["remote_code"] = {
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.py"))
@@ -129,7 +129,8 @@ def _bits(bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:
         what = f"bitsandbytes {bitsandbytes.__version__} does not support {device.kind}"
         raise UsageError(where, what, "Leave it out, or train on one of: " + ", ".join(sorted(supported)))
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    quantization = transformers.BitsAndBytesConfig(**(four if bits == 4 else {"load_in_8bit": True}))
+    kind: Any = transformers.BitsAndBytesConfig  # untyped
+    quantization = kind(**(four if bits == 4 else {"load_in_8bit": True}))
     return {"quantization_config": quantization, "device_map": {"": device.torch}}
 
 
@@ -147,7 +148,8 @@ def tune(model: Any, config: Config, where: str) -> nn.Module:
     import peft
 
     if config.quantization_bit:
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare: Any = peft.prepare_model_for_kbit_training  # untyped
+        model = prepare(model, use_gradient_checkpointing=False)
     if config.tuning == "lora":
         tuner: Any = _lora(model, config, vision, where)
     else:
@@ -207,7 +209,7 @@ def _lora(model: Any, config: Config, vision: list[str], where: str) -> Any:
     head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
     skipped = [f"{re.escape(path)}\\..*" for path in vision] if config.freeze_vision else []
     skipped += [re.escape(head)] if head and head.rpartition(".")[2] not in asked else []
-    settings = {
+    settings: dict[str, Any] = {
         "task_type": "CAUSAL_LM", "r": config.lora.r, "lora_alpha": config.lora.lora_alpha,
         "lora_dropout": config.lora.lora_dropout, "target_modules": targets,
         "exclude_modules": "|".join(skipped) or None, "modules_to_save": config.lora.modules_to_save or None,

@@ -124,9 +124,7 @@ def _check_expected(opened: stream.Set, config: Config, where: str) -> list[str]
     template = manifest["template"]
     if expect.template not in (None, template["name"]):
         if template["name"] == "auto":
-            remarks.append(
-                f"template {expect.template}: the set was compiled with the tokenizer's own chat template, which is the model's"
-            )
+            remarks.append(f"template {expect.template}: the set has the chat template of the model's own tokenizer")
         else:
             wrong.append(("template", f"expected {expect.template}, the set was compiled with {template['name']}"))
     if expect.max_length is not None:
@@ -260,7 +258,7 @@ def lints(plan: Plan) -> Iterator[str]:
     if warmup(c, steps) >= steps > 0:
         yield f"warm-up takes {warmup(c, steps):,} steps, not less than {run}"
     if plan.order.step_rows > len(plan.train):
-        yield f"a step takes {plan.order.step_rows:,} rows and the set has {len(plan.train):,}: an epoch is one smaller step"
+        yield f"a step takes {plan.order.step_rows:,} rows, the set has {len(plan.train):,}: an epoch is one step"
     epochs = steps / plan.order.steps_per_epoch
     if epochs > 20:
         yield f"every row is trained {epochs:.0f} times"

@@ -43,8 +43,8 @@ def check_packs(engine: Any, plan: Plan, collate: Collator) -> float | None:
         name = type(engine.module).__name__
         raise UsageError(
             plan.set.where,
-            f"it is packed, and {name} lets a sequence of a pack see those before it: the token losses of a pack differ "
-            f"by {difference:.2%} from those of its sequences alone",
+            f"it is packed, and {name} lets a sequence of a pack see those before it: the losses of the tokens of a "
+            f"pack differ by {difference:.2%} from those of its sequences alone",
             "Compile the set without --pack, or try another attn_implementation.",
         )
     return difference

@@ -53,7 +53,7 @@ def text(plan: Plan) -> str:
         f"model      {plan.source.folder}: {f['trained_parameters']:,} of {f['parameters']:,} parameters are trained",
         f"device     {f['device']['processes']} x {f['device']['name']}, {f['precision']}, ZeRO-{f['zero_stage']}",
         f"rows       {f['rows']:,} for training, {f['val_rows']:,} for validation",
-        f"steps      {f['steps']:,} of {f['step_rows']} rows ({f['steps_per_epoch']:,} an epoch, {f['epochs']:.2f} epochs)",
+        f"steps      {f['steps']:,} of {f['step_rows']} rows, {f['epochs']:.2f} epochs of {f['steps_per_epoch']:,}",
         f"tokens     {f['tokens']:,}, {f['trained_tokens']:,} of them trained",
         f"padding    {f['padding']['efficiency']:.1%} of positions are tokens (first {f['padding']['steps']} steps)",
         f"memory     GiB on each device, roughly: {memory}{of}",

@@ -1,4 +1,4 @@
-"""The learning rate of every step, as transformers has it: a function of the step alone, so that a resume needs nothing."""
+"""The learning rate of every step, as transformers has it: a function of the step alone, so a resume needs no state."""
 
 from __future__ import annotations
 

@@ -138,6 +138,6 @@ def _of(plan: Plan, rows: Ints | list[int]) -> str:
     listed = "; ".join(plan.train.describe(int(row)) for row in rows[:4])
     more = f"; ... {len(rows) - 4} more" if len(rows) > 4 else ""
     return (
-        f"Rows: {listed}{more}.\n  See them with cli inspect --row N. A lower learning_rate, more warm-up or bf16 instead"
-        " of fp16 help where the rows are fine. Checkpoints before this step are whole."
+        f"Rows: {listed}{more}.\n  See them with cli inspect --row N. Where they are fine, a lower learning_rate, more"
+        " warm-up, or bf16 instead of fp16 help. Checkpoints before this step are whole."
     )

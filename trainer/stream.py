@@ -178,9 +178,9 @@ def check_files(manifest: dict[str, Any], model: Path, known: tuple[str, ...]) -
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         if found == mine.get(name):
             continue
-        what = "the set was compiled without such a file" if name not in mine else (
-            "the model's folder has no such file" if found is None else "it differs from the one the set was compiled with"
-        )  # fmt: skip
+        what = "it is not the one that the set was compiled with"
+        if name not in mine or found is None:
+            what = "there was none when the set was compiled" if found else "the model's folder has none"
         raise IntegrityError(
             str(path), f"not the tokenizer of the set: {what}",
             "Token ids, templates and labels would not be the model's. Compile with --tokenizer "

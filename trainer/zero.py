@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: the user's JSON or a stage number, with every `auto` filled in and nothing left to chance."""
+"""DeepSpeed's configuration: the user's JSON or a stage number, with every `auto` filled in."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def complete(given: dict[str, Any], config: Config, sizes: Sizes, where: str) ->
     if any(value != AUTO for value in scheduler.values()):
         what = "the learning rate is lr_scheduler_type's business here"
         raise UsageError(f"{where}#/scheduler", what, "Leave it out, or make its values auto.")
-    done = {
+    done: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": sizes.micro,
         "gradient_accumulation_steps": sizes.accumulation,
         "gradient_clipping": config.max_grad_norm,
@@ -103,7 +103,7 @@ def complete(given: dict[str, Any], config: Config, sizes: Sizes, where: str) ->
 
 
 def _zero(section: dict[str, Any], hidden: int | None) -> dict[str, Any]:
-    """Return the ZeRO section with `auto` as transformers fills it, and sizes such as 5e8 as the whole numbers they are."""
+    """Return the ZeRO section with `auto` as transformers fills it, and sizes such as 5e8 as whole numbers."""
     size = hidden or 4096
     filled = {
         "reduce_bucket_size": size * size,

@@ -150,7 +150,7 @@ def _numbers_of(card: dict[str, Any], kind: str, processor: Processor) -> Number
         return Numbers(defaults, dict.fromkeys(defaults, origin))
     if not processor.parts:
         what = "it needs the processor's own numbers, and the tokenizer's folder has none"
-        hint = f"Put the model's {IMAGE} there, and what else it has of {', '.join(FILES)}."
+        hint = f"Put the model's {IMAGE} there, and what else it has of {', '.join(PROCESSOR_FILES)}."
         raise UsageError(f"vision card {card['name']}", what, hint)
     part = processor.parts.get(kind, ("", {}))
     numbers = read_numbers(part, defaults, card.get("renamed", {}), origin)
