@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,3 +56,12 @@ def run(tmp_path: Path) -> Callable[..., Result]:
         return result
 
     return invoke
+
+
+@pytest.fixture(scope="session")
+def one_process() -> Iterator[None]:
+    """Be a process group of one, for all runs of the trainer in this process: DeepSpeed joins one only once."""
+    from trainer import device
+
+    with device.process_group(device.find(use_cpu=True), 60):
+        yield

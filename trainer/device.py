@@ -111,15 +111,19 @@ def _module(kind: str) -> Any:
 def process_group(device: Device, timeout: int) -> Iterator[None]:
     """Join the other processes for the block, through DeepSpeed; alone, this process is a group of one.
 
-    Collectives that take longer than `timeout` seconds end the run.
+    Collectives that take longer than `timeout` seconds end the run. A group that is there already is used as it is.
     """
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        yield
+        return
     os.environ["DS_ACCELERATOR"] = device.kind
     alone = "RANK" not in os.environ
     if alone:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(_free_port())
     import deepspeed
-    import torch.distributed
 
     if device.kind == "cpu":
         # The shared-memory collectives are compiled at the first start, which needs a compiler and minutes.
