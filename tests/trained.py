@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ SIZES = {
 NO_SPACE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
-def save_model(folder: Path, kind: str = "qwen2", tokenizer: Path = registry.DEMO_TOKENIZER, **settings: Any) -> Path:
+def save_model(
+    folder: Path, kind: str = "qwen2", tokenizer: Path = registry.DEMO_TOKENIZER, scale: float = 1, **settings: Any
+) -> Path:
     """Save a model with random weights and the tokenizer's files, and return its folder."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **{**SIZES, **settings})
@@ -43,6 +45,9 @@ def save_model(folder: Path, kind: str = "qwen2", tokenizer: Path = registry.DEM
         model = transformers.AutoModelForImageTextToText.from_config(config)
     else:
         model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data *= scale
     model.save_pretrained(folder)
     for path in tokenizer.iterdir():
         shutil.copy(path, folder)
@@ -72,9 +77,8 @@ def rows(count: int, seed: int) -> list[dict[str, Any]]:
     for i in range(count):
         said = [words[(seed + i * k) % len(words)] for k in range(1, 3 + i % 7)]
         reply: dict[str, Any] = {"role": "assistant", "content": " ".join(reversed(said))}
-        made.append(
-            {"messages": [{"role": "user", "content": " ".join(said)}, reply | ({"loss_scale": 2.0} if i % 3 else {})]}
-        )
+        twice = {"loss_scale": 2.0} if i % 3 else {}
+        made.append({"messages": [{"role": "user", "content": " ".join(said)}, reply | twice]})
     return made
 
 
@@ -124,6 +128,17 @@ def pack(source: Path, out: Path, length: int) -> Path:
     }  # fmt: skip
     manifest["format_version"] = PACKED_VERSION
     return write_manifest(out, manifest)
+
+
+def rewrite(out: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change every row of a set, and its manifest so that it fits."""
+    manifest = json.loads((out / MANIFEST).read_text())
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            table = pa.ipc.open_file(str(out / shard["file"])).read_all()
+            changed = pa.Table.from_pylist([change(row) for row in table.to_pylist()], table.schema)
+            shard |= _write_shard(out / shard["file"], changed)
+    write_manifest(out, manifest)
 
 
 def write_manifest(out: Path, manifest: dict[str, Any]) -> Path:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from yaml import YAMLError
 
 from schemas import check_config, schema
 from schemas.errors import UsageError, nearest
@@ -145,27 +147,31 @@ _IDLE: Sequence[Idle] = (
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Return the configuration in a YAML file, with `KEY=VALUE` overrides (our names, YAML values; null = unset)."""
     raw = yaml.read(path)
-    dialect, values, remarks = dialects.translate(raw, str(path))
-    given = dict(values)
-    for override in overrides:
-        _override(given, override)
-    if "model_name_or_path" not in given:
+    dialect, given, defaults, remarks = dialects.translate(raw, str(path))
+    values = dict(given)
+    for key, value in defaults.items():
+        first, _, inner = key.partition(".")
+        if key not in given and inner not in (given.get(first) or {}):
+            dialects.put(values, key, value)
+    asked = {*given, *(_override(values, override) for override in overrides)} & set(values)
+    if "model_name_or_path" not in values:
         raise UsageError(str(path), "no model is named", "Add --model DIR, or model_name_or_path: DIR to the file.")
-    check_config(given, "train_config", str(path))
-    config = _build(given)
+    check_config(values, "train_config", str(path))
+    config = _build(values)
     _check_together(config, str(path))
-    idle = [(key, why) for key, when, why in _IDLE if _is_set(config, given, key) and when(config)]
+    idle = [(key, why) for key, when, why in _IDLE if key in asked and _is_set(config, key) and when(config)]
     if idle and dialect == dialects.OWN:
         raise UsageError(f"{path}#/{idle[0][0]}", f"it would have no effect: {idle[0][1]}", "Leave it out.")
     return Loaded(config, str(path), dialect, (*remarks, *(f"{key} has no effect: {why}" for key, why in idle)))
 
 
-def _is_set(config: Config, given: Mapping[str, Any], key: str) -> bool:
-    """Return whether a key was given with a value that asks for something."""
-    return bool(given.get(key)) and getattr(config, key) not in (None, False, [])
+def _is_set(config: Config, key: str) -> bool:
+    """Return whether a key's value asks for something."""
+    return getattr(config, key) not in (None, False, [])
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> str:
+    """Put `KEY=VALUE` into the values and return the top-level key."""
     key, sign, text = override.partition("=")
     if not sign:
         raise UsageError(f"--set {override}", "expected KEY=VALUE", "--set learning_rate=1e-4")
@@ -175,14 +181,11 @@ def _override(values: dict[str, Any], override: str) -> None:
     if first not in known or (inner and inner not in inside):
         names = [*known, *(f"{name}.{key}" for name, entry in known.items() for key in entry.get("properties", ()))]
         raise UsageError(f"--set {key}", "no such key", nearest(key, names))
-    target = values
-    if inner:
-        target = values[first] = dict(values.get(first) or {})
-    value = yaml.parse(text)
-    if value is None:
-        target.pop(inner or first, None)
-    else:
-        target[inner or first] = value
+    try:
+        dialects.put(values, key, yaml.parse(text))
+    except YAMLError as error:
+        raise UsageError(f"--set {override}", f"not a YAML value: {error}", "--set learning_rate=1e-4") from error
+    return first
 
 
 def _build(given: dict[str, Any]) -> Config:

@@ -78,6 +78,7 @@ def find(*, use_cpu: bool) -> Device:
     import torch
 
     kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["DS_ACCELERATOR"] = kind  # DeepSpeed would guess, and warn where it finds none
     rank, world, local = launched()
     module = _module(kind)
     if module is not None:
@@ -118,7 +119,6 @@ def process_group(device: Device, timeout: int) -> Iterator[None]:
     if torch.distributed.is_initialized():
         yield
         return
-    os.environ["DS_ACCELERATOR"] = device.kind
     alone = "RANK" not in os.environ
     if alone:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import registry
 from schemas import schema
@@ -12,20 +12,31 @@ from schemas.errors import UsageError, nearest
 OWN = "own"
 
 
-def translate(raw: dict[str, Any], where: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Return (dialect, values in our names, remarks) of a configuration file's contents.
+class Translated(NamedTuple):
+    """A configuration file in our names."""
+
+    dialect: str
+    """Whose it is."""
+    values: dict[str, Any]
+    """What the file says."""
+    defaults: dict[str, Any]
+    """What its tool does where the file says nothing, by dotted key."""
+    remarks: list[str]
+    """A line for each key without effect."""
+
+
+def translate(raw: dict[str, Any], where: str) -> Translated:
+    """Return a configuration file's contents in our names.
 
     A key that the tool's table does not know is a UsageError with the nearest one, as is a value that cannot be had.
     """
     name = _recognise(raw)
     if name == OWN:
-        return OWN, raw, []
+        return Translated(OWN, dict(raw), {}, [])
     table = registry.train_config(name)
     values: dict[str, Any] = {}
-    for key, value in table.get("defaults", {}).items():
-        _put(values, key, value)
     remarks: list[str] = []
-    found = dict(_flat(raw, "", table["keys"]))
+    found = dict(flat(raw, table["keys"]))
     for key, value in found.items():
         pointer = f"{where}#/{key.replace('.', '/')}"
         entry = table["keys"].get(key)
@@ -35,13 +46,13 @@ def translate(raw: dict[str, Any], where: str) -> tuple[str, dict[str, Any], lis
             hint = nearest(last, near)
             raise UsageError(pointer, f"a key that {name} files do not have, or that means nothing here", hint)
         if "to" in entry:
-            _put(values, entry["to"], _value(entry, value, found, pointer))
+            put(values, entry["to"], _value(entry, value, found, pointer))
         elif "only" in entry and value not in entry["only"]:
             allowed = ", ".join(str(one) for one in entry["only"] if one is not None)
             raise UsageError(pointer, f"{value!r} cannot be had: {entry['why']}", f"Possible: {allowed}.")
         elif "remark" in entry:
             remarks.append(f"{key} has no effect: {entry['remark']}")
-    return name, values, remarks
+    return Translated(name, values, table.get("defaults", {}), remarks)
 
 
 def _recognise(raw: dict[str, Any]) -> str:
@@ -54,12 +65,12 @@ def _recognise(raw: dict[str, Any]) -> str:
     return OWN
 
 
-def _flat(raw: dict[str, Any], prefix: str, known: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(raw: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted keys and their values; a mapping that is itself a known key is a value."""
     for key, value in raw.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and name not in known:
-            yield from _flat(value, f"{name}.", known)
+            yield from flat(value, known, f"{name}.")
         elif value is not None or name not in known or None in known[name].get("only", ()):
             yield name, value
 
@@ -80,12 +91,13 @@ def _value(entry: dict[str, Any], value: Any, found: dict[str, Any], pointer: st
     return value
 
 
-def _put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key; None leaves it unset."""
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key; None unsets it."""
     first, _, inner = key.partition(".")
-    if inner and value is not None:
-        values[first] = {**values.get(first, {}), inner: value}
-    elif value is None:
-        values.pop(first, None) if not inner else values.get(first, {}).pop(inner, None)
+    target = values
+    if inner:
+        target = values[first] = dict(values.get(first) or {})
+    if value is None:
+        target.pop(inner or first, None)
     else:
-        values[first] = value
+        target[inner or first] = value

@@ -23,6 +23,7 @@ class Result:
 
     loss: float
     grad_norm: float | None
+    """None where ZeRO 0 does not say, or fp16 overflowed."""
     weight: float
     """What the loss was divided by."""
     tokens: int
@@ -91,8 +92,10 @@ def run(engine: Any, plan: Plan, step: Step, learning_rate: float) -> Result:
         raise AssertionError(f"the objective counted {float(sums[1])} as its weights, the loop {float(divisor)}")
     norm = engine.get_global_grad_norm()
     norm = None if norm is None else float(norm)
-    if norm is not None and not math.isfinite(norm) and not plan.fp16:  # fp16 skips such steps and scales less
-        raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
+    if norm is not None and not math.isfinite(norm):
+        if not plan.fp16:
+            raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
+        norm = None  # DeepSpeed has left the step out, and scales the next ones less
     return Result(float(sums[0] / divisor), norm, float(divisor), int(sums[2]), _reduce(logs))
 
 

@@ -25,8 +25,8 @@ class Store(Protocol):
     def manifest(self) -> dict[str, Any]:
         """Return the manifest, checked."""
 
-    def read(self, shard: dict[str, Any], offset: int, length: int) -> pa.Buffer:
-        """Return bytes of a shard, given by its entry in the manifest."""
+    def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:
+        """Return bytes of a shard, given by its entry in the manifest; `again`: not those that a cache has."""
 
 
 def open_store(where: str) -> Store:
@@ -54,7 +54,7 @@ class _Folder:
             raise IntegrityError(str(path), f"expected {size} bytes, found {data.size}", "Copy the set again, whole.")
         return data
 
-    def read(self, shard: dict[str, Any], offset: int, length: int) -> pa.Buffer:
+    def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:  # noqa: ARG002
         return self._map(shard["file"], shard["bytes"]).slice(offset, length)
 
 
@@ -85,9 +85,9 @@ class _Remote:
             raise InputError(where, f"cannot be read: {error}") from error
         return parse_manifest(data, where)
 
-    def read(self, shard: dict[str, Any], offset: int, length: int) -> pa.Buffer:
+    def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:
         kept = self.cache / f"{shard['sha256']}-{offset}"
-        if not kept.is_file() or kept.stat().st_size != length:
+        if again or not kept.is_file() or kept.stat().st_size != length:
             self._fetch(shard["file"], offset, length, kept)
         os.utime(kept)
         return pa.memory_map(str(kept), "r").read_buffer()

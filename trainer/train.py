@@ -29,7 +29,7 @@ MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
 def train(plan: Plan) -> dict[str, Any]:
     """Run the plan and return its summary. All processes call it, in a process group."""
     first = plan.device.rank == 0
-    with _locked(plan.output) if first else contextlib.nullcontext():
+    with locked(plan.output) if first else contextlib.nullcontext():
         if first and plan.checkpoint is None:
             _clear(plan.output)
         trackers = log.open_trackers(plan.config.report_to, plan.output, plan.config.run_name, plan.config.as_dict())
@@ -39,7 +39,7 @@ def train(plan: Plan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
     """Hold the output folder: two runs in one would destroy each other's checkpoints."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as lock:

@@ -26,6 +26,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        return int(node.value)  # 010 is ten
+
 
 for _tag, _pattern, _first in (
     ("bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF"),
@@ -37,6 +40,7 @@ for _tag, _pattern, _first in (
         _Loader.yaml_implicit_resolvers.setdefault(_letter.strip("\0"), []).append(
             (f"tag:yaml.org,2002:{_tag}", _pattern)
         )
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(text: str) -> Any:
@@ -61,7 +65,7 @@ def read(path: Path) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise UsageError(where, f"not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(found, dict):
-        raise UsageError(str(path), f"expected keys and values, found {'nothing' if found is None else found!r}")
+        raise UsageError(str(path), f"expected keys and values, found {found!r}")
     return found
 
 
