@@ -6,6 +6,7 @@ import json
 import math
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,8 @@ def test_the_loss_falls_on_the_embedded_samples(tmp_path: Path, make: Make) -> N
         {"lora": {"target_modules": ["all", "embeddings"]}},
         {"lora": {"target_modules": "default", "modules_to_save": ["lm_head"], "use_rslora": True}},
         {"lora": {"use_dora": True}, "bf16": True},
+        {"quantization_bit": 4},
+        {"quantization_bit": 8, "bf16": True},
         {"tuning": "full", "lora": None, "bf16": True, "zero_stage": 3},
         {"tuning": "full", "lora": None, "freeze": ["embed_tokens", "layers.0"]},
         {"tuning": "full", "lora": None, "trainable": ["mlp"]},
@@ -364,8 +367,8 @@ def test_losses_are_drawn_and_reported(data: Path, make: Make) -> None:
     assert [e.step for e in events.Scalars("eval_loss/plain")] == [2, 4]
 
 
-def test_a_tracker_that_is_not_installed_is_named(data: Path, make: Make) -> None:
-    pytest.importorskip("torch")
+def test_a_tracker_that_is_not_installed_is_named(data: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "swanlab", None)
     said = train(data, make(report_to=["swanlab"]), code=2).stderr
     assert "report_to: swanlab: cannot be imported" in said
     assert "pip install swanlab" in said
@@ -464,6 +467,8 @@ def test_what_would_be_silently_wrong_is_refused(data: Path, packed: Path, make:
     assert "which recomputed layers would see twice" in said
     assert "kto needs a set of kind kto" in train(data, make(objective="kto"), code=2).stderr
     assert "a cpu does not compute in fp16" in train(data, make(fp16=True), code=2).stderr
+    said = train(data, make(quantization_bit=4, zero_stage=3), code=2).stderr
+    assert "cannot be cut up between processes" in said
     assert "has no vision tower" in train(data, make(freeze_vision=True), code=2).stderr
 
 

@@ -149,6 +149,7 @@ def test_overrides_win_and_null_unsets(file: Path) -> None:
         load(file, given, "report_to=[a")
     with pytest.raises(UsageError, match="tuning is not lora"):
         load(file, NEED, "tuning=full", "lora.r=4")
+    assert load(file, given, "tuning=full").remarks == ("lora has no effect: tuning is not lora",)
 
 
 # -- other tools' --

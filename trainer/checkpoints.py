@@ -127,7 +127,7 @@ def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
     shutil.rmtree(path, ignore_errors=True)
     kept = complete(output)
     last = f"The last complete one is {kept[-1][1]}." if kept else "There is no earlier one."
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = getattr(error, "strerror", None) or "a file could not be finished"
     what = f"the checkpoint could not be written: {reason} ({space / 2**30:.1f} GiB are free)"
     return InputError(str(path), what, f"{last} Make room (save_total_limit keeps fewer), then --resume yes.")
 

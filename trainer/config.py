@@ -153,15 +153,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
         first, _, inner = key.partition(".")
         if key not in given and inner not in (given.get(first) or {}):
             dialects.put(values, key, value)
-    asked = {*given, *(_override(values, override) for override in overrides)} & set(values)
+    overridden = {_override(values, override) for override in overrides}
+    asked = (set(given) | overridden) & set(values)
     if "model_name_or_path" not in values:
         raise UsageError(str(path), "no model is named", "Add --model DIR, or model_name_or_path: DIR to the file.")
     check_config(values, "train_config", str(path))
     config = _build(values)
     _check_together(config, str(path))
     idle = [(key, why) for key, when, why in _IDLE if key in asked and _is_set(config, key) and when(config)]
-    if idle and dialect == dialects.OWN:
-        raise UsageError(f"{path}#/{idle[0][0]}", f"it would have no effect: {idle[0][1]}", "Leave it out.")
+    for key, why in idle:  # what an override has made idle is no mistake
+        if key in overridden or (dialect == dialects.OWN and not overridden):
+            raise UsageError(f"{path}#/{key}", f"it would have no effect: {why}", "Leave it out.")
     return Loaded(config, str(path), dialect, (*remarks, *(f"{key} has no effect: {why}" for key, why in idle)))
 
 
