@@ -157,7 +157,7 @@ def kl_estimate(model: nn.Module, batches: Sequence[Batch], reference: nn.Module
         with _as_reference(model, reference) as base:
             ratio, counted = _row_log_probs(base, pairs)
             ratio = -ratio
-        with _evaluating(model):
+        with evaluating(model):
             ratio = ratio + _row_log_probs(model, pairs)[0]
         total += _log(ratio, counted.float())
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -277,12 +277,12 @@ def _as_reference(model: nn.Module, reference: nn.Module | None) -> Iterator[nn.
             "reference", "DPO and KTO compare with the model before training, and full fine-tuning changes that",
             "Train with LoRA, whose base is the reference, or give a reference model.",
         )  # fmt: skip
-    with _evaluating(model), adapted.disable_adapter():
+    with evaluating(model), adapted.disable_adapter():
         yield model
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout and gradients off; afterwards every module is in the mode it was in."""
     inner = _unwrapped(model)
     training = [module for module in inner.modules() if module.training]
