@@ -15,9 +15,8 @@ from typing import Any
 
 import click
 
-from schemas.errors import InputError, Problem, UsageError
-
-EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
+from schemas.errors import EXIT_CODES, InputError, Problem, UsageError
+from trainer.commands import chat_command, doctor_command, export_command
 
 
 class _Group(click.Group):
@@ -512,6 +511,10 @@ def formats(name: str | None, as_json: bool) -> None:
         for example in entry["examples"]:
             click.echo(f"  {json.dumps(example, ensure_ascii=False)}")
         click.echo()
+
+
+for _command in (export_command, chat_command, doctor_command):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

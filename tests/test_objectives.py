@@ -20,8 +20,6 @@ from tests.tiny import Row, lora, packed, padded, qwen2, row, weights_of
 from trainer import objectives
 from trainer.objectives import compute
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks for it
-
 RNG = random.Random(7)
 
 
@@ -420,7 +418,7 @@ def as_ours(batch: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")
 def test_dpo_agrees_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, base, batch, theirs = trl_loss("DPO", beta=0.2)
@@ -430,7 +428,7 @@ def test_dpo_agrees_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert_same(model, loss(compute(model, ours, "preference", reference=base, beta=0.2)), theirs)
 
 
-@pytest.mark.filterwarnings("ignore:`(is_)?gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")
 def test_kto_agrees_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, base, batch, theirs = trl_loss("KTO", beta=0.2, desirable_weight=1.5)

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+torch.set_num_threads(1)  # models this small are several times slower on more, worse beside other work
 Row = dict[str, Any]
 
 

@@ -134,6 +134,7 @@ def _merge(checkpoint: Checkpoint, folder: Path) -> None:
     model = load_model(checkpoint.base, checkpoint.folder)
     probe = torch.tensor([_first_row(checkpoint)[:_PROBED]])
     before = _log_probs(model, probe)
+    _untie(model)
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # not a number somewhere in the adapter
@@ -143,11 +144,23 @@ def _merge(checkpoint: Checkpoint, folder: Path) -> None:
     if not apart <= allowed:
         raise IntegrityError(
             str(checkpoint.folder),
-            f"the merged model does not say what the model with its adapter says: log-probabilities differ by {apart:.3g}",
+            f"merged, the model does not say what it says with its adapter: log-probabilities differ by {apart:.3g}",
             "Use it beside its model: cli chat MODEL --adapter CHECKPOINT.",
         )
     merged.config.use_cache = True
     merged.save_pretrained(folder)
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer weights of its own where the adapter changes those it shares with the embeddings."""
+    base = model.get_base_model()
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    inner = [getattr(layer, "base_layer", layer) for layer in layers]
+    adapted = any(one is not layer for one, layer in zip(inner, layers, strict=True))
+    if adapted and inner[1] is not None and inner[0].weight is inner[1].weight:
+        inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone())
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def _first_row(checkpoint: Checkpoint) -> list[int]:
@@ -216,7 +229,7 @@ def _generation_config(checkpoint: Checkpoint, source: Path, folder: Path) -> No
 
 def _provenance(checkpoint: Checkpoint, note: str) -> dict[str, Any]:
     manifest, run = checkpoint.manifest, checkpoint.run
-    keep = ("name", "format", "count", "share", "repeats", "realized", "files", "sample")
+    keep = ("name", "format", "source", "share", "count", "target", "realized", "files", "sample")
     packages = ("finetune-data-compiler", "torch", "transformers", "peft")
     return {
         "made_by": MADE_BY,
@@ -244,13 +257,14 @@ def _provenance(checkpoint: Checkpoint, note: str) -> dict[str, Any]:
 
 
 def _readme(provenance: dict[str, Any]) -> str:
-    data = provenance["set"]
+    data, counted = provenance["set"], ("rows", "tokens", "trained_tokens")
     lines = [
         f"# {Path(provenance['base_model']).name}, fine-tuned", "",
-        f"{provenance['base_model']} after {provenance['step']:,} steps ({provenance['tuning']}) on {data['kind']} data.", "",
+        f"{provenance['base_model']} after {provenance['step']:,} steps ({provenance['tuning']}); {data['kind']} data.",
+        "",
         "| dataset | rows | tokens | trained tokens |", "|---|---|---|---|",
-        *(f"| {d['name']} | {d['realized']['rows']:,} | {d['realized']['tokens']:,} | {d['realized']['trained_tokens']:,} |"
-          for d in data["datasets"]), "",
+        *(f"| {d['name']} | " + " | ".join(f"{d['realized'][k]:,}" for k in counted) + " |" for d in data["datasets"]),
+        "",
         f"The set is `{data['manifest_digest']}`. Replies end with {', '.join(f'`{stop}`' for stop in data['stops'])}. "
         f"{provenance['note']}", "",
         "`provenance.json` has the digests of every file, of the tokenizer and of the template.",
