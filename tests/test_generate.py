@@ -13,7 +13,7 @@ import torch
 
 from schemas.errors import UsageError
 from tests.agent import FIRE, Agent
-from tests.tiny import row
+from tests.tiny import greedy, lora, qwen2, row, strong_prefix
 from trainer.generate import Prompt, predict, prompts, stop_ids, stop_words, write_predictions
 from trainer.metrics import score
 from trainer.pretrained import load_model, load_tokenizer
@@ -90,8 +90,6 @@ def test_a_model_that_knows_the_rows_predicts_the_references(
 def test_a_batch_padded_on_the_left_is_its_prompts_one_by_one(
     agent: Agent, tokenizer: Any, wanted: list[Prompt]
 ) -> None:
-    from tests.tiny import qwen2
-
     model, short = qwen2(8005), settings(agent) | {"max_new_tokens": 6}
     whole = predict(model, tokenizer, wanted, batch_size=8, **short)
     assert whole == [p for one in wanted for p in predict(model, tokenizer, [one], batch_size=1, **short)]
@@ -153,9 +151,14 @@ def test_two_processes_share_the_prompts_and_both_have_all(agent: Agent, wanted:
     assert done == done_too == [2, 3]  # as many batches each
 
 
-def test_generation_knows_the_rows_of_a_lora_model_too(agent: Agent, tokenizer: Any, wanted: list[Prompt]) -> None:
-    from tests.tiny import lora
+def test_a_prefix_is_not_lost_when_the_model_writes(agent: Agent, tokenizer: Any, wanted: list[Prompt]) -> None:
+    model = strong_prefix(load_model(agent.model))
+    found = predict(model, tokenizer, wanted[:2], stops=[8002], max_new_tokens=5)
+    assert [p.prediction for p in found] == [tokenizer.decode(greedy(model, p.prompt_ids, 5)) for p in wanted[:2]]
+    assert found[0].prediction != found[0].reference
 
+
+def test_generation_knows_the_rows_of_a_lora_model_too(agent: Agent, tokenizer: Any, wanted: list[Prompt]) -> None:
     adapted = lora(load_model(agent.model))
     found = predict(adapted, tokenizer, wanted[:2], **settings(agent))
     assert [p.prediction for p in found] == [p.reference for p in found]

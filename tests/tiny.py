@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -30,6 +30,26 @@ def lora(model: nn.Module, seed: int = 1, *, trained: bool = False, dropout: flo
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.05)
     return adapted
+
+
+def strong_prefix(model: nn.Module, seed: int = 2) -> PeftModel:
+    """Return the model with a random prefix that changes what it says."""
+    prefixed = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    torch.manual_seed(seed)
+    for name, parameter in prefixed.named_parameters():
+        if "prompt_encoder" in name:
+            nn.init.normal_(parameter, std=2.0)
+    return prefixed.eval()
+
+
+@torch.no_grad()
+def greedy(model: nn.Module, ids: Sequence[int], count: int) -> list[int]:
+    """Return the most likely next tokens, each from a forward pass over all before it."""
+    found = torch.tensor([list(ids)])
+    for _ in range(count):
+        logits = model(input_ids=found, attention_mask=torch.ones_like(found), use_cache=False).logits
+        found = torch.cat([found, logits[:, -1:].argmax(-1)], 1)
+    return found[0, len(ids) :].tolist()
 
 
 def row(ids: Sequence[int], prompt: int, weights: Sequence[float] | None = None, **more: Any) -> Row:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from schemas.errors import UsageError
+from trainer.pretrained import can_cache
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Chat:
                 input_ids=torch.tensor([ids], device=self.model.device),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.model.device),
                 max_new_tokens=self.max_new_tokens, eos_token_id=list(self.stops), pad_token_id=self.stops[0],
-                streamer=stream, **(draw if self.temperature else greedy),
+                use_cache=can_cache(self.model), streamer=stream, **(draw if self.temperature else greedy),
                 **({"stop_strings": list(self.words), "tokenizer": self.tokenizer} if self.words else {}),
             )[0, len(ids) :].tolist()  # fmt: skip
         content = stream.text

@@ -118,8 +118,8 @@ def chat_command(
     from trainer.pretrained import load_model, load_tokenizer
 
     opened = open_checkpoint(adapter, base=model) if adapter else None
-    tokenizer = load_tokenizer(opened.set / "tokenizer" if opened else model)
     loaded = load_model(model, adapter)
+    tokenizer = load_tokenizer(opened.set / "tokenizer" if opened else model)
     ends = stop_ids(opened.manifest) if opened else loaded.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     if not ends:

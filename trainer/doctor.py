@@ -99,11 +99,8 @@ def lines(findings: list[Finding]) -> Iterator[str]:
         yield f"{finding.status:8} {finding.name:14} {finding.found}"
         if finding.hint:
             yield f"{'':23} {finding.hint}"
-    yield (
-        "This machine can train."
-        if ready(findings)
-        else "This machine cannot train yet: see what is missing or broken."
-    )
+    lacking = [f"{finding.name} is {finding.status}" for finding in findings if _lacks(finding)]
+    yield f"This machine cannot train yet: {', '.join(lacking)}." if lacking else "This machine can train."
 
 
 # -- the machine --
@@ -220,7 +217,7 @@ def _package(name: str) -> Finding:
         return Finding(name, "ok", version, needed=needed)
     if f"No module named '{name}'" in error or (name == "pyarrow S3" and "cannot import name" in error):
         return Finding(name, "missing", "not installed", hint, needed=needed)
-    return Finding(name, "broken" if needed else "note", f"cannot be imported: {error}", hint, needed=needed)
+    return Finding(name, "broken" if needed else "note", f"cannot be imported: {error}", needed=needed)
 
 
 def _python(code: str, *, facts: bool = False) -> tuple[Any, str]:

@@ -19,6 +19,7 @@ import torch
 
 from schemas.errors import UsageError
 from trainer.objectives import evaluating
+from trainer.pretrained import can_cache
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _generate(
     with evaluating(model):
         written = model.generate(
             input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, use_cache=True,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, use_cache=can_cache(model),
             eos_token_id=list(stops), pad_token_id=stops[0], synced_gpus=synced_gpus,
             **({"stop_strings": list(words), "tokenizer": tokenizer} if words else {}),
         )  # fmt: skip

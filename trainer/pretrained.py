@@ -10,6 +10,7 @@ from schemas.errors import InputError, UsageError
 
 def load_model(folder: Path, adapter: Path | None = None) -> Any:
     """Return the model in `folder` in evaluation mode, with the PEFT adapter in `adapter` on it."""
+    import safetensors
     import transformers
 
     if (folder / "adapter_config.json").is_file():
@@ -33,7 +34,7 @@ def load_model(folder: Path, adapter: Path | None = None) -> Any:
             import peft
 
             model = peft.PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         where = folder if adapter is None else f"{folder} with {adapter}"
         raise InputError(str(where), f"cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return model.eval()
@@ -43,6 +44,9 @@ def load_tokenizer(folder: Path) -> Any:
     """Return the Transformers tokenizer in `folder`."""
     import transformers
 
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        # Transformers makes an empty one for some models
+        raise InputError(str(folder), "there is no tokenizer in it", "Chat with an exported folder: cli export.")
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
@@ -50,3 +54,12 @@ def load_tokenizer(folder: Path) -> Any:
             str(folder), f"Transformers reads no tokenizer from it: {str(error).strip().splitlines()[0]}",
             "It needs a tokenizer.json, or a tokenizer class of Transformers itself.",
         ) from error  # fmt: skip
+
+
+def can_cache(model: Any) -> bool:
+    """Return whether the model may generate with a cache, which is faster.
+
+    Not with a prefix: PEFT 0.21 hands it over as `past_key_values`, and where `generate` has a cache Transformers
+    5.24 ignores that, so that the base model would write, with a warning about names at most.
+    """
+    return not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
