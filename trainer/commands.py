@@ -74,7 +74,14 @@ def export_command(checkpoint: Path, out: Path, data: Path | None, base: Path | 
     help="Stop after this text and let the user write what follows it. May be given again.",
 )
 @click.option("--system", default="", metavar="TEXT|@FILE", help="The system message.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=512, show_default=True, metavar="N")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    metavar="N",
+    help="Longest reply; one that is cut says so.",
+)
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
@@ -83,7 +90,14 @@ def export_command(checkpoint: Path, out: Path, data: Path | None, base: Path | 
     metavar="T",
     help="Above 0: draw tokens instead of taking the most likely one.",
 )
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, metavar="P")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="P",
+    help="With --temperature: draw from the most likely tokens that have this share.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides what is drawn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a reply, when it is complete.")
 def chat_command(
