@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
-from tests.tiny import Row, lora, packed, padded, qwen2, row, weights_of
+from tests.tiny import Row, lora, packed, padded, qwen2, row, strong_prefix, weights_of
 from trainer import objectives
 from trainer.objectives import compute
 
@@ -259,9 +259,10 @@ def test_dpo_is_the_formula_of_its_paper() -> None:
     assert parts.logs["rewards/accuracies"].tolist() == [sum(m > 0 for m in margins), 2]
 
 
-def test_the_base_under_an_adapter_is_the_reference() -> None:
-    base = qwen2().eval()
-    model = lora(qwen2(), trained=True)
+@pytest.mark.parametrize("adapted", [lambda: lora(qwen2(), trained=True), lambda: strong_prefix(qwen2())])
+def test_the_base_under_an_adapter_is_the_reference(adapted: Callable[[], nn.Module]) -> None:
+    base, model = qwen2().eval(), adapted()
+    assert abs(loss(compute(model, preference(), "preference")).item() - math.log(2)) > 1e-3
     assert_same(
         model,
         loss(compute(model, preference(), "preference")),
@@ -309,6 +310,13 @@ def test_packs_of_pairs_are_refused() -> None:
     batch = {name: value for name, value in preference().items() if "attention_mask" not in name}
     with pytest.raises(UsageError, match="without packing"):
         compute(lora(qwen2()), batch, "preference")
+
+
+def test_a_batch_that_is_not_of_its_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="rejected_input_ids"):
+        compute(lora(qwen2()), padded(GOOD), "preference")
+    with pytest.raises(ValueError, match="'dpo'"):
+        compute(lora(qwen2()), preference(), "dpo")
 
 
 # -- kto --
