@@ -88,10 +88,12 @@ def checkpoint(agent: Agent, folder: Path, model: nn.Module, *, base: Path | Non
     path = folder / f"checkpoint-{step}"
     model.save_pretrained(path)  # type: ignore[operator]
     run = {
-        "base_model": str(base or agent.model), "set": str(agent.set), "manifest_digest": agent.manifest["digest"],
-        "step": step, "datasets": ["chats"], "template": agent.manifest["template"]["name"],
-        "stops": agent.manifest["template"]["certificate"]["stops"],
-    }  # fmt: skip
+        "step": step,
+        "base_model": str(base or agent.model),
+        "model": {"model": "maker/tiny", "revision": None},
+        "set": agent.manifest["digest"],
+        "provenance": {"out": str(agent.set)},
+    }
     (path / "run.json").write_text(json.dumps(run), encoding="utf-8")
     (path / "deepspeed").mkdir()
     (path / "COMPLETE").touch()

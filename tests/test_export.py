@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from click.testing import Result
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from cli import main
 from tests.agent import Agent, checkpoint, compile_set
 from tests.tiny import lora, qwen2
 from trainer import export as export_module
@@ -102,7 +105,7 @@ def test_provenance_says_which_data_model_and_checkpoint(agent: Agent, tmp_path:
     )
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
     assert json.loads(printed.stdout) == provenance
-    assert provenance["base_model"] == str(agent.model)
+    assert provenance["base_model"] == "maker/tiny"
     assert (provenance["step"], provenance["checkpoint"], provenance["tuning"]) == (12, "checkpoint-12", "lora, merged")
     assert provenance["set"]["manifest_digest"] == agent.manifest["digest"]
     (dataset,) = provenance["set"]["datasets"]
@@ -110,7 +113,7 @@ def test_provenance_says_which_data_model_and_checkpoint(agent: Agent, tmp_path:
     assert dataset["files"] == agent.manifest["datasets"][0]["files"]
     readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert f"| chats | 3 | {dataset['realized']['tokens']:,} |" in readme and "`<|im_end|>`" in readme
-    assert agent.manifest["digest"] in readme
+    assert agent.manifest["digest"] in readme and str(agent.model) not in readme  # no paths of the machine
 
 
 def test_a_template_card_becomes_the_chat_template(agent: Agent, tmp_path: Path, run: Run) -> None:
@@ -137,6 +140,24 @@ def test_an_adapter_on_tied_embeddings_is_merged_right_or_not_at_all(agent: Agen
     path = checkpoint(agent, tmp_path, adapted, base=tmp_path / "tied")
     run("export", path, tmp_path / "out")
     torch.testing.assert_close(logits(load_model(tmp_path / "out"), agent), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("train" not in main.commands, reason="cli train is not part of this version")
+def test_what_cli_train_writes_is_exported(agent: Agent, tmp_path: Path, run: Run) -> None:
+    for file in (agent.set / "tokenizer").iterdir():
+        shutil.copyfile(file, agent.model / file.name)
+    settings = {"model_name_or_path": str(agent.model), "output_dir": str(tmp_path / "o"), "tuning": "lora"}
+    settings |= {"max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 3, "use_cpu": True}
+    (tmp_path / "lora.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "cli", "train", str(agent.set), str(tmp_path / "lora.yaml")],
+        capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = run("export", tmp_path / "o" / "checkpoint-1", tmp_path / "out", "--json").stdout
+    assert json.loads(said)["tuning"] == "lora, merged"
+    assert load_tokenizer(tmp_path / "out").chat_template
 
 
 # -- what is refused --
@@ -192,7 +213,8 @@ def test_a_set_that_is_another_or_damaged_or_gone_is_named(agent: Agent, tmp_pat
     path, moved = checkpoint(agent, tmp_path, load_model(agent.model)), tmp_path / "moved"
     shutil.copytree(agent.set, moved)
     settings = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    (path / "run.json").write_text(json.dumps(settings | {"set": str(tmp_path / "gone")}), encoding="utf-8")
+    settings["provenance"]["out"] = str(tmp_path / "gone")
+    (path / "run.json").write_text(json.dumps(settings), encoding="utf-8")
     assert "--set" in run("export", path, tmp_path / "out", code=5).stderr
     run("export", path, tmp_path / "out", "--set", moved)
     other = compile_set(tmp_path, "--seed", "5")

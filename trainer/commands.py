@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ def _need_torch() -> None:
     try:
         import peft  # noqa: F401
         import torch  # noqa: F401
-        import transformers  # noqa: F401
+        import transformers
     except (ImportError, RuntimeError, OSError) as error:  # a broken device extension is a RuntimeError of torch
         raise UsageError(
             "the trainer", f"it needs torch, transformers and peft: {str(error).strip().splitlines()[0]}",
             "pip install 'finetune-data-compiler[train]'; cli doctor says what is missing or broken.",
         ) from error  # fmt: skip
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries say to each other about their future
+    if not sys.stderr.isatty():
+        said: Any = transformers.utils.logging  # untyped
+        said.disable_progress_bar()
 
 
 @click.command("export", epilog=EXIT_CODES)

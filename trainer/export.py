@@ -56,14 +56,14 @@ def open_checkpoint(folder: Path, *, data: Path | None = None, base: Path | None
             str(folder), f"no {COMPLETE} mark: it was not written to its end", "Use an earlier checkpoint."
         )
     run = _json(folder / RUN)
-    where = data or Path(run["set"])
+    where = data or Path(run["provenance"]["out"])
     try:
         manifest = read_manifest(where)
     except InputError as error:
         raise InputError(error.where, error.what, "Say with --set where the compiled set is now.") from None
-    if manifest["digest"] != run["manifest_digest"]:
+    if manifest["digest"] != run["set"]:
         raise IntegrityError(
-            str(where), f"expected the set {run['manifest_digest'][:16]} the checkpoint was trained on, "
+            str(where), f"expected the set {run['set'][:16]} the checkpoint was trained on, "
             f"found {manifest['digest'][:16]}", "Say with --set where that is.",
         )  # fmt: skip
     adapter = _json(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
@@ -229,11 +229,13 @@ def _generation_config(checkpoint: Checkpoint, source: Path, folder: Path) -> No
 
 def _provenance(checkpoint: Checkpoint, note: str) -> dict[str, Any]:
     manifest, run = checkpoint.manifest, checkpoint.run
+    named = run["model"]["model"]  # as the configuration names it: a folder, or a hub's id
     keep = ("name", "format", "source", "share", "count", "target", "realized", "files", "sample")
     packages = ("finetune-data-compiler", "torch", "transformers", "peft")
     return {
         "made_by": MADE_BY,
-        "base_model": run["base_model"],
+        "base_model": Path(named).name if Path(named).is_absolute() else named,
+        "base_revision": run["model"]["revision"],
         "checkpoint": checkpoint.folder.name,
         "step": run["step"],
         "tuning": "lora, merged" if checkpoint.adapter else "full",
@@ -259,7 +261,7 @@ def _provenance(checkpoint: Checkpoint, note: str) -> dict[str, Any]:
 def _readme(provenance: dict[str, Any]) -> str:
     data, counted = provenance["set"], ("rows", "tokens", "trained_tokens")
     lines = [
-        f"# {Path(provenance['base_model']).name}, fine-tuned", "",
+        f"# {provenance['base_model']}, fine-tuned", "",
         f"{provenance['base_model']} after {provenance['step']:,} steps ({provenance['tuning']}); {data['kind']} data.",
         "",
         "| dataset | rows | tokens | trained tokens |", "|---|---|---|---|",
