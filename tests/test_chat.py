@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from cli import main
-from tests.agent import FIRE, SYSTEM, Agent, checkpoint
+from tests.agent import FIRE, SYSTEM, Agent, checkpoint, compile_set
 from tests.tiny import greedy, lora, qwen2, strong_prefix
 from trainer.chat import Chat, _Stream
 from trainer.export import export, open_checkpoint
@@ -117,6 +117,21 @@ def test_an_adapter_is_put_on_its_model(agent: Agent, talk: Callable[..., Result
     path = checkpoint(agent, tmp_path, lora(load_model(agent.model)))
     assert talk("2 + 2?\n", "--adapter", path, model=agent.model).stdout == "4, of course.\n"
     assert "cli chat MODEL --adapter" in talk("", model=path, code=2).stderr
+
+
+def test_an_adapter_is_asked_in_the_template_it_was_trained_with(
+    agent: Agent, talk: Callable[..., Result], tmp_path: Path
+) -> None:
+    carded = compile_set(tmp_path, "--template", "qwen")
+    other = Agent(carded, json.loads((carded / "manifest.json").read_text(encoding="utf-8")), [], agent.model)
+    path = checkpoint(other, tmp_path, lora(load_model(agent.model)))
+    asked = [json.loads(talk("2 + 2?\n", "--adapter", p, "--json", model=agent.model).stdout)["prompt_tokens"]
+             for p in (path, checkpoint(agent, tmp_path, lora(load_model(agent.model)), step=8))]  # fmt: skip
+    system = load_tokenizer(carded / "tokenizer")("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+    assert asked[0] == asked[1] + len(system["input_ids"])
+    carded.rename(tmp_path / "moved")
+    assert "--set" in talk("", "--adapter", path, model=agent.model, code=5).stderr
+    talk("2 + 2?\n", "--adapter", path, "--set", tmp_path / "moved", model=agent.model)
 
 
 def test_a_prefix_is_put_on_its_model(agent: Agent, talk: Callable[..., Result], tmp_path: Path) -> None:

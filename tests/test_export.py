@@ -58,10 +58,12 @@ def test_a_merged_adapter_says_what_the_adapter_said(
 
 
 def test_a_full_checkpoint_is_copied(agent: Agent, tmp_path: Path, run: Run) -> None:
-    path = checkpoint(agent, tmp_path, load_model(agent.model))
+    model = load_model(agent.model)
+    model.config.use_cache = False  # as trained
+    path = checkpoint(agent, tmp_path, model)
     run("export", path, tmp_path / "out")
-    for name in ("model.safetensors", "config.json"):
-        assert (tmp_path / "out" / name).read_bytes() == (path / name).read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+    assert load_model(tmp_path / "out").config.use_cache is True
     assert not (tmp_path / "out" / "deepspeed").exists()
 
 
@@ -182,10 +184,11 @@ def test_somebodys_folder_is_left_alone_and_an_export_is_replaced(agent: Agent, 
     path, out = checkpoint(agent, tmp_path, load_model(agent.model)), tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("three years", encoding="utf-8")
+    (out / "provenance.json").write_text("{", encoding="utf-8")  # somebody's too
     before = tree(tmp_path)
-    assert "holds no export (found 'thesis.txt')" in run("export", path, out, code=2).stderr
+    assert "holds no export (found 'provenance.json')" in run("export", path, out, code=2).stderr
     assert tree(tmp_path) == before
-    (out / "thesis.txt").unlink()
+    shutil.rmtree(out)
     run("export", path, out)
     (out / "stale.safetensors").touch()
     run("export", path, out)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,7 +54,7 @@ def test_every_stretch_of_trained_tokens_is_asked_for_after_all_before_it() -> N
 
 
 def test_a_pack_is_its_sequences() -> None:
-    one = provenance(dataset=["a", "b"], file=["f", "g"], row=[1, 2], part=[0, 5])
+    one = provenance(dataset=["a", "b"], file=["f", "g"], row=np.array([1, 2]), part=[0, 5])
     given = row([1, 2, 3, 4, 5, 6], 6, seq_lens=[3, 3], **one)
     given["labels"][2], given["labels"][3], given["labels"][5] = 3, 4, 6
     found = list(prompts(given))

@@ -57,7 +57,7 @@ class Chat:
     def say(self, text: str, show: Callable[[str], object] = lambda _: None) -> Reply:
         """Return the model's reply to a user message, or to an observation it waits for; `show` gets it as it grows."""
         if self.waits:
-            self.partial += f" {text}\n"
+            self.partial += f"{'' if self.partial[-1].isspace() else ' '}{text}\n"
         else:
             self.messages.append({"role": "user", "content": text})
         ids = self._prompt()
@@ -75,8 +75,9 @@ class Chat:
         content = stream.text
         if written[-1] in self.stops:
             ended = "stop"
-        else:
-            ended = "word" if self.words and content.endswith(tuple(self.words)) else "length"
+        else:  # a stop word's last token may reach beyond it
+            cut = len(written) == self.max_new_tokens and not content.rstrip().endswith(tuple(self.words))
+            ended = "length" if cut or not self.words else "word"
         self.partial += content
         if ended != "word":
             self.messages.append({"role": "assistant", "content": self.partial})

@@ -72,6 +72,9 @@ def export_command(checkpoint: Path, out: Path, data: Path | None, base: Path | 
     help="A checkpoint of a LoRA or prefix to put on MODEL; tokenizer and stops are those it was trained with.",
 )
 @click.option(
+    "--set", "data", type=click.Path(path_type=Path), metavar="DIR", help="With --adapter: where its set is, if moved."
+)
+@click.option(
     "--stop",
     "words",
     multiple=True,
@@ -108,6 +111,7 @@ def export_command(checkpoint: Path, out: Path, data: Path | None, base: Path | 
 def chat_command(
     model: Path,
     adapter: Path | None,
+    data: Path | None,
     words: tuple[str, ...],
     system: str,
     max_new_tokens: int,
@@ -132,13 +136,17 @@ def chat_command(
     import torch
 
     from trainer.chat import Chat, Reply, converse
-    from trainer.export import open_checkpoint
+    from trainer.export import card_template, open_checkpoint
     from trainer.generate import stop_ids
     from trainer.pretrained import load_model, load_tokenizer
 
-    opened = open_checkpoint(adapter, base=model) if adapter else None
+    if data and not adapter:
+        raise UsageError("--set", "it says where the set of an adapter is", "Add --adapter CHECKPOINT.")
+    opened = open_checkpoint(adapter, data=data, base=model) if adapter else None
     loaded = load_model(model, adapter)
     tokenizer = load_tokenizer(opened.set / "tokenizer" if opened else model)
+    if opened and (text := card_template(opened.manifest)[0]) is not None:
+        tokenizer.chat_template = text
     ends = stop_ids(opened.manifest) if opened else loaded.generation_config.eos_token_id
     ends = [ends] if isinstance(ends, int) else list(ends or [])
     if not ends:

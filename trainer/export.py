@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ def open_checkpoint(folder: Path, *, data: Path | None = None, base: Path | None
 
 def export(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     """Write the export to `out` and return its provenance."""
+    out = out.resolve()  # "." has no name to write beside
     _refuse_adapter(checkpoint)
     _refuse_foreign(out)
     partial = out.with_name(f".{out.name}.partial")
@@ -79,6 +81,8 @@ def export(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
     try:
         partial.mkdir(parents=True)
         provenance = _write(checkpoint, partial)
+        for path in (*partial.rglob("*"), partial):
+            _flush(path)
         _replace(out, partial)
     except OSError as error:
         raise InputError(str(error.filename or out), f"cannot be written: {error.strerror or error}") from error
@@ -104,13 +108,20 @@ def _refuse_adapter(checkpoint: Checkpoint) -> None:
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(str(out), "expected a folder, found a file")
-    mark = out / PROVENANCE
-    if out.is_dir() and any(out.iterdir()) and not (mark.is_file() and _json(mark).get("made_by") == MADE_BY):
+    if out.is_dir() and any(out.iterdir()) and not _is_ours(out / PROVENANCE):
         found = min(path.name for path in out.iterdir())
         raise UsageError(
             str(out), f"the folder is not empty and holds no export (found {found!r})",
             "Choose a new folder; nothing in this one was touched.",
         )  # fmt: skip
+
+
+def _is_ours(mark: Path) -> bool:
+    try:
+        found = json.loads(mark.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("made_by") == MADE_BY
 
 
 def _write(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -183,8 +194,10 @@ def _copy_weights(source: Path, folder: Path) -> None:
     names = [path.name for path in sorted(source.glob("model*.safetensors*"))]
     if not names or not (source / "config.json").is_file():
         raise InputError(str(source), "expected model*.safetensors and config.json, found neither or only one")
-    for name in [*names, "config.json"]:
+    for name in names:
         shutil.copyfile(source / name, folder / name)
+    config = _json(source / "config.json") | {"use_cache": True}  # training goes without
+    (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _tokenizer(checkpoint: Checkpoint, folder: Path) -> str:
@@ -197,19 +210,33 @@ def _tokenizer(checkpoint: Checkpoint, folder: Path) -> str:
             target = folder / name.removeprefix("tokenizer/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-    name = checkpoint.manifest["template"]["name"]
+    text, note = card_template(checkpoint.manifest)
+    if text:
+        (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    return note
+
+
+def card_template(manifest: dict[str, Any]) -> tuple[str | None, str]:
+    """Return the chat template to use in place of the tokenizer's own, and what to know of it.
+
+    None: the tokenizer's own it is; "": there is none.
+
+    A card's Jinja becomes one of Transformers' by leaving out its marks where texts are cut before they are encoded.
+    """
+    name = manifest["template"]["name"]
     if name == "document":
-        return "It was trained on documents, without a chat template."
+        return None, "It was trained on documents, without a chat template."
     if name == "auto":
-        return "The chat template is the tokenizer's own."
-    card = registry.template(name)
-    text = registry.template_source(card["chat_template"])
+        return None, "The chat template is the tokenizer's own."
+    text = registry.template_source(registry.template(name)["chat_template"])
     if "python_arguments" in text:
-        return f"No chat template was written: {name} lays calls out as Python, which Transformers' templates cannot."
+        return (
+            "",
+            f"No chat template was written: {name} lays calls out as Python, which Transformers' templates cannot.",
+        )
     plain = text.replace("{{ cut }}", "")
-    (folder / "chat_template.jinja").write_text(plain, encoding="utf-8")
     cut = " A text that begins with a line break may be encoded otherwise than in training." if plain != text else ""
-    return f"The chat template is the card {name}.{cut}"
+    return plain, f"The chat template is the card {name}.{cut}"
 
 
 def _generation_config(checkpoint: Checkpoint, source: Path, folder: Path) -> None:
@@ -272,6 +299,14 @@ def _readme(provenance: dict[str, Any]) -> str:
         "`provenance.json` has the digests of every file, of the tokenizer and of the template.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _replace(out: Path, partial: Path) -> None:

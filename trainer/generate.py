@@ -64,8 +64,8 @@ def prompts(row: Mapping[str, Any]) -> Iterator[Prompt]:
     ends = np.cumsum(row["seq_lens"])
     for sequence, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         at: dict[str, Any] = {name: row[name] for name in ("dataset", "file", "row", "part")}
-        if isinstance(at["row"], list):  # of a pack
-            at = {name: values[sequence] for name, values in at.items()}
+        at = {name: value[sequence] if np.ndim(value) else value for name, value in at.items()}  # lists in packs
+        at |= {"row": int(at["row"]), "part": int(at["part"])}
         trained = np.concatenate([[False], labels[start:end] != -100, [False]])
         first, after = np.flatnonzero(np.diff(trained.astype(np.int8))).reshape(-1, 2).T + start
         for reply, (a, b) in enumerate(zip(first, after, strict=True)):
