@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from schemas.errors import EXIT_CODES, InputError, Problem, UsageError
-from trainer.commands import chat_command, doctor_command, export_command
+from trainer import tools
 
 
 class _Group(click.Group):
@@ -513,7 +513,7 @@ def formats(name: str | None, as_json: bool) -> None:
         click.echo()
 
 
-for _command in (export_command, chat_command, doctor_command):
+for _command in tools.COMMANDS:
     main.add_command(_command)
 
 

@@ -1,4 +1,4 @@
-"""The trainer's commands: parse, call, print. Heavy imports stay inside; cli.py adds them to its group."""
+"""Commands around training: export, chat, doctor. Parse, call, print; heavy imports stay inside."""
 
 from __future__ import annotations
 
@@ -202,3 +202,7 @@ def doctor_command(as_json: bool) -> None:
         return
     for line in doctor.lines(findings):
         click.echo(line)
+
+
+COMMANDS = (export_command, chat_command, doctor_command)
+"""What cli.py adds to its own."""
