@@ -15,8 +15,7 @@ import torch
 from schemas.errors import UsageError
 from tests.agent import FIRE, Agent
 from tests.tiny import greedy, lora, qwen2, row, strong_prefix
-from trainer.generate import Prompt, predict, prompts, stop_ids, stop_words, write_predictions
-from trainer.metrics import score
+from trainer.generate import Prompt, predict, predict_with_generate, prompts, stop_ids, stop_words
 from trainer.pretrained import load_model, load_tokenizer
 
 
@@ -83,9 +82,6 @@ def test_a_model_that_knows_the_rows_predicts_the_references(
     assert [p.prediction for p in found] == [p.reference for p in found]
     assert {FIRE[0], FIRE[2], "不客气。", "4, of course.", "我是一个小模型。"} == {p.prediction for p in found}
     assert all(p.stopped for p in found)
-    scores = score([p.prediction for p in found], [p.reference for p in found])
-    assert scores["action_match"] == scores["argument_match"] == 100 and scores["calls"] == 1
-    assert scores["bleu-4"] == pytest.approx(100) and scores["zh/rouge-l"] == pytest.approx(100)
 
 
 def test_a_batch_padded_on_the_left_is_its_prompts_one_by_one(
@@ -105,15 +101,15 @@ def test_the_model_is_in_the_mode_it_was_in(agent: Agent, model: Any, tokenizer:
     model.eval()
 
 
-def test_predictions_are_lines_of_json(
-    agent: Agent, model: Any, tokenizer: Any, wanted: list[Prompt], tmp_path: Path
-) -> None:
-    found = predict(model, tokenizer, wanted, **settings(agent))
-    write_predictions(found, tmp_path / "predictions.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["prediction"] for line in lines] == [p.prediction for p in found]
+def test_predictions_are_lines_of_json_and_scored(agent: Agent, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    scores = predict_with_generate(model, tokenizer, agent.rows, agent.manifest, path, max_new_tokens=80)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 5 and all(line["prediction"] == line["reference"] for line in lines)
     assert set(lines[0]) == {"prompt", "prediction", "reference", "stopped", "dataset", "file", "row", "part", "reply"}
     assert lines[0]["dataset"] == "chats" and [p.name for p in tmp_path.iterdir()] == ["predictions.jsonl"]
+    assert scores["action_match"] == scores["argument_match"] == 100 and scores["calls"] == 1
+    assert scores["bleu-4"] == pytest.approx(100) and scores["zh/rouge-l"] == pytest.approx(100)
 
 
 RANK = """

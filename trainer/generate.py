@@ -18,8 +18,28 @@ import numpy as np
 import torch
 
 from schemas.errors import UsageError
+from trainer.metrics import score
 from trainer.objectives import evaluating
 from trainer.pretrained import can_cache
+
+
+def predict_with_generate(
+    model: Any,
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    path: Path,
+    **settings: Any,
+) -> dict[str, float]:
+    """Write what the model says at the rows of a split to `path`, and return its scores (`metrics.score`).
+
+    `settings` are those of `predict`. All processes call it and get the scores; the first one writes.
+    """
+    wanted = [prompt for row in rows for prompt in prompts(row)]
+    found = predict(model, tokenizer, wanted, stops=stop_ids(manifest), words=stop_words(manifest), **settings)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        write_predictions(found, path)
+    return score([one.prediction for one in found], [one.reference for one in found])
 
 
 @dataclass(frozen=True)
