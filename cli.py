@@ -15,10 +15,8 @@ from typing import Any
 
 import click
 
-from schemas.errors import InputError, Problem, UsageError
-from trainer import commands
-
-EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
+from schemas.errors import EXIT_CODES, InputError, Problem, UsageError
+from trainer import commands, tools
 
 
 class _Group(click.Group):
@@ -525,7 +523,7 @@ def formats(name: str | None, as_json: bool) -> None:
         click.echo()
 
 
-for _command in commands.COMMANDS:
+for _command in (*commands.COMMANDS, *tools.COMMANDS):
     main.add_command(_command)
 
 

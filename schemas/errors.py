@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
+"""What every command's help ends with."""
+
 
 class Problem(Exception):
     """A message for the user: `where: what; hint`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
@@ -12,6 +13,9 @@ from click.testing import CliRunner, Result
 import registry
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tests.agent import Agent
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -65,3 +69,11 @@ def one_process() -> Iterator[None]:
 
     with device.process_group(device.find(use_cpu=True), 60):
         yield
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
+    """Return a tiny model that knows a few conversations by heart, with its set."""
+    from tests.agent import make  # torch, which most tests do without
+
+    return make(tmp_path_factory.mktemp("agent"))

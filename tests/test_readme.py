@@ -64,3 +64,10 @@ def test_every_column_of_a_shard_is_in_the_readme() -> None:
 def test_no_document_is_linked_that_is_not_there() -> None:
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_commands_in_the_documents_exist_with_their_options(path: Path) -> None:
+    for name, rest in re.findall(r"^(?:`|.*? `)?cli (\w+)([^`\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE):
+        options = {option for parameter in cli.main.commands[name].params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, f"cli {name}{rest}"

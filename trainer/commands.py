@@ -1,4 +1,4 @@
-"""The trainer's commands; what they need is imported when they run."""
+"""`cli train`: parse, call, print; what it needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 import click
 
-from schemas.errors import Problem, UsageError
-
-EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 4 integrity, 5 input/output, 6 locked."
+from schemas.errors import EXIT_CODES, Problem, UsageError
 
 
 def _need_libraries() -> None:

@@ -81,11 +81,16 @@ def compute(
     if kind == "kto":
         kl = kl_estimate(model, [batch], reference) if kl is None else kl
         return _kto(model, batch, reference, beta, desirable_weight, undesirable_weight, kl)
+    if kind not in ("sft", "pretrain"):
+        raise ValueError(f"no objective for sets of kind {kind!r}")
     return _weighted_cross_entropy(model, batch)
 
 
 def _weighted_cross_entropy(model: nn.Module, batch: Batch) -> Parts:
-    """Sum of w * CE over sum of w: 2.0 on a token counts it twice, in numerator and denominator."""
+    """Sum of w * CE over sum of w: 2.0 on a token counts it twice, in numerator and denominator.
+
+    What balances the experts of a mixture is no part of it.
+    """
     losses, trained = _token_losses(model, batch)
     weights = batch["loss_weights"] * trained
     losses = losses * weights
@@ -157,7 +162,7 @@ def kl_estimate(model: nn.Module, batches: Sequence[Batch], reference: nn.Module
         with _as_reference(model, reference) as base:
             ratio, counted = _row_log_probs(base, pairs)
             ratio = -ratio
-        with _evaluating(model):
+        with evaluating(model):
             ratio = ratio + _row_log_probs(model, pairs)[0]
         total += _log(ratio, counted.float())
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -227,8 +232,9 @@ def _token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     if not keeps:
         logits = logits[:, needed - 1]
     chosen = trained[:, needed]
-    scored, targets = torch.split(logits[chosen], _CHUNK), torch.split(labels[:, needed][chosen], _CHUNK)
-    found = [checkpoint(_cross_entropy, *part, use_reentrant=False) for part in zip(scored, targets, strict=True)]
+    scored = logits.flatten(0, 1) if chosen.all() else logits[chosen]  # of one row, as a pack, always all: no copy
+    parts = zip(torch.split(scored, _CHUNK), torch.split(labels[:, needed][chosen], _CHUNK), strict=True)
+    found = [checkpoint(_cross_entropy, *part, use_reentrant=False) for part in parts]
     losses = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
     losses[trained] = torch.cat(found)  # row by row, as `chosen`
     return losses, trained
@@ -253,6 +259,8 @@ def _row_log_probs(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def _view(batch: Batch, prefix: str) -> Batch:
     """Return the batch as the other row of each pair sees it."""
+    if f"{prefix}input_ids" not in batch:
+        raise ValueError(f"expected {prefix}input_ids in the batch, found {', '.join(sorted(batch))}")
     own = {name: value for name, value in batch.items() if not name.startswith(_PREFIXES)}
     return own | {name.removeprefix(prefix): value for name, value in batch.items() if name.startswith(prefix)}
 
@@ -277,12 +285,12 @@ def _as_reference(model: nn.Module, reference: nn.Module | None) -> Iterator[nn.
             "reference", "DPO and KTO compare with the model before training, and full fine-tuning changes that",
             "Train with LoRA, whose base is the reference, or give a reference model.",
         )  # fmt: skip
-    with _evaluating(model), adapted.disable_adapter():
+    with evaluating(model), adapted.disable_adapter():
         yield model
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch dropout and gradients off; afterwards every module is in the mode it was in."""
     inner = _unwrapped(model)
     training = [module for module in inner.modules() if module.training]
