@@ -544,7 +544,7 @@ def test_the_files_that_users_have_run(data: Path, model: Path, tmp_path: Path, 
     shutil.copytree(DATA, tmp_path / "configs", dirs_exist_ok=True)
     changed = {
         "output_dir": tmp_path / "out", "max_steps": 2, "use_cpu": "true", "eval_steps": 2, "expect.datasets": "null",
-        "expect.val_size": "null", "dataloader_num_workers": 1, "predict_with_generate": "false",
+        "expect.val_size": "null", "dataloader_num_workers": 1,
     }  # fmt: skip
     if "query_key_value" in (DATA / f"{name}.yaml").read_text():
         changed["lora.target_modules"] = "[q_proj, k_proj, v_proj]"
@@ -552,9 +552,15 @@ def test_the_files_that_users_have_run(data: Path, model: Path, tmp_path: Path, 
         changed |= {"freeze_vision": "false", "deepspeed": "ds_zero_3.json"}
     if name == "chatglm3_sft":
         changed["deepspeed"] = "ds_zero_3_offload.json"
+    if "predict_with_generate" in (DATA / f"{name}.yaml").read_text():
+        changed["generation_max_new_tokens"] = 4
     overrides = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
     said = train(data, tmp_path / "configs" / f"{name}.yaml", "--model", model, *overrides)
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2]
+    if "generation_max_new_tokens" in changed:
+        assert lines[-1]["eval_scores"]["bleu-4"] >= 0
+        said_there = (tmp_path / "out" / "predictions-2.jsonl").read_text().splitlines()
+        assert len(said_there) == 6, "one for each reply of the validation split"
     assert "has no effect" in said.stderr
     assert (tmp_path / "out" / "checkpoint-2" / COMPLETE).is_file()

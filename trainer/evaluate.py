@@ -1,15 +1,18 @@
-"""The loss on the validation split, in all and by dataset."""
+"""The loss on the validation split, in all and by dataset; and what the model writes there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer import objectives, stream
+from trainer import objectives, stream, zero
 from trainer.collate import Collator, tensors
+from trainer.generate import predict_with_generate
 from trainer.plan import Plan
+from trainer.pretrained import load_tokenizer
 from trainer.step import settings
 
 
@@ -56,6 +59,20 @@ class Evaluator:
         total = float(sums[:, 0].sum() / sums[:, 1].sum())
         by_dataset = {n: float(s[0] / s[1]) for n, s in zip(names, sums, strict=True) if s[1] > 0}
         return total, by_dataset
+
+    def scores(self, engine: Any, path: Path) -> dict[str, float]:
+        """Return the scores of what the model writes at the rows of the split, and write that to `path`."""
+        assert self.plan.val is not None
+        return predict_with_generate(
+            engine.module,
+            load_tokenizer(self.plan.source.folder),
+            (self.plan.val.row(number) for number in range(len(self.plan.val))),
+            self.plan.set.manifest,
+            path,
+            max_new_tokens=self.plan.config.generation_max_new_tokens,
+            batch_size=self.plan.config.per_device_eval_batch_size or self.plan.micro,
+            synced_gpus=zero.stage(self.plan.deepspeed) == 3,
+        )
 
     def _rows(self, number: int) -> list[stream.Row]:
         assert self.plan.val is not None

@@ -171,6 +171,9 @@ def _check_model(
     if opened.packed and opened.has_media:
         what = "packs with images are not supported: positions of image tokens do not restart"
         raise UsageError(opened.where, what, "Compile the set without --pack.")
+    if config.predict_with_generate and (opened.has_media or opened.kind == "pretrain"):
+        what = "documents have no replies to write" if opened.kind == "pretrain" else "images are not generated from"
+        raise UsageError(f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is there.")
     if opened.has_media and not opened.manifest["media"]["repeats_pad"]:
         what = f"models of the kind {opened.manifest['media']['name']} take images through code of their own"
         raise UsageError(opened.where, what, "Train them with their own tools on this set, or use another model.")

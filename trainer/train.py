@@ -55,8 +55,8 @@ def _clear(output: Path) -> None:
     """Remove what an earlier run left; that this is wanted was decided in the plan."""
     for path in (*output.glob("checkpoint-*"), *output.glob(".universal-*")):
         shutil.rmtree(path)
-    for name in (log.LOG, log.PLOT):
-        (output / name).unlink(missing_ok=True)
+    for path in (output / log.LOG, output / log.PLOT, *output.glob("predictions-*.jsonl")):
+        path.unlink(missing_ok=True)
 
 
 def _run(plan: Plan, shown: Log | None) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _run(plan: Plan, shown: Log | None) -> dict[str, Any]:
         if shown:
             _record(plan, shown, done, rate, result, tokens, time.perf_counter() - began)
         if evaluator and plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
-            _evaluate(evaluator, trained, done, shown)
+            _evaluate(plan, evaluator, trained, done, shown)
         if done == plan.steps or plan.is_due(config.save_strategy, config.save_steps, done):
             saved = done
             _save(plan, trained, done, tokens, shown)
@@ -145,13 +145,20 @@ def _record(plan: Plan, shown: Log, done: int, rate: float, result: step.Result,
         shown.report(record | {"loss": mean})
 
 
-def _evaluate(evaluator: Evaluator, trained: Any, done: int, shown: Log | None) -> None:
+def _evaluate(plan: Plan, evaluator: Evaluator, trained: Any, done: int, shown: Log | None) -> None:
     loss, by_dataset = evaluator.loss(trained)
+    record = {"step": done, "eval_loss": loss, "eval_loss_by_dataset": by_dataset}
+    parts = ", ".join(f"{name} {value:.4f}" for name, value in by_dataset.items())
+    said = [f"step {done:,}  eval loss {loss:.4f} ({parts})"]
+    if plan.config.predict_with_generate:
+        path = plan.output / f"predictions-{done}.jsonl"
+        scores = evaluator.scores(trained, path)
+        record["eval_scores"] = scores
+        said.append(f"step {done:,}  {'  '.join(f'{n} {v:.1f}' for n, v in scores.items())}  ({path})")
     if shown:
-        record = {"step": done, "eval_loss": loss, "eval_loss_by_dataset": by_dataset}
         shown.write(record)
-        parts = ", ".join(f"{name} {value:.4f}" for name, value in by_dataset.items())
-        shown.say(f"step {done:,}  eval loss {loss:.4f} ({parts})")
+        for line in said:
+            shown.say(line)
         shown.report(record)
 
 
