@@ -20,7 +20,6 @@ from trained import (
     compile_set,
     config,
     losses,
-    pack,
     records,
     save_model,
     small_set,
@@ -57,8 +56,8 @@ def data(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def packed(folder: Path, data: Path) -> Path:
-    return pack(data, folder / "packed", 64)
+def packed(folder: Path) -> Path:
+    return small_set(folder / "packed", "--pack", 64)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from trained import config, kill_after, losses, pack, records, run_to_end, save_model, small_set, train
+from trained import config, kill_after, losses, records, run_to_end, save_model, small_set, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -38,7 +38,7 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     folder = tmp_path_factory.mktemp("processes")
     model = save_model(folder / "model")
-    data = pack(small_set(folder / "data"), folder / "packed", 64)
+    data = small_set(folder, "--pack", 64)
 
     def settings(name: str, stage: int) -> Path:
         every = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 2, "zero_stage": stage}

@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from test_media_rows import PROCESSOR, START, draw_images, make_model
-from trained import compile_set, config, losses, pack, save_model, train, write
+from trained import compile_set, config, losses, save_model, train, write
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -143,7 +143,7 @@ def test_an_image_that_is_not_the_compiled_one_is_named(
     assert "a.png: cannot be read" in said
 
 
-def test_packs_of_images_are_refused(model: Path, data: Path, pictures: Path, tmp_path: Path) -> None:
-    packed = pack(data, tmp_path / "packed", 256)
+def test_packs_of_images_are_refused(model: Path, pictures: Path, tmp_path: Path) -> None:
+    packed = compile_set(tmp_path / "set", pictures / "rows.jsonl", "--tokenizer", model, "--pack", 256)
     said = train(packed, seen(tmp_path / "run.json", model, pictures), code=2).stderr
     assert "packs with images are not supported" in said

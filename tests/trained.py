@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 
 import registry
 from cli import main
-from schemas.arrow import MANIFEST, PACKED_VERSION, shard_schema
+from schemas.arrow import MANIFEST
 from schemas.manifest import manifest_digest
 
 VOCABULARY = 8005
@@ -103,33 +103,6 @@ def small_set(folder: Path, *options: object, count: int = 20) -> Path:
     return compile_set(folder / "shards", *files, "--val-size", 6, *options)
 
 
-def pack(source: Path, out: Path, length: int) -> Path:
-    """Write a packed set of the rows of an unpacked one, first fit, and return its folder."""
-    shutil.copytree(source, out)
-    manifest = json.loads((out / MANIFEST).read_text())
-    schema = shard_schema(manifest["kind"], packed=True)
-    packs = 0
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            table = pa.ipc.open_file(str(source / shard["file"])).read_all().to_pylist()
-            bins: list[list[dict[str, Any]]] = []
-            for row in table:
-                fitting = (b for b in bins if sum(len(r["input_ids"]) for r in b) + len(row["input_ids"]) <= length)
-                bin_ = next(fitting, None)
-                bins.append([row]) if bin_ is None else bin_.append(row)
-            packed = pa.Table.from_pylist([_joined(b) for b in bins], schema)
-            shard |= _write_shard(out / shard["file"], packed) | {"rows": len(bins)}
-        split["rows"] = sum(shard["rows"] for shard in split["shards"])
-        packs += split["rows"]
-    tokens = sum(split["tokens"] for split in manifest["splits"].values())
-    sequences = sum(split["rows"] for split in json.loads((source / MANIFEST).read_text())["splits"].values())
-    manifest["packing"] = {
-        "length": length, "packs": packs, "sequences": sequences, "efficiency": tokens / (packs * length),
-    }  # fmt: skip
-    manifest["format_version"] = PACKED_VERSION
-    return write_manifest(out, manifest)
-
-
 def rewrite(out: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Change every row of a set, and its manifest so that it fits."""
     manifest = json.loads((out / MANIFEST).read_text())
@@ -146,16 +119,6 @@ def write_manifest(out: Path, manifest: dict[str, Any]) -> Path:
     manifest["digest"] = manifest_digest(manifest)
     (out / MANIFEST).write_text(json.dumps(manifest))
     return out
-
-
-def _joined(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    weights = [r["loss_weights"] or [float(label != -100) for label in r["labels"]] for r in rows]
-    return {
-        **{name: [value for r in rows for value in r[name]] for name in ("input_ids", "labels", "seq_lens", "spans")},
-        **{name: [r[name] for r in rows] for name in ("dataset", "file", "row", "offset", "repeat", "part")},
-        "loss_weights": [w for some in weights for w in some], "images": [], "videos": [], "repairs": None,
-        "num_trained": sum(r["num_trained"] for r in rows),
-    }  # fmt: skip
 
 
 def _write_shard(path: Path, table: pa.Table) -> dict[str, Any]:
