@@ -166,7 +166,7 @@ def _layout(dataset: Dataset) -> Layout:
         clean=dataset.clean,
         react=dataset.react,
         kind_by_rows=dataset.kind_by_rows,
-        media=str(dataset.media.resolve()),
+        media=str(dataset.media.resolve() if isinstance(dataset.media, Path) else dataset.media),
     )
 
 

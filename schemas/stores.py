@@ -76,10 +76,6 @@ class StorePath:
         """The folder it is in."""
         return replace(self, key=self.key.parent)
 
-    def relative_to(self, folder: StorePath | Path) -> PurePosixPath:
-        """Return the path from a folder above to this one."""
-        return self.key.relative_to(folder.key if isinstance(folder, StorePath) else folder)
-
     def filesystem(self) -> tuple[Any, str]:
         """Return pyarrow's file system for the store, and the path in it."""
         with in_words(self):
@@ -104,7 +100,7 @@ class StorePath:
         return self.info().type.name == "Directory"
 
     def rglob(self, pattern: str) -> list[StorePath]:
-        """Return the files below this folder whose name matches, at any depth, in no order."""
+        """Return the files, no folders, below this one whose names match, at any depth, in no order."""
         from pyarrow.fs import FileSelector
 
         store, name = self.filesystem()
