@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from schemas.errors import InputError, Problem, UsageError
+from schemas.stores import AnyPath, path_of
 
 EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
 
@@ -273,11 +274,11 @@ def _cache() -> Path:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
-    default=Path("shards"),
+    type=path_of,
+    default="shards",
     show_default=True,
     metavar="OUT",
-    help="Folder to write.",
+    help="Folder to write, here or in an object store (s3://BUCKET/SETS/NAME).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def compile_(**given: Any) -> None:
@@ -391,7 +392,7 @@ def _config(given: dict[str, Any]) -> Any:
 
 
 @main.command(epilog=EXIT_CODES)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=path_of)
 @click.option(
     "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to look into."
 )
@@ -423,7 +424,7 @@ def _config(given: dict[str, Any]) -> Any:
     metavar="N",
     help="Most rows to show.  [default: 5; 1 with --dataset alone]",
 )
-def inspect(out: Path, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
+def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
     """Show rows of OUT token by token: what is context, what is trained and how much, what controls.
 
     Without an option: the first row of each dataset; with --limit alone the first rows. Roles are system, user,
@@ -450,9 +451,9 @@ def inspect(out: Path, rejected: bool, style: str, as_json: bool, checks: tuple[
 
 
 @main.command(epilog=EXIT_CODES)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=path_of)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def verify(out: Path, as_json: bool) -> None:
+def verify(out: AnyPath, as_json: bool) -> None:
     """Hash everything in OUT again and name every damage by file and batch.
 
     \b

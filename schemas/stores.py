@@ -13,6 +13,7 @@ AWS_PROFILE and ~/.aws, the role of the machine); AWS_ENDPOINT_URL_S3, AWS_ENDPO
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterator
@@ -212,15 +213,15 @@ def in_words(path: StorePath) -> Iterator[None]:
     """Turn what a store or its client says into an InputError; that there is no such file stays FileNotFoundError."""
     try:
         yield
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except OSError as error:
         raise problem(path, str(error)) from error
 
 
 _NO_BUCKET = ("no such bucket", "Check its name, and AWS_ENDPOINT_URL (or endpoint_override).")
 _WORDS = (
-    (("NO_SUCH_BUCKET", "NoSuchBucket", "not found"), *_NO_BUCKET),
+    (("NO_SUCH_BUCKET", "NoSuchBucket", "' not found"), *_NO_BUCKET),
     (
         ("ACCESS_DENIED", "AccessDenied", "INVALID_ACCESS_KEY", "InvalidAccessKeyId", "SIGNATURE", "Signature", "(403)",
          "INVALID_CLIENT_TOKEN_ID", "InvalidToken", "ExpiredToken", "UNRECOGNIZED_CLIENT", "locate credentials"),
