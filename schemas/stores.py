@@ -213,12 +213,15 @@ def in_words(path: StorePath) -> Iterator[None]:
     """Turn what a store or its client says into an InputError; that there is no such file stays FileNotFoundError."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except OSError as error:
-        raise problem(path, str(error)) from error
+        gone = isinstance(error, FileNotFoundError) or any(mark in str(error) for mark in _GONE)
+        if not gone:
+            raise problem(path, str(error)) from error
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
 
 
+_GONE = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
+"""What the client says of a file that was removed after it was opened."""
 _NO_BUCKET = ("no such bucket", "Check its name, and AWS_ENDPOINT_URL (or endpoint_override).")
 _WORDS = (
     (("NO_SUCH_BUCKET", "NoSuchBucket", "' not found"), *_NO_BUCKET),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from store import Store, credentials, running_store
 
 import registry
 from compiler.templates.load import Template, load_template
@@ -56,3 +57,14 @@ def run(tmp_path: Path) -> Callable[..., Result]:
         return result
 
     return invoke
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A real object store, started once; this process is its owner."""
+    with running_store(tmp_path_factory.mktemp("store")) as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials("owner").items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{found.address}")
+        patch.setenv("AWS_REGION", "us-east-1")
+        yield found

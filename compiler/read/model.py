@@ -79,7 +79,10 @@ def stamp_of(path: str | AnyPath) -> Stamp:
     """Return what changes when a file is written: its size, and the nanosecond of its last change or its ETag."""
     path = path_of(path)
     if isinstance(path, StorePath):
-        return path.stamp()
+        try:
+            return path.stamp()
+        except FileNotFoundError as error:
+            raise no_such(path) from error
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 
