@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import registry
 from compiler import hub, objects
+from compiler.cache import in_use
 from compiler.collect import Collector, Compiled, Watcher
 from compiler.conversation import Kind
 from compiler.link import Part, Source, write_split
@@ -98,7 +99,7 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
     documents = kind == Kind.PRETRAIN
     template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
     certificate = _certificate(config, template, tokenizer)
-    with _output(config, watcher) as output:
+    with in_use(config.cache, watcher.say), _output(config, watcher) as output:
         settings = _settings(config, tokenizer, template, documents)
         collector = Collector(datasets, settings, config.cache, watcher, tokenizer)
         compiled = collector.run(config.workers)

@@ -361,5 +361,5 @@ class _UnitCompiler:
         """Return counts, rejects and what encoded, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
-        found |= {"files": dict(sorted(self.preparer.files.items()))}
+        found |= {"dataset": self.task.dataset, "files": dict(sorted(self.preparer.files.items()))}
         return found | {"engine": f"{self.task.engine} {version_of(self.task.engine)}", "texts_compared": compared}

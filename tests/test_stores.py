@@ -21,14 +21,14 @@ import pytest
 import zstandard
 from click.testing import CliRunner, Result
 from store import BUCKET, Store, credentials, wire_to
+from test_media_rows import draw_images, make_model
 
 from cli import main
 from compiler import upload
-from compiler.prepare import Layout, Preparer
 from compiler.read import cut, open_source, read
 from compiler.shards import ShardSet
 from schemas import stores
-from schemas.errors import InputError, IntegrityError, RowError, UsageError
+from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import files_of, read_manifest
 from schemas.stores import StorePath, path_of
 
@@ -212,12 +212,17 @@ def test_a_file_that_changes_while_it_is_cut_or_before_it_is_read_is_noticed(sto
         list(read(units[0]))
 
 
-def test_images_are_not_read_from_a_store_and_the_row_says_what_to_do() -> None:
-    preparer = Preparer(
-        Layout("sharegpt", {}, {}, "none", media="s3://b/data"), (), strict=False, dialect="template", vision=None
-    )
-    with pytest.raises(RowError, match="not read from object stores; copy them, and name the folder with --media-dir"):
-        preparer._resolve("a.png")
+def test_images_are_read_from_media_dir_and_not_from_a_store(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model")
+    draw_images(tmp_path / "images")
+    turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A square."}]
+    uri = store.put(f"{prefix}/a.jsonl", json.dumps({"conversations": turns, "images": ["a.png"]}).encode())
+    said = text_of(compile_(uri, "--tokenizer", model, "-o", tmp_path / "out", code=3))
+    assert "not read from object stores; copy them, and name the folder with --media-dir" in said
+    compile_(uri, "--tokenizer", model, "--media-dir", tmp_path / "images", "-o", tmp_path / "out")
+    assert [row["images"][0]["uri"] for row in ShardSet.open(tmp_path / "out").rows("train")] == ["a.png"]
 
 
 # -- what goes wrong, in words --
