@@ -293,6 +293,7 @@ def compile_(**given: Any) -> None:
       cli compile data/a.json data/b.jsonl.gz --tokenizer DIR -o out
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
+      cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
     """
     from compiler import report, terminal
     from compiler.pipeline import compile_set
@@ -439,6 +440,7 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
       cli inspect shards --find 'Action Input' --dataset agent --limit 2
       cli inspect shards --rejected
       cli inspect shards --assert tool:0 --assert Observation:0
+      cli inspect s3://bucket/sets/chats --sample 3
     """
     from compiler.inspect import Query, show
     from compiler.shards import ShardSet
@@ -457,8 +459,9 @@ def verify(out: AnyPath, as_json: bool) -> None:
     """Hash everything in OUT again and name every damage by file and batch.
 
     \b
-    Example:
+    Examples:
       cli verify shards
+      cli verify s3://bucket/sets/chats
     """
     from compiler.shards import ShardSet
 

@@ -143,7 +143,7 @@ def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:
     except ImportError:
         what = "writing into object stores needs boto3"
         raise UsageError(f"-o {config.out}", what, "pip install 'finetune-data-compiler[s3]'") from None
-    return StoreOutput(config.out, config.cache, watcher.say)
+    return StoreOutput(config.out, config.cache, watcher)
 
 
 def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:

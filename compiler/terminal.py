@@ -25,6 +25,9 @@ class _RichWatcher(Watcher):
         done = f"{compiled} units compiled, {cached} cached ({dataset})"
         self._progress.update(self._task, description=done)
 
+    def put(self, done: int, total: int) -> None:
+        self._progress.update(self._task, description=f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB in the store")
+
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -20,19 +20,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from compiler.collect import Watcher
 from compiler.shards import OWN, Output, foreign, is_ours, sealed
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, LockedError, Problem, UsageError
 from schemas.stores import StorePath, address_of, problem
 
-_PUTS = 4
-"""Files that are put at a time."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AT_ONCE = 4
+"""Files that are put, or removed, at a time."""
 _LOST = (404, 409, 412)
 """Answers to a conditional put whose condition does not hold: the manifest is gone, being written, another one."""
 _FOLDER = re.compile("[0-9a-f]{16}-[0-9a-f]{8}")
@@ -41,8 +45,8 @@ _FOLDER = re.compile("[0-9a-f]{16}-[0-9a-f]{8}")
 class StoreOutput:
     """A set on its way into a store. Use as a context manager, like `Output`, which holds the files until then."""
 
-    def __init__(self, target: StorePath, cache: Path, say: Callable[[str], None]) -> None:
-        self.target, self._say = target, say
+    def __init__(self, target: StorePath, cache: Path, watcher: Watcher) -> None:
+        self.target, self._watcher = target, watcher
         self._local = Output(cache / "outgoing" / sha256(str(target).encode()).hexdigest()[:16])
         self._client = _client(target)
         self._etag: str | None = None
@@ -72,22 +76,23 @@ class StoreOutput:
 
     def _look(self) -> None:
         """Remember the manifest in place. Raise if there are files and they are no set of ours."""
-        names = {key.split("/")[0] for key in self._keys()}
         manifest, self._etag = self._manifest()
-        if not is_ours(manifest) and any(not _FOLDER.fullmatch(name) for name in names):
-            raise foreign(self.target, names)
+        other = None if is_ours(manifest) else next((key for key in self._keys() if not _FOLDER.match(key)), None)
+        if other is not None:
+            raise foreign(self.target, {other.split("/")[0]})
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Put everything in place, the manifest last. What was put is removed again if that fails."""
         folder = f"{secrets.token_hex(8)}-{secrets.token_hex(4)}"
         manifest["run"]["folder"] = folder
         data = sealed(manifest)
-        files = [path for path in sorted(self.partial.rglob("*")) if path.is_file()]
-        size = sum(path.stat().st_size for path in files)
-        self._say(f"putting {len(files)} files, {size / 1e6:,.1f} MB, into {self.target}")
+        files = {path: path.stat().st_size for path in sorted(self.partial.rglob("*")) if path.is_file()}
         old = [key for key in self._keys() if key != MANIFEST and (key.split("/")[0] in OWN or _FOLDER.match(key))]
         try:
-            _each(files, lambda path: self._put(f"{folder}/{path.relative_to(self.partial).as_posix()}", path))
+            done = 0
+            for path in _each(lambda path: self._put(folder, path), files):
+                done += files[path]
+                self._watcher.put(done, sum(files.values()))
             self._check_conditions(f"{folder}/README.md")
             self._put_manifest(data)
         except BaseException as error:
@@ -96,17 +101,17 @@ class StoreOutput:
         try:
             self._remove(old)
         except Problem as error:
-            self._say(f"the set is published; files of the one before it could not be removed: {error}")
+            self._watcher.say(f"the set is published; files of the one before it could not be removed: {error}")
 
     def _key(self, name: str) -> dict[str, str]:
         return {"Bucket": self.target.bucket, "Key": "/".join([*self.target.key.parts[1:], name])}
 
-    def _keys(self) -> list[str]:
-        """Return the names of everything below the target."""
-        top = self._key("")["Key"]
+    def _keys(self, below: str = "") -> Iterator[str]:
+        """Yield the names of everything below the target, a thousand with each request."""
+        top, pages = self._key("")["Key"], self._client.get_paginator("list_objects_v2")
         with self._asking():
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.target.bucket, Prefix=top)
-            return [entry["Key"].removeprefix(top) for page in pages for entry in page.get("Contents", [])]
+            for page in pages.paginate(Bucket=self.target.bucket, Prefix=top + below):
+                yield from (entry["Key"].removeprefix(top) for entry in page.get("Contents", []))
 
     def _manifest(self) -> tuple[bytes, str | None]:
         """Return the manifest in place with its ETag; no bytes and None where there is none."""
@@ -117,9 +122,11 @@ class StoreOutput:
             except self._client.exceptions.NoSuchKey:
                 return b"", None
 
-    def _put(self, name: str, path: Path) -> None:
+    def _put(self, folder: str, path: Path) -> Path:
+        name = f"{folder}/{path.relative_to(self.partial).as_posix()}"
         with self._asking(name), path.open("rb") as file:
             self._client.put_object(**self._key(name), Body=file)
+        return path
 
     def _put_manifest(self, data: bytes) -> None:
         condition = {"IfMatch": self._etag} if self._etag else {"IfNoneMatch": "*"}
@@ -147,16 +154,17 @@ class StoreOutput:
         """Remove what was put, unless it is published after all or nobody can tell; then say so."""
         try:
             if self._manifest()[0] != data:
-                self._remove(key for key in self._keys() if key.startswith(f"{folder}/"))
+                self._remove(self._keys(f"{folder}/"))
         except Problem:
             what = f"what was put into {self.target / folder} could not be removed"
             if isinstance(error, Problem):
                 raise type(error)(error.where, error.what, f"{error.hint}\n  {what}.".lstrip()) from error
-            self._say(what)
+            self._watcher.say(what)
 
     def _remove(self, names: Iterable[str]) -> None:
         with self._asking():
-            _each(names, lambda name: self._client.delete_object(**self._key(name)))
+            for _ in _each(lambda name: self._client.delete_object(**self._key(name)), names):
+                pass
 
     def _locked(self, what: str) -> LockedError:
         return LockedError(str(self.target), what, "Nothing was published. Run again, or choose another -o.")
@@ -173,7 +181,12 @@ class StoreOutput:
 def _client(target: StorePath) -> Any:
     endpoint, region, virtual = address_of(target.query)
     style = "virtual" if virtual else "path" if endpoint else "auto"
-    config = Config(retries={"max_attempts": 3, "mode": "standard"}, connect_timeout=10, s3={"addressing_style": style})
+    config = Config(
+        retries={"max_attempts": 3, "mode": "standard"},
+        connect_timeout=10,
+        s3={"addressing_style": style},
+        ignore_configured_endpoint_urls=True,
+    )
     if endpoint and not region:
         region = "us-east-1"  # the store has none; signatures name one
     try:
@@ -182,12 +195,11 @@ def _client(target: StorePath) -> Any:
         raise problem(target, str(error)) from error
 
 
-def _each(items: Iterable[Any], do: Callable[[Any], Any]) -> None:
-    """Do something with every item, a few at a time; the first error ends it when those under way are done."""
-    pool = ThreadPoolExecutor(_PUTS)
+def _each(do: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """Yield what comes of every item, a few done at a time; the first error ends it when those under way are done."""
+    pool = ThreadPoolExecutor(_AT_ONCE)
     try:
-        for _ in pool.map(do, items):
-            pass
+        yield from pool.map(do, items)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

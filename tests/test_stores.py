@@ -25,6 +25,7 @@ from test_media_rows import draw_images, make_model
 
 from cli import main
 from compiler import upload
+from compiler.collect import Watcher
 from compiler.read import cut, open_source, read
 from compiler.shards import ShardSet
 from schemas import stores
@@ -466,13 +467,13 @@ def test_too_many_rejects_publish_nothing_and_are_kept_in_the_cache(
     assert store.keys(prefix) == []
 
 
-def broken_after(puts: int, error: BaseException) -> Callable[..., None]:
+def broken_after(puts: int, error: BaseException) -> Callable[..., Path]:
     put, count = upload.StoreOutput._put, iter(range(1000))
 
-    def broken(self: upload.StoreOutput, name: str, path: Path) -> None:
+    def broken(self: upload.StoreOutput, folder: str, path: Path) -> Path:
         if next(count) >= puts:
             raise error
-        put(self, name, path)
+        return put(self, folder, path)
 
     return broken
 
@@ -581,7 +582,7 @@ def test_a_second_compile_on_this_machine_is_told_before_it_begins(
 ) -> None:
     uri, path = target(prefix)
     assert store.keys(prefix) == []
-    with upload.StoreOutput(path, cache, print):
+    with upload.StoreOutput(path, cache, Watcher()):
         said = text_of(compile_(rows, "-o", uri, code=6))
     assert f"error: {uri}: another compile on this machine is writing it" in said
     compile_(rows, "-o", uri)
