@@ -16,6 +16,7 @@ from typing import Any
 
 import openpyxl
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import zstandard
@@ -380,6 +381,15 @@ def test_a_set_is_copied_from_and_to_a_store_as_it_is(
     compile_(rows, "-o", path, "--seed", "1")
     assert ShardSet.open(path).verify() == []
     assert not [name for name in store.keys(f"{prefix}/back") if name.startswith("train/")]
+
+
+def test_other_programs_read_the_shards(store: Store, prefix: str, compile_: Compile, rows: Path) -> None:
+    assert store.address
+    uri, path = target(prefix)
+    compile_(rows, "-o", uri)
+    opened = ShardSet.open(path)
+    found = pyarrow.dataset.dataset(str(opened.files / "train"), format="arrow").to_table()
+    assert found.to_pylist() == list(opened.rows("train"))
 
 
 def test_each_file_is_one_put_and_the_manifest_is_the_last(
