@@ -91,9 +91,7 @@ def listing(said: dict[str, Any]) -> RenderableType:
         parts.append(table)
     if said["left_over"]["files"]:
         rest = said["left_over"]
-        parts.append(
-            Text(f"\nkilled runs left {rest['files']:,} files, {size(rest['bytes'])}: cli cache prune removes them")
-        )
+        parts.append(Text(f"\n{size(rest['bytes'])} are of runs that were killed or are under way"))
     return Group(*parts)
 
 

@@ -127,7 +127,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise UsageError(f"-o {folder}", "expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     left_over = names & {_LOCK, _PARTIAL} and names <= {*OWN, _LOCK, _PARTIAL} - {MANIFEST}
-    if names and not left_over and not (MANIFEST in names and is_ours((folder / MANIFEST).read_bytes())):
+    if names and not left_over and not ((folder / MANIFEST).is_file() and is_ours((folder / MANIFEST).read_bytes())):
         raise foreign(folder, names)
 
 

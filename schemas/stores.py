@@ -226,8 +226,8 @@ _NO_BUCKET = ("no such bucket", "Check its name, and AWS_ENDPOINT_URL (or endpoi
 _WORDS = (
     (("NO_SUCH_BUCKET", "NoSuchBucket", "' not found"), *_NO_BUCKET),
     (
-        ("ACCESS_DENIED", "AccessDenied", "INVALID_ACCESS_KEY", "InvalidAccessKeyId", "SIGNATURE", "Signature", "(403)",
-         "INVALID_CLIENT_TOKEN_ID", "InvalidToken", "ExpiredToken", "UNRECOGNIZED_CLIENT", "locate credentials"),
+        ("ACCESS_DENIED", "AccessDenied", "INVALID_ACCESS_KEY_ID", "InvalidAccessKeyId", "SIGNATURE_DOES_NOT_MATCH",
+         "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "(403)", "status 403", "locate credentials"),
         "permission denied", "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and what they may do.",
     ),
     (
@@ -256,4 +256,4 @@ def problem(path: StorePath, said: str) -> InputError:
     for marks, what, hint in _WORDS:
         if any(mark in said for mark in marks):
             return InputError(str(path), what, hint)
-    return InputError(str(path), f"the store said: {said.splitlines()[0][:300]}", "")
+    return InputError(str(path), f"the store or its client said: {said.splitlines()[0][:300]}", "")
