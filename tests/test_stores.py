@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -62,7 +64,7 @@ def compile_(cache: Path) -> Compile:
 def prefix(store: Store, request: pytest.FixtureRequest) -> str:
     """A folder of the bucket for this test alone."""
     assert store.address
-    return f"t/{abs(hash(request.node.name)):x}"
+    return f"t/{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}"
 
 
 @pytest.fixture
@@ -197,6 +199,21 @@ def test_a_large_file_is_fetched_piece_by_piece(store: Store, prefix: str) -> No
         tracemalloc.stop()
     assert total > len(data) * 0.9
     assert peak < 24 * 2**20
+
+
+def test_a_file_takes_few_requests(store: Store, prefix: str) -> None:
+    data = os.urandom(10 * 2**20)
+    uri = store.put(f"{prefix}/data", data)
+    with wire_to(store) as wire:
+        path = path_of(uri + wire.query)
+        assert path.read_bytes() == data
+        assert len(wire.requests) <= 3, "what it is, and all of it"
+        wire.requests.clear()
+        with path.open("rb") as file:
+            assert hashlib.file_digest(file, "sha256").digest() == hashlib.sha256(data).digest()  # type: ignore[arg-type]
+            file.seek(5)
+            assert file.read(9 * 2**20) == data[5 : 5 + 9 * 2**20]
+        assert len(wire.requests) <= 8, "10 MiB in pieces of 4, and 9 MiB at once"
 
 
 def test_a_file_that_changes_while_it_is_cut_or_before_it_is_read_is_noticed(store: Store, prefix: str) -> None:
