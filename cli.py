@@ -426,7 +426,7 @@ def _config(given: dict[str, Any]) -> Any:
     help="Most rows to show.  [default: 5; 1 with --dataset alone]",
 )
 def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
-    """Show rows of OUT token by token: what is context, what is trained and how much, what controls.
+    """Show rows of OUT (a folder, or s3://BUCKET/SETS/NAME) token by token: what is trained, how much, what controls.
 
     Without an option: the first row of each dataset; with --limit alone the first rows. Roles are system, user,
     assistant, tool (a tool's result) and template; policy keys are those of the weights policy, such as
@@ -440,7 +440,6 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
       cli inspect shards --find 'Action Input' --dataset agent --limit 2
       cli inspect shards --rejected
       cli inspect shards --assert tool:0 --assert Observation:0
-      cli inspect s3://bucket/sets/chats --sample 3
     """
     from compiler.inspect import Query, show
     from compiler.shards import ShardSet
