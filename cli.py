@@ -177,6 +177,12 @@ def _cache() -> Path:
     help="Longer ones: keep the first whole turns, keep the system text and last turns, reject, or cut.",
 )
 @click.option(
+    "--pack",
+    type=click.IntRange(1, 2**31 - 1),
+    metavar="LENGTH",
+    help="Put examples together to packs of at most LENGTH tokens; --max-length is LENGTH then.",
+)
+@click.option(
     "--mix-unit",
     type=click.Choice(["rows", "tokens", "trained_tokens"]),
     default="rows",
@@ -339,6 +345,9 @@ def _config(given: dict[str, Any]) -> Any:
         if name not in known:
             raise UsageError(f"--repair {name}", "unknown repair", nearest(name, known))
     repairs = tuple(name for name in known if name in asked)
+    if given["pack"] and (given["max_length"] or 0) > given["pack"]:
+        what = f"an example of that length does not fit into a pack of {given['pack']}"
+        raise UsageError(f"--max-length {given['max_length']}", what, "Leave --max-length out, or raise --pack.")
     if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
         raise UsageError(
             f"--max-rejects {given['max_rejects']}",
@@ -369,7 +378,8 @@ def _config(given: dict[str, Any]) -> Any:
         template=given["template"],
         weights=given["weights"],
         special_text=given["special_text"],
-        max_length=given["max_length"],
+        max_length=given["max_length"] or given["pack"],
+        pack=given["pack"],
         overlength=given["overlength"],
         merge_system=given["system"] == "merge",
         repairs=repairs,

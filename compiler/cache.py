@@ -46,7 +46,7 @@ class Entry:
 def in_use(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Keep what is in the cache from being removed, waiting for a removal that is under way.
 
-    A cache that this user cannot write to is not locked: what is mapped stays readable when it is removed.
+    Where there is no lock file and this user cannot make one, nobody has compiled or pruned there since there is one.
     """
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
