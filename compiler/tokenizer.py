@@ -33,6 +33,7 @@ from compiler.convert import to_spec
 from compiler.objects import digest_of
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import InputError, UsageError
+from schemas.stores import AnyPath
 
 _LOADED: dict[str, Tokenizer] = {}
 """The last tokenizer loaded in this process, by its identity: loading a large one takes about a second."""
@@ -49,7 +50,7 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 class Tokenizer:
     """One model's tokenizer files, loaded without running any code of theirs."""
 
-    folder: Path
+    folder: AnyPath
     files: dict[str, bytes]
     """The files found, by name: they are copied beside the shards so that a dataset explains itself."""
     family: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
+from store import Store, credentials, running_store
 
 import registry
 from compiler.templates.load import Template, load_template
@@ -77,3 +78,14 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
     from tests.agent import make  # torch, which most tests do without
 
     return make(tmp_path_factory.mktemp("agent"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A real object store, started once; this process is its owner."""
+    with running_store(tmp_path_factory.mktemp("store")) as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials("owner").items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{found.address}")
+        patch.setenv("AWS_REGION", "us-east-1")
+        yield found

@@ -30,7 +30,7 @@ class Vocabulary:
         family = family_of(files)
         if family.get("file", "tokenizer.json") not in files:
             raise damage(opened, "tokenizer/tokenizer.json: not in the manifest")
-        self.tokenizer = Tokenizer(opened.folder / "tokenizer", files, family)
+        self.tokenizer = Tokenizer(opened.files / "tokenizer", files, family)
         self.controls = frozenset(self.tokenizer.controls.values())
 
     @cached_property
