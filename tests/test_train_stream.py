@@ -11,17 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trained import rewrite, small_set, write_manifest
+from store import BUCKET, Store
+from trained import small_set, write_manifest
 
+from cli import main
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.order import Ints
-from trainer import store, stream
+from trainer import stream
 from trainer.collate import Collator
 from trainer.loader import Loader
 from trainer.order import BLOCK_STEPS, Order, micro_batches
+from trainer.store import _Remote
 
 
 @pytest.fixture(scope="module")
@@ -205,46 +209,59 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_set_of_an_object_store_has_the_same_rows(data: Path, cache: Path) -> None:
-    """file:// goes the way of s3://: pyarrow's file system, batch by batch, through the cache."""
-    local, remote = stream.Set.open(str(data)).split("train"), stream.Set.open(data.as_uri()).split("train")
+@pytest.fixture
+def uploaded(data: Path, store: Store, cache: Path) -> str:
+    """A set that was compiled into a real object store."""
+    uri = f"s3://{BUCKET}/{cache.parent.name}/set"
+    assert not store.keys(cache.parent.name)
+    files = [data.parent / f"{name}.jsonl" for name in ("plain", "other")]
+    given = [str(file) for file in files] + ["--val-size", "6", "-o", uri, "--workers", "1"]
+    assert CliRunner().invoke(main, ["compile", *given, "--cache", str(cache / "units")]).exit_code == 0
+    return uri
+
+
+def test_a_set_in_an_object_store_has_the_rows_of_one_in_a_folder(data: Path, uploaded: str, cache: Path) -> None:
+    local, remote = stream.Set.open(str(data)).split("train"), stream.Set.open(uploaded).split("train")
     for number in range(len(local)):
         assert local.row(number)["input_ids"].tolist() == remote.row(number)["input_ids"].tolist()
-    kept = [path for path in cache.rglob("*") if path.is_file()]
+    kept = [path for path in (cache / "finetune-data-compiler" / "shards").rglob("*") if path.is_file()]
     assert len(kept) == sum(len(shard["batches"]) for shard in local.shards)
     whole = kept[0].read_bytes()
     kept[0].write_bytes(bytes(len(whole)))
-    stream.Set.open(data.as_uri()).split("train").row(0)
+    stream.Set.open(uploaded).split("train").row(0)
     assert kept[0].read_bytes() == whole, "what is damaged in the cache is fetched again"
 
 
-@pytest.mark.usefixtures("cache")
-def test_a_batch_that_is_damaged_in_an_object_store_is_seen(broken: Path) -> None:
-    path = broken / "train" / "shard-00000.arrow"
-    data = bytearray(path.read_bytes())
+def test_a_batch_that_is_damaged_in_an_object_store_is_seen(uploaded: str, store: Store) -> None:
+    prefix = uploaded.removeprefix(f"s3://{BUCKET}/")
+    key = next(key for key in store.keys(prefix) if key.endswith("train/shard-00000.arrow"))
+    data = bytearray(store.get(f"{prefix}/{key}"))
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    store.put(f"{prefix}/{key}", bytes(data))
     with pytest.raises(IntegrityError, match="is damaged"):
-        stream.Set.open(broken.as_uri()).split("train").row(0)
+        stream.Set.open(uploaded).split("train").row(0)
+    store.client.delete_object(Bucket=BUCKET, Key=f"{prefix}/{key}")
+    with pytest.raises(InputError, match="no such file"):
+        stream.Set.open(uploaded).split("val").row(0)
+        stream.Set.open(uploaded).split("train").row(0)
 
 
-@pytest.mark.usefixtures("cache")
-def test_the_cache_of_an_object_store_is_bounded(broken: Path) -> None:
-    rewrite(broken, lambda row: row)  # in several batches
-    shard = stream.Set.open(str(broken)).split("train").shards[0]
-    remote = store._Remote(broken.as_uri(), limit=2 * max(batch["length"] for batch in shard["batches"]))
-    assert len(shard["batches"]) > 2
-    for _ in range(2):
-        for batch in shard["batches"]:
-            assert remote.read(shard, batch["offset"], batch["length"]).size == batch["length"]
-            assert sum(path.stat().st_size for path in remote.cache.iterdir()) <= remote.limit
+def test_the_cache_of_an_object_store_is_bounded(uploaded: str) -> None:
+    opened = stream.Set.open(uploaded)
+    (train,), (val,) = opened.split("train").shards, opened.split("val").shards
+    remote = opened.store
+    assert isinstance(remote, _Remote)
+    remote.limit = train["batches"][0]["length"] + 100
+    for shard in (train, val, train, val):
+        batch = shard["batches"][0]
+        assert remote.read(shard, batch["offset"], batch["length"]).size == batch["length"]
+        assert sum(path.stat().st_size for path in remote.cache.iterdir()) <= remote.limit
 
 
-def test_an_object_store_without_the_set_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no manifest\.json"):
-        stream.Set.open((tmp_path / "nowhere").as_uri())
-    with pytest.raises(InputError, match="no such object store"):
-        stream.Set.open("nosuch://bucket/set")
+@pytest.mark.usefixtures("store")
+def test_an_object_store_without_the_set_is_named() -> None:
+    with pytest.raises(InputError, match="no such"):
+        stream.Set.open(f"s3://{BUCKET}/nowhere")
 
 
 # -- batches --

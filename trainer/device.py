@@ -43,11 +43,6 @@ class Device:
         module = _module(self.kind)
         return bool(module and module.is_bf16_supported())
 
-    def peak_memory(self) -> int | None:
-        """Return the most bytes that were allocated on the accelerator; None on cpu."""
-        module = _module(self.kind)
-        return int(module.max_memory_allocated()) if module else None
-
     def memory(self) -> int | None:
         """Return the accelerator's bytes; None on cpu."""
         module = _module(self.kind)

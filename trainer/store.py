@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from schemas.arrow import MANIFEST
 from schemas.errors import InputError, IntegrityError
-from schemas.manifest import parse_manifest, read_manifest
+from schemas.manifest import files_of
+from schemas.stores import AnyPath, StorePath, in_words
 
 CACHE_BYTES = 32 * 2**30
 """The most that is kept of a set from an object store, for each process."""
@@ -22,24 +22,19 @@ CACHE_BYTES = 32 * 2**30
 class Store(Protocol):
     """Reads parts of a set's files."""
 
-    def manifest(self) -> dict[str, Any]:
-        """Return the manifest, checked."""
-
     def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:
         """Return bytes of a shard, given by its entry in the manifest; `again`: not those that a cache has."""
 
 
-def open_store(where: str) -> Store:
-    """Return the store of a folder, or of a URL that pyarrow has a file system for, such as s3://bucket/set."""
-    return _Remote(where) if "://" in where else _Folder(Path(where))
+def store_of(where: AnyPath, manifest: dict[str, Any]) -> Store:
+    """Return what reads the shards of the set at `where`."""
+    folder = files_of(where, manifest)
+    return _Remote(folder) if isinstance(folder, StorePath) else _Folder(folder)
 
 
 class _Folder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    def manifest(self) -> dict[str, Any]:
-        return read_manifest(self.folder)
 
     @functools.cache  # noqa: B019  # one mapping a shard, for as long as the run
     def _map(self, file: str, size: int) -> pa.Buffer:
@@ -47,9 +42,8 @@ class _Folder:
         try:
             data = pa.memory_map(str(path), "r").read_buffer()
         except OSError as error:
-            raise InputError(
-                str(path), f"cannot be read: {error.strerror or error}", "Is the set whole? See cli verify."
-            ) from error
+            what = f"cannot be read: {error.strerror or error}"
+            raise InputError(str(path), what, "Is the set whole? See cli verify.") from error
         if data.size != size:
             raise IntegrityError(str(path), f"expected {size} bytes, found {data.size}", "Copy the set again, whole.")
         return data
@@ -61,29 +55,13 @@ class _Folder:
 class _Remote:
     """Batches are fetched one by one and kept in files named by their digests, the oldest removed beyond a limit."""
 
-    def __init__(self, where: str, limit: int = CACHE_BYTES) -> None:
+    def __init__(self, folder: StorePath, limit: int = CACHE_BYTES) -> None:
         import platformdirs
-        from pyarrow import fs
 
-        self.where, self.limit = where, limit
-        try:
-            self.system, self.path = fs.FileSystem.from_uri(where)
-        except (OSError, ValueError) as error:
-            raise InputError(where, f"no such object store: {error}") from error
-        own = hashlib.sha256(where.encode()).hexdigest()[:16]
+        self.folder, self.limit = folder, limit
+        self.system, self.path = folder.filesystem()
+        own = hashlib.sha256(folder.uri.encode()).hexdigest()[:16]
         self.cache = Path(platformdirs.user_cache_dir("finetune-data-compiler")) / "shards" / own
-
-    def manifest(self) -> dict[str, Any]:
-        where = f"{self.where}/{MANIFEST}"
-        try:
-            with self.system.open_input_stream(f"{self.path}/{MANIFEST}") as file:
-                data = file.read()
-        except FileNotFoundError:
-            what = "there is no manifest.json: the set is not complete, or not one"
-            raise InputError(where, what, "Compile it with cli compile ... -o URL.") from None
-        except OSError as error:
-            raise InputError(where, f"cannot be read: {error}") from error
-        return parse_manifest(data, where)
 
     def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:
         kept = self.cache / f"{shard['sha256']}-{offset}"
@@ -94,10 +72,10 @@ class _Remote:
 
     def _fetch(self, file: str, offset: int, length: int, kept: Path) -> None:
         try:
-            with self.system.open_input_file(f"{self.path}/{file}") as source:
+            with in_words(self.folder / file), self.system.open_input_file(f"{self.path}/{file}") as source:
                 data = source.read_at(length, offset)
-        except OSError as error:
-            raise InputError(f"{self.where}/{file}", f"cannot be read: {error}") from error
+        except FileNotFoundError:
+            raise InputError(str(self.folder / file), "no such file", "Is the set whole? See cli verify.") from None
         kept.parent.mkdir(parents=True, exist_ok=True)
         self._make_room(length)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")

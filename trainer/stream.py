@@ -16,8 +16,10 @@ import xxhash
 
 from schemas.arrow import shard_schema
 from schemas.errors import IntegrityError, UsageError
+from schemas.manifest import read_manifest
 from schemas.order import Ints
-from trainer.store import Store, open_store
+from schemas.stores import path_of
+from trainer.store import Store, store_of
 
 Row = dict[str, Any]
 """One row's columns: lists as numpy arrays, the rest as Python values."""
@@ -34,8 +36,9 @@ class Set:
     @classmethod
     def open(cls, where: str) -> Set:
         """Return the set in a folder or at an object store's URL; InputError or IntegrityError where there is none."""
-        store = open_store(where)
-        return cls(where, store.manifest(), store)
+        folder = path_of(where)
+        manifest = read_manifest(folder)
+        return cls(str(folder), manifest, store_of(folder, manifest))
 
     @property
     def kind(self) -> str:
