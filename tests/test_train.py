@@ -330,6 +330,7 @@ def test_a_resume_of_another_run_is_refused(data: Path, packed: Path, make: Make
     assert "another seed: 42, now 7" in train(data, run, *resumed, "--set", "seed=7", code=2).stderr
     full = ("--set", "tuning=full", "--set", "lora=null")
     assert "another tuning: lora, now full" in train(data, run, *resumed, *full, code=2).stderr
+    assert "another zero_stage: 2, now 3" in train(data, run, *resumed, "--set", "zero_stage=3", code=2).stderr
     said = train(data, run, *resumed, "--set", "per_device_train_batch_size=3", code=2).stderr
     assert "its steps have 2 rows, which 1 processes cannot share in batches of 3" in said
     said = train(data, run, *resumed, "--set", "per_device_train_batch_size=1").stderr
@@ -457,6 +458,10 @@ def test_a_step_in_which_nothing_is_trained_is_refused(tmp_path: Path, packed: P
     rewrite(other, lambda row: row | {"labels": [-100] * len(row["labels"]), "loss_weights": None})
     said = train(other, make(), code=4).stderr
     assert "step 1: nothing is trained in this step" in said
+
+
+def test_settings_of_other_objectives_are_refused(data: Path, make: Make) -> None:
+    assert "beta: it would have no effect: the set is of kind sft" in train(data, make(beta=0.2), code=2).stderr
 
 
 def test_what_would_be_silently_wrong_is_refused(data: Path, packed: Path, make: Make) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from schemas.errors import UsageError
 from trainer.objectives import mismatch
 from trainer.stream import Row
 
@@ -122,12 +121,3 @@ def pad_id(manifest: Mapping[str, Any]) -> int:
     tokenizer = manifest["tokenizer"]
     named = (tokenizer["named_tokens"].get(name) for name in ("pad_token", "eos_token"))
     return next((tokenizer["controls"][token] for token in named if token in tokenizer["controls"]), 0)
-
-
-def check_row(row: Row, model_vocabulary: int, where: str) -> None:
-    """Raise where a token id is beyond the model's embeddings, which would crash the device without saying so."""
-    largest = int(row["input_ids"].max())
-    if largest >= model_vocabulary:
-        raise UsageError(
-            where, f"token id {largest}, but the model has {model_vocabulary} embeddings", "Use its model."
-        )

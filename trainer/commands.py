@@ -100,7 +100,7 @@ def _train(out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bo
         click.echo(json.dumps(report.facts(decided), ensure_ascii=False) if as_json else report.text(decided))
         return None
     if found.rank == 0:
-        for line in (*decided.remarks, *plan.lints(decided)):
+        for line in (*decided.remarks, *report.lints(decided)):
             click.echo(f"note: {line}", err=True)
     from trainer.train import train as run
 

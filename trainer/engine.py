@@ -22,6 +22,7 @@ def build(plan: Plan) -> Any:
 
     settings = _settings(plan)
     moved = plan.checkpoint is not None and plan.checkpoint.run["world"] != plan.device.world
+    moved &= zero.stage(plan.deepspeed) > 0  # without ZeRO every process has all of it
     if moved:
         settings["checkpoint"] = {"load_universal": True}
     model = _load(plan, settings)

@@ -14,7 +14,7 @@ import torch
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import LockedError, UsageError
-from trainer import checkpoints, engine, log, media, model, probe, sanity, step
+from trainer import checkpoints, engine, log, media, model, probe, sanity, step, zero
 from trainer.collate import Collator, pad_id
 from trainer.evaluate import Evaluator
 from trainer.loader import Loader
@@ -186,6 +186,7 @@ def _run_record(plan: Plan, done: int, tokens: int) -> dict[str, Any]:
         "seed": plan.config.seed,
         "grouped": plan.order.lengths is not None,
         "tuning": plan.config.tuning,
+        "zero_stage": zero.stage(plan.deepspeed),
         "config": plan.config.as_dict(),
         "set": manifest["digest"],
         "base_model": str(plan.source.folder),
