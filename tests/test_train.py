@@ -248,9 +248,22 @@ def test_a_resumed_run_has_the_losses_of_the_whole_one(data: Path, make: Make, s
     assert "nothing left to do" in train(data, parted, "--resume", "yes").stdout
 
 
-def test_a_checkpoint_is_a_model_with_where_it_came_from(data: Path, make: Make) -> None:
+@pytest.mark.parametrize(("tied", "stage"), [(False, 2), (True, 3)])
+def test_a_checkpoint_is_a_model_with_where_it_came_from(
+    tmp_path: Path, data: Path, make: Make, tied: bool, stage: int
+) -> None:
     """Its weights give the losses that the run says, computed by transformers alone."""
-    run = make(tuning="full", lora=None, max_steps=3, eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=4)
+    base = save_model(tmp_path / "base", tie_word_embeddings=tied)
+    run = make(
+        model=base,
+        zero_stage=stage,
+        tuning="full",
+        lora=None,
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=3,
+        per_device_eval_batch_size=4,
+    )
     train(data, run)
     saved = checkpoint(run, 3)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(saved)
@@ -280,7 +293,7 @@ def test_only_the_last_complete_checkpoints_are_kept_and_used(data: Path, make: 
     run = make(max_steps=6, save_strategy="steps", save_steps=1, save_total_limit=2)
     train(data, run)
     output = run.with_suffix("")
-    assert [step for step, _ in checkpoints.complete(output)] == [5, 6]
+    assert [one.step for one in checkpoints.complete(output)] == [5, 6]
     assert len(list(output.glob("checkpoint-*"))) == 2
     (checkpoint(run, 6) / COMPLETE).unlink()
     said = train(data, run, "--resume", 6, code=2).stderr
@@ -288,7 +301,17 @@ def test_only_the_last_complete_checkpoints_are_kept_and_used(data: Path, make: 
     assert "Complete ones: 5" in said
     assert "there is no such checkpoint" in train(data, run, "--resume", 3, code=2).stderr
     train(data, run, "--resume", "yes")
-    assert [step for step, _ in checkpoints.complete(output)] == [5, 6]
+    assert [one.step for one in checkpoints.complete(output)] == [5, 6]
+
+
+def test_after_an_earlier_checkpoint_the_ones_of_the_run_that_was_left_are_not_the_last(data: Path, make: Make) -> None:
+    run = make(max_steps=6, save_strategy="steps", save_steps=2)
+    train(data, run)
+    again = ("--set", "learning_rate=1e-2")
+    train(data, run, "--resume", 2, *again, "--set", "max_steps=4")
+    assert [one.step for one in checkpoints.complete(run.with_suffix(""))] == [2, 6, 4]
+    assert "2 steps" in train(data, run, "--resume", "yes", *again).stdout
+    assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.fixture

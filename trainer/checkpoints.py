@@ -42,30 +42,30 @@ def folder(output: Path, step: int) -> Path:
     return output / f"checkpoint-{step}"
 
 
-def _numbered(output: Path) -> list[tuple[int, Path]]:
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output.glob("checkpoint-*")]
-    return sorted((int(match[1]), path) for match, path in found if match)
+def complete(output: Path) -> list[Checkpoint]:
+    """Return the complete checkpoints, the last one written last.
 
-
-def complete(output: Path) -> list[tuple[int, Path]]:
-    """Return the complete checkpoints, (step, folder), the last step last."""
-    return [(step, path) for step, path in _numbered(output) if (path / COMPLETE).is_file()]
+    That is not always the one of the highest step: after `--resume 600` the run goes on from there, and a checkpoint of
+    step 900 is of the run that was left.
+    """
+    found = [read(path) for path in output.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return sorted(found, key=lambda one: (one.run["resumes"], one.step))
 
 
 def find(output: Path, resume: str) -> Checkpoint | None:
     """Return what `--resume` asks for: "yes" the last complete checkpoint (None if there is none), "N" that one."""
-    known = dict(complete(output))
+    known = complete(output)
     if resume == "yes":
-        step = max(known, default=None)
-        return None if step is None else read(known[step])
+        return known[-1] if known else None
     if not resume.isdigit():
         raise UsageError(f"--resume {resume}", "expected yes or the number of a checkpoint", "--resume yes")
-    if int(resume) not in known:
-        path = folder(output, int(resume))
-        what = "it was never completed" if path.exists() else "there is no such checkpoint"
-        steps = ", ".join(map(str, known)) or "none"
-        raise UsageError(str(path), what, f"Complete ones: {steps}. --resume yes takes the last of them.")
-    return read(known[int(resume)])
+    for one in known:
+        if one.step == int(resume):
+            return one
+    path = folder(output, int(resume))
+    what = "it was never completed" if path.exists() else "there is no such checkpoint"
+    steps = ", ".join(str(one.step) for one in known) or "none"
+    raise UsageError(str(path), what, f"Complete ones: {steps}. --resume yes takes the last of them.")
 
 
 def read(path: Path) -> Checkpoint:
@@ -73,7 +73,7 @@ def read(path: Path) -> Checkpoint:
     try:
         run = json.loads((path / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(str(path / RUN), f"cannot be read: {error}", "Resume from another checkpoint.") from error
+        raise InputError(str(path / RUN), f"cannot be read: {error}", "Remove the checkpoint.") from error
     return Checkpoint(path, int(run["step"]), run)
 
 
@@ -101,9 +101,9 @@ def save(engine: Any, output: Path, run: dict[str, Any], model_files: dict[str, 
             _flush(path)
         except OSError as error:
             raise _unwritten(output, path, error) from error
-        for _, old in complete(output)[: -keep if keep else 0]:
-            (old / COMPLETE).unlink()  # first: a half-removed checkpoint is no checkpoint
-            shutil.rmtree(old)
+        for old in complete(output)[: -keep if keep else 0]:
+            (old.path / COMPLETE).unlink()  # first: a half-removed checkpoint is no checkpoint
+            shutil.rmtree(old.path)
     torch.distributed.barrier()
     return path
 
@@ -126,7 +126,7 @@ def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
         return error
     shutil.rmtree(path, ignore_errors=True)
     kept = complete(output)
-    last = f"The last complete one is {kept[-1][1]}." if kept else "There is no earlier one."
+    last = f"The last complete one is {kept[-1].path}." if kept else "There is no earlier one."
     reason = getattr(error, "strerror", None) or "a file could not be finished"
     what = f"the checkpoint could not be written: {reason} ({space / 2**30:.1f} GiB are free)"
     return InputError(str(path), what, f"{last} Make room (save_total_limit keeps fewer), then --resume yes.")
@@ -168,10 +168,11 @@ def _gathered(model: Any, *, only_trained: bool, keep: bool) -> Iterator[tuple[s
 
 
 def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    named = dict(model.named_parameters())
-    for name, value in model.state_dict().items():
-        if name not in named and not any(value is other for other in named.values()):
-            yield name, value
+    """Yield what is saved with a model and is no parameter."""
+    for path, module in model.named_modules():
+        for name, value in module._buffers.items():
+            if value is not None and name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, value
 
 
 def load(engine: Any, state: Path) -> None:

@@ -38,6 +38,8 @@ class Plan:
     """As given; `zero.complete` fills it in."""
     checkpoint: Checkpoint | None
     """Where the run goes on; None = from the start."""
+    resumes: int
+    """How often the runs in the output folder went on, this time included."""
     remarks: tuple[str, ...]
 
     @property
@@ -89,11 +91,13 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> Plan
         what = "a step has 1 row, and its mismatched pair needs another"
         raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Have at least 2 rows a step.")
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * order.steps_per_epoch)
+    earlier = [one.run["resumes"] for one in checkpoints.complete(Path(config.output_dir))]
+    resumes = max(earlier) + 1 if checkpoint else 0
     bf16, fp16 = _precision(config, device, loaded.where)
     return Plan(
         config=config, where=loaded.where, set=opened, train=train, val=val, source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
-        checkpoint=checkpoint, remarks=tuple(remarks),
+        checkpoint=checkpoint, resumes=resumes, remarks=tuple(remarks),
     )  # fmt: skip
 
 
@@ -109,7 +113,7 @@ def _checkpoint(config: Config, resume: str | None, remarks: list[str]) -> Check
     existing = checkpoints.complete(output)
     if existing and not config.overwrite_output_dir:
         raise UsageError(
-            f"output_dir: {output}", f"it has checkpoints, the last of step {existing[-1][0]}",
+            f"output_dir: {output}", f"it has checkpoints, the last of step {existing[-1].step}",
             "Go on with --resume yes, choose another output_dir, or set overwrite_output_dir: true to remove them.",
         )  # fmt: skip
     return None

@@ -28,6 +28,8 @@ MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
 
 def train(plan: Plan) -> dict[str, Any]:
     """Run the plan and return its summary. All processes call it, in a process group."""
+    if plan.checkpoint and plan.start >= plan.steps:
+        return _summary(plan, plan.checkpoint.run["tokens"], plan.start)
     first = plan.device.rank == 0
     with locked(plan.output) if first else contextlib.nullcontext():
         if first and plan.checkpoint is None:
@@ -76,10 +78,9 @@ def _run(plan: Plan, shown: Log | None) -> dict[str, Any]:
         if shown and difference is not None:
             shown.say(f"packs: losses as of their sequences alone (difference {difference:.1e})")
     tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
-    saved = plan.start
     trained.train()
+    began = time.perf_counter()
     for one in loader.steps(plan.start, plan.steps):
-        began = time.perf_counter()
         rate = rates(one.number)
         result = step.run(trained, plan, one, rate)
         done, tokens = one.number + 1, tokens + result.tokens
@@ -88,18 +89,14 @@ def _run(plan: Plan, shown: Log | None) -> dict[str, Any]:
         if evaluator and plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
             _evaluate(plan, evaluator, trained, done, shown)
         if done == plan.steps or plan.is_due(config.save_strategy, config.save_steps, done):
-            saved = done
             _save(plan, trained, done, tokens, shown)
-    return {
-        "steps": plan.steps,
-        "trained": plan.steps - plan.start,
-        "tokens": tokens,
-        "checkpoint": str(_path(plan, saved)),
-    }
+        began = time.perf_counter()  # waiting for rows is a step's time, evaluating and saving are not
+    return _summary(plan, tokens, plan.steps)
 
 
-def _path(plan: Plan, done: int) -> Path:
-    return checkpoints.folder(plan.output, done)
+def _summary(plan: Plan, tokens: int, done: int) -> dict[str, Any]:
+    path = checkpoints.folder(plan.output, done)
+    return {"steps": plan.steps, "trained": done - plan.start, "tokens": tokens, "checkpoint": str(path)}
 
 
 def _images(plan: Plan) -> media.Images | None:
@@ -183,6 +180,7 @@ def _run_record(plan: Plan, done: int, tokens: int) -> dict[str, Any]:
         "steps_per_epoch": plan.order.steps_per_epoch,
         "tokens": tokens,
         "world": plan.device.world,
+        "resumes": plan.resumes,
         "seed": plan.config.seed,
         "grouped": plan.order.lengths is not None,
         "tuning": plan.config.tuning,
