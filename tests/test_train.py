@@ -231,7 +231,9 @@ def test_preferences_start_at_indifference_and_accumulation_changes_nothing(
 # -- checkpoints --
 
 
-@pytest.mark.parametrize("settings", [{"tuning": "full", "lora": None}, {"lora": {"lora_dropout": 0.2}}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"tuning": "full", "lora": None, "bf16": True}, {"lora": {"lora_dropout": 0.2}}], ids=str
+)
 def test_a_resumed_run_has_the_losses_of_the_whole_one(data: Path, make: Make, settings: dict[str, Any]) -> None:
     """Dropout included, and by --resume of a number, then of the last."""
     settings = settings | {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}

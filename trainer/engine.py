@@ -9,7 +9,7 @@ import torch
 
 from trainer import checkpoints, zero
 from trainer.config import Config
-from trainer.model import load
+from trainer.model import count, load
 from trainer.plan import Plan
 
 
@@ -26,6 +26,8 @@ def build(plan: Plan) -> Any:
     if moved:
         settings["checkpoint"] = {"load_universal": True}
     model = _load(plan, settings)
+    if zero.stage(settings) < 3:  # DeepSpeed's default takes a gigabyte for an adapter of some megabytes
+        settings["zero_optimization"].setdefault("reduce_bucket_size", min(5 * 10**8, count(model)[1]))
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(model, plan.config), config=settings, dist_init_required=False
     )

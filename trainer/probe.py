@@ -18,8 +18,8 @@ from trainer.plan import Plan
 PACKS = 16
 """Packs that are looked at for one of several sequences."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Relative difference of the losses that rounding makes; sequences that see each other differ by more on any model
-that attends to its context at all (0.05 and above of a loss around 5, tiny random models)."""
+"""Relative difference of the losses that rounding makes. Sequences that see each other differ by far more on weights
+that were trained; on weights as small as new ones what they see may be next to nothing."""
 
 
 def check_packs(engine: Any, plan: Plan, collate: Collator) -> float | None:
