@@ -5,6 +5,7 @@ Models of the classes of Qwen2-VL and GLM-4.1V with random weights, over the dem
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,19 @@ def test_packs_of_images_are_refused(model: Path, pictures: Path, tmp_path: Path
     packed = compile_set(tmp_path / "set", pictures / "rows.jsonl", "--tokenizer", model, "--pack", 256)
     said = train(packed, seen(tmp_path / "run.json", model, pictures), code=2).stderr
     assert "packs with images are not supported" in said
+
+
+def test_images_go_with_evaluation_zero_3_and_pairs(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """Passes without a picture among them: every process must run the vision tower in each."""
+    data = compile_set(tmp_path / "set", pictures / "rows.jsonl", "--tokenizer", model, "--val-size", 2)
+    run = seen(tmp_path / "run.json", model, pictures, eval_strategy="steps", eval_steps=1, zero_stage=3)
+    assert "eval loss" in train(data, run).stderr
+    pairs = [
+        {"instruction": f"{mark}say {word}", "chosen": f"it is {word}", "rejected": "no", "images": images}
+        for word, mark, images in (("blue", "<image>", ["a.png"]), ("red", "", []), ("tall", "<image>", ["b.png"]))
+    ]
+    file = write(tmp_path / "pairs.jsonl", pairs)
+    data = compile_set(tmp_path / "pairs", file, "--tokenizer", model, "--media-dir", pictures)
+    run = seen(tmp_path / "dpo.json", model, pictures, per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    train(data, run)
+    assert losses(run)[1] == pytest.approx(math.log(2), abs=1e-5)

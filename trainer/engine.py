@@ -50,15 +50,16 @@ def _settings(plan: Plan) -> dict[str, Any]:
 
 def _load(plan: Plan, settings: dict[str, Any]) -> torch.nn.Module:
     """Load the model; for ZeRO-3 in pieces, so that no process ever holds all of it."""
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+    import transformers.integrations.deepspeed as integration
 
-    pieces: Any = HfDeepSpeedConfig  # untyped
-
+    known: Any = integration  # untyped
     dtype = torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
-    in_pieces = pieces(settings) if zero.stage(settings) == 3 else None  # transformers finds it while it lives
-    model = load(plan.source, plan.config, plan.device, dtype, plan.where)
-    del in_pieces
-    return model
+    in_pieces = known.HfDeepSpeedConfig(settings) if zero.stage(settings) == 3 else None  # found while it lives
+    try:
+        return load(plan.source, plan.config, plan.device, dtype, plan.where)
+    finally:
+        known.unset_hf_deepspeed_config()
+        del in_pieces
 
 
 def _optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:

@@ -230,10 +230,12 @@ def _targets(model: Any, asked: str, where: str) -> Iterator[str]:
     linear = {path.rpartition(".")[2] for path, module in model.named_modules() if _is_linear(module)}
     if asked == "all":
         head = model.get_output_embeddings()
+        # PEFT takes a name for every module that ends so: "proj" would be a linear layer and a convolution
+        others = {path.rpartition(".")[2] for path, module in model.named_modules() if not _is_linear(module)}
         for path, module in model.named_modules():
             if _is_linear(module) and module is not head:
                 name = path.rpartition(".")[2]
-                yield path if name.isdigit() else name
+                yield path if name in others or name.isdigit() else name
     elif asked == "embeddings":
         embeddings = model.get_input_embeddings()
         yield next(path.rpartition(".")[2] for path, module in model.named_modules() if module is embeddings)
