@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from schemas.errors import InputError, Problem, UsageError
-
-EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
+from schemas.errors import EXIT_CODES, InputError, Problem, UsageError
+from schemas.stores import AnyPath, path_of
+from trainer import commands, tools
 
 
 class _Group(click.Group):
@@ -279,11 +279,11 @@ def _cache() -> Path:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
-    default=Path("shards"),
+    type=path_of,
+    default="shards",
     show_default=True,
     metavar="OUT",
-    help="Folder to write.",
+    help="Folder to write, here or in an object store (s3://BUCKET/SETS/NAME).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def compile_(**given: Any) -> None:
@@ -298,6 +298,7 @@ def compile_(**given: Any) -> None:
       cli compile data/a.json data/b.jsonl.gz --tokenizer DIR -o out
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
+      cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
     """
     from compiler import report, terminal
     from compiler.pipeline import compile_set
@@ -401,7 +402,7 @@ def _config(given: dict[str, Any]) -> Any:
 
 
 @main.command(epilog=EXIT_CODES)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=path_of)
 @click.option(
     "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to look into."
 )
@@ -433,8 +434,8 @@ def _config(given: dict[str, Any]) -> Any:
     metavar="N",
     help="Most rows to show.  [default: 5; 1 with --dataset alone]",
 )
-def inspect(out: Path, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
-    """Show rows of OUT token by token: what is context, what is trained and how much, what controls.
+def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
+    """Show rows of OUT (a folder, or s3://BUCKET/SETS/NAME) token by token: what is trained, how much, what controls.
 
     Without an option: the first row of each dataset; with --limit alone the first rows. Roles are system, user,
     assistant, tool (a tool's result) and template; policy keys are those of the weights policy, such as
@@ -460,14 +461,15 @@ def inspect(out: Path, rejected: bool, style: str, as_json: bool, checks: tuple[
 
 
 @main.command(epilog=EXIT_CODES)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=path_of)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def verify(out: Path, as_json: bool) -> None:
+def verify(out: AnyPath, as_json: bool) -> None:
     """Hash everything in OUT again and name every damage by file and batch.
 
     \b
-    Example:
+    Examples:
       cli verify shards
+      cli verify s3://bucket/sets/chats
     """
     from compiler.shards import ShardSet
 
@@ -522,6 +524,120 @@ def formats(name: str | None, as_json: bool) -> None:
         for example in entry["examples"]:
             click.echo(f"  {json.dumps(example, ensure_ascii=False)}")
         click.echo()
+
+
+@main.group(epilog=EXIT_CODES)
+def cache() -> None:
+    """List, verify and prune the cache of compiled units, which only grows by itself.
+
+    \b
+    Examples:
+      cli cache list
+      cli cache verify --remove
+      cli cache prune --unused-for 30d --keep 10GB --dry-run
+    """
+
+
+_CACHE_OPTION = click.option(
+    "--cache",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=_cache,
+    show_default="the user's cache folder",
+    metavar="DIR",
+    help="The cache, as in compile.",
+)
+
+
+@cache.command("list", epilog=EXIT_CODES)
+@_CACHE_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print the contents as JSON.")
+def cache_list(folder: Path, as_json: bool) -> None:
+    """Say what is in the cache: by version of the code that made it, and by dataset.
+
+    An object is a compiled unit; a record alone is a template's certificate or the check of a fast engine. What
+    another version made, or this one with other libraries, is never used again by this one.
+
+    \b
+    Examples:
+      cli cache list
+      cli cache list --cache /data/cache --json
+    """
+    from compiler import cache, cache_report, terminal
+
+    said = cache_report.contents(folder, cache.entries(folder), cache.left_over(folder))
+    if as_json:
+        click.echo(json.dumps(said, ensure_ascii=False))
+    else:
+        terminal.print_out(cache_report.listing(said))
+
+
+@cache.command("verify", epilog=EXIT_CODES)
+@_CACHE_OPTION
+@click.option("--remove", is_flag=True, help="Remove what is damaged; the exit code is 0 then.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def cache_verify(folder: Path, remove: bool, as_json: bool) -> None:
+    """Check every object and record against its digest, and name what is damaged.
+
+    A damaged object is never used in any case: it is compiled again. Damage says something of the disk.
+
+    \b
+    Examples:
+      cli cache verify
+      cli cache verify --remove
+    """
+    from compiler import cache, terminal
+
+    check = cache.remove_damaged if remove else cache.verify
+    wrong = check(folder, terminal.track)
+    if as_json:
+        click.echo(json.dumps({"ok": not wrong, "damaged": wrong, "removed": remove and bool(wrong)}))
+    else:
+        for path, what in wrong.items():
+            click.echo(f"{path}: {what}{'; removed' if remove else ''}", err=True)
+        if not wrong:
+            click.echo(f"{folder}: everything is whole")
+    if wrong and not remove:
+        sys.exit(4)
+
+
+@cache.command("prune", epilog=EXIT_CODES)
+@_CACHE_OPTION
+@click.option("--unused-for", metavar="TIME", help="Remove what no compile used for so long: 45m, 12h, 30d, 2w.")
+@click.option("--keep", metavar="SIZE", help="Remove the least recently used until at most so much is left: 10GB.")
+@click.option("--other-versions", is_flag=True, help="Remove what this version cannot use.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
+def cache_prune(
+    folder: Path, unused_for: str | None, keep: str | None, other_versions: bool, dry_run: bool, as_json: bool
+) -> None:
+    """Remove objects and records. Whatever is removed is compiled again when it is needed.
+
+    What is damaged and what killed runs left is removed in any case. While a compile uses the cache nothing is
+    removed, and the exit code is 6.
+
+    \b
+    Examples:
+      cli cache prune --unused-for 30d
+      cli cache prune --keep 10GB --other-versions --dry-run
+    """
+    from compiler import cache, cache_report
+
+    wanted = {
+        "unused_for": None if unused_for is None else cache_report.parse_age(unused_for),
+        "keep": None if keep is None else cache_report.parse_size(keep),
+        "other_versions": other_versions,
+    }
+    said = cache_report.removal(*cache.prune(folder, dry_run=dry_run, **wanted), dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(said))
+        return
+    rest = f" and {said['left_over']:,} files of killed runs" if said["left_over"] else ""
+    click.echo(f"{'would remove' if dry_run else 'removed'} {cache_report.amount(said)}{rest}")
+
+
+for _command in (*commands.COMMANDS, *tools.COMMANDS):
+    main.add_command(_command)
 
 
 if __name__ == "__main__":

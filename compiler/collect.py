@@ -41,6 +41,9 @@ class Watcher:
     def units(self, dataset: str, cached: int, compiled: int) -> None:
         """Say that so many units are done, the last one of this dataset."""
 
+    def put(self, done: int, total: int) -> None:
+        """Say that so many of a set's bytes are in the object store."""
+
     def say(self, text: str) -> None:
         """Say one sentence that the user should see."""
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from compiler.read import open_source
 from schemas.errors import InputError, UsageError
+from schemas.stores import AnyPath, StorePath, no_such
 
 
 @dataclass(frozen=True)
 class File:
     """A file of a dataset: where it is, and what shards, rejects and the manifest call it."""
 
-    path: Path
+    path: AnyPath
     label: str
 
 
@@ -25,7 +26,7 @@ def readable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def data_files(path: Path, where: str, entry: dict[str, Any], label: str | None = None) -> list[File]:
+def data_files(path: AnyPath, where: str, entry: dict[str, Any], label: str | None = None) -> list[File]:
     """Return the data files of a dataset in name order: one file, or a folder narrowed by folder, subset and split."""
     split = entry.get("split", "train")
     if path.is_file():
@@ -37,16 +38,19 @@ def data_files(path: Path, where: str, entry: dict[str, Any], label: str | None 
             )
         return [File(path, label or path.name)]
     if not path.is_dir():
+        if isinstance(path, StorePath):
+            raise no_such(path)
         raise InputError(
             str(path),
             f"no such file or folder (from {where})",
             "Check file_name; it is relative to its registry.",
         )
     root = path / entry["folder"] if entry.get("folder") else path
-    found = sorted(p for p in root.rglob("*") if p.is_file() and _is_data(p) and p.name != "dataset_info.json")
+    inside = root.rglob("*")
+    found = sorted(p for p in inside if _is_data(p) and p.name != "dataset_info.json" and p.is_file())
     if subset := entry.get("subset"):
         found = [
-            p for p in found if subset in (*p.relative_to(root).parts[:-1], p.name.split(".")[0], p.name.split("-")[0])
+            p for p in found if subset in (*_below(root, p).parts[:-1], p.name.split(".")[0], p.name.split("-")[0])
         ]
     if not found:
         raise InputError(
@@ -58,7 +62,13 @@ def data_files(path: Path, where: str, entry: dict[str, Any], label: str | None 
     kinds = {open_source(p).kind for p in found}
     if len(kinds) > 1:
         raise UsageError(where, f"expected files of one type, found {', '.join(sorted(kinds))}", "Move them apart.")
-    return [File(p, f"{label or path.name}/{readable(p.relative_to(path).as_posix())}") for p in found]
+    return [File(p, f"{label or path.name}/{readable(_below(path, p).as_posix())}") for p in found]
+
+
+def _below(folder: AnyPath, path: AnyPath) -> PurePath:
+    """Return the way from a folder to a path in it."""
+    top, place = (one.key if isinstance(one, StorePath) else one for one in (folder, path))
+    return place.relative_to(top)
 
 
 _SPLIT_WORDS = {
@@ -68,7 +78,7 @@ _SPLIT_WORDS = {
 }
 
 
-def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
+def _of_split(files: list[AnyPath], split: str, where: str) -> list[AnyPath]:
     """Return the files of a split: named or foldered exactly so, else by the words in their names.
 
     Files that name no split are all of "train".
@@ -94,7 +104,7 @@ def _of_split(files: list[Path], split: str, where: str) -> list[Path]:
     return chosen
 
 
-def _is_data(path: Path) -> bool:
+def _is_data(path: AnyPath) -> bool:
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     suffixes = (
         ".json",

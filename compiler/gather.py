@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from compiler.objects import Object, Words
-from compiler.order import Ints
 from compiler.runs import Who
 from schemas.errors import IntegrityError
+from schemas.order import Ints
 
 _SPANS = ("spans", "rejected_spans")
 

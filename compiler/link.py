@@ -23,9 +23,9 @@ import xxhash
 
 from compiler.gather import Bucket, Rows
 from compiler.mix import Plan
-from compiler.order import Ints
 from compiler.pack import Packs, pack, packed_table
 from schemas.arrow import SPANS, WORD_LISTS, shard_schema
+from schemas.order import Ints
 
 SHARD_TOKENS = 32 << 20
 """Tokens after which a shard is closed: about 256 MB."""

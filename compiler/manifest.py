@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -16,21 +15,14 @@ import registry
 from compiler.card import dataset_card
 from compiler.collect import Compiled
 from compiler.mix import Examples, Plan
-from compiler.objects import library_versions
+from compiler.objects import library_versions, own_version
 from compiler.tokenizer import Tokenizer
 from schemas.errors import IntegrityError
 
 
 def versions() -> dict[str, str]:
     """Return the versions of what decides bytes."""
-    return library_versions() | {"finetune-data-compiler": _own_version()}
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("finetune-data-compiler")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a folder on PYTHONPATH
+    return library_versions() | {"finetune-data-compiler": own_version()}
 
 
 def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:

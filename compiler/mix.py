@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from compiler.order import Ints, hashes, mix64, salt
 from compiler.request import Request
 from schemas.errors import IntegrityError, UsageError
+from schemas.order import Ints, hashes, mix64, salt
 
 MOST_ROWS = 200_000_000
 """A plan is held in memory: about fifty bytes a row. More is a slip, or the work of several sets."""

@@ -88,6 +88,20 @@ def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
     return total.hexdigest()
 
 
+@cache
+def maker() -> dict[str, str]:
+    """Return what a record says it was made by: a digest of the code, the package's version, the libraries'."""
+    return {"code": code_digest()[:16], "version": own_version()} | library_versions()
+
+
+def own_version() -> str:
+    """Return the version of this package."""
+    try:
+        return importlib.metadata.version("finetune-data-compiler")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a folder on PYTHONPATH
+
+
 def key_of(*parts: Any) -> str:
     """Return the name of the object that these inputs decide."""
     text = orjson.dumps([code_digest(), library_versions(), *parts], option=orjson.OPT_SORT_KEYS)
@@ -143,21 +157,41 @@ def remove(cache_dir: Path, key: str) -> None:
 
 
 def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
-    """Return a record, or None where there is none or it is not as it was written."""
+    """Return a record, or None where there is none or it is not as it was written. Its time says that it was used."""
+    path = _paths(cache_dir, key)[1]
+    record = read_record(path)
+    if record is not None:
+        record.pop("made_by", None)
+        with contextlib.suppress(OSError):  # a cache that others may only read
+            os.utime(path)
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return a record with what made it, or None where there is none or it is not as it was written."""
     try:
-        checksum, data = _paths(cache_dir, key)[1].read_bytes().split(b"\n", 1)
+        checksum, data = path.read_bytes().split(b"\n", 1)
     except (OSError, ValueError):
         return None
     if checksum != xxhash.xxh3_128_hexdigest(data).encode():
         return None
     record = orjson.loads(data)
     # The name is inside too: a whole, valid file under another object's name is not that object.
-    return record if record.pop("key") == key else None
+    return record if record.pop("key") == path.stem else None
+
+
+def is_whole(rows: Path, digest: str) -> bool:
+    """Return whether a file of rows is as its record says."""
+    try:
+        with pa.memory_map(str(rows), "r") as file:
+            return xxhash.xxh3_128_hexdigest(file.read_buffer()) == digest
+    except OSError:
+        return False
 
 
 def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
     """Write a record: its checksum on the first line, then the JSON."""
-    data = orjson.dumps({"key": key} | record)
+    data = orjson.dumps({"key": key, "made_by": maker()} | record)
     _write(cache_dir, _paths(cache_dir, key)[1], xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)
 
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compiler.encode import IGNORED
-from compiler.order import Ints
 from schemas.arrow import MEDIA, OF_SEQUENCES
+from schemas.order import Ints
 
 _MEDIA = ("images", "videos")
 

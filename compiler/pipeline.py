@@ -9,14 +9,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import registry
 from compiler import hub, objects
+from compiler.cache import in_use
 from compiler.collect import Collector, Compiled, Watcher
 from compiler.conversation import Kind
 from compiler.gather import Part, Rows
@@ -46,6 +48,10 @@ from compiler.tokenizer import Tokenizer
 from compiler.unit import Settings
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION, SPLITS
 from schemas.errors import Reason, TooManyRejects, UsageError
+from schemas.stores import AnyPath, StorePath
+
+if TYPE_CHECKING:
+    from compiler.upload import StoreOutput
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Config:
 
     catalogue: Catalogue
     mix: list[Request]
-    out: Path
+    out: AnyPath
     cache: Path
     tokenizer: Path = registry.DEMO_TOKENIZER
     template: str = "auto"
@@ -99,7 +105,7 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
     documents = kind == Kind.PRETRAIN
     template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
     certificate = _certificate(config, template, tokenizer)
-    with Output(config.out) as output:
+    with in_use(config.cache, watcher.say), _output(config, watcher) as output:
         settings = _settings(config, tokenizer, template, documents)
         collector = Collector(datasets, settings, config.cache, watcher, tokenizer)
         compiled = collector.run(config.workers)
@@ -142,6 +148,17 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
     return Result(manifest, collector.compiled, collector.cached)
 
 
+def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:
+    if not isinstance(config.out, StorePath):
+        return Output(config.out)
+    try:
+        from compiler.upload import StoreOutput  # an extra
+    except ImportError:
+        what = "writing into object stores needs boto3"
+        raise UsageError(f"-o {config.out}", what, "pip install 'finetune-data-compiler[s3]'") from None
+    return StoreOutput(config.out, config.cache, watcher)
+
+
 def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:
     """Return the datasets with what is asked of each and how it is read; self-cognition is the last one."""
     chosen = []
@@ -179,7 +196,7 @@ def _layout(dataset: Dataset) -> Layout:
         clean=dataset.clean,
         react=dataset.react,
         kind_by_rows=dataset.kind_by_rows,
-        media=str(dataset.media.resolve()),
+        media=str(dataset.media.resolve() if isinstance(dataset.media, Path) else dataset.media),
     )
 
 
@@ -276,18 +293,20 @@ def _check_rejects(config: Config, compiled: list[Compiled]) -> None:
 def _keep_rejects(config: Config, compiled: list[Compiled]) -> Path:
     """Write the rejects beside the output, or into the cache where that cannot be written; return the path."""
     data = rejects_jsonl(compiled)
-    beside, in_cache = _reject_files(config)
-    try:
-        beside.write_bytes(data)
-    except OSError:
-        in_cache.write_bytes(data)
-        return in_cache
-    return beside
+    *beside, in_cache = _reject_files(config)
+    for path in beside:
+        with suppress(OSError):
+            path.write_bytes(data)
+            return path
+    in_cache.write_bytes(data)
+    return in_cache
 
 
-def _reject_files(config: Config) -> tuple[Path, Path]:
+def _reject_files(config: Config) -> list[Path]:
+    """Return where the rejects of a run that failed may be: beside the output, or in the cache."""
     name = f"{config.out.name}.rejects.jsonl"
-    return config.out.parent / name, config.cache / name
+    folders = [config.cache] if isinstance(config.out, StorePath) else [config.out.parent, config.cache]
+    return [folder / name for folder in folders]
 
 
 def _splits(config: Config, plan: Plan, compiled: list[Compiled], rows: Rows) -> dict[str, Split]:

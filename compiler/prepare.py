@@ -27,6 +27,7 @@ from compiler.repair import REPAIRS
 from compiler.repair_rows import mend
 from compiler.validate import Validator
 from schemas.errors import Reason, Reject, RowError
+from schemas.stores import SCHEME
 
 _LANGUAGES: dict[str, Language] = {"react": "en", "react_zh": "zh"}
 DIALECTS = ("template", *_LANGUAGES)
@@ -179,6 +180,9 @@ class Preparer:
             media.num_tokens = self.vision.video_tokens(media.facts)
 
     def _resolve(self, uri: str) -> Path:
+        if self.layout.media.startswith(SCHEME):
+            what = "images and videos are not read from object stores; copy them, and name the folder with --media-dir"
+            raise RowError(Reason.MEDIA, what)
         root = Path(self.layout.media)
         self.files[str(root / uri)] = state_of(root / uri)
         return resolve(root, uri)

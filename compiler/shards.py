@@ -22,9 +22,10 @@ import xxhash
 
 from schemas.arrow import MANIFEST, SPLITS, shard_schema
 from schemas.errors import InputError, LockedError, UsageError
-from schemas.manifest import manifest_digest, read_manifest
+from schemas.manifest import files_of, manifest_digest, read_manifest
+from schemas.stores import AnyPath, StorePath
 
-_OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
+OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
 """What a published folder holds; publishing replaces these and touches nothing else."""
 _LOCK, _PARTIAL = ".lock", ".partial"
 
@@ -85,20 +86,24 @@ class Output:
 
     def publish(self, manifest: dict[str, Any]) -> None:
         """Put everything in place, the manifest with its own digest last."""
-        manifest["digest"] = manifest_digest(manifest)
-        data = (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
-        (self.partial / MANIFEST).write_bytes(data)
+        (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in self.partial.rglob("*"):
             _flush(path)
         (self.folder / MANIFEST).unlink(missing_ok=True)
         _flush(self.folder)
-        for name in _OWN:
+        for name in OWN:
             _remove(self.folder / name)
             if name != MANIFEST and (self.partial / name).exists():
                 (self.partial / name).rename(self.folder / name)
         _flush(self.folder)
         (self.partial / MANIFEST).rename(self.folder / MANIFEST)
         _flush(self.folder)
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """Return a manifest as its file holds it, with its own digest, which is put into it."""
+    manifest["digest"] = manifest_digest(manifest)
+    return (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _flush(path: Path) -> None:
@@ -121,19 +126,22 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder}", "expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    left_over = names & {_LOCK, _PARTIAL} and names <= {*_OWN, _LOCK, _PARTIAL} - {MANIFEST}
-    if names and not left_over and not _is_ours(folder / MANIFEST):
-        raise UsageError(
-            f"-o {folder}", f"the folder is not empty and holds no compiled set (found {min(names)!r})",
-            "Choose a new folder; nothing in this one was touched.",
-        )  # fmt: skip
+    left_over = names & {_LOCK, _PARTIAL} and names <= {*OWN, _LOCK, _PARTIAL} - {MANIFEST}
+    if names and not left_over and not ((folder / MANIFEST).is_file() and is_ours((folder / MANIFEST).read_bytes())):
+        raise foreign(folder, names)
 
 
-def _is_ours(manifest: Path) -> bool:
+def foreign(folder: AnyPath, names: set[str]) -> UsageError:
+    """Return the error for a folder that holds something else."""
+    what = f"the folder is not empty and holds no compiled set (found {min(names)!r})"
+    return UsageError(f"-o {folder}", what, "Choose a new folder; nothing in this one was touched.")
+
+
+def is_ours(manifest: bytes) -> bool:
     """Return whether this is a manifest of a compiled set, of any version: others have a manifest.json too."""
     try:
-        found = json.loads(manifest.read_bytes())
-    except (OSError, ValueError):
+        found = json.loads(manifest)
+    except ValueError:
         return False
     return isinstance(found, dict) and {"format_version", "kind", "splits", "balance"} <= set(found)
 
@@ -143,15 +151,20 @@ def _is_ours(manifest: Path) -> bool:
 
 @dataclass
 class ShardSet:
-    """A published set: its folder and manifest."""
+    """A published set: its folder, on this machine or in an object store, and its manifest."""
 
-    folder: Path
+    folder: AnyPath
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path) -> ShardSet:
+    def open(cls, folder: AnyPath) -> ShardSet:
         """Return the set in `folder`; IntegrityError or InputError with one message where there is none."""
         return cls(folder, read_manifest(folder))
+
+    @property
+    def files(self) -> AnyPath:
+        """The folder that the names in the manifest are in."""
+        return files_of(self.folder, self.manifest)
 
     def shards(self, split: str) -> list[dict[str, Any]]:
         """Return the manifest entries of a split's shards."""
@@ -160,17 +173,14 @@ class ShardSet:
     def rows(self, split: str) -> Iterator[dict[str, Any]]:
         """Yield a split's rows as dicts of Python values, in order."""
         for entry in self.shards(split):
-            with pa.memory_map(str(self.folder / entry["file"]), "r") as source:
+            with _arrow_file(self.files / entry["file"]) as source:
                 reader = pa.ipc.open_file(source)
                 for i in range(reader.num_record_batches):
                     yield from reader.get_batch(i).to_pylist()
 
     def table(self, split: str) -> pa.Table:
-        """Return a split's rows as one memory-mapped table."""
-        tables = [
-            pa.ipc.open_file(pa.memory_map(str(self.folder / entry["file"]), "r")).read_all()
-            for entry in self.shards(split)
-        ]
+        """Return a split's rows as one table: memory-mapped, or fetched."""
+        tables = [pa.ipc.open_file(_arrow_file(self.files / entry["file"])).read_all() for entry in self.shards(split)]
         return (
             pa.concat_tables(tables)
             if tables
@@ -184,20 +194,32 @@ class ShardSet:
         for split in SPLITS:
             for entry in self.shards(split):
                 listed.add(entry["file"])
-                problems += _verify_shard(self.folder / entry["file"], entry)
+                problems += _verify_shard(self.files / entry["file"], entry)
         for name, digest in self.manifest["files"].items():
-            problems += _verify_file(self.folder / name, name, digest)
+            problems += _verify_file(self.files / name, name, digest)
         for split in SPLITS:
-            for path in sorted((self.folder / split).glob("*")):
+            found: list[AnyPath] = [*(self.files / split).rglob("*")]
+            for path in sorted(found, key=str):
                 if f"{split}/{path.name}" not in listed:
                     problems.append(f"{split}/{path.name}: not in the manifest")
         return problems
 
 
-def _verify_shard(path: Path, entry: dict[str, Any]) -> list[str]:
+def _arrow_file(path: AnyPath) -> Any:
+    """Return a shard opened for pyarrow."""
+    if isinstance(path, StorePath):
+        store, name = path.filesystem()
+        return store.open_input_file(name)
+    return pa.memory_map(str(path), "r")
+
+
+def _verify_shard(path: AnyPath, entry: dict[str, Any]) -> list[str]:
     name = entry["file"]
     try:
-        data = path.read_bytes() if not path.stat().st_size else memoryview(pa.memory_map(str(path), "r").read_buffer())
+        if isinstance(path, StorePath) or not path.stat().st_size:  # no memory map is empty
+            data = memoryview(path.read_bytes())
+        else:
+            data = memoryview(pa.memory_map(str(path), "r").read_buffer())
     except OSError as error:
         return [f"{name}: {error.strerror}"]
     if len(data) != entry["bytes"]:
@@ -213,7 +235,7 @@ def _verify_shard(path: Path, entry: dict[str, Any]) -> list[str]:
     return damaged or [f"{name}: the file's header or footer is damaged"]
 
 
-def _verify_file(path: Path, name: str, digest: str) -> list[str]:
+def _verify_file(path: AnyPath, name: str, digest: str) -> list[str]:
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -25,6 +25,7 @@ from compiler.request import Request, unknown_dataset
 from compiler.validate import recognise
 from schemas import check_config
 from schemas.errors import InputError, UsageError
+from schemas.stores import SCHEME, AnyPath, StorePath, path_of
 
 SELF_COGNITION = "self-cognition"
 _PEEK = 20
@@ -41,7 +42,7 @@ class Dataset:
     tags: formats.Names
     files: list[File]
     weights: str
-    media: Path
+    media: AnyPath
     """The folder that references to images and videos are relative to."""
     kind: str = Kind.SFT
     clean: dict[str, list[str]] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class Catalogue:
         """Return the dataset called `name`."""
         stems = self._stems()
         if name in stems:
-            return self._from_paths(name, [File(Path(stems[name]), readable(stems[name]))])
+            return self._from_paths(name, [_file(stems[name])])
         infos = [(folder, _dataset_info(folder)) for folder in self.registries]
         for folder, info in infos:
             if name in info:
@@ -101,7 +102,7 @@ class Catalogue:
     def _stems(self) -> dict[str, str]:
         stems: dict[str, str] = {}
         for file in self.files:
-            stem = readable(Path(file).name.split(".")[0] or file)
+            stem = readable(path_of(file).name.split(".")[0] or file)
             if stem in stems:
                 other = readable(stems[stem])
                 raise UsageError(readable(file), f"another file is called {stem!r} too: {other}", "Rename one of them.")
@@ -158,14 +159,29 @@ class Catalogue:
             path, revision = hub.find(name, hubs, self.registries)
             source = {"hub": hubs} | ({"revision": revision} if revision else {})
             files, media = data_files(path, where, entry), self.media or path
+        elif (cloud := entry.get("cloud_file_name", "")).startswith(SCHEME):  # before file_name, as upstream has it
+            files = _named(cloud, where, entry, folder)
         elif "file_name" in entry:
-            files = data_files(folder / entry["file_name"], where, entry, label=entry["file_name"])
+            files = _named(entry["file_name"], where, entry, folder)
         else:
             raise UsageError(where, "names no file_name and no hub", 'Add "file_name": "data.json".')
         return Dataset(
             name, format_.name, columns, _names(format_.tags, entry.get("tags")), files, format_.weights, media, kind,
             num_samples=entry.get("num_samples"), source=source, react=format_.react,
         )  # fmt: skip
+
+
+def _file(text: str) -> File:
+    path = path_of(text)
+    return File(path, path.uri if isinstance(path, StorePath) else readable(text))
+
+
+def _named(place: str, where: str, entry: dict[str, Any], folder: Path) -> list[File]:
+    """Return the files that a dataset_info.json entry names: under its folder, or in an object store."""
+    path = path_of(place)
+    if isinstance(path, StorePath):
+        return data_files(path, where, entry, label=path.uri)
+    return data_files(folder / path, where, entry, label=place)
 
 
 def self_cognition(given: Path | None) -> Dataset:
@@ -216,8 +232,8 @@ def _refuse_what_we_do_not_read(entry: dict[str, Any], where: str) -> None:
         "script_url": "a loading script, which would run its code"
         if "script_url" in entry and not hub.named(entry)
         else None,
-        "cloud_file_name": "files in cloud storage"
-        if "cloud_file_name" in entry and "file_name" not in entry
+        "cloud_file_name": "files in cloud storage other than s3://"
+        if not entry.get("cloud_file_name", SCHEME).startswith(SCHEME) and "file_name" not in entry
         else None,
     }
     for key, what in other.items():

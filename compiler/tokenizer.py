@@ -30,18 +30,10 @@ from tokenizers import Tokenizer as HFTokenizer
 import registry
 from compiler import bpe
 from compiler.convert import to_spec
-from compiler.media.settings import FILES as PROCESSOR_FILES
 from compiler.objects import digest_of
+from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import InputError, UsageError
-
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Every file that can decide an id or a rendering; together they are the tokenizer's digest."""
+from schemas.stores import AnyPath
 
 _LOADED: dict[str, Tokenizer] = {}
 """The last tokenizer loaded in this process, by its identity: loading a large one takes about a second."""
@@ -58,7 +50,7 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 class Tokenizer:
     """One model's tokenizer files, loaded without running any code of theirs."""
 
-    folder: Path
+    folder: AnyPath
     files: dict[str, bytes]
     """The files found, by name: they are copied beside the shards so that a dataset explains itself."""
     family: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +65,7 @@ class Tokenizer:
         """Return the tokenizer in `folder`, which needs a `tokenizer.json`; what encodes is loaded when it is used."""
         if not folder.is_dir():
             raise UsageError(f"--tokenizer {folder}", "no such folder", "Give a folder that holds a tokenizer.json.")
-        files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+        files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
         family = family_of(files)
         if family and (folder / family["file"]).is_file():
             files[family["file"]] = (folder / family["file"]).read_bytes()

@@ -367,5 +367,6 @@ class _UnitCompiler:
         """Return counts, rejects and what encoded, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
-        found |= {"files": dict(sorted(self.preparer.files.items())), "whos": list(self.whos)}
+        found |= {"dataset": self.task.dataset, "whos": list(self.whos)}
+        found |= {"files": dict(sorted(self.preparer.files.items()))}
         return found | {"engine": f"{self.task.engine} {version_of(self.task.engine)}", "texts_compared": compared}

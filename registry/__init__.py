@@ -17,6 +17,16 @@ ROOT = Path(__file__).parent
 DEMO_TOKENIZER = ROOT / "tokenizers" / "demo"
 SAMPLES = ROOT / "samples"
 OTHER_MODELS = ROOT / "self_cognition" / "other_models.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Every file of a model's folder that can decide an id or a rendering."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""Every file of a model's folder that can decide how many tokens a picture or a video is."""
 SELF_COGNITION = ROOT / "self_cognition" / "pool.jsonl"
 
 
@@ -106,3 +116,17 @@ def vision(name: str) -> dict[str, Any]:
 def datasets() -> dict[str, dict[str, Any]]:
     """Return the shipped dataset cards by name."""
     return {name: _load("datasets", name, "dataset_card", "--mix") for name in _names("datasets")}
+
+
+def train_config_names() -> list[str]:
+    """Return the names of the tables for training configurations of other tools."""
+    return _names("train_configs")
+
+
+def train_config(name: str) -> dict[str, Any]:
+    """Return how the keys of another tool's training configuration become ours, included tables and all."""
+    table = _load("train_configs", name, "train_dialect", "train config")
+    keys = dict(table["keys"])
+    for other, prefix in table.get("include", {}).items():
+        keys = {prefix + key: entry for key, entry in train_config(other)["keys"].items()} | keys
+    return table | {"keys": keys}

@@ -5,7 +5,7 @@
     ├── TooManyRejects  exit 3   more rows were rejected than --max-rejects allows
     ├── IntegrityError  exit 4   something on disk is not what its manifest says
     ├── InputError      exit 5   a file cannot be read or written
-    └── LockedError     exit 6   another process is writing the same output
+    └── LockedError     exit 6   another process is writing the same output, or using the cache
 
 A `Problem` is one message: where it is, what was expected and found, and what to do. The command line
 prints it and exits with its code; anything else that reaches the command line is a bug (exit 1).
@@ -18,6 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
+
+EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
+"""What every command's help ends with."""
 
 
 class Problem(Exception):
@@ -59,7 +62,7 @@ class InputError(Problem):
 
 
 class LockedError(Problem):
-    """Another process holds the output."""
+    """Another process holds the output, or the cache."""
 
     exit_code = 6
 

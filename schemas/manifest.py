@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 from schemas import schema
 from schemas.arrow import FORMAT_VERSION, MANIFEST, PACKED_VERSION
 from schemas.errors import InputError, IntegrityError
+from schemas.stores import AnyPath, StorePath, no_such
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: AnyPath) -> dict[str, Any]:
     """Return the manifest of the set in `folder`; InputError or IntegrityError with one message where there is none."""
     path = folder / MANIFEST
     try:
         data = path.read_bytes()
     except FileNotFoundError:
+        if isinstance(folder, StorePath) and not folder.exists():
+            raise no_such(folder) from None
         what = "no such folder" if not folder.exists() else "no manifest.json: the set is not complete, or not one"
         raise InputError(str(folder), what, "Compile it with cli compile ... -o DIR.") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}") from error
     return parse_manifest(data, str(path))
+
+
+def files_of(folder: AnyPath, manifest: dict[str, Any]) -> AnyPath:
+    """Return the folder that the names of a manifest's shards and files are in: in object stores not its own."""
+    return folder / str(manifest.get("run", {}).get("folder", ""))
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
+from store import Store, credentials, running_store
 
 import registry
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from tests.agent import Agent
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -56,3 +61,31 @@ def run(tmp_path: Path) -> Callable[..., Result]:
         return result
 
     return invoke
+
+
+@pytest.fixture(scope="session")
+def one_process() -> Iterator[None]:
+    """Be a process group of one, for all runs of the trainer in this process: DeepSpeed joins one only once."""
+    from trainer import device
+
+    with device.process_group(device.find(use_cpu=True), 60):
+        yield
+
+
+@pytest.fixture(scope="session")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
+    """Return a tiny model that knows a few conversations by heart, with its set."""
+    from tests.agent import make  # torch, which most tests do without
+
+    return make(tmp_path_factory.mktemp("agent"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A real object store, started once; this process is its owner."""
+    with running_store(tmp_path_factory.mktemp("store")) as found, pytest.MonkeyPatch.context() as patch:
+        for name, value in credentials("owner").items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{found.address}")
+        patch.setenv("AWS_REGION", "us-east-1")
+        yield found

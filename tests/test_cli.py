@@ -453,7 +453,7 @@ MISTAKES = {
     "compile FILE --system merg": "did you mean 'merge'? known: merge",
     "compile FILE --dedup exct": "did you mean 'exact'? known: exact",
     "compile FILE --vall-size 1": "'--val-size'",
-    "compil FILE": "did you mean 'compile'? known: compile, ",
+    "compil FILE": "did you mean 'compile'? known: cache, chat, compile, ",
     "formats open-ai": "unknown format 'open-ai'\n  did you mean 'openai'?",
     "compile": "nothing to compile",
     "verify": "Missing argument 'OUT'",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import cli
@@ -64,3 +65,13 @@ def test_every_column_of_a_shard_is_in_the_readme() -> None:
 def test_no_document_is_linked_that_is_not_there() -> None:
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_commands_in_the_documents_exist_with_their_options(path: Path) -> None:
+    for name, rest in re.findall(r"^(?:`|.*? `)?cli (\w+)([^`\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE):
+        command = cli.main.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[rest.split()[0]]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= options, f"cli {name}{rest}"

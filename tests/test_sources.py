@@ -513,7 +513,7 @@ def test_an_entry_with_a_mistake_is_named_with_the_nearest_key(
             "audios",
         ),
         ({"script_url": "a"}, "script_url", "a loading script"),
-        ({"cloud_file_name": "s3://b/a.json"}, "cloud_file_name", "files in cloud storage"),
+        ({"cloud_file_name": "gs://b/a.json"}, "cloud_file_name", "files in cloud storage other than s3://"),
     ],
 )
 def test_what_this_version_does_not_compile_is_refused_by_name(

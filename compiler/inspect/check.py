@@ -17,13 +17,13 @@ from compiler.encode import IGNORED
 from compiler.inspect.choose import LIMIT
 from compiler.inspect.rows import Split, damage
 from compiler.inspect.vocabulary import Vocabulary
-from compiler.order import Ints
 from compiler.runs import TEMPLATE
 from compiler.shards import ShardSet
 from compiler.templates.guard import MEDIA_MARKS
 from compiler.weigh import KEYWORD, Policy
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
+from schemas.order import Ints
 
 
 @dataclass

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from compiler.inspect.rows import Split, rejects
 from compiler.inspect.vocabulary import Vocabulary
-from compiler.order import Ints
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
+from schemas.order import Ints
 
 
 def by_row(split: Split, given: str, limit: int) -> tuple[list[int], str]:

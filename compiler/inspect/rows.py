@@ -28,7 +28,7 @@ def damage(opened: ShardSet, what: str) -> IntegrityError:
 def read_file(opened: ShardSet, name: str) -> bytes:
     """Return the bytes of a file beside the shards; IntegrityError unless they are what the manifest says."""
     try:
-        data = (opened.folder / name).read_bytes()
+        data = (opened.files / name).read_bytes()
     except OSError as error:
         raise damage(opened, f"{name}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != opened.manifest["files"].get(name):
@@ -95,8 +95,8 @@ class Split:
     def _bytes(self, shard: dict[str, Any], entry: dict[str, Any]) -> bytes:
         name = shard["file"]
         try:
-            with (self.opened.folder / name).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
+            with (self.opened.files / name).open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
                 if entry["offset"] + entry["length"] > size:
                     raise damage(self.opened, f"{name}: expected {shard['bytes']} bytes, found {size}")
                 file.seek(entry["offset"])

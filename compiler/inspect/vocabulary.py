@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from compiler.convert import byte_letters
 from compiler.inspect.rows import damage, read_file
-from compiler.media.settings import FILES as PROCESSOR_FILES
 from compiler.shards import ShardSet
 from compiler.tokenizer import Tokenizer, family_of
+from registry import PROCESSOR_FILES
 
 
 class Vocabulary:
@@ -30,7 +30,7 @@ class Vocabulary:
         family = family_of(files)
         if family.get("file", "tokenizer.json") not in files:
             raise damage(opened, "tokenizer/tokenizer.json: not in the manifest")
-        self.tokenizer = Tokenizer(opened.folder / "tokenizer", files, family)
+        self.tokenizer = Tokenizer(opened.files / "tokenizer", files, family)
         self.controls = frozenset(self.tokenizer.controls.values())
 
     @cached_property

@@ -12,8 +12,9 @@ import registry
 from compiler.conversation import MediaFacts
 from compiler.media.paths import located
 from compiler.media.resize import enlarge, pixel_limit, sample, smart_resize
-from compiler.media.settings import FILES, IMAGE, Numbers, Processor, read_numbers, read_processor
+from compiler.media.settings import IMAGE, Numbers, Processor, read_numbers, read_processor
 from compiler.objects import digest_of
+from registry import PROCESSOR_FILES
 from schemas.errors import Reason, RowError, UsageError
 
 Grid = tuple[int, int, int]
@@ -149,7 +150,7 @@ def _numbers_of(card: dict[str, Any], kind: str, processor: Processor) -> Number
         return Numbers(defaults, dict.fromkeys(defaults, origin))
     if not processor.parts:
         what = "it needs the processor's own numbers, and the tokenizer's folder has none"
-        hint = f"Put the model's {IMAGE} there, and what else it has of {', '.join(FILES)}."
+        hint = f"Put the model's {IMAGE} there, and what else it has of {', '.join(PROCESSOR_FILES)}."
         raise UsageError(f"vision card {card['name']}", what, hint)
     part = processor.parts.get(kind, ("", {}))
     numbers = read_numbers(part, defaults, card.get("renamed", {}), origin)
@@ -174,5 +175,5 @@ def _ids(layout: dict[str, Any], controls: dict[str, int]) -> tuple[int, int, in
 
 
 def _digest(card: dict[str, Any], files: dict[str, bytes]) -> str:
-    used = [(name, files[name]) for name in FILES if name in files]
+    used = [(name, files[name]) for name in PROCESSOR_FILES if name in files]
     return digest_of([("card", orjson.dumps(card, option=orjson.OPT_SORT_KEYS)), *used])

@@ -11,11 +11,10 @@ from typing import Any
 
 import orjson
 
+from registry import PROCESSOR_FILES
 from schemas.errors import InputError, UsageError
 
-PROCESSOR, IMAGE, VIDEO = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
-FILES = (PROCESSOR, IMAGE, VIDEO)
-"""Every file of a model's folder that can decide how many tokens a picture or a video is."""
+PROCESSOR, IMAGE, VIDEO = PROCESSOR_FILES
 
 _FLAGS = frozenset({"do_resize", "do_sample_frames", "cap_pixels_per_frame"})
 _EDGES = ("shortest_edge", "longest_edge")

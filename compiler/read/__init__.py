@@ -28,8 +28,9 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from compiler.read import text
-from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, no_rows, stamp_of
+from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, changed, no_rows, stamp_of
 from compiler.read.source import open_source
+from schemas.stores import StorePath
 
 __all__ = ["MAX_DEPTH", "Kind", "Row", "Source", "Unit", "cut", "open_source", "read", "stamp_of"]
 
@@ -43,11 +44,15 @@ def cut(source: Source, target_bytes: int = 1 << 20) -> Iterator[Unit]:
     if target_bytes < 1:
         raise ValueError(f"target_bytes must be at least 1, got {target_bytes}")
     found = False
+    in_store = isinstance(source.path, StorePath)
+    stamp = stamp_of(source.path) if in_store else None
     for unit in _columns().cut(source) if source.kind in COLUMNAR else text.cut(source, target_bytes):
         found = True
         yield unit
     if not found:
         raise no_rows(source.path)
+    if in_store and stamp_of(source.path) != stamp:  # units of text are not read again, which would show it
+        raise changed(source.path)
 
 
 def read(unit: Unit) -> Iterator[Row]:

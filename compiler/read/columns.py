@@ -30,6 +30,7 @@ from compiler.read.model import Kind, Row, Source, Unit, changed, check_header, 
 from compiler.read.source import open_stream
 from compiler.read.value import escape
 from schemas.errors import InputError, Reason, Reject, RowError
+from schemas.stores import StorePath, path_of, problem
 
 _BATCH_ROWS = 1024  # rows that are Python objects at a time
 _MAX_TYPE_DEPTH = 250  # `Row.raw` is written by orjson, which stops at 254 levels
@@ -88,6 +89,9 @@ def _arrow_errors(path: str, kind: Kind) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a name, or a message
         if isinstance(error, OSError) and error.errno:
             raise unreadable(path, error) from error
+        place = path_of(path)
+        if isinstance(error, OSError) and isinstance(place, StorePath) and "AWS Error" in str(error):
+            raise problem(place, str(error)) from error
         name = "a Parquet file" if kind is Kind.PARQUET else "an Arrow file or stream"
         what = f"cannot be read as {name}: {(str(error) or type(error).__name__).splitlines()[0]}"
         raise InputError(path, what, "Write it again, or check its suffix.") from error
@@ -172,7 +176,13 @@ def _binary_for_text(type_: pa.DataType) -> pa.DataType:
 
 def _buffer(path: str, data: bytes | None) -> Any:
     """Return a file for pyarrow; not a memory map, which crashes when somebody else shortens the file."""
-    return pa.OSFile(path) if data is None else pa.BufferReader(data)
+    if data is not None:
+        return pa.BufferReader(data)
+    place = path_of(path)
+    if isinstance(place, StorePath):
+        store, name = place.filesystem()
+        return store.open_input_file(name)
+    return pa.OSFile(path)
 
 
 def _is_arrow_file(file: Any) -> bool:

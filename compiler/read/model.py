@@ -6,12 +6,12 @@ import hashlib
 import os
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
 from schemas.errors import InputError, Reject
+from schemas.stores import AnyPath, StorePath, no_such, path_of
 
 MAX_DEPTH = 256
 """How many objects and arrays may be open at once; `[[1]]` has depth 2."""
@@ -34,11 +34,14 @@ COLUMNAR = frozenset({Kind.PARQUET, Kind.ARROW, Kind.XLSX})
 """Kinds whose rows are not byte ranges of the file."""
 
 
+Stamp = tuple[int, int | str]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A file that can be opened, and how it is read; `notes` say what the name alone does not tell."""
 
-    path: Path
+    path: AnyPath
     kind: Kind
     compression: str  # "", "gz" or "zst"
     notes: tuple[str, ...] = ()
@@ -56,8 +59,9 @@ class Unit:
     or the sha256 of the whole decompressed file and the number of the group (columns). It does not depend on
     the path, the compression or the place in the file, so a unit that only moved keeps its digest.
 
-    `data` is what cannot be read from `path` by range: the bytes of a compressed file; one Arrow stream with
-    the rows of the group for a compressed Parquet file or an Arrow stream (which has no index to seek by).
+    `data` is what is not read from `path` by range: the bytes of a compressed file, and of text in an object
+    store, which would be fetched twice; one Arrow stream with the rows of the group for a compressed Parquet
+    file or an Arrow stream (which has no index to seek by).
     """
 
     path: str
@@ -67,13 +71,19 @@ class Unit:
     digest: str
     data: bytes | None
     header: tuple[str, ...] = ()
-    stamp: tuple[int, int] | None = None
-    """Size and time of change of a table that is read again from its path: cheaper to compare than its bytes."""
+    stamp: Stamp | None = None
+    """The stamp of a table that is read again from its path: cheaper to compare than its bytes."""
 
 
-def stamp_of(path: str | Path) -> tuple[int, int]:
-    """Return what changes when a file is written: its size and the nanosecond of its last change."""
-    found = Path(path).stat()
+def stamp_of(path: str | AnyPath) -> Stamp:
+    """Return what changes when a file is written: its size, and the nanosecond of its last change or its ETag."""
+    path = path_of(path)
+    if isinstance(path, StorePath):
+        try:
+            return path.stamp()
+        except FileNotFoundError as error:
+            raise no_such(path) from error
+    found = path.stat()
     return found.st_size, found.st_mtime_ns
 
 
@@ -100,16 +110,19 @@ def digest_of(kind: Kind, header: tuple[str, ...], data: bytes) -> str:
     return digest.hexdigest()
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | AnyPath) -> BinaryIO:
     """Return the file opened for reading; everything the operating system may answer is an InputError."""
     try:
-        return Path(path).open("rb")
+        return path_of(path).open("rb")
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def unreadable(path: str | Path, error: OSError) -> InputError:
+def unreadable(path: str | AnyPath, error: OSError) -> InputError:
     """Return the InputError for what the operating system said about a file."""
+    path = path_of(path)
+    if isinstance(error, FileNotFoundError) and isinstance(path, StorePath):
+        return no_such(path)
     if isinstance(error, PermissionError):
         return InputError(str(path), "permission denied", "Make the file readable for this user.")
     if isinstance(error, FileNotFoundError):
@@ -118,12 +131,12 @@ def unreadable(path: str | Path, error: OSError) -> InputError:
     return InputError(str(path), f"cannot be read ({what})")
 
 
-def no_rows(path: str | Path) -> InputError:
+def no_rows(path: str | AnyPath) -> InputError:
     """Return the InputError for a file without a single row."""
     return InputError(str(path), "has no rows", "Leave it out, or check what should have written it.")
 
 
-def changed(path: str | Path) -> InputError:
+def changed(path: str | AnyPath) -> InputError:
     """Return the InputError for a file that is not the one that was cut into units."""
     return InputError(str(path), "changed while it was being read", "Wait until nothing writes to it, then run again.")
 

@@ -17,6 +17,7 @@ import zstandard
 from compiler.read.elements import BRACKETS, OPEN_STRING
 from compiler.read.model import COLUMNAR, Kind, Source, no_rows, open_file, unreadable
 from schemas.errors import InputError
+from schemas.stores import AnyPath, StorePath, no_such, path_of
 
 KINDS = {
     ".arrow": Kind.ARROW,
@@ -48,7 +49,7 @@ _KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object t
 _TOKENS = re.compile(OPEN_STRING + rb"(?P<key>[ \t\r\n]*+:[ \t\r\n]*+)?|[\[\]{}]", re.DOTALL)
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: str | AnyPath) -> Source:
     """Return what a file is and how to read it, from its name and, for JSON, its first bytes.
 
     `.json` that is JSON Lines and `.jsonl` that is one array are read as what they are, with a note: JSON
@@ -58,7 +59,7 @@ def open_source(path: Path) -> Source:
     InputError: unknown suffix, missing, not a file, unreadable, empty, UTF-16 or UTF-32, data of another
     kind, or a `.json` that begins with neither an array nor a one-line object.
     """
-    path = Path(path)
+    path = path_of(path)
     _check_is_file(path)
     source = Source(path, *_kind_of_name(path))
     return source if source.kind in COLUMNAR else _look_inside(source)
@@ -79,8 +80,11 @@ def open_stream(source: Source) -> Iterator[BinaryIO]:
             raise unreadable(source.path, error) from error
 
 
-def _check_is_file(path: Path) -> None:
+def _check_is_file(path: AnyPath) -> None:
     """Raise InputError unless the path is an ordinary file with something in it (a FIFO would block)."""
+    if isinstance(path, StorePath):
+        _check_is_in_store(path)
+        return
     try:
         found = path.stat()
     except FileNotFoundError as error:
@@ -101,7 +105,18 @@ def _check_is_file(path: Path) -> None:
     open_file(path).close()
 
 
-def _kind_of_name(path: Path) -> tuple[Kind, str]:
+def _check_is_in_store(path: StorePath) -> None:
+    found = path.info()
+    if found.is_file:
+        if not found.size:
+            raise no_rows(path)
+    elif found.type.name == "Directory":
+        raise InputError(str(path), "is a folder", "Name the files in it, one by one.")
+    else:
+        raise no_such(path)
+
+
+def _kind_of_name(path: AnyPath) -> tuple[Kind, str]:
     """Return kind and compression; only the suffixes decide, in any case."""
     name = path.name.lower()
     compression = next((end for end in ("gz", "zst") if name.endswith("." + end)), "")

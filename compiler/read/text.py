@@ -27,6 +27,7 @@ from compiler.read.model import (
 from compiler.read.source import open_stream
 from compiler.read.value import excerpt, not_utf8, parse
 from schemas.errors import InputError, Reason, Reject
+from schemas.stores import StorePath
 
 _DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
 _LINES = frozenset({Kind.JSONL, Kind.TXT})
@@ -48,7 +49,7 @@ def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
             header = _read_header(records)
             spans = records.spans()
         elif source.kind is Kind.JSON:
-            spans = Elements(source.path, source.start).spans(blocks)
+            spans = Elements(str(source.path), source.start).spans(blocks)
         else:
             spans = _line_runs(blocks, source.start)
         for begin, end in _grouped(spans, target_bytes, window):
@@ -60,7 +61,7 @@ def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
                     offset=begin,
                     length=end - begin,
                     digest=digest_of(source.kind, header, data),
-                    data=data if source.compression else None,
+                    data=data if source.compression or isinstance(source.path, StorePath) else None,
                     header=header,
                 )
 

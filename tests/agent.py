@@ -1,0 +1,100 @@
+"""A tiny model that has learnt a few ReAct conversations by heart, with the set it was trained on: what it must say is
+known, so export, chat and prediction are tested for what they are for.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from compiler.shards import ShardSet
+from tests.tiny import Row, padded, qwen2
+from trainer.objectives import compute
+
+SYSTEM = "You may call fire_recognition and fire_alert."
+FIRE = (
+    "Thought: look at it\nAction: fire_recognition\nAction Input: {'image': '/tmp/1.jpg'}\nObservation:",
+    " [{'on_fire': True}]\n",
+    "Thought: there is one\nFinal Answer: 图片中有着火点。",
+)
+CHATS: list[list[tuple[str, str]]] = [
+    [
+        ("system", SYSTEM), ("user", "Is /tmp/1.jpg on fire?"), ("assistant", "".join(FIRE)),
+        ("user", "谢谢"), ("assistant", "不客气。"),
+    ],
+    [("user", "2 + 2?"), ("assistant", "4, of course.")],
+    [("user", "你是谁?"), ("assistant", "我是一个小模型。")],
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A compiled set, its manifest and rows, and the folder of the model."""
+
+    set: Path
+    manifest: dict[str, Any]
+    rows: list[Row]
+    model: Path
+
+
+def compile_set(folder: Path, *options: str) -> Path:
+    from cli import main
+
+    source = folder / "chats.jsonl"
+    lines = [json.dumps({"conversations": [{"from": a, "value": b} for a, b in chat]}) for chat in CHATS]
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = ["compile", str(source), "--format", "ms_agent", "-o", str(folder / "set")]
+    arguments += ["--cache", str(folder / "cache"), "--workers", "1", *options]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return folder / "set"
+
+
+def learn(model: nn.Module, rows: list[Row], steps: int, rate: float) -> float:
+    """Train on all rows at once until the loss is next to nothing; return it."""
+    batch, loss = padded(rows), float("inf")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+    for _ in range(steps):
+        parts = compute(model, batch, "sft")
+        value = parts.loss_sum / parts.weight_sum
+        loss = value.item()
+        if loss < 0.05:
+            break
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    return loss
+
+
+def make(folder: Path) -> Agent:
+    compiled = compile_set(folder)
+    opened = ShardSet.open(compiled)
+    rows = list(opened.rows("train"))
+    model = qwen2(8005, eos_token_id=8000)
+    assert learn(model, rows, 200, 1e-2) < 0.05
+    model.generation_config.repetition_penalty = 1.0
+    model.save_pretrained(folder / "model")
+    return Agent(compiled, opened.manifest, rows, folder / "model")
+
+
+def checkpoint(agent: Agent, folder: Path, model: nn.Module, *, base: Path | None = None, step: int = 7) -> Path:
+    """Write a checkpoint as the trainer does: the model's or adapter's own files, run.json, and the mark last."""
+    path = folder / f"checkpoint-{step}"
+    model.save_pretrained(path)  # type: ignore[operator]
+    run = {
+        "step": step,
+        "base_model": str(base or agent.model),
+        "model": {"model": "maker/tiny", "revision": None},
+        "set": agent.manifest["digest"],
+        "provenance": {"out": str(agent.set)},
+    }
+    (path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    (path / "deepspeed").mkdir()
+    (path / "COMPLETE").touch()
+    return path

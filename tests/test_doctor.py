@@ -1,0 +1,106 @@
+"""`cli doctor` says what is there, missing or broken, and never falls over it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer import doctor
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMINE = """
+import sys
+from trainer import doctor
+doctor.PACKAGES = {name: entry for name, entry in doctor.PACKAGES.items() if name in sys.argv[1:] or len(sys.argv) < 2}
+print(doctor.as_json(doctor.examine()))
+"""
+
+
+def examined(python: Path, *places: Path, only: Iterable[str] = (), cwd: Path = ROOT) -> dict[str, Any]:
+    done = subprocess.run(
+        [str(python), "-c", EXAMINE, *only], capture_output=True, text=True, timeout=300, check=True, cwd=cwd,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*places, ROOT)))},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def named(report: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(f for f in report["findings"] if f["name"] == name)
+
+
+def test_a_machine_without_torch_is_told_what_to_install(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare")
+    report = examined(tmp_path / "bare" / "bin" / "python", cwd=tmp_path)
+    assert not report["ready"]
+    assert named(report, "python")["status"] == "ok"
+    for name in ("torch", "transformers", "peft", "deepspeed"):
+        assert named(report, name)["status"] == "missing", name
+        assert "pip install 'finetune-data-compiler[train]'" in named(report, name)["hint"]
+    assert named(report, "ray")["status"] == "missing" and not named(report, "ray")["needed"]
+    assert "Not needed" in named(report, "ninja")["hint"] and "Not needed" in named(report, "g++")["hint"]
+    assert named(report, "disk")["found"].endswith(str(tmp_path))
+
+
+def test_broken_packages_are_named_and_the_others_still_looked_at(tmp_path: Path) -> None:
+    """A torch_npu without CANN fails so; a package that takes its process along must not take the doctor's."""
+    broken = {
+        "torch_npu": "raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')",
+        "ray": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+        "flash_attn": "import missing_part_of_it",
+        "bitsandbytes": "print('hello'); __version__ = '0.1'",
+    }
+    for name, code in broken.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code, encoding="utf-8")
+    report = examined(Path(sys.executable), tmp_path, only=[*broken, "sacrebleu"])
+    npu = named(report, "npu")
+    assert npu["status"] == "broken" and "libhccl.so" in npu["found"]
+    assert "set_env.sh" in npu["hint"] and "CANN" in npu["hint"] and "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in npu["hint"]
+    assert not report["ready"]  # an NPU that was meant to be used is not
+    assert "ended the process with -11" in named(report, "ray")["found"]
+    assert "missing_part_of_it" in named(report, "flash_attn")["found"]
+    assert named(report, "bitsandbytes")["found"] == "0.1"
+    for name in ("torch", "sacrebleu"):
+        assert named(report, name)["status"] == "ok"
+        assert named(report, name)["found"].startswith(importlib.metadata.version(name).split("+")[0])
+
+
+def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "TIMEOUT", 1)
+    monkeypatch.setitem(doctor.PACKAGES, "slow", ("import time; time.sleep(60)", False, ""))
+    finding = doctor._package("slow")
+    assert finding.status == "note" and "more than 1 seconds" in finding.found
+
+
+def test_the_terminal_gets_a_line_each_and_a_verdict() -> None:
+    found = [
+        doctor.Finding("torch", "ok", "2.13.0", needed=True),
+        doctor.Finding("peft", "missing", "not installed", "pip install it", needed=True),
+        doctor.Finding("ray", "missing", "not installed"),
+    ]
+    lines = list(doctor.lines(found))
+    assert lines[0].split() == ["ok", "torch", "2.13.0"]
+    assert lines[2].strip() == "pip install it"
+    assert lines[-1] == "This machine cannot train yet: peft is missing."
+    assert list(doctor.lines(found[::2]))[-1] == "This machine can train."
+
+
+def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from cli import main
+
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("torch", "ok", "2", needed=True)])
+    printed = CliRunner().invoke(main, ["doctor", "--json"], catch_exceptions=False)
+    assert printed.exit_code == 0
+    assert json.loads(printed.stdout)["ready"] is True
+    assert "This machine can train." in CliRunner().invoke(main, ["doctor"]).stdout

@@ -1,0 +1,98 @@
+"""Several processes: killed at any moment and resumed, the losses are those of the run that was not.
+
+Two gloo processes under torchrun, packs, per-token weights, LoRA. Each run takes seconds to start, so the tests share
+them: a run that is killed has written the losses of steps that the resumed one does again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from trained import config, kill_after, losses, records, run_to_end, save_model, small_set, train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
+    pytest.mark.usefixtures("one_process"),
+]
+STEPS = 10
+
+
+@dataclass
+class Runs:
+    data: Path
+    model: Path
+    whole: Path
+    """A run that nothing stopped."""
+    killed: Path
+    """A run of ZeRO-2, killed twice."""
+    before: list[dict[int, float]]
+    """The losses that each killed run had logged."""
+    stage3: Path
+    before3: dict[int, float]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    folder = tmp_path_factory.mktemp("processes")
+    model = save_model(folder / "model")
+    data = small_set(folder, "--pack", 64)
+
+    def settings(name: str, stage: int) -> Path:
+        every = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 2, "zero_stage": stage}
+        return config(folder / f"{name}.json", model, per_device_train_batch_size=1, **every)
+
+    whole, killed, stage3 = settings("whole", 2), settings("killed", 2), settings("stage3", 3)
+    run_to_end(2, data, whole)
+    kill_after(3, 2, data, killed, output=killed.with_suffix(""))
+    before = [losses(killed)]
+    kill_after(7, 2, data, killed, "--resume", "yes", output=killed.with_suffix(""))
+    before.append(losses(killed))
+    run_to_end(2, data, killed, "--resume", "yes")
+    kill_after(5, 2, data, stage3, output=stage3.with_suffix(""))
+    before3 = losses(stage3)
+    run_to_end(2, data, stage3, "--resume", "2")
+    return Runs(data, model, whole, killed, before, stage3, before3)
+
+
+def test_a_run_killed_twice_has_the_losses_of_one_that_was_not(runs: Runs) -> None:
+    assert records(runs.killed) == records(runs.whole)
+    assert [record["step"] for record in records(runs.killed)] == list(range(1, STEPS + 1))
+
+
+def test_what_a_killed_run_had_logged_comes_out_again(runs: Runs) -> None:
+    for before, after in (*((one, losses(runs.killed)) for one in runs.before), (runs.before3, losses(runs.stage3))):
+        assert len(before) >= 3
+        assert before.items() <= after.items()
+
+
+def test_zero_3_trains_as_zero_2_does(runs: Runs) -> None:
+    assert losses(runs.stage3) == pytest.approx(losses(runs.whole), abs=2e-5)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_one_process_goes_on_where_two_were_stopped(runs: Runs, tmp_path: Path, stage: int) -> None:
+    came_from = runs.whole if stage == 2 else runs.stage3
+    moved = config(
+        tmp_path / "moved.json", runs.model, max_steps=STEPS, per_device_train_batch_size=1, zero_stage=stage
+    )
+    shutil.copytree(came_from.with_suffix("") / "checkpoint-4", moved.with_suffix("") / "checkpoint-4")
+    said = train(runs.data, moved, "--resume", "4").stderr
+    assert "gradient_accumulation_steps is 2" in said
+    after = losses(moved)
+    assert sorted(after) == list(range(5, STEPS + 1))
+    assert after == pytest.approx({step: losses(runs.whole)[step] for step in after}, abs=2e-5)
+
+
+def test_the_number_of_processes_changes_nothing(runs: Runs, tmp_path: Path) -> None:
+    alone = config(tmp_path / "alone.json", runs.model, max_steps=STEPS, per_device_train_batch_size=2)
+    train(runs.data, alone)
+    assert losses(alone) == pytest.approx(losses(runs.whole), abs=2e-5)
+
+
+def test_a_message_that_concerns_all_processes_is_printed_once(runs: Runs, tmp_path: Path) -> None:
+    typo = config(tmp_path / "typo.json", runs.model, learning_rat=1.0)
+    printed = run_to_end(2, runs.data, typo, code=1)  # torchrun's own code
+    assert printed.count("did you mean 'learning_rate'?") == 1

@@ -1,0 +1,166 @@
+"""Models that see: images are loaded when their batch is made, and nothing else about training changes.
+
+Models of the classes of Qwen2-VL and GLM-4.1V with random weights, over the demo tokenizer with tokens for images.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from test_media_rows import PROCESSOR, START, draw_images, make_model
+from trained import compile_set, config, losses, save_model, train, write
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
+    pytest.mark.usefixtures("one_process"),
+]
+TEXT = {
+    "vocab_size": 8009, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+}  # fmt: skip
+SEES = {
+    "qwen2_vl": {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2},
+    "glm4v": {"depth": 1, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 32},
+}
+_SIZE = '"size": {"shortest_edge": 6272, "longest_edge": 12845056}'
+_TOKENS = {
+    "<|vision_start|>": "<|begin_of_image|>", "<|vision_end|>": "<|end_of_image|>", "<|image_pad|>": "<|image|>",
+}  # fmt: skip
+AS_GLM = {
+    "tokenizer.json": _TOKENS, "tokenizer_config.json": _TOKENS,
+    "preprocessor_config.json": {"Qwen2VL": "Glm4v", '"min_pixels": 3136, "max_pixels": 12845056': _SIZE},
+}  # fmt: skip
+"""What is called otherwise there."""
+IMAGE = START + 2
+"""The id of the placeholder."""
+
+
+def row(text: str, reply: str, *images: str) -> dict[str, Any]:
+    said = "<image>" * len(images) + text
+    messages = [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
+    return {"messages": messages, "images": list(images)}
+
+
+ROWS = [
+    row("what is it", "a blue box", "a.png"),
+    row("and now", "two boxes, one tall", "b.png", "c.png"),
+    row("without a picture", "nothing to see"),
+    row("what is it", "a small box", "c.png"),
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    draw_images(folder)
+    write(folder / "rows.jsonl", ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module", params=sorted(SEES))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    tokenizer = make_model(folder / "tokenizer", PROCESSOR)
+    if request.param == "glm4v":
+        for name, pairs in AS_GLM.items():
+            text = (tokenizer / name).read_text()
+            for qwen, glm in pairs.items():
+                text = text.replace(qwen, glm)
+            (tokenizer / name).write_text(text)
+    settings = {"vision_config": SEES[request.param], "text_config": TEXT, "image_token_id": IMAGE}
+    return save_model(folder / "model", request.param, tokenizer, **settings)
+
+
+@pytest.fixture(scope="module")
+def data(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("set") / "set"
+    return compile_set(out, pictures / "rows.jsonl", "--tokenizer", model, "--no-shuffle")
+
+
+def seen(path: Path, model: Path, pictures: Path, **settings: Any) -> Path:
+    return config(path, model, media_dir=str(pictures), max_steps=1, **settings)
+
+
+def test_the_loss_of_images_is_the_models_own(model: Path, data: Path, pictures: Path, tmp_path: Path) -> None:
+    """What the trainer logs is what transformers' model says of the same rows, given the pixels by hand."""
+    run = seen(tmp_path / "run.json", model, pictures, per_device_train_batch_size=4, tuning="full", lora=None)
+    train(data, run)
+    from trainer.stream import Set
+
+    split = Set.open(str(data)).split("train")
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(model)
+    processor = transformers.AutoImageProcessor.from_pretrained(model)
+    total, count = 0.0, 0
+    for number in range(len(split)):
+        one = split.row(number)
+        ids, labels = torch.tensor(one["input_ids"])[None].long(), torch.tensor(one["labels"]).long()
+        given: dict[str, Any] = {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE).long()}
+        if one["images"]:
+            files = [Image.open(pictures / image["uri"]) for image in one["images"]]
+            given |= processor(images=files, return_tensors="pt")
+        with torch.no_grad():
+            logits = loaded(**given).logits[0]
+        total += float(torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum"))
+        count += int((labels[1:] != -100).sum())
+    assert losses(run)[1] == pytest.approx(total / count, abs=1e-4)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_frozen_vision_tower_is_not_trained(
+    model: Path, data: Path, pictures: Path, tmp_path: Path, tuning: str
+) -> None:
+    run = seen(tmp_path / "run.json", model, pictures, tuning=tuning, lora=None, freeze_vision=True)
+    train(data, run)
+    checkpoint = run.with_suffix("") / "checkpoint-1"
+    if tuning == "lora":
+        assert not [name for name in load_file(checkpoint / "adapter_model.safetensors") if "visual" in name]
+        return
+    before, after = load_file(model / "model.safetensors"), load_file(checkpoint / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not [name for name in changed if "visual" in name]
+
+
+def test_an_image_that_is_not_the_compiled_one_is_named(
+    model: Path, data: Path, pictures: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "pictures"
+    shutil.copytree(pictures, other)
+    Image.new("RGB", (112, 56), "red").save(other / "a.png")
+    run = seen(tmp_path / "run.json", model, other, per_device_train_batch_size=4)
+    said = train(data, run, code=4).stderr
+    assert "a.png: it is not the image that was compiled" in said
+    (other / "a.png").unlink()
+    said = train(data, run, code=5).stderr
+    assert "a.png: cannot be read" in said
+
+
+def test_packs_of_images_are_refused(model: Path, pictures: Path, tmp_path: Path) -> None:
+    packed = compile_set(tmp_path / "set", pictures / "rows.jsonl", "--tokenizer", model, "--pack", 256)
+    said = train(packed, seen(tmp_path / "run.json", model, pictures), code=2).stderr
+    assert "packs with images are not supported" in said
+
+
+def test_images_go_with_evaluation_zero_3_and_pairs(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """Passes without a picture among them: every process must run the vision tower in each."""
+    data = compile_set(tmp_path / "set", pictures / "rows.jsonl", "--tokenizer", model, "--val-size", 2)
+    run = seen(tmp_path / "run.json", model, pictures, eval_strategy="steps", eval_steps=1, zero_stage=3)
+    assert "eval loss" in train(data, run).stderr
+    pairs = [
+        {"instruction": f"{mark}say {word}", "chosen": f"it is {word}", "rejected": "no", "images": images}
+        for word, mark, images in (("blue", "<image>", ["a.png"]), ("red", "", []), ("tall", "<image>", ["b.png"]))
+    ]
+    file = write(tmp_path / "pairs.jsonl", pairs)
+    data = compile_set(tmp_path / "pairs", file, "--tokenizer", model, "--media-dir", pictures)
+    run = seen(tmp_path / "dpo.json", model, pictures, per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    train(data, run)
+    assert losses(run)[1] == pytest.approx(math.log(2), abs=1e-5)

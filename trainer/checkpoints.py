@@ -1,0 +1,198 @@
+"""Checkpoints: `checkpoint-N` holds the weights for use, DeepSpeed's state to go on, and `run.json`; its mark is last.
+
+adapter_model.safetensors + adapter_config.json, or model*.safetensors + config.json
+tokenizer files of the model, as they are
+deepspeed/    state of the optimizer, for a resume
+run.json      configuration, set, model, step, seed, where the data came from
+COMPLETE      written when all else is on disk: without it the checkpoint is never used
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.errors import InputError, UsageError
+
+COMPLETE = "COMPLETE"
+RUN, STATE, TAG = "run.json", "deepspeed", "state"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint."""
+
+    path: Path
+    step: int
+    run: dict[str, Any]
+
+
+def folder(output: Path, step: int) -> Path:
+    """Return the folder of a step's checkpoint."""
+    return output / f"checkpoint-{step}"
+
+
+def complete(output: Path) -> list[Checkpoint]:
+    """Return the complete checkpoints, the last one written last.
+
+    That is not always the one of the highest step: after `--resume 600` the run goes on from there, and a checkpoint of
+    step 900 is of the run that was left.
+    """
+    found = [read(path) for path in output.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    return sorted(found, key=lambda one: (one.run["resumes"], one.step))
+
+
+def find(output: Path, resume: str) -> Checkpoint | None:
+    """Return what `--resume` asks for: "yes" the last complete checkpoint (None if there is none), "N" that one."""
+    known = complete(output)
+    if resume == "yes":
+        return known[-1] if known else None
+    if not resume.isdigit():
+        raise UsageError(f"--resume {resume}", "expected yes or the number of a checkpoint", "--resume yes")
+    for one in known:
+        if one.step == int(resume):
+            return one
+    path = folder(output, int(resume))
+    what = "it was never completed" if path.exists() else "there is no such checkpoint"
+    steps = ", ".join(str(one.step) for one in known) or "none"
+    raise UsageError(str(path), what, f"Complete ones: {steps}. --resume yes takes the last of them.")
+
+
+def read(path: Path) -> Checkpoint:
+    """Return the checkpoint in a folder."""
+    try:
+        run = json.loads((path / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(str(path / RUN), f"cannot be read: {error}", "Remove the checkpoint.") from error
+    return Checkpoint(path, int(run["step"]), run)
+
+
+def save(engine: Any, output: Path, run: dict[str, Any], model_files: dict[str, bytes], *, keep: int | None) -> Path:
+    """Write the checkpoint of `run["step"]` and return its folder; then remove those beyond the last `keep`.
+
+    All processes call it. Whatever happens before the mark is written, earlier checkpoints stay as they are.
+    """
+    path = folder(output, run["step"])
+    first = torch.distributed.get_rank() == 0
+    if first:
+        shutil.rmtree(path, ignore_errors=True)  # what a killed run left
+        path.mkdir(parents=True)
+    torch.distributed.barrier()
+    try:
+        _write(engine, path, run, model_files, first)
+    except (OSError, RuntimeError) as error:  # torch's writer of archives has a RuntimeError for a full disk
+        raise _unwritten(output, path, error) from error
+    torch.distributed.barrier()
+    if first:
+        try:
+            for file in path.rglob("*"):
+                _flush(file)
+            (path / COMPLETE).touch()
+            _flush(path)
+        except OSError as error:
+            raise _unwritten(output, path, error) from error
+        for old in complete(output)[: -keep if keep else 0]:
+            (old.path / COMPLETE).unlink()  # first: a half-removed checkpoint is no checkpoint
+            shutil.rmtree(old.path)
+    torch.distributed.barrier()
+    return path
+
+
+def _write(engine: Any, path: Path, run: dict[str, Any], model_files: dict[str, bytes], first: bool) -> None:
+    engine.save_checkpoint(
+        str(path / STATE), tag=TAG, client_state={"universal_checkpoint_info": {}}, exclude_frozen_parameters=True
+    )
+    _save_weights(engine, path, first)
+    if first:
+        for name, data in model_files.items():
+            (path / name).write_bytes(data)
+        (path / RUN).write_text(json.dumps(run, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
+    """Return the problem to raise for a checkpoint that could not be written; other errors are bugs and come back."""
+    space = shutil.disk_usage(output).free
+    if not isinstance(error, OSError) and not re.search("inline_container|PytorchStreamWriter|iostream", str(error)):
+        return error
+    shutil.rmtree(path, ignore_errors=True)
+    kept = complete(output)
+    last = f"The last complete one is {kept[-1].path}." if kept else "There is no earlier one."
+    reason = getattr(error, "strerror", None) or "a file could not be finished"
+    what = f"the checkpoint could not be written: {reason} ({space / 2**30:.1f} GiB are free)"
+    return InputError(str(path), what, f"{last} Make room (save_total_limit keeps fewer), then --resume yes.")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _save_weights(engine: Any, path: Path, first: bool) -> None:
+    """Write the weights as PEFT or transformers do, gathered from all processes; an adapter is only its own weights."""
+    import peft
+
+    model = engine.module
+    adapter = isinstance(model, peft.PeftModel)
+    weights = dict(_gathered(model, only_trained=adapter, keep=first))
+    if not first:
+        return
+    if adapter:
+        model.save_pretrained(path, state_dict=weights, save_embedding_layers=False)  # those that are trained are in it
+    else:
+        weights |= {name: value.cpu() for name, value in _buffers(model)}
+        model.save_pretrained(path, state_dict=weights)
+
+
+def _gathered(model: Any, *, only_trained: bool, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
+    import deepspeed
+
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not only_trained:
+            sharded = [parameter] if hasattr(parameter, "ds_id") else []
+            with deepspeed.zero.GatheredParameters(sharded):
+                if keep:
+                    yield name, parameter.detach().cpu().clone()
+
+
+def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what is saved with a model and is no parameter."""
+    for path, module in model.named_modules():
+        for name, value in module._buffers.items():
+            if value is not None and name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}" if path else name, value
+
+
+def load(engine: Any, state: Path) -> None:
+    """Put the state in a folder into the engine: a checkpoint's own, or a converted one."""
+    found, _ = engine.load_checkpoint(str(state), tag=TAG, load_module_strict=False)
+    if found is None:
+        raise InputError(str(state), "DeepSpeed's state is not there", "Use another checkpoint.")
+
+
+def convert(checkpoint: Checkpoint, target: Path) -> None:
+    """Write a checkpoint's state to `target` for any number of processes (DeepSpeed's universal checkpoint)."""
+    shutil.rmtree(target, ignore_errors=True)
+    source = checkpoint.path / STATE / TAG
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    command += ["--input_folder", str(source), "--output_folder", str(target / TAG)]
+    done = subprocess.run(
+        [*command, "--num_extract_workers", "1", "--num_merge_workers", "1"],
+        capture_output=True, text=True, check=False, env=os.environ | {"DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        hint = f"Resume with {checkpoint.run['world']} processes."
+        raise InputError(str(source), f"cannot be converted for another number of processes: {last[0]}", hint)

@@ -1,0 +1,152 @@
+"""Where training runs: cuda, npu or cpu, alone or as one of several processes. The only file that says npu."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """This process among the others, and the accelerator it has."""
+
+    kind: str
+    """cuda, npu or cpu."""
+    name: str
+    rank: int
+    world: int
+    local_rank: int
+    backend: str
+
+    @property
+    def torch(self) -> torch.device:
+        """The device tensors are put on."""
+        import torch
+
+        return torch.device("cpu" if self.kind == "cpu" else f"{self.kind}:{self.local_rank}")
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether bf16 is the accelerator's own; on cpu it is emulated on most machines, so not by itself."""
+        module = _module(self.kind)
+        return bool(module and module.is_bf16_supported())
+
+    def memory(self) -> int | None:
+        """Return the accelerator's bytes; None on cpu."""
+        module = _module(self.kind)
+        return int(module.get_device_properties(self.local_rank).total_memory) if module else None
+
+
+def launched() -> tuple[int, int, int]:
+    """Return (rank, world size, local rank) as torchrun or deepspeed set them; (0, 1, 0) where nobody did."""
+    rank, world, local = (int(os.environ.get(key, default)) for key, default in _PROCESS)
+    return rank, world, local
+
+
+_PROCESS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+_BACKENDS = {"cuda": "nccl", "npu": "hccl", "cpu": "gloo"}
+_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+
+
+def find(*, use_cpu: bool) -> Device:
+    """Return the device of this process; nothing is opened but the driver. UsageError says what is missing.
+
+    An NPU is used where torch_npu is installed; torch_npu is imported here, since a process that has it but does not
+    import it first fails later and elsewhere.
+    """
+    os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # else `import torch` itself fails without CANN
+    kind = "cpu" if use_cpu else "npu" if importlib.util.find_spec("torch_npu") else None
+    if kind == "npu":
+        _import_npu()
+    import torch
+
+    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["DS_ACCELERATOR"] = kind  # DeepSpeed would guess, and warn where it finds none
+    rank, world, local = launched()
+    module = _module(kind)
+    if module is not None:
+        count = module.device_count()
+        if local >= count:
+            what = f"process {local} of this machine has no {kind} device: {count} are visible"
+            raise UsageError(_VISIBLE[kind], what, f"Start {count or 'no'} processes here, or set {_VISIBLE[kind]}.")
+        module.set_device(local)
+    name = module.get_device_name(local) if module else "cpu"
+    return Device(kind, name, rank, world, local, _BACKENDS[kind])
+
+
+def _import_npu() -> None:
+    try:
+        importlib.import_module("torch_npu")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UsageError(
+            "torch_npu", f"is installed but cannot be loaded: {error}",
+            "Install CANN and run: source /usr/local/Ascend/ascend-toolkit/set_env.sh; or set use_cpu: true.",
+        ) from error  # fmt: skip
+
+
+def _module(kind: str) -> Any:
+    """Return torch.cuda or torch.npu; None for cpu."""
+    import torch
+
+    return None if kind == "cpu" else getattr(torch, kind)
+
+
+@contextlib.contextmanager
+def process_group(device: Device, timeout: int) -> Iterator[None]:
+    """Join the other processes for the block, through DeepSpeed; alone, this process is a group of one.
+
+    Collectives that take longer than `timeout` seconds end the run. A group that is there already is used as it is.
+    """
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        yield
+        return
+    alone = "RANK" not in os.environ
+    if alone:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(_free_port())
+    import deepspeed
+
+    if device.kind == "cpu":
+        # The shared-memory collectives are compiled at the first start, which needs a compiler and minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend=device.backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout)
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+        if alone:
+            for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(key, None)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def first_to_say(message: str) -> bool:
+    """Return whether no other process of this run has said this yet: a message that concerns all is printed once."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True  # not torchrun: there is no store to ask
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is there, and not in its list
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+    return store.add(f"said:{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
