@@ -10,13 +10,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import registry
-from compiler import hub, objects
+from compiler import hub, objects, unit_plan
 from compiler.collect import Collector, Compiled, Watcher
 from compiler.conversation import Kind
+from compiler.engines import local, ray
 from compiler.link import Part, Source, write_split
 from compiler.manifest import (
     check_balance,
@@ -70,6 +72,8 @@ class Config:
     author: str = DEMO_AUTHOR
     options: Options = field(default_factory=Options)
     workers: int = 1
+    engine: str = "local"
+    ray_address: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,21 +85,16 @@ class Result:
     cached: int
 
 
+def plan_units(config: Config, watcher: Watcher) -> unit_plan.Written:
+    """Write what is to be compiled as a plan beside the output, for `cli run-unit` to compile it anywhere."""
+    return unit_plan.write(config.out.parent / f"{config.out.name}.plan.jsonl", _begin(config, watcher)[-1])
+
+
 def compile_set(config: Config, watcher: Watcher) -> Result:
     """Compile, link and publish; return the manifest. Every problem leaves what was compiled in the cache."""
-    datasets = _datasets(config)
-    for dataset, _, _ in datasets:
-        for note in dataset.notes:
-            watcher.say(f"{dataset.name}: {note}")
-    kind = _one_kind(datasets)
-    _check_effects(config, datasets, kind)
-    tokenizer = Tokenizer.load(config.tokenizer)
-    documents = kind == Kind.PRETRAIN
-    template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
-    certificate = _certificate(config, template, tokenizer)
+    kind, template, certificate, collector = _begin(config, watcher)
+    tokenizer = collector.tokenizer
     with Output(config.out) as output:
-        settings = _settings(config, tokenizer, template, documents)
-        collector = Collector(datasets, settings, config.cache, watcher, tokenizer)
         compiled = collector.run(config.workers)
         _check_rejects(config, compiled)
         examples = [one.examples() for one in compiled]
@@ -127,6 +126,24 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         for path in _reject_files(config):
             path.unlink(missing_ok=True)  # of an earlier run that failed: OUT/rejects.jsonl says what is true now
     return Result(manifest, collector.compiled, collector.cached)
+
+
+def _begin(config: Config, watcher: Watcher) -> tuple[str, Template, dict[str, Any], Collector]:
+    """Return the kind of the datasets, the template with its certificate, and what collects the datasets' objects."""
+    datasets = _datasets(config)
+    for dataset, _, _ in datasets:
+        for note in dataset.notes:
+            watcher.say(f"{dataset.name}: {note}")
+    kind = _one_kind(datasets)
+    _check_effects(config, datasets, kind)
+    tokenizer = Tokenizer.load(config.tokenizer)
+    documents = kind == Kind.PRETRAIN
+    template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
+    certificate = _certificate(config, template, tokenizer)
+    settings = _settings(config, tokenizer, template, documents)
+    on_ray = partial(ray.run, address=config.ray_address, say=watcher.say)
+    run_tasks = on_ray if config.engine == "ray" else local.run
+    return kind, template, certificate, Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks)
 
 
 def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:
