@@ -23,8 +23,10 @@ from schemas.errors import InputError, Problem, UsageError
 
 TRIES = 4
 """How often a unit is started before it is given up, where workers or nodes are lost while they compile it."""
-PATIENCE = 60.0
-"""Seconds a node has to start its first worker, and seconds without a result after which the cluster is looked at."""
+STARTING = 60.0
+"""Seconds that a node has to start its first worker."""
+PATIENCE = 10.0
+"""Seconds without a result after which the cluster is looked at."""
 CONNECTING = 10.0
 """Seconds that the cluster's address has to answer."""
 STOPPING = 10.0
@@ -46,7 +48,7 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, address: str, say: C
         _check_nodes(ray, terms)
         flight = _Flight(ray, terms, done, say)
         try:
-            return flight.run(chain([first], iterator), workers or 2 * _cpus(ray))
+            return flight.run(chain([first], iterator), workers or 2 * int(ray.cluster_resources()["CPU"]))
         finally:
             flight.stop()
 
@@ -94,15 +96,17 @@ def _unreachable(where: str, why: str) -> InputError:
     return InputError(where, f"no Ray cluster could be reached: {why}", how)
 
 
-def _cpus(ray: Any) -> int:
-    return int(ray.cluster_resources().get("CPU", 0))
+def _nodes(ray: Any) -> dict[str, str]:
+    """Return the names of the nodes that can run tasks, by their ids."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return {node["NodeID"]: node["NodeName"] for node in alive}
 
 
 def _check_nodes(ray: Any, terms: Terms) -> None:
     """Raise unless every node that can run tasks is as the run needs it. Nodes that join later check themselves."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    names = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    names = _nodes(ray)
     if not names:
         raise InputError("--engine ray", "no node of the cluster has a CPU for tasks", "Add a node: ray start.")
     probe = ray.remote(_look)
@@ -114,12 +118,12 @@ def _check_nodes(ray: Any, terms: Terms) -> None:
     }
     for ref, name in asked.items():
         try:
-            _get(ray, ref, timeout=PATIENCE)
+            _get(ray, ref, timeout=STARTING)
         except _lost(ray):
             continue  # a node that is gone compiles nothing
         except ray.exceptions.GetTimeoutError:
             raise InputError(
-                f"node {name}", f"started no worker in {PATIENCE:.0f} seconds", "See its Ray logs."
+                f"node {name}", f"started no worker in {STARTING:.0f} seconds", "See its Ray logs."
             ) from None
         except ray.exceptions.RayTaskError as error:
             what = f"the compiler does not run there: {error.cause!r}"
@@ -171,6 +175,7 @@ class _Flight:
         self.ray, self.terms, self.done, self.say = ray, terms, done, say
         self.compile = ray.remote(_compile).options(num_cpus=1, max_retries=0)
         self.flying: dict[Any, tuple[Task, int]] = {}
+        self.nodes = set(_nodes(ray))
 
     def run(self, tasks: Iterable[Task], limit: int) -> str:
         for task in tasks:
@@ -196,8 +201,8 @@ class _Flight:
     def _collect(self) -> str:
         """Wait for a task, and take whatever has come back by then."""
         refs = list(self.flying)
-        if not self.ray.wait(refs, timeout=PATIENCE)[0] and not _cpus(self.ray):
-            raise InputError("--engine ray", "no node of the cluster has a CPU any more", "Add nodes, and run again.")
+        if not self.ray.wait(refs, timeout=PATIENCE)[0]:
+            self._look_for_lost_nodes()
         for ref in self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
             task, tries = self.flying.pop(ref)
             try:
@@ -208,6 +213,20 @@ class _Flight:
             if trouble := self.done(task, outcome):
                 return trouble
         return ""
+
+    def _look_for_lost_nodes(self) -> None:
+        """Do again what may have been on a node that is gone: one that falls silent answers nothing for minutes.
+
+        A unit that is compiled twice for that is the same object twice.
+        """
+        before, self.nodes = self.nodes, set(_nodes(self.ray))
+        if not self.nodes:
+            raise InputError("--engine ray", "no node of the cluster has a CPU any more", "Add nodes, and run again.")
+        if before - self.nodes:
+            given = list(self.flying.values())
+            self.flying.clear()
+            for task, tries in given:
+                self._again(task, tries, "its node is gone")
 
     def _again(self, task: Task, tries: int, why: str) -> None:
         where = f"{task.unit.path} at {task.unit.offset}"
