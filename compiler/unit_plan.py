@@ -44,23 +44,33 @@ class Written:
 
 def write(path: Path, collector: Collector) -> Written:
     """Write the units that the cache lacks as a plan, and a mark of it into the cache."""
-    units, engine = 0, REFERENCE
+    units, engine, digest = 0, REFERENCE, hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with tempfile.TemporaryFile(dir=path.parent) as lines:
         for task in map(portable, collector.missing()):
-            lines.write(_line(units, task))
+            line = _line(units, task)
+            lines.write(line)
+            digest.update(line)
             units, engine = units + 1, task.engine
         lines.seek(0)
-        folder = str(collector.cache.absolute())
-        terms = terms_of(folder, "", engine)
-        layouts = {dataset.name: asdict(layout) for dataset, _, layout in collector.datasets}
-        head = {"plan": VERSION, "units": units, "code": terms.code, "libraries": dict(terms.libraries)}
-        head |= {"engine": engine, "cache": folder, "settings": asdict(collector.settings), "layouts": layouts}
+        terms = terms_of(str(collector.cache.absolute()), "", engine)
+        head: dict[str, Any] = {
+            "plan": VERSION,
+            "units": units,
+            "code": terms.code,
+            "libraries": dict(terms.libraries),
+            "engine": engine,
+            "cache": terms.cache,
+            "settings": asdict(collector.settings),
+            "layouts": {dataset.name: asdict(layout) for dataset, _, layout in collector.datasets},
+            "lines": digest.hexdigest(),
+        }
+        head["digest"] = _digest(head)
         with partial.open("wb") as file:
             file.write(orjson.dumps(head, option=orjson.OPT_APPEND_NEWLINE))
             shutil.copyfileobj(lines, file)
-    objects.store_record(collector.cache, _mark(partial), {"plan": readable(str(path))})
+    objects.store_record(collector.cache, head["digest"], {"plan": readable(str(path))})
     partial.replace(path)
     return Written(path, units, collector.cached)
 
@@ -77,10 +87,9 @@ def _line(number: int, task: Task) -> bytes:
         ) from None
 
 
-def _mark(path: Path) -> str:
-    """Return the name of the record that says a plan is whole, and that the cache is the one it was made for."""
-    with path.open("rb") as file:
-        return objects.key_of("plan", hashlib.file_digest(file, "sha256").hexdigest())
+def _digest(head: dict[str, Any]) -> str:
+    """Return the digest of a plan: of its head, which has that of its lines."""
+    return objects.key_of("plan", {name: value for name, value in head.items() if name != "digest"})
 
 
 # -- choosing --
@@ -119,6 +128,7 @@ class UnitPlan:
         try:
             with path.open("rb") as file:
                 head = _parsed(f"{path}:1", file.readline(1 << 24))
+                lines = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise InputError(
                 f"--plan {path}", f"cannot be read: {error.strerror}", "cli compile --plan-only writes one."
@@ -126,7 +136,9 @@ class UnitPlan:
         if "plan" not in head:
             raise IntegrityError(f"{path}:1", "expected what the units of a plan share, found a unit")
         check_code(f"--plan {path}", head["code"], head["libraries"])
-        check_cache(head["cache"], _mark(path))
+        if head["digest"] != _digest(head) or head["lines"] != lines:
+            raise IntegrityError(f"--plan {path}", "it was changed or is not whole", "Make it again.")
+        check_cache(head["cache"], head["digest"])
         return cls(path, head)
 
     @property
