@@ -34,7 +34,7 @@ IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
 """With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
 about two seconds, when a unit of text takes a fifth of one. Units with images take longer."""
 
-Engine = Callable[[Iterable[Task], int, local.Done], str]
+RunTasks = Callable[[Iterable[Task], int, local.Done], str]
 """Where units run: takes tasks, a number of workers (0 = as many as there are) and what to do with each outcome."""
 
 
@@ -136,7 +136,7 @@ class Collector:
     cache: Path
     watcher: Watcher
     tokenizer: Tokenizer
-    run_tasks: Engine = local.run
+    run_tasks: RunTasks = local.run
     engine: str = ""
     """What encodes; "" = not chosen yet, since nothing was to be encoded."""
     cached: int = 0
@@ -239,6 +239,12 @@ class Collector:
                 "an object that was just compiled is gone or damaged",
                 "Run again; then check the disk.",
             )
+        if not _media_as_they_were(kept):
+            raise IntegrityError(
+                record.file,
+                "an image or video of it changed meanwhile, or is another one on a machine that looked at it",
+                "Run again; on a cluster every machine must see them at the same paths.",
+            )
         return kept
 
 
@@ -256,16 +262,16 @@ def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
 def refuse_fast(cache: Path, tokenizer: Tokenizer) -> None:
     """Keep in the cache that the fast engine errs: it is not chosen again, and no object that it made is used."""
     objects.store_record(cache, _engine_key(tokenizer.digest, version_of(FAST)), {"why": ENGINES_DIFFER})
-    _is_refused.cache_clear()
+    is_refused.cache_clear()
 
 
 def usable(kept: objects.Object, cache: Path, tokenizer: Tokenizer) -> bool:
     """Return whether an object is still good: no doubt of what encoded it, every image and video as it was."""
-    return not _is_refused(cache, tokenizer.digest, kept.info["engine"]) and _media_as_they_were(kept)
+    return not is_refused(cache, tokenizer.digest, kept.info["engine"]) and _media_as_they_were(kept)
 
 
 @lru_cache(maxsize=16)
-def _is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
+def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
     """Return whether what made an object was found to err: by an earlier run, or by another machine of this one."""
     name, version = encoder.split()
     kept = objects.load_record(cache, _engine_key(tokenizer_digest, version)) if name == FAST else None

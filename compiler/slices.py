@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler import objects
-from compiler.bpe import REFERENCE
-from compiler.collect import ENGINES_DIFFER, Watcher, agree, refuse_fast, usable
+from compiler.bpe import REFERENCE, version_of
+from compiler.collect import ENGINES_DIFFER, Watcher, agree, is_refused, refuse_fast, usable
 from compiler.engines import local
 from compiler.read import Unit, cut, open_source
 from compiler.read.model import changed
@@ -34,7 +34,10 @@ class Slice:
         """Compile the units that the cache lacks. A Problem leaves what was compiled there."""
         self.tokenizer = Tokenizer.load(Path(self.plan.head["settings"]["tokenizer"]))
         workers = max(1, min(workers, sum(map(len, self.ids))))
-        if local.run(self._tasks(self.plan.head["engine"]), workers, self._done):
+        engine = self.plan.head["engine"]
+        if engine != REFERENCE and is_refused(self.plan.cache, self.tokenizer.digest, f"{engine} {version_of(engine)}"):
+            engine = REFERENCE
+        if local.run(self._tasks(engine), workers, self._done):
             self.watcher.say(f"{ENGINES_DIFFER}; what it encoded is encoded again with {REFERENCE}")
             refuse_fast(self.plan.cache, self.tokenizer)
             self.compiled = self.cached = 0

@@ -539,6 +539,7 @@ def test_a_slice_whose_fast_engine_errs_is_encoded_again_and_no_other_slice_is_t
         patch.setattr(bpe, "Fast", Wrong)
         second = run("run-unit", "--plan", plan, "--slice", "1/2", "--workers", 1, "--json")
     assert "gave different ids for a text of the data; what it encoded is encoded again" in second.stderr
+    assert "encoded again" not in run("run-unit", "--plan", plan, "--slice", "1/2", "--workers", 1).stderr
     again = units - first["units_compiled"]
     assert json.loads(second.stdout)["units_compiled"] == again
     linked = json.loads(run("compile", *files, "-o", tmp_path / "out", "--json").stdout)

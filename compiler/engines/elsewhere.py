@@ -79,7 +79,9 @@ def check_code(where: str, code: str, libraries: dict[str, str]) -> None:
         wanted = ", ".join(f"{name} {theirs[name]}" for name in differ)
         found = ", ".join(ours[name] for name in differ)
         raise IntegrityError(
-            where, f"expected {wanted}, found {found}", "Install the same version of everything on every machine."
+            where,
+            f"expected {wanted}, found {found}",
+            "Install the same version of everything on every machine; a plan can be made again.",
         )
 
 

@@ -139,12 +139,17 @@ def _get(ray: Any, ref: Any, timeout: float | None = None) -> Any:
         if isinstance(error.cause, Problem | OSError):
             raise error.cause from None
         raise
+    except (*_lost(ray), ray.exceptions.GetTimeoutError):
+        raise
+    except ray.exceptions.RayError as error:
+        what = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise InputError("--engine ray", what, "See Ray's logs; what was compiled is kept.") from error
 
 
 def _lost(ray: Any) -> tuple[type[Exception], ...]:
     """Return the errors that are nobody's fault: the worker or its node is gone, or what it answered is."""
     of = ray.exceptions
-    return (of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError, of.ObjectLostError)
+    return (of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError, of.ObjectLostError, of.TaskUnschedulableError)
 
 
 def _look(terms: Terms) -> None:
@@ -203,6 +208,7 @@ class _Flight:
         refs = list(self.flying)
         if not self.ray.wait(refs, timeout=PATIENCE)[0]:
             self._look_for_lost_nodes()
+            return ""
         for ref in self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
             task, tries = self.flying.pop(ref)
             try:
