@@ -40,7 +40,7 @@ Run = Callable[..., Result]
 ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "cli"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-LIMIT = 60
+LIMIT = 120
 """Seconds that anything here may take before it counts as hanging."""
 
 
