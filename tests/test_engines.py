@@ -36,6 +36,11 @@ from compiler.unit import _tools
 from schemas import schema
 from schemas.errors import InputError
 
+# Some versions of Ray leave files of a cluster that they start in this process to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 Run = Callable[..., Result]
 ROOT = Path(__file__).resolve().parent.parent
 CLI = [sys.executable, "-m", "cli"]
