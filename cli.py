@@ -176,6 +176,12 @@ def _cache() -> Path:
     help="Longer ones: keep the first whole turns, keep the system text and last turns, reject, or cut.",
 )
 @click.option(
+    "--pack",
+    type=click.IntRange(1, 2**31 - 1),
+    metavar="LENGTH",
+    help="Put examples together to packs of at most LENGTH tokens; --max-length is LENGTH then.",
+)
+@click.option(
     "--mix-unit",
     type=click.Choice(["rows", "tokens", "trained_tokens"]),
     default="rows",
@@ -338,6 +344,13 @@ def compile_(**given: Any) -> None:
         terminal.print_out(report.summary(result, str(given["out"])))
 
 
+def _check_engine(given: dict[str, Any]) -> None:
+    if given["ray_address"] is not None and given["engine"] != "ray":
+        raise UsageError("--ray-address", "units are compiled on this machine", "Add --engine ray, or leave it out.")
+    if given["plan_only"] and given["engine"] == "ray":
+        raise UsageError("--plan-only --engine ray", "a plan is compiled by cli run-unit", "Leave out --engine ray.")
+
+
 def _config(given: dict[str, Any]) -> Any:
     """Return the run's configuration from the options, with everything that can be checked without files checked."""
     from compiler import files, mix, pipeline, request, sources
@@ -362,6 +375,9 @@ def _config(given: dict[str, Any]) -> Any:
         if name not in known:
             raise UsageError(f"--repair {name}", "unknown repair", nearest(name, known))
     repairs = tuple(name for name in known if name in asked)
+    if given["pack"] and (given["max_length"] or 0) > given["pack"]:
+        what = f"an example of that length does not fit into a pack of {given['pack']}"
+        raise UsageError(f"--max-length {given['max_length']}", what, "Leave --max-length out, or raise --pack.")
     if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
         raise UsageError(
             f"--max-rejects {given['max_rejects']}",
@@ -374,10 +390,7 @@ def _config(given: dict[str, Any]) -> Any:
             "they name the model in self-cognition rows, and none are asked for",
             "Add --self-cognition N.",
         )
-    if given["ray_address"] is not None and given["engine"] != "ray":
-        raise UsageError("--ray-address", "units are compiled on this machine", "Add --engine ray, or leave it out.")
-    if given["plan_only"] and given["engine"] == "ray":
-        raise UsageError("--plan-only --engine ray", "a plan is compiled by cli run-unit", "Leave out --engine ray.")
+    _check_engine(given)
     if given["pool"] and not given["self_cognition"]:
         raise UsageError("--self-cognition-file", "no self-cognition rows are asked for", "Add --self-cognition N.")
     if bool(given["name"]) != bool(given["author"]):
@@ -396,7 +409,8 @@ def _config(given: dict[str, Any]) -> Any:
         template=given["template"],
         weights=given["weights"],
         special_text=given["special_text"],
-        max_length=given["max_length"],
+        max_length=given["max_length"] or given["pack"],
+        pack=given["pack"],
         overlength=given["overlength"],
         merge_system=given["system"] == "merge",
         repairs=repairs,

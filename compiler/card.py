@@ -63,8 +63,17 @@ def dataset_card(manifest: dict[str, Any]) -> str:
             "**Made from embedded samples**: good for trying things out, too small to train a model.",
             "",
         ]
+    packing = manifest.get("packing")
+    if packing:
+        lines += [
+            f"One row is a pack: {packing['sequences']:,} examples in {packing['packs']:,} packs of at most "
+            f"{packing['length']:,} tokens; `seq_lens` are",
+            "their lengths, and positions and attention restart at each.",
+            "",
+        ]
+    what = "example" if packing else "row"
     lines += [
-        "One row is one token sequence: `input_ids`, unshifted `labels` (-100 = context), `loss_weights`",
+        f"One {what} is one token sequence: `input_ids`, unshifted `labels` (-100 = context), `loss_weights`",
         "where they are not all 1, `spans` (who each token is from) and where the row came from.",
         "",
     ]

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 import registry
 from compiler import objects
 from compiler.bpe import FAST, REFERENCE, version_of
 from compiler.engines import local
-from compiler.link import prints
 from compiler.mix import Examples
 from compiler.prepare import Layout, state_of
 from compiler.read import cut, open_source
@@ -116,15 +117,24 @@ class Compiled:
 
     def examples(self) -> Examples:
         """Return what the plan needs to know of the rows."""
-        tables = [one.table for one in self.loaded]
+        tables = [one.light for one in self.loaded]
         empty, none = [np.empty(0, np.int64)], [np.empty(0, "S16")]
         return Examples(
             tokens=np.concatenate([t.column("length").to_numpy() for t in tables] or empty).astype(np.int64),
             trained=np.concatenate([t.column("num_trained").to_numpy() for t in tables] or empty).astype(np.int64),
-            fingerprints=np.concatenate([prints(t, "fingerprint") for t in tables] or none),
-            groups=np.concatenate([prints(t, "group") for t in tables] or none),
+            fingerprints=np.concatenate([_prints(t, "fingerprint") for t in tables] or none),
+            groups=np.concatenate([_prints(t, "group") for t in tables] or none),
             cap=self.dataset.num_samples,
         )
+
+
+def _prints(table: pa.Table, name: str) -> npt.NDArray[np.bytes_]:
+    """Return a column of 16 bytes as S16[N]."""
+    column = table.column(name).combine_chunks()
+    buffer = column.buffers()[1] if len(column) else None
+    if buffer is None:
+        return np.empty(0, dtype="S16")
+    return np.frombuffer(buffer, dtype="S16", count=len(column), offset=column.offset * 16)
 
 
 @dataclass

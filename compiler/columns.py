@@ -12,9 +12,10 @@ import pyarrow as pa
 import xxhash
 
 from compiler.conversation import Conversation
-from compiler.encode import Encoded, Stretch
+from compiler.encode import Encoded, labels_of
 from compiler.read import Row, Unit
-from schemas.arrow import MEDIA, OBJECT, SPANS
+from compiler.runs import Who
+from schemas.arrow import MEDIA, OBJECT
 
 
 @dataclass(slots=True)
@@ -41,18 +42,19 @@ def within(offset: int | None, unit: Unit) -> int | None:
     return None if offset is None else offset - unit.offset
 
 
-def columns_of(kept: list[Example], unit: Unit) -> pa.RecordBatch:
-    """Return the batch's columns from flat buffers and offsets."""
-    trained = [sum(int((side.weights > 0).sum()) for side in example.sides) for example in kept]
+def columns_of(kept: list[Example], unit: Unit, whos: dict[Who, int]) -> pa.RecordBatch:
+    """Return the batch's columns from flat buffers and offsets; `whos` numbers the speakers, new ones are added."""
     wholes = [example.conversation.fingerprint() for example in kept]
     groups = [example.conversation.group or whole for example, whole in zip(kept, wholes, strict=True)]
+    chosen, trained = _sequences("", [example.encoded for example in kept], whos)
+    rejected, also_trained = _sequences("rejected_", [example.rejected for example in kept], whos)
     arrays = {
-        **_sequences("", [example.encoded for example in kept]),
-        **_sequences("rejected_", [example.rejected for example in kept]),
+        **chosen,
+        **rejected,
         "images": pa.array([_media(example, "image") for example in kept], MEDIA),
         "videos": pa.array([_media(example, "video") for example in kept], MEDIA),
         "desirable": pa.array([example.conversation.desirable for example in kept], pa.bool_()),
-        "num_trained": pa.array(trained, pa.int32()),
+        "num_trained": pa.array((trained + also_trained).astype(np.int32)),
         "repairs": pa.array([example.conversation.repairs or None for example in kept], pa.list_(pa.string())),
         "part": pa.array([example.part for example in kept], pa.int32()),
         "index": pa.array([example.row.index for example in kept], pa.int64()),
@@ -70,22 +72,29 @@ def _print(whole: bytes, piece: int) -> bytes:
     return xxhash.xxh3_128_digest(whole + piece.to_bytes(8)) if piece else whole
 
 
-def _sequences(prefix: str, sides: Sequence[Encoded | None]) -> dict[str, pa.Array]:
-    """Return the token columns of one side of the examples, null where it has none."""
+def _sequences(
+    prefix: str, sides: Sequence[Encoded | None], whos: dict[Who, int]
+) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64]]:
+    """Return the token columns of one side of the examples, null where there is none, and how many it trains."""
     present = [side for side in sides if side is not None]
     absent = np.array([side is None for side in sides])
     mask = pa.array(absent) if absent.any() else None
     offsets = _offsets([0 if side is None else len(side.ids) for side in sides])
+    ids = np.concatenate([side.ids for side in present] or [np.empty(0, np.int32)])
     weights = np.concatenate([side.weights for side in present] or [np.empty(0, np.float32)])
-    uneven = [side is not None and bool(((side.weights != 0) & (side.weights != 1)).any()) for side in sides]
-    none = [np.empty(0, np.int32)]
+    uneven = _counts((weights != 0) & (weights != 1), offsets) > 0
     columns = {
-        "input_ids": pa.ListArray.from_arrays(offsets, np.concatenate([s.ids for s in present] or none), mask=mask),
-        "labels": pa.ListArray.from_arrays(offsets, np.concatenate([s.labels for s in present] or none), mask=mask),
-        "loss_weights": _nullable(offsets, weights, np.array(uneven)),
-        "spans": _spans([[] if side is None else side.stretches for side in sides], mask),
+        "input_ids": pa.ListArray.from_arrays(offsets, ids, mask=mask),
+        "labels": pa.ListArray.from_arrays(offsets, labels_of(ids, weights), mask=mask),
+        "loss_weights": _nullable(offsets, weights, uneven),
+        "spans": _spans([[] if side is None else side.spans for side in sides], whos, mask),
     }
-    return {f"{prefix}{name}": column for name, column in columns.items()}
+    return {f"{prefix}{name}": column for name, column in columns.items()}, _counts(weights > 0, offsets)
+
+
+def _counts(holds: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Return for how many tokens of each row it holds, int64[N]."""
+    return np.diff(np.concatenate([[0], np.cumsum(holds)])[offsets])
 
 
 def _media(example: Example, kind: str) -> list[dict[str, Any]]:
@@ -119,28 +128,10 @@ def _nullable(
     return pa.ListArray.from_arrays(kept, values, mask=pa.array(~present))
 
 
-def _spans(rows: Sequence[list[Stretch]], absent: pa.Array | None = None) -> pa.ListArray:
-    merged = [_merge_spans(stretches) for stretches in rows]
-    flat = [span for spans in merged for span in spans]
-    struct = pa.StructArray.from_arrays(
-        [
-            pa.array([role for role, _, _ in flat], pa.string()),
-            pa.array([key for _, key, _ in flat], pa.string()),
-            pa.array([count for _, _, count in flat], pa.int32()),
-        ],
-        fields=list(SPANS.value_type),
-    )
-    return pa.ListArray.from_arrays(_offsets([len(spans) for spans in merged]), struct, mask=absent)
-
-
-def _merge_spans(stretches: list[Stretch]) -> list[tuple[str, str, int]]:
-    merged: list[tuple[str, str, int]] = []
-    for stretch in stretches:
-        if merged and merged[-1][:2] == stretch.who:
-            merged[-1] = (*stretch.who, merged[-1][2] + stretch.length)
-        else:
-            merged.append((*stretch.who, stretch.length))
-    return merged
+def _spans(rows: Sequence[list[tuple[Who, int]]], whos: dict[Who, int], absent: pa.Array | None) -> pa.ListArray:
+    flat = [number for spans in rows for who, count in spans for number in (whos.setdefault(who, len(whos)), count)]
+    values = np.array(flat, np.int32)
+    return pa.ListArray.from_arrays(_offsets([2 * len(spans) for spans in rows]), values, mask=absent)
 
 
 def _offsets(lengths: list[int]) -> npt.NDArray[np.int32]:

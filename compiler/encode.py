@@ -1,33 +1,25 @@
-"""Segments to token columns, a batch of conversations at a time.
+"""Runs to token columns, a batch of rows at a time.
 
-1. Neighbouring texts are one *run*: literals of the template merge with the contents beside them, as they do at
-   inference. A run ends at a control token and at a generation boundary.
-2. All runs of the batch are encoded in one call. Runs in which weights or speakers change also need to know where
-   each token stands: the bytes of the vocabulary's entries tell.
-3. Control tokens are put between them by id; labels and weights are made from lengths. No loop over tokens.
+1. All texts of the batch are encoded in one call.
+2. Control tokens are put between them by id; labels and weights are made from lengths. No loop over tokens.
+3. Runs in which weights or speakers change also need to know where each token stands: the bytes of the vocabulary's
+   entries tell.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from compiler.bpe import REFERENCE
 from compiler.conversation import Conversation, Segment
+from compiler.runs import Run, Runs, Who, runs_of, who_of
 from compiler.tokenizer import Tokenizer
 
 IGNORED = -100
-
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-"""What control tokens that swallow white space swallow: Unicode's, which Python's `strip` adds \\x1c to \\x1f to."""
-
-Who = tuple[str, str]
-"""(role, key): whose tokens these are; role "template" is the template's own text."""
-
-TEMPLATE: Who = ("template", "")
 
 
 @dataclass(slots=True)
@@ -54,13 +46,73 @@ class Placed:
 
 
 @dataclass(slots=True)
+class Spoken:
+    """What a sequence's speakers are worked out from: its runs with their numbers of tokens, int64[R], and for those
+    of several speakers the number of tokens of each of their segments."""
+
+    runs: Runs
+    lengths: npt.NDArray[np.int64]
+    shares: dict[int, list[int]]
+
+    def told(self) -> Iterator[tuple[Who, int, int, bool]]:
+        """Yield who speaks for how many tokens, of which message, generated or not; neighbours may be alike."""
+        outline, mixed, conversation = self.runs.outline, self.runs.mixed, self.runs.conversation
+        for i, length in enumerate(self.lengths.tolist()):
+            if i not in mixed:
+                yield outline.who[i], length, outline.message[i], outline.generated[i]
+            elif i in self.shares:
+                for one, count in zip(mixed[i].segments, self.shares[i], strict=True):
+                    yield who_of(one, conversation), count, one.message, one.generated
+            else:
+                one = mixed[i].speaker() or mixed[i].segments[0]
+                yield who_of(one, conversation), length, one.message, one.generated
+
+    def stretches(self) -> list[Stretch]:
+        """Return who speaks, stretch by stretch."""
+        found: list[Stretch] = []
+        for who, count, message, generated in self.told():
+            last = found[-1] if found else None
+            if last and (last.who, last.message, last.generated) == (who, message, generated):
+                last.length += count
+            elif count:
+                found.append(Stretch(who, count, message, generated))
+        return found
+
+
+@dataclass(slots=True)
 class Encoded:
     """One sequence. ids int32[T]; weights float32[T], > 0 = trained; stretches cover all T tokens in order."""
 
     ids: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
-    stretches: list[Stretch]
+    told: Spoken | list[Stretch]
+    """The stretches, or what they are worked out from when they are asked for."""
     placed: list[Placed] = field(default_factory=list)
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """Consecutive tokens of one speaker, policy key and message, in order."""
+        if isinstance(self.told, Spoken):
+            self.told = self.told.stretches()
+        return self.told
+
+    @property
+    def spans(self) -> list[tuple[Who, int]]:
+        """Who speaks in turn, and for how many tokens."""
+        if isinstance(self.told, Spoken) and not self.told.runs.mixed and self.told.lengths.all():
+            whos, starts = self.told.runs.outline.spans
+            return list(zip(whos, np.add.reduceat(self.told.lengths, starts).tolist(), strict=True))
+        if isinstance(self.told, Spoken):
+            told = ((who, count) for who, count, _, _ in self.told.told())
+        else:
+            told = ((stretch.who, stretch.length) for stretch in self.told)
+        merged: list[tuple[Who, int]] = []
+        for who, count in told:
+            if merged and merged[-1][0] == who:
+                merged[-1] = (who, merged[-1][1] + count)
+            elif count:
+                merged.append((who, count))
+        return merged
 
     @property
     def length(self) -> int:
@@ -70,114 +122,132 @@ class Encoded:
     @property
     def labels(self) -> npt.NDArray[np.int32]:
         """int32[T]: the id where it is trained, else -100; unshifted."""
-        return np.where(self.weights > 0, self.ids, np.int32(IGNORED))
+        return labels_of(self.ids, self.weights)
 
 
-@dataclass(slots=True)
-class Run:
-    """Texts to be encoded as one; `control` >= 0 makes it that token instead."""
-
-    control: int
-    segments: list[Segment]
-    fresh: bool
-
-    @property
-    def text(self) -> str:
-        """The text to be encoded."""
-        return "".join(segment.text for segment in self.segments)
-
-    def speaker(self) -> Segment | None:
-        """Return the segment that stands for the whole run: one weight, one speaker (and template text); else None."""
-        first = self.segments[0]
-        speaker = first
-        for segment in self.segments[1:]:
-            if (segment.weight, segment.generated, segment.key) != (first.weight, first.generated, first.key):
-                return None
-            if speaker.message < 0:
-                speaker = segment
-            elif segment.message not in (-1, speaker.message):
-                return None
-        return speaker
+def labels_of(ids: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    """Return the labels int32[T] of tokens: the id where it is trained, else -100."""
+    return np.where(weights > 0, ids, np.int32(IGNORED))
 
 
 def encode(
     batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer, engine: str = REFERENCE
 ) -> list[Encoded]:
     """Return the token columns of each weighed conversation."""
-    rows = [make_runs(segments, tokenizer) for _, segments in batch]
-    runs = [run for row in rows for run in row]
-    lengths, ids = _encode_runs(runs, tokenizer, engine)
-    speakers = [run.speaker() for run in runs]
-    weights = np.repeat(np.array([0.0 if s is None else s.weight for s in speakers], np.float32), lengths)
-    starts: list[int] = [0, *np.cumsum(lengths).tolist()]
+    return encode_runs(
+        [runs_of(conversation, segments, tokenizer) for conversation, segments in batch], tokenizer, engine
+    )
+
+
+def encode_runs(rows: list[Runs], tokenizer: Tokenizer, engine: str = REFERENCE) -> list[Encoded]:
+    """Return the token columns of each row."""
+    if not rows:
+        return []
+    outlines = [row.outline for row in rows]
+    lengths, ids = _ids(rows, tokenizer, engine)
+    weights = np.repeat(np.concatenate([outline.weight for outline in outlines]), lengths)
+    edges = np.cumsum([0, *(len(outline.control) for outline in outlines)]).tolist()
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    starts = ends[edges].tolist()
+    shares = _look_into(rows, edges, ends.tolist(), ids, weights, tokenizer)
     encoded = []
-    first = 0
-    for row, (conversation, _) in zip(rows, batch, strict=True):
-        stretches: list[Stretch] = []
-        last = first + len(row)
-        for run, speaker, low, high in zip(
-            row, speakers[first:last], starts[first:last], starts[first + 1 : last + 1], strict=True
-        ):
-            if speaker is not None:
-                _extend(stretches, speaker, high - low, conversation)
-                continue
-            weights[low:high], owner = _of_several(run, ids[low:high], tokenizer)
-            changes = np.flatnonzero(np.diff(owner, prepend=-1, append=-1)).tolist()
-            for a, b in pairwise(changes):
-                _extend(stretches, run.segments[owner[a]], b - a, conversation)
-        low, high = starts[first], starts[last]
-        placed = _placed(row, [start - low for start in starts[first : last + 1]], conversation)
-        encoded.append(Encoded(ids[low:high], weights[low:high], stretches, placed))
-        first = last
+    for n, (row, first, last, low, high) in enumerate(zip(rows, edges, edges[1:], starts, starts[1:], strict=False)):
+        placed = _placed(row, (ends[first : last + 1] - low).tolist()) if row.outline.media else []
+        spoken = Spoken(row, lengths[first:last], shares.get(n, {}))
+        encoded.append(Encoded(ids[low:high], weights[low:high], spoken, placed))
     return encoded
 
 
-def _encode_runs(
-    runs: list[Run], tokenizer: Tokenizer, engine: str
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def _look_into(
+    rows: list[Runs],
+    edges: list[int],
+    ends: list[int],
+    ids: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.float32],
+    tokenizer: Tokenizer,
+) -> dict[int, dict[int, list[int]]]:
+    """Fill in the weights of runs that are not as their outlines say; return how many tokens each segment has of the
+    runs with several speakers: row -> run -> counts.
+
+    Where a token stands follows from the bytes that the vocabulary's entries stand for, if the tokenizer reads the text
+    as it is and they sum up to it; all such runs are done at once. Of the others the tokenizer itself is asked, for
+    characters.
+    """
+    shares: dict[int, dict[int, list[int]]] = {}
+    by_bytes: list[tuple[int, int, Run, int, int, list[int]]] = []
+    for n, row in enumerate(rows):
+        for i, run in row.mixed.items():
+            low, high = ends[edges[n] + i], ends[edges[n] + i + 1]
+            speaker = run.speaker()
+            if speaker is not None:
+                weights[low:high] = speaker.weight
+                continue
+            widths = _widths(run, ids[low:high], tokenizer)
+            if widths:
+                by_bytes.append((n, i, run, low, high, widths))
+                continue
+            _, offsets = tokenizer.encode_with_offsets(run.text, fresh=run.fresh)
+            widths = [len(segment.text) for segment in run.segments]
+            weights[low:high], owner = _by_place(run.segments, offsets[:, 0], offsets[:, 1], widths)
+            shares.setdefault(n, {})[i] = np.bincount(owner, minlength=len(run.segments)).tolist()
+    if by_bytes:
+        assert tokenizer.byte_lengths is not None
+        where = np.concatenate([np.arange(low, high) for *_, low, high, _ in by_bytes])
+        last = np.cumsum(tokenizer.byte_lengths[ids[where]])
+        segments = [segment for _, _, run, *_ in by_bytes for segment in run.segments]
+        widths = [width for *_, some in by_bytes for width in some]
+        weights[where], owner = _by_place(segments, np.concatenate([[0], last[:-1]]), last, widths)
+        counts = np.bincount(owner, minlength=len(segments)).tolist()
+        at = 0
+        for n, i, run, *_ in by_bytes:
+            shares.setdefault(n, {})[i] = counts[at : at + len(run.segments)]
+            at += len(run.segments)
+    return shares
+
+
+def _widths(run: Run, ids: npt.NDArray[np.int32], tokenizer: Tokenizer) -> list[int]:
+    """Return the bytes of each segment of a run, [] where the bytes of the tokens do not tell where they stand.
+
+    A prefix space that the tokenizer puts before the text is the first segment's.
+    """
+    sizes, text = tokenizer.byte_lengths, run.text
+    if sizes is None or not len(ids) or not tokenizer.reads_as_is(text):
+        return []
+    widths = [len(segment.text.encode()) for segment in run.segments]
+    widths[0] += tokenizer.has_prefix and run.fresh
+    return widths if int(sizes[ids].sum()) == sum(widths) else []
+
+
+def _ids(rows: list[Runs], tokenizer: Tokenizer, engine: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Return (lengths int64[R], ids int32[T]) of all runs: control tokens placed by id, texts encoded in one call."""
-    lengths = np.array([run.segments[0].repeat for run in runs], np.int64)
+    control = np.concatenate([row.outline.control for row in rows])
+    lengths = np.concatenate([row.outline.repeat for row in rows])
+    is_text = control < 0
+    texts = [text for row in rows for text in row.texts]
     encoded = []
-    for fresh in (True, False):
-        mine = np.array([run.control < 0 and run.fresh is fresh for run in runs], bool)
-        if mine.any():
-            texts = [run.text for run, is_mine in zip(runs, mine.tolist(), strict=True) if is_mine]
-            part, lengths[mine] = tokenizer.encode(texts, fresh=fresh, engine=engine)
+    if not tokenizer.has_prefix:
+        part, lengths[is_text] = tokenizer.encode(texts, fresh=True, engine=engine)
+        encoded.append((is_text, part))
+    else:
+        is_fresh = np.concatenate([row.outline.fresh for row in rows])[is_text]
+        for fresh in (True, False):
+            some = is_fresh if fresh else ~is_fresh
+            mine = is_text.copy()
+            mine[is_text] = some
+            chosen = [text for text, is_mine in zip(texts, some.tolist(), strict=True) if is_mine]
+            part, lengths[mine] = tokenizer.encode(chosen, fresh=fresh, engine=engine)
             encoded.append((mine, part))
-    ids = np.repeat(np.array([run.control for run in runs], np.int32), lengths)
+    ids = np.repeat(control, lengths)
     for mine, part in encoded:
         ids[np.repeat(mine, lengths)] = part
     return lengths, ids
 
 
-def make_runs(segments: list[Segment], tokenizer: Tokenizer) -> list[Run]:
-    """Return the runs of one conversation, each to be encoded as one text or placed as one control token."""
-    runs: list[Run] = []
-    for segment in segments:
-        if runs and runs[-1].control in tokenizer.swallows and not segment.boundary:
-            segment = replace(segment, text=segment.text.lstrip(WHITE_SPACE))
-        if segment.control >= 0:
-            runs.append(Run(segment.control, [segment], fresh=False))
-        elif not segment.text:
-            continue
-        elif runs and runs[-1].control < 0 and not segment.boundary:
-            runs[-1].segments.append(segment)
-        else:
-            fresh = not runs or tokenizer.prefix_every_section
-            if segment.boundary and runs and runs[-1].control < 0:
-                fresh = segment.fresh
-            runs.append(Run(-1, [segment], fresh))
-    return runs
-
-
-def _placed(runs: list[Run], starts: list[int], conversation: Conversation) -> list[Placed]:
+def _placed(row: Runs, starts: list[int]) -> list[Placed]:
     """Return where the media stand: each is three runs, its placeholders between two marks."""
-    if not any(run.segments[0].media >= 0 for run in runs):
-        return []
-    media = conversation.media()
+    media = row.conversation.media()
     placed: dict[int, Placed] = {}
-    for run, start, end in zip(runs, starts, starts[1:], strict=False):
-        number = run.segments[0].media
+    for number, start, end in zip(row.outline.media, starts, starts[1:], strict=False):
         if number < 0:
             continue
         if number not in placed:
@@ -190,23 +260,6 @@ def _placed(runs: list[Run], starts: list[int], conversation: Conversation) -> l
 
 _Owned = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 """(weight float32[T], index of the segment of the first character int64[T])."""
-
-
-def _of_several(run: Run, ids: npt.NDArray[np.int32], tokenizer: Tokenizer) -> _Owned:
-    """Return the weights and owners of a run of several speakers.
-
-    Where a token stands follows from the bytes that the vocabulary's entries stand for, if the tokenizer reads the text
-    as it is and they sum up to it; else the tokenizer itself is asked, for characters.
-    """
-    text, sizes = run.text, tokenizer.byte_lengths
-    if sizes is not None and tokenizer.reads_as_is(text):
-        widths = [len(segment.text.encode()) for segment in run.segments]
-        ends = np.cumsum(sizes[ids]) - (tokenizer.has_prefix and run.fresh)
-        if len(ids) and ends[-1] == sum(widths):
-            starts = np.concatenate([[0], ends[:-1]]).clip(0)
-            return _by_place(run.segments, starts, ends, widths)
-    _, offsets = tokenizer.encode_with_offsets(text, fresh=run.fresh)
-    return _by_place(run.segments, offsets[:, 0], offsets[:, 1], [len(segment.text) for segment in run.segments])
 
 
 def _by_place(
@@ -231,15 +284,3 @@ def _by_place(
     for i in np.flatnonzero(end - start > 1):
         weight[i] = values[start[i] : end[i] + 1].min()
     return weight, start
-
-
-def _extend(stretches: list[Stretch], segment: Segment, count: int, conversation: Conversation) -> None:
-    if not count:
-        return
-    role = str(conversation.messages[segment.message].role) if segment.message >= 0 else ""
-    who = (role, segment.key) if role else TEMPLATE
-    last = stretches[-1] if stretches else None
-    if last and (last.who, last.message, last.generated) == (who, segment.message, segment.generated):
-        last.length += count
-    else:
-        stretches.append(Stretch(who, count, segment.message, segment.generated))

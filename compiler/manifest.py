@@ -55,8 +55,20 @@ def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, dict[str, int]]:
 
 def split_entry(shards: list[dict[str, Any]]) -> dict[str, Any]:
     """Return a split's totals and shards."""
-    totals = {what: sum(shard[what] for shard in shards) for what in ("rows", "tokens", "trained_tokens")}
+    counts = ("rows", "tokens", "trained_tokens", *(["sequences"] if shards and "sequences" in shards[0] else []))
+    totals = {what: sum(shard[what] for shard in shards) for what in counts}
     return totals | {"shards": shards}
+
+
+def packing_entry(length: int, splits: dict[str, Any]) -> dict[str, Any]:
+    """Return what was packed into what."""
+    packs, tokens = (sum(split[what] for split in splits.values()) for what in ("rows", "tokens"))
+    return {
+        "length": length,
+        "packs": packs,
+        "sequences": sum(split.get("sequences", 0) for split in splits.values()),
+        "efficiency": tokens / (packs * length),
+    }
 
 
 def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) -> dict[str, Any]:
@@ -127,7 +139,9 @@ def check_balance(manifest: dict[str, Any]) -> None:
         rows_out = b["in_shards"] + b["rejected"] + b["cleaned"] + b["sampled_out"] + b["duplicates"]
         if rows_in != rows_out:
             raise IntegrityError(f"balance of {name}", f"{rows_in:,} rows in, {rows_out:,} rows out: {b}", hint)
-    written = sum(shard["rows"] for split in manifest["splits"].values() for shard in split["shards"])
+    written = sum(
+        shard.get("sequences", shard["rows"]) for split in manifest["splits"].values() for shard in split["shards"]
+    )
     planned = manifest["balance"]["in_shards"]
     if written != planned:
         raise IntegrityError("balance of the shards", f"{planned:,} rows were planned, {written:,} written", hint)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import mmap
 import os
 import tempfile
 from collections.abc import Iterable
@@ -17,22 +18,47 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import xxhash
 
-from schemas.arrow import OBJECT
+from schemas.arrow import OBJECT, WORD_LISTS
 from schemas.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 
 
+Words = memoryview
+"""Four-byte numbers, format "i"; those of weights are floats read as integers."""
+
+
 @dataclass(frozen=True)
 class Object:
-    """A unit's compiled rows, memory-mapped, with what was counted while they were made."""
+    """A unit's compiled rows with what was counted while they were made.
 
-    table: pa.Table
+    Nearly all of its bytes are tokens: they stay in the file, and `lists` says where. Mapping all objects of a large
+    set at once would fill the memory with them.
+    """
+
+    path: Path
     info: dict[str, Any]
+    light: pa.Table
+    """The other columns, in memory."""
+    lists: dict[str, tuple[int, npt.NDArray[np.int32]]]
+    """Of each word list: the number of its first word in the file, and where each row begins after that, int32[N+1]."""
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+        return self.light.num_rows
+
+    def words(self) -> Words:
+        """Return the file's words, mapped for as long as they are held. OSError where the file is gone."""
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return memoryview(mapped)[: len(mapped) // 4 * 4].cast("i")
 
 
 @cache
@@ -78,13 +104,25 @@ def load(cache_dir: Path, key: str) -> Object | None:
     info = load_record(cache_dir, key)
     if info is None:
         return None
+    path = _paths(cache_dir, key)[0]
     try:
-        buffer = pa.memory_map(str(_paths(cache_dir, key)[0]), "r").read_buffer()
+        data = path.read_bytes()
     except OSError:
         return None
-    if info.pop("rows_xxh3") != xxhash.xxh3_128_hexdigest(buffer):
+    if info.pop("rows_xxh3") != xxhash.xxh3_128_hexdigest(data):
         return None
-    return Object(pa.ipc.open_file(buffer).read_all(), info)
+    buffer = pa.py_buffer(data)
+    table = pa.ipc.open_file(buffer).read_all()
+    light = table.drop_columns(list(WORD_LISTS)).take(pa.array(np.arange(table.num_rows)))  # copied: data is let go
+    return Object(path, info, light, {name: _place_of(table.column(name), buffer) for name in WORD_LISTS})
+
+
+def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:
+    if not column.num_chunks:
+        return 0, np.zeros(1, np.int32)
+    rows = column.chunk(0)  # an object is one batch
+    offsets, values = rows.offsets.to_numpy().copy(), rows.values.buffers()[1]
+    return (values.address - file.address) // 4 if values is not None and offsets[-1] else 0, offsets
 
 
 def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:

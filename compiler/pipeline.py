@@ -14,16 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import registry
 from compiler import hub, objects, unit_plan
 from compiler.collect import Collector, Compiled, Watcher
 from compiler.conversation import Kind
 from compiler.engines import local, ray
-from compiler.link import Part, Source, write_split
+from compiler.gather import Part, Rows
+from compiler.link import Split, packed, split_of, write_split
 from compiler.manifest import (
     check_balance,
     dataset_entry,
     encoders_entry,
+    packing_entry,
     rejects_jsonl,
     split_entry,
     tokenizer_entry,
@@ -42,7 +46,7 @@ from compiler.templates.certify_documents import certify_documents
 from compiler.templates.load import DOCUMENT, Template, load_template
 from compiler.tokenizer import Tokenizer
 from compiler.unit import Settings
-from schemas.arrow import FORMAT_VERSION, SPLITS
+from schemas.arrow import FORMAT_VERSION, PACKED_VERSION, SPLITS
 from schemas.errors import Reason, TooManyRejects, UsageError
 
 
@@ -60,6 +64,8 @@ class Config:
     special_text: str = "text"
     max_length: int | None = None
     overlength: str = "turns"
+    pack: int | None = None
+    """Tokens of a pack; None = each example is a row of its own."""
     merge_system: bool = False
     repairs: tuple[str, ...] = ()
     strict: bool = False
@@ -99,8 +105,10 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         _check_rejects(config, compiled)
         examples = [one.examples() for one in compiled]
         plan = make_plan([one.request for one in compiled], examples, config.options)
+        rows = _rows(compiled)
+        splits = _splits(config, plan, compiled, rows)
         entries = [dataset_entry(i, one, examples[i], plan) for i, one in enumerate(compiled)]
-        manifest = {
+        manifest: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "kind": kind,
             "versions": versions(),
@@ -118,8 +126,13 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
             "datasets": entries,
             "balance": total_balance(entries),
             "run": {"encoders": encoders_entry(compiled)},
-            "splits": _write_shards(output, plan, compiled, kind),
+            "splits": {
+                name: split_entry(write_split(output.partial / name, split, rows, kind))
+                for name, split in splits.items()
+            },
         }
+        if config.pack is not None:
+            manifest |= {"format_version": PACKED_VERSION, "packing": packing_entry(config.pack, manifest["splits"])}
         check_balance(manifest)
         write_files(output.partial, manifest, compiled, tokenizer)
         output.publish(manifest)
@@ -208,6 +221,9 @@ def _check_effects(config: Config, datasets: list[tuple[Dataset, Request, Layout
         "--weights": config.weights != "auto",
     }
     used = [option for option, is_asked in asked.items() if is_asked]
+    if config.pack is not None and kind in (Kind.PREFERENCE, Kind.KTO):
+        what = f"a {kind} set is trained on whole replies, each judged by itself, and a pack has no such row"
+        raise UsageError(f"--pack {config.pack}", what, "Leave it out; group rows by length when training.")
     if kind == Kind.PRETRAIN and used:
         raise UsageError(used[0], "it is about conversations, and these are documents", "Leave it out.")
 
@@ -251,7 +267,7 @@ def _certificate(config: Config, template: Template, tokenizer: Tokenizer) -> di
 
 def _check_rejects(config: Config, compiled: list[Compiled]) -> None:
     """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are kept for the user then."""
-    nothing_left = not any(table.table.num_rows for one in compiled for table in one.loaded)
+    nothing_left = not any(unit.num_rows for one in compiled for unit in one.loaded)
     for one in compiled:
         read, reasons = one.num_examples(), one.rejected()
         what = "examples" if one.counts()["expanded"] else "rows"
@@ -291,14 +307,22 @@ def _reject_files(config: Config) -> tuple[Path, Path]:
     return config.out.parent / name, config.cache / name
 
 
-def _write_shards(output: Output, plan: Plan, compiled: list[Compiled], kind: str) -> dict[str, Any]:
-    sources = []
+def _splits(config: Config, plan: Plan, compiled: list[Compiled], rows: Rows) -> dict[str, Split]:
+    """Return what is written of each split, in order."""
+    sizes = [sum(unit.num_rows for unit in one.loaded) for one in compiled]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    splits = {split: split_of(plan, split == "val", starts) for split in SPLITS}
+    if config.pack is None:
+        return splits
+    return {name: packed(split, rows, config.pack) for name, split in splits.items()}
+
+
+def _rows(compiled: list[Compiled]) -> Rows:
+    parts = []
     for one in compiled:
-        parts = zip(one.loaded, one.records, one.first_rows(), strict=True)
-        sources.append(Source(one.dataset.name, [Part(o.table, r.file, first, r.offset) for o, r, first in parts]))
-    return {
-        split: split_entry(write_split(output.partial / split, plan, split == "val", sources, kind)) for split in SPLITS
-    }
+        for unit, record, first in zip(one.loaded, one.records, one.first_rows(), strict=True):
+            parts.append(Part(unit, one.dataset.name, record.file, first, record.offset))
+    return Rows(parts)
 
 
 def _options(config: Config) -> dict[str, Any]:

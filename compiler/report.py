@@ -22,7 +22,8 @@ def summary(result: Result, out: str) -> RenderableType:
     for name, split in manifest["splits"].items():
         if split["rows"]:
             rows, shards, share = split["rows"], len(split["shards"]), split["trained_tokens"] / split["tokens"]
-            counts = f"{rows:,} row{_s(rows)}, {split['tokens']:,} tokens, {split['trained_tokens']:,} of them trained"
+            what = f"pack{_s(rows)} of {split['sequences']:,} examples" if "sequences" in split else f"row{_s(rows)}"
+            counts = f"{rows:,} {what}, {split['tokens']:,} tokens, {split['trained_tokens']:,} of them trained"
             parts.append(Text(f"{name}: {counts} ({share:.1%}), {shards} shard{_s(shards)}"))
     parts += [Text(line) for line in remarks(manifest)]
     cached, compiled = result.cached, result.compiled
@@ -67,6 +68,8 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
     persona = manifest["options"]["persona"]
     if persona and persona["name"] == DEMO_NAME:
         lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
+    if packing := manifest.get("packing"):
+        lines.append(f"packs of {packing['length']:,} tokens are {packing['efficiency']:.1%} full")
     lines += _short_split(manifest)
     for entry in manifest["datasets"]:
         balance = entry["balance"]
@@ -85,8 +88,8 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
 def _short_split(manifest: dict[str, Any]) -> list[str]:
     """Return a sentence where fewer validation rows were found than asked for: groups are kept whole."""
     size, splits = manifest["options"]["val_size"], manifest["splits"]
-    total = sum(split["rows"] for split in splits.values())
-    wanted, found = round(size * total) if size < 1 else int(size), splits["val"]["rows"]
+    rows = {name: split.get("sequences", split["rows"]) for name, split in splits.items()}
+    wanted, found = round(size * sum(rows.values())) if size < 1 else int(size), rows["val"]
     if found >= wanted:
         return []
     return [f"--val-size {size:g}: {found:,} of {wanted:,} rows, since conversations and trajectories are kept whole"]

@@ -22,18 +22,20 @@ import registry
 from compiler import fit, objects
 from compiler.bpe import REFERENCE, version_of
 from compiler.columns import Example, columns_of, within
-from compiler.conversation import Conversation, Kind, Segment
-from compiler.encode import Encoded, encode
+from compiler.conversation import Conversation, Kind
+from compiler.encode import Encoded, encode_runs
+from compiler.lower import Lowering
 from compiler.prepare import Layout, Preparer
 from compiler.read import Row, Unit, read
 from compiler.repair import merge_system
+from compiler.runs import Runs, Who, runs_of
 from compiler.templates.document import document_segments
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
 from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer import Sample, Tokenizer
-from compiler.weigh import Policy, last_round, weigh
+from compiler.weigh import Policy, last_round
 from schemas.arrow import OBJECT
 from schemas.errors import IntegrityError, Reason, Reject, RowError
 
@@ -145,12 +147,12 @@ def _without_collections() -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Pending:
-    """A conversation on its way to an example: its sequences' segments, weighed."""
+    """A conversation on its way to an example: its sequences' runs."""
 
     row: Row
     part: int
     conversation: Conversation
-    sides: list[tuple[Conversation, list[Segment]]]
+    sides: list[Runs]
 
 
 class _UnitCompiler:
@@ -164,6 +166,7 @@ class _UnitCompiler:
         self.tokenizer, self.template = _tools(self.settings, task.engine)
         self.rendering = self.template.program.rendering
         self.policy = Policy.from_card(registry.weights(self.layout.weights))
+        self.lowering = Lowering(self.template.program, self.tokenizer, self.policy)
         self.preparer = Preparer(
             self.layout,
             self.settings.repairs,
@@ -176,9 +179,9 @@ class _UnitCompiler:
         self.counts: Counter[str] = Counter()
         self.notes = self.preparer.notes
         self.batches: list[pa.RecordBatch] = []
+        self.whos: dict[Who, int] = {}
 
     def run(self) -> None:
-        self.template.program.start_unit()
         pending: list[tuple[Row, Conversation | Reject]] = []
         for row in read(self.task.unit):
             self.counts["read"] += 1
@@ -219,7 +222,7 @@ class _UnitCompiler:
             except RowError as error:
                 self._reject(row, error.reject)
                 part += 1
-        encoded = iter(self._encoded([side for one in ready for side in one.sides]) if ready else [])
+        encoded = iter(self._encoded([side for one in ready for side in one.sides]))
         kept: list[Example] = []
         for one in ready:
             sides = [next(encoded) for _ in one.sides]
@@ -228,7 +231,7 @@ class _UnitCompiler:
             except RowError as error:
                 self._reject(one.row, error.reject)
         if kept:
-            self.batches.append(columns_of(kept, self.task.unit))
+            self.batches.append(columns_of(kept, self.task.unit, self.whos))
 
     # -- rendering --
 
@@ -248,30 +251,33 @@ class _UnitCompiler:
             self.notes["one_example_per_reply"] += 1
             return made
 
-    def _rendered(self, conversation: Conversation) -> list[tuple[Conversation, list[Segment]]]:
-        """Return the conversation's sequences with their weighed segments: one, or the two of a pair."""
+    def _rendered(self, conversation: Conversation) -> list[Runs]:
+        """Return the weighed runs of the conversation's sequences: one, or the two of a pair."""
         if self.layout.kind == Kind.PRETRAIN:
-            return [(conversation, document_segments(conversation, self.tokenizer, self.template))]
-        sides = [(conversation, self._segments_or_merged(conversation))]
+            segments = document_segments(conversation, self.tokenizer, self.template)
+            return [runs_of(conversation, segments, self.tokenizer)]
+        sides = [self._runs_or_merged(conversation)]
         if conversation.rejected is not None:  # after the first side, which may merge the system text into the context
             other = replace(conversation, messages=[*conversation.messages[:-1], conversation.rejected])
-            sides.append((other, self._segments(other)))
+            sides.append(self._runs(other))
         return sides
 
     def _with_reasoning(self, conversation: Conversation) -> Conversation:
         return with_reasoning(conversation) if self.rendering.thinks else conversation
 
-    def _segments(self, conversation: Conversation) -> list[Segment]:
-        """Return the weighed segments."""
+    def _runs(self, conversation: Conversation) -> Runs:
+        """Return the weighed runs."""
         thought = self._with_reasoning(conversation)
+        if thought is conversation:
+            return self.lowering.runs(conversation)
         segments = self.template.program.segments(thought)
-        if thought is not conversation and not self.rendering.is_published(segments, conversation):
+        if not self.rendering.is_published(segments, conversation):
             raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
-        return weigh(thought, segments, self.policy)
+        return self.lowering.of_segments(thought, segments)
 
-    def _segments_or_merged(self, conversation: Conversation) -> list[Segment]:
+    def _runs_or_merged(self, conversation: Conversation) -> Runs:
         try:
-            return self._segments(conversation)
+            return self._runs(conversation)
         except RowError as error:
             refused = error.reject.reason is Reason.TEMPLATE_REFUSED
             if not (refused and self.settings.merge_system and merge_system(conversation)):
@@ -280,7 +286,7 @@ class _UnitCompiler:
                     raise RowError(error.reject.reason, error.reject.message + hint) from error
                 raise
             conversation.repairs.append("system_merge")
-            return self._segments(conversation)
+            return self._runs(conversation)
 
     def _look_for_controls(self, conversation: Conversation) -> None:
         said = conversation
@@ -298,7 +304,7 @@ class _UnitCompiler:
     def _examples(self, one: _Pending, sides: list[Encoded]) -> list[Example]:
         """Return the example at its final length: several only where a document is longer than --max-length."""
         conversation, found, note = self._fitted(one.conversation, sides)
-        if not all((side.weights > 0).any() for sides in found for side in sides):
+        if not all(side.weights.any() for sides in found for side in sides):  # a weight is never negative
             raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
         if any(other and np.array_equal(first.ids, other[0].ids) for first, *other in found):
             raise RowError(Reason.NOTHING_TRAINED, "both replies are the same, so there is nothing to prefer")
@@ -330,8 +336,8 @@ class _UnitCompiler:
     def _again(self, shorter: Conversation) -> list[Encoded]:
         return self._encoded(self._rendered(shorter))
 
-    def _encoded(self, sides: list[tuple[Conversation, list[Segment]]]) -> list[Encoded]:
-        return encode(sides, self.tokenizer, self.task.engine)
+    def _encoded(self, sides: list[Runs]) -> list[Encoded]:
+        return encode_runs(sides, self.tokenizer, self.task.engine)
 
     # -- what is left --
 
@@ -366,5 +372,5 @@ class _UnitCompiler:
         """Return counts, rejects and what encoded, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
-        found |= {"files": dict(sorted(self.preparer.files.items()))}
+        found |= {"files": dict(sorted(self.preparer.files.items())), "whos": list(self.whos)}
         return found | {"engine": f"{self.task.engine} {version_of(self.task.engine)}", "texts_compared": compared}

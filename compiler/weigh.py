@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role, Segment
@@ -63,6 +64,14 @@ class Policy:
         own = [*self.keywords, *(key for key, _, _ in self.patterns)] + ([KEYWORD] if self.keywords else [])
         return own + [key for policy in self.then for key in policy.keys]
 
+    @cached_property
+    def _keyword(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self.keywords, key=len, reverse=True))))
+
+    @cached_property
+    def _keyword_line(self) -> re.Pattern[str]:
+        return re.compile(f"(?<=\n)(?:{self._keyword.pattern})")
+
     def intervals(self, reply: str, begin: int = 0) -> list[Interval]:
         """Return the weighted stretches of a reply; the message's own text, which begins a line, is at `begin`.
 
@@ -72,10 +81,8 @@ class Policy:
         """
         found: list[Interval] = []
         if self.keywords:
-            texts = sorted(self.keywords, key=len, reverse=True)
-            keyword_at = re.compile("|".join(map(re.escape, texts)))
-            lines = [begin, *(match.end() for match in re.finditer("\n", reply) if match.end() > begin)]
-            marks = [mark for line in lines if (mark := keyword_at.match(reply, line))]
+            first = self._keyword.match(reply, begin)
+            marks = [*([first] if first else []), *self._keyword_line.finditer(reply, first.end() if first else begin)]
             ends = [*(mark.start() for mark in marks[1:]), len(reply)]
             for mark, end in zip(marks, ends, strict=False):  # no keyword, no stretch
                 keyword, content = self.keywords[mark[0]]
@@ -111,7 +118,7 @@ def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -
     reply: list[Segment] = []
     for segment in segments:
         if reply and not (segment.generated and segment.message == reply[0].message):
-            weighed += _weigh_reply(conversation, reply, policy)
+            weighed += weigh_reply(conversation, reply, policy)
             reply = []
         if segment.generated:
             reply.append(segment)
@@ -122,10 +129,10 @@ def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -
             message = conversation.messages[segment.message]
             segment.weight = (message.weight or 0.0) if message.role is not Role.ASSISTANT else 0.0
         weighed.append(segment)
-    return weighed + (_weigh_reply(conversation, reply, policy) if reply else [])
+    return weighed + (weigh_reply(conversation, reply, policy) if reply else [])
 
 
-def _weigh_reply(conversation: Conversation, reply: list[Segment], policy: Policy) -> list[Segment]:
+def weigh_reply(conversation: Conversation, reply: list[Segment], policy: Policy) -> list[Segment]:
     """Return a reply's segments weighed; its last segment is the stop, which weighs as the message does."""
     asked = conversation.messages[reply[0].message].weight
     for segment in reply:

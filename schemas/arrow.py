@@ -10,7 +10,7 @@ import pyarrow as pa
 FORMAT_VERSION = 2
 """Of shards and manifest together; a reader refuses a version it does not know."""
 PACKED_VERSION = 3
-"""That of packed sets, whose rows are several examples: `_PACKED` says which columns are lists there."""
+"""That of packed sets, whose rows are several examples: `OF_SEQUENCES` says which columns are lists there."""
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -66,8 +66,8 @@ _OF_KIND = {
 }
 
 
-_PACKED = ("dataset", "file", "row", "offset", "repeat", "part")
-"""Where the sequences of a pack are from: lists there, one element for each of its `seq_lens`."""
+OF_SEQUENCES = ("dataset", "file", "row", "offset", "repeat", "part", "repairs")
+"""What is known of each sequence: in packed sets lists, with one element for each of the pack's `seq_lens`."""
 
 
 def shard_schema(kind: str, *, packed: bool = False) -> pa.Schema:
@@ -77,11 +77,11 @@ def shard_schema(kind: str, *, packed: bool = False) -> pa.Schema:
     one; `num_trained` counts both. Positions of media are the same in both, since they stand in the context.
 
     In packed sets a row holds several examples, one after the other: `seq_lens` are their lengths, positions and
-    attention restart at each; positions of media count from the start of the pack; `num_trained`, `spans` and
-    `repairs` are those of the whole pack.
+    attention restart at each; positions of media count from the start of the pack; `num_trained` and `spans` are those
+    of the whole pack.
     """
     columns = [
-        pa.field(field.name, pa.list_(field.type), nullable=False) if packed and field.name in _PACKED else field
+        pa.field(field.name, pa.list_(field.type), nullable=False) if packed and field.name in OF_SEQUENCES else field
         for field in (*_COLUMNS, *_OF_KIND.get(kind, ()))
     ]
     return pa.schema(columns)
@@ -89,10 +89,15 @@ def shard_schema(kind: str, *, packed: bool = False) -> pa.Schema:
 
 SHARD = shard_schema("sft")
 
+_WORDS = ("input_ids", "labels", "loss_weights", "spans")
+WORD_LISTS = (*_WORDS, *(f"rejected_{name}" for name in _WORDS))
+"""The columns of an object that are nearly all of its bytes: lists of four-byte numbers, null or absent where empty."""
+
 OBJECT = pa.schema(
     [
-        *(_COLUMNS.field(name) for name in ("input_ids", "labels", "loss_weights", "spans", "images", "videos")),
-        *(field.with_nullable(True) for fields in _OF_KIND.values() for field in fields),
+        *(pa.field(name, pa.list_(pa.float32() if "weights" in name else pa.int32())) for name in WORD_LISTS),
+        *(_COLUMNS.field(name) for name in ("images", "videos")),
+        *(field.with_nullable(True) for field in _OF_KIND["kto"]),
         *(_COLUMNS.field(name) for name in ("num_trained", "repairs", "part", "offset")),
         pa.field("index", pa.int64(), nullable=False),
         pa.field("length", pa.int32(), nullable=False),
@@ -100,6 +105,7 @@ OBJECT = pa.schema(
         pa.field("group", pa.binary(16), nullable=False),
     ]
 )
-"""A unit's compiled rows in the cache. `index` and `offset` count within the unit, so that an object serves its unit
-wherever that stands in a file; `length` is what the model sees in tokens, media and both sides of a pair included;
-`fingerprint` is the conversation's, for duplicates; `group` is what the split must keep together."""
+"""A unit's compiled rows in the cache. `spans` are pairs of numbers: who (in the list of the object's record), and how
+many tokens. `index` and `offset` count within the unit, so that an object serves its unit wherever that stands in a
+file; `length` is what the model sees in tokens, media and both sides of a pair included; `fingerprint` is the
+conversation's, for duplicates; `group` is what the split must keep together."""

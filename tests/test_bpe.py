@@ -20,9 +20,10 @@ import registry
 from compiler import bpe
 from compiler.bpe import Fast, Ids
 from compiler.collect import Collector
-from compiler.conversation import Segment
-from compiler.encode import Run as Texts
-from compiler.encode import _by_place, _of_several
+from compiler.conversation import Conversation, Segment
+from compiler.encode import Spoken, _by_place, encode_runs
+from compiler.runs import Run as Texts
+from compiler.runs import Runs, outline_of
 from compiler.tokenizer import Tokenizer
 from compiler.unit import _tools
 
@@ -65,20 +66,28 @@ def test_where_a_token_stands_is_the_same_by_bytes_and_by_characters(name: str) 
     tokenizer, _ = tools(name, TOKENIZERS[name])
     by_bytes = 0
 
+    piece = st.tuples(texts(), st.sampled_from((0.0, 1.0, 2.0)))
+
     @settings(max_examples=150, deadline=None, derandomize=True, database=None)
-    @given(st.lists(st.tuples(texts(), st.sampled_from((0.0, 1.0, 2.0))), min_size=2, max_size=5), st.booleans())
-    def agree(pieces: list[tuple[str, float]], fresh: bool) -> None:
+    @given(st.lists(st.tuples(st.lists(piece, min_size=2, max_size=5), st.booleans()), min_size=1, max_size=3))
+    def agree(rows: list[tuple[list[tuple[str, float]], bool]]) -> None:
         nonlocal by_bytes
-        run = Texts(-1, [Segment(text, weight=weight) for text, weight in pieces if text], fresh)
-        if len(run.segments) < 2:
-            return
-        ids, offsets = tokenizer.encode_with_offsets(run.text, fresh=fresh)
-        widths = [len(segment.text) for segment in run.segments]
-        expected = _by_place(run.segments, offsets[:, 0], offsets[:, 1], widths)
-        found = _of_several(run, ids, tokenizer)
-        assert found[0].tolist() == expected[0].tolist()
-        assert found[1].tolist() == expected[1].tolist()
-        by_bytes += tokenizer.reads_as_is(run.text)
+        runs = [Texts(-1, [Segment(text, weight=w) for text, w in pieces if text], fresh) for pieces, fresh in rows]
+        runs = [run for run in runs if len(run.segments) > 1]
+        batch = []
+        for run in runs:
+            row = Conversation([])
+            batch.append(Runs(outline_of([run], row), [run.text], row, {0: run} if run.speaker() is None else {}))
+        for run, encoded in zip(runs, encode_runs(batch, tokenizer), strict=True):
+            ids, offsets = tokenizer.encode_with_offsets(run.text, fresh=run.fresh)
+            assert encoded.ids.tolist() == ids.tolist()
+            widths = [len(segment.text) for segment in run.segments]
+            weights, owners = _by_place(run.segments, offsets[:, 0], offsets[:, 1], widths)
+            assert encoded.weights.tolist() == weights.tolist()
+            if run.speaker() is None:
+                assert isinstance(encoded.told, Spoken)
+                assert encoded.told.shares[0] == [int((owners == i).sum()) for i in range(len(widths))]
+            by_bytes += tokenizer.reads_as_is(run.text)
 
     agree()
     assert by_bytes > 50

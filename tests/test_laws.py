@@ -34,8 +34,9 @@ from tokenizers import Tokenizer as HFTokenizer
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role, Segment
-from compiler.encode import Encoded, encode
+from compiler.encode import Encoded, encode, encode_runs
 from compiler.fit import POLICIES, fit
+from compiler.lower import Lowering
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.load import load_template
 from compiler.templates.program import Program, SkeletonMismatch
@@ -745,6 +746,31 @@ def test_law_11_weights_never_change_ids(case: Case, data: st.DataObject) -> Non
     assert case.compile(conversation, policy).ids.tolist() == ids
 
 
+@LAWS
+@given(data=st.data())
+def test_law_11_the_outline_of_a_shape_gives_what_each_row_gives_by_itself(any_case: Case, data: st.DataObject) -> None:
+    case = any_case
+    conversation = data.draw(case.conversations(replies=texts() | react_texts()))
+    loaded, template = tools(case.tokenizer, case.template)
+    program = Program(template.program.rendering)
+    tame = [
+        replace(message, content=f"Hi {i}." if message.content else "")
+        for i, message in enumerate(conversation.messages)
+    ]
+    shipped = (Policy.from_card(registry.weights(name)) for name in ("none", "react", "hermes"))
+    for policy in (*shipped, data.draw(policies(), label="policy")):
+        lowering = Lowering(program, loaded, policy)
+        for _ in range(3):  # the third of a shape makes its outline
+            lowering.runs(replace(conversation, messages=tame))
+        batch = [lowering.runs(replace(conversation, messages=messages)) for messages in (conversation.messages, tame)]
+        for messages, found in zip((conversation.messages, tame), encode_runs(batch, loaded), strict=True):
+            row = replace(conversation, messages=messages)
+            [expected] = encode([(row, weigh(row, program.by_rendering(row), policy))], loaded)
+            assert columns_of(found) == columns_of(expected)
+            assert found.spans == expected.spans
+            assert found.stretches == expected.stretches
+
+
 @MANY
 @given(data=st.data())
 def test_law_12_a_token_weighs_what_its_lightest_character_weighs(any_case: Case, data: st.DataObject) -> None:
@@ -875,7 +901,6 @@ def test_a_worked_example() -> None:
 def test_a_message_that_asks_for_loss_is_treated_alike_however_many_came_before_it(content: str) -> None:
     conversation = chat(content, "Ok")
     conversation.messages[0].weight = 1.0
-    DEMO.program.start_unit()
     first, *others = [columns_of(DEMO.compile(conversation)) for _ in range(5)]
     assert all(other == first for other in others)
 
@@ -1095,7 +1120,7 @@ def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(
     for where, text in itertools.product(PLACES, TEXTS):
         conversation = odd(where, text, {})
         expected = outcome(program.by_rendering, conversation)
-        program.start_unit()
+        program = Program(program.rendering)
         try:
             for row in (*[odd(where, text and "Hi.", {"a": 1})] * 2, conversation):
                 found = outcome(program.segments, row)

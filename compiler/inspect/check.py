@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compiler.conversation import Role
-from compiler.encode import IGNORED, TEMPLATE
+from compiler.encode import IGNORED
 from compiler.inspect.choose import LIMIT
 from compiler.inspect.rows import Split, damage
 from compiler.inspect.vocabulary import Vocabulary
 from compiler.order import Ints
+from compiler.runs import TEMPLATE
 from compiler.shards import ShardSet
 from compiler.templates.guard import MEDIA_MARKS
 from compiler.weigh import KEYWORD, Policy

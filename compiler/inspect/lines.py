@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
-from compiler.encode import TEMPLATE
 from compiler.inspect.marks import (
     CONTEXT,
     CONTROL,
@@ -23,6 +22,7 @@ from compiler.inspect.marks import (
     visible,
 )
 from compiler.inspect.tokens import Row, Token
+from compiler.runs import TEMPLATE
 
 
 @dataclass

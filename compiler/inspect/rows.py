@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
+from compiler.pack import unpacked
 from compiler.shards import ShardSet
 from schemas.arrow import shard_schema
 from schemas.errors import IntegrityError
@@ -49,13 +50,15 @@ class Split:
     def __init__(self, opened: ShardSet, name: str) -> None:
         self.opened, self.name = opened, name
         self._batches = [(shard, n) for shard in opened.shards(name) for n in range(len(shard["batches"]))]
-        self._schema = shard_schema(opened.manifest["kind"])
-        self._starts = [0, *accumulate(shard["batches"][n]["rows"] for shard, n in self._batches)]
+        self._packed = "packing" in opened.manifest
+        self._schema = shard_schema(opened.manifest["kind"], packed=self._packed)
+        counts = (shard["batches"][n] for shard, n in self._batches)
+        self._starts = [0, *accumulate(entry.get("sequences", entry["rows"]) for entry in counts)]
         self._last: tuple[int, pa.RecordBatch] | None = None
 
     @property
     def num_rows(self) -> int:
-        """The rows of the split, by the manifest."""
+        """The rows of the split, by the manifest; in packed sets the examples are the rows here."""
         return self._starts[-1]
 
     def scan(self) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -87,7 +90,7 @@ class Split:
             raise damage(self.opened, f"{name}: batch {number} is no Arrow batch: {error}") from error
         if batch.num_rows != entry["rows"]:
             raise damage(self.opened, f"{name}: batch {number} has {batch.num_rows} rows, expected {entry['rows']}")
-        return batch
+        return unpacked(batch, shard_schema(self.opened.manifest["kind"])) if self._packed else batch
 
     def _bytes(self, shard: dict[str, Any], entry: dict[str, Any]) -> bytes:
         name = shard["file"]

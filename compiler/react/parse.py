@@ -108,6 +108,7 @@ def parse_apis(system: str) -> dict[str, Api] | None:
     return apis or None
 
 
+@lru_cache(maxsize=1024)
 def _required(entry: str) -> tuple[str, ...] | None:
     """Return the required parameters of an entry; None where its parameters cannot be read."""
     for value in _parameters(entry):

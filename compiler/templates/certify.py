@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Media, MediaFacts, Message, Role, Segment
-from compiler.encode import Run, encode, make_runs
+from compiler.encode import encode
+from compiler.runs import Run, make_runs
 from compiler.templates.guard import CUT
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template

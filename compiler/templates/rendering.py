@@ -14,6 +14,8 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any
 
+import orjson
+
 from compiler.conversation import Conversation, Message, Role, Segment
 from compiler.media.rules import Vision
 from compiler.templates.guard import CUT, MAX_SLOTS, MEDIA_MARKS, SLOT_PATTERN, Guard, map_strings, slot, slot_number
@@ -86,8 +88,32 @@ class Rendering:
 
         Plain words do not count: ChatGLM3's "sop" is in "philosophy".
         """
+        if not self._may_spell_control(conversation):
+            return None
         found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
         return next((token for token in found if not token.isalnum()), None)
+
+    @cached_property
+    def _beginnings(self) -> list[str]:
+        """How control tokens begin; [""] where one begins with what JSON text does not show as it is."""
+        found = sorted({text[:2] for text in self.controls if not text.isalnum()})
+        plain = all(orjson.dumps(text).decode() == f'"{text}"' for text in found)
+        return found if plain else [""]
+
+    def _may_spell_control(self, conversation: Conversation) -> bool:
+        """Return whether the beginning of a control token is anywhere in the row: quick, and mostly not so."""
+        texts = []
+        for message in conversation.messages:
+            texts.append(message.content)
+            texts += [text for text in (message.reasoning, message.name, message.call_id) if text is not None]
+            texts += [text for call in message.calls for text in (call.name, call.id) if text is not None]
+        values = [conversation.tools, *(call.arguments for message in conversation.messages for call in message.calls)]
+        try:
+            texts += [orjson.dumps(value).decode() for value in values if value is not None]
+        except TypeError:  # what orjson cannot write is looked through
+            return True
+        joined = "\n".join(texts)
+        return any(beginning in joined for beginning in self._beginnings)
 
     def segments(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments."""

@@ -1,0 +1,211 @@
+"""Rows of many objects as Arrow tables, in any order. What is heavy is copied once, from the objects' files.
+
+An object's file is mapped only while rows are copied out of it: a set may be larger than memory. Where it is, rows are
+first sorted into files of their own by the shard they go to (`scattered`), or every shard would read all of the set.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from compiler.objects import Object, Words
+from compiler.order import Ints
+from compiler.runs import Who
+from schemas.errors import IntegrityError
+
+_SPANS = ("spans", "rejected_spans")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit's rows and where they come from: dataset, file label, number of the first row, byte of the unit."""
+
+    object: Object
+    dataset: str
+    file: str
+    first_row: int
+    offset: int
+
+
+class _Store(Protocol):
+    """Where word lists of rows are: `lists` as an object has it, for the words of each column that `open` returns."""
+
+    @property
+    def lists(self) -> dict[str, tuple[int, npt.NDArray[Any]]]: ...
+    def open(self, names: Sequence[str]) -> dict[str, Words]: ...
+
+
+class _OfObject:
+    """An object's words, with its speakers numbered as `numbers` has them; None = as they are."""
+
+    def __init__(self, object_: Object, numbers: npt.NDArray[np.int32] | None) -> None:
+        self.object, self.numbers = object_, numbers
+        self.lists: dict[str, tuple[int, npt.NDArray[Any]]] = dict(object_.lists)
+        if numbers is not None:  # then `open` returns their words alone
+            self.lists |= {name: (0, offsets) for name, (_, offsets) in object_.lists.items() if name in _SPANS}
+
+    def open(self, names: Sequence[str]) -> dict[str, Words]:
+        try:
+            words = self.object.words()
+        except (OSError, ValueError) as error:
+            raise IntegrityError(
+                str(self.object.path), "an object that was just there is gone or damaged",
+                "Run again; then check the disk.",
+            ) from error  # fmt: skip
+        opened = dict.fromkeys(names, words)
+        if self.numbers is not None:
+            for name in set(names) & set(_SPANS):
+                first, offsets = self.object.lists[name]
+                spans = np.array(words[first : first + int(offsets[-1])], np.int32)
+                spans[::2] = self.numbers[spans[::2]]
+                opened[name] = spans.data
+        return opened
+
+
+class Bucket:
+    """Some rows' words in files of their own, one for each column, in the order of the rows' numbers."""
+
+    def __init__(self, folder: Path, names: Sequence[str], rows: Ints) -> None:
+        """Make the files; `rows` are the numbers of the rows that will be added, in order, each once."""
+        folder.mkdir(parents=True)
+        self._rows = rows
+        self._paths = {name: folder / name for name in names}
+        self._lengths: dict[str, list[Ints]] = {name: [] for name in names}
+        self.lists: dict[str, tuple[int, npt.NDArray[Any]]] = {}
+
+    def add(self, found: dict[str, tuple[Ints, npt.NDArray[np.int32]]]) -> None:
+        """Add the next rows."""
+        for name, (offsets, values) in found.items():
+            self._lengths[name].append(np.diff(offsets))
+            with self._paths[name].open("ab") as file:
+                file.write(values.data)
+
+    def close(self) -> None:
+        """Note where each row begins."""
+        for name, lengths in self._lengths.items():
+            self.lists[name] = (0, np.concatenate([[0], np.cumsum(np.concatenate([[0], *lengths]))])[1:])
+
+    def open(self, names: Sequence[str]) -> dict[str, Words]:
+        """Return the words of the columns, mapped for as long as they are held."""
+        opened = {}
+        for name in names:
+            with self._paths[name].open("rb") as file:
+                size = self._paths[name].stat().st_size
+                whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+            opened[name] = memoryview(whole).cast("i")
+        return opened
+
+    def words(self, rows: Ints, names: Sequence[str]) -> dict[str, tuple[Ints, npt.NDArray[np.int32]]]:
+        """Return what `Rows.words` does."""
+        return _gathered([(self, np.arange(len(rows)), np.searchsorted(self._rows, rows))], len(rows), names)
+
+
+class Rows:
+    """All rows of the parts, one after the other; a row is named by its number among them."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        sizes = [part.object.num_rows for part in parts]
+        self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        """The number of the first row of each part, and how many rows there are, int64[P + 1]."""
+        self.whos: list[Who] = []
+        self._stores = self._numbered()
+        self.light = self._light(sizes)
+
+    def _numbered(self) -> list[_OfObject]:
+        """Return the parts' stores, speakers numbered alike in all of them."""
+        numbers: dict[Who, int] = {}
+        stores = []
+        for part in self.parts:
+            new = [numbers.setdefault((who[0], who[1]), len(numbers)) for who in part.object.info["whos"]]
+            stores.append(_OfObject(part.object, None if new == list(range(len(new))) else np.array(new, np.int32)))
+        self.whos = list(numbers)
+        return stores
+
+    def _light(self, sizes: list[int]) -> pa.Table:
+        """Return the columns that are not word lists, with each row's provenance."""
+        parts = self.parts
+        names = ("images", "videos", "desirable", "num_trained", "repairs", "part", "offset", "index", "length")
+        table = pa.concat_tables([part.object.light.select(names) for part in parts]).combine_chunks()
+
+        def of_part(values: list[int]) -> Ints:
+            return np.repeat(np.array(values, np.int64), sizes)
+
+        def named(values: list[str]) -> pa.Array:
+            known = {value: i for i, value in enumerate(dict.fromkeys(values))}
+            codes = of_part([known[value] for value in values]).astype(np.int32)
+            return pa.DictionaryArray.from_arrays(codes, list(known))
+
+        offset = table.column("offset").combine_chunks()
+        moved = offset.fill_null(0).to_numpy() + of_part([part.offset for part in parts])
+        row = table.column("index").to_numpy() + of_part([part.first_row for part in parts])
+        return (
+            table.drop_columns(["index", "offset"])
+            .append_column("dataset", named([part.dataset for part in parts]))
+            .append_column("file", named([part.file for part in parts]))
+            .append_column("row", pa.array(row))
+            .append_column("offset", pa.array(moved, mask=np.asarray(offset.is_null())))
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the parts' files."""
+        return sum(path.stat().st_size for path in {part.object.path for part in self.parts})
+
+    def words(self, rows: Ints, names: Sequence[str]) -> dict[str, tuple[Ints, npt.NDArray[np.int32]]]:
+        """Return of each word list (offsets int64[N + 1], values int32[T]) for the rows, in their order."""
+        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(part_of, kind="stable")
+        used, first = np.unique(part_of[order], return_index=True)
+        groups = [
+            (self._stores[part], here, rows[here] - self.starts[part])
+            for part, here in zip(used.tolist(), np.split(order, first[1:]), strict=True)
+        ]
+        return _gathered(groups, len(rows), names)
+
+    def scattered(self, shares: Sequence[Ints], names: Sequence[str], folder: Path) -> list[Bucket]:
+        """Return a bucket for each share of the rows (numbers, any order, repeats); every object is read just once."""
+        shares = [np.unique(share) for share in shares]
+        buckets = [Bucket(folder / str(i), names, share) for i, share in enumerate(shares)]
+        for low, high in pairwise(self.starts.tolist()):
+            for share, bucket in zip(shares, buckets, strict=True):
+                a, b = np.searchsorted(share, [low, high])
+                if b > a:
+                    bucket.add(self.words(share[a:b], names))
+        for bucket in buckets:
+            bucket.close()
+        return buckets
+
+
+def _gathered(
+    groups: Sequence[tuple[_Store, Ints, Ints]], count: int, names: Sequence[str]
+) -> dict[str, tuple[Ints, npt.NDArray[np.int32]]]:
+    """Return the word lists of `count` rows, given as (store, places among the rows, rows of the store)."""
+    lengths = {name: np.zeros(count, np.int64) for name in names}
+    for store, here, local in groups:
+        for name in names:
+            offsets = store.lists[name][1]
+            lengths[name][here] = offsets[local + 1] - offsets[local]
+    found = {}
+    for name in names:
+        offsets = np.concatenate([[0], np.cumsum(lengths[name])])
+        found[name] = (offsets, np.empty(int(offsets[-1]), np.int32))
+    for store, here, local in groups:
+        opened = store.open(names)
+        for name in names:
+            first, starts = store.lists[name]
+            offsets, values = found[name]
+            into, words = values.data, opened[name]
+            begin, end = (starts[local] + first).tolist(), (starts[local + 1] + first).tolist()
+            for low, high, to in zip(begin, end, offsets[here].tolist(), strict=True):
+                into[to : to + high - low] = words[low:high]
+    return found
