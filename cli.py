@@ -263,10 +263,25 @@ def _cache() -> Path:
 @click.option(
     "--workers",
     type=click.IntRange(1),
-    default=_workers,
-    show_default="cores",
     metavar="N",
-    help="Processes; never changes a byte.",
+    help="Processes; never changes a byte.  [default: the cores; with --engine ray those of the cluster]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where units are compiled: on this machine, or on a Ray cluster that sees the same files.",
+)
+@click.option(
+    "--ray-address",
+    metavar="HOST:PORT",
+    help="The cluster, or auto.  [default: $RAY_ADDRESS, or one on this machine for this run]",
+)
+@click.option(
+    "--plan-only",
+    is_flag=True,
+    help="Write what is to be compiled to OUT.plan.jsonl, for cli run-unit, and stop.",
 )
 @click.option(
     "--cache",
@@ -299,11 +314,21 @@ def compile_(**given: Any) -> None:
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
       cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
+      cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
     from compiler import report, terminal
-    from compiler.pipeline import compile_set
+    from compiler.pipeline import compile_set, plan_units
 
     config = _config(given)
+    if given["plan_only"]:
+        with terminal.watch() as watcher:
+            written = plan_units(config, watcher)
+        if given["as_json"]:
+            plan = {"plan": str(written.path), "units": written.units, "units_cached": written.cached}
+            click.echo(json.dumps(plan, ensure_ascii=False))
+        else:
+            terminal.print_out(report.plan_summary(written))
+        return
     with terminal.watch() as watcher:
         result = compile_set(config, watcher)
     if given["as_json"]:
@@ -318,6 +343,13 @@ def compile_(**given: Any) -> None:
         click.echo(json.dumps(summary, ensure_ascii=False))
     else:
         terminal.print_out(report.summary(result, str(given["out"])))
+
+
+def _check_engine(given: dict[str, Any]) -> None:
+    if given["ray_address"] is not None and given["engine"] != "ray":
+        raise UsageError("--ray-address", "units are compiled on this machine", "Add --engine ray, or leave it out.")
+    if given["plan_only"] and given["engine"] == "ray":
+        raise UsageError("--plan-only --engine ray", "a plan is compiled by cli run-unit", "Leave out --engine ray.")
 
 
 def _config(given: dict[str, Any]) -> Any:
@@ -359,6 +391,7 @@ def _config(given: dict[str, Any]) -> Any:
             "they name the model in self-cognition rows, and none are asked for",
             "Add --self-cognition N.",
         )
+    _check_engine(given)
     if given["pool"] and not given["self_cognition"]:
         raise UsageError("--self-cognition-file", "no self-cognition rows are asked for", "Add --self-cognition N.")
     if bool(given["name"]) != bool(given["author"]):
@@ -396,9 +429,51 @@ def _config(given: dict[str, Any]) -> Any:
             seed=given["seed"],
             shuffle=given["shuffle"],
         ),
-        workers=given["workers"],
+        workers=given["workers"] or (0 if given["engine"] == "ray" else _workers()),
+        engine=given["engine"],
+        ray_address=given["ray_address"] or "",
         **persona,
     )
+
+
+@main.command("run-unit", epilog=EXIT_CODES)
+@click.option("--plan", type=click.Path(path_type=Path), required=True, metavar="PLAN", help="What --plan-only wrote.")
+@click.option("--ids", metavar="A-B,...", help="The units to compile by number, the first one is 0: 3, 0-9,12.")
+@click.option("--slice", "part", metavar="K/N", help="The K-th of N slices of all units, the first one is 0.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=_workers, show_default="cores", metavar="N", help="Processes."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def run_unit(plan: Path, ids: str | None, part: str | None, workers: int, as_json: bool) -> None:
+    """Compile some units of PLAN into its cache; the same cli compile without --plan-only then links them.
+
+    Units that are in the cache already are skipped, so a slice can be run again. Where one fails, its message and
+    exit code are those of cli compile, and what was compiled is kept.
+
+    \b
+    Examples:
+      cli run-unit --plan shards.plan.jsonl --ids 0-99
+      cli run-unit --plan shards.plan.jsonl --slice $SLURM_ARRAY_TASK_ID/16
+    """
+    from compiler import report, terminal
+    from compiler.slices import Slice
+    from compiler.unit_plan import UnitPlan, parse_ids, parse_slice
+
+    if (ids is None) == (part is None):
+        raise UsageError("run-unit", "expected one of --ids and --slice", "--ids 0-9, or --slice 0/16")
+    chosen, number_of = (parse_ids(ids), None) if ids is not None else ([], parse_slice(part or ""))
+    opened = UnitPlan.open(plan)
+    if number_of:
+        chosen = opened.slice(*number_of)
+    opened.check_ids(chosen)
+    with terminal.watch() as watcher:
+        done = Slice(opened, chosen, watcher)
+        done.run(workers)
+    if as_json:
+        result = {"plan": str(plan), "units_compiled": done.compiled, "units_cached": done.cached, "left": done.left}
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        terminal.print_out(report.slice_summary(done))
 
 
 @main.command(epilog=EXIT_CODES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from compiler.prepare import Layout, state_of
 from compiler.read import cut, open_source
 from compiler.request import Request
 from compiler.sources import Dataset
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer import Sample, Tokenizer
 from compiler.unit import Outcome, Settings, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
@@ -33,6 +34,9 @@ FEW_UNITS = 3
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
 """With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
 about two seconds, when a unit of text takes a fifth of one. Units with images take longer."""
+
+RunTasks = Callable[[Iterable[Task], int, local.Done], str]
+"""Where units run: takes tasks, a number of workers (0 = as many as there are) and what to do with each outcome."""
 
 
 class Watcher:
@@ -145,40 +149,45 @@ class Collector:
     cache: Path
     watcher: Watcher
     tokenizer: Tokenizer
+    run_tasks: RunTasks = local.run
     engine: str = ""
     """What encodes; "" = not chosen yet, since nothing was to be encoded."""
     cached: int = 0
     compiled: int = 0
-    _made: list[str] = field(default_factory=list)
 
     def run(self, workers: int) -> list[Compiled]:
         """Return the datasets with their objects, every one of them loaded and checked."""
         collected = [Compiled(dataset, request) for dataset, request, _ in self.datasets]
         found: dict[str, objects.Object] = {}
-        tasks = self._missing(collected, found)
         quick = self.settings.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
         few = FEW_UNITS if quick else IN_PROCESS_UNITS
-        first = list(islice(tasks, few + 1))
-        if first and not self.engine:
-            self._choose_engine(len(first) > FEW_UNITS)
-        engine = self.engine or REFERENCE
-        planned = (replace(task, engine=engine) for task in chain(first, tasks))
-        trouble = local.run(planned, workers if len(first) > few else 1, self._done)
+        tasks, many = self._with_engine(self._missing(collected, found), few)
+        trouble = self.run_tasks(tasks, workers if many else 1, self._done)
         if trouble:
             if trouble == ENGINES_DIFFER:
                 self.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
                 self.engine = REFERENCE
-                for key in self._made:
-                    objects.remove(self.cache, key)
+                refuse_fast(self.cache, self.tokenizer)
             else:
                 self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
                 self.settings = replace(self.settings, skeletons=False)
             self.cached = self.compiled = 0
-            self._made = []
             return self.run(workers)
         for one in collected:
             one.loaded = [found[record.key] if record.key in found else self._load(record) for record in one.records]
         return collected
+
+    def missing(self) -> Iterator[Task]:
+        """Yield what `run` would compile, which is then for others to do."""
+        return self._with_engine(self._missing([Compiled(*one[:2]) for one in self.datasets], {}), FEW_UNITS)[0]
+
+    def _with_engine(self, tasks: Iterator[Task], few: int) -> tuple[Iterator[Task], bool]:
+        """Return the tasks with what will encode them, and whether they are more than `few`."""
+        first = list(islice(tasks, few + 1))
+        if first and not self.engine:
+            self._choose_engine(len(first) > FEW_UNITS)
+        engine = self.engine or REFERENCE
+        return (replace(task, engine=engine) for task in chain(first, tasks)), len(first) > few
 
     def _missing(self, collected: list[Compiled], found: dict[str, objects.Object]) -> Iterator[Task]:
         """Yield a task for each unit that the cache does not have, and record every unit."""
@@ -194,7 +203,7 @@ class Collector:
                     if key in found or key in queued:
                         continue
                     kept = objects.load(self.cache, key)
-                    if kept is None or not _media_as_they_were(kept):
+                    if kept is None or not usable(kept, self.cache, self.tokenizer):
                         queued.add(key)
                         yield Task(unit, layout, self.settings, str(self.cache), dataset.name, key)
                         continue
@@ -216,7 +225,7 @@ class Collector:
     def _why_not_fast(self) -> str:
         """Return why the fast engine is not to be used, "" if it is; found out once for a tokenizer and versions."""
         try:
-            key = objects.key_of("engine", self.tokenizer.digest, version_of(FAST), registry.awkward_texts())
+            key = _engine_key(self.tokenizer.digest, version_of(FAST))
         except PackageNotFoundError:
             return "it is not installed"
         kept = objects.load_record(self.cache, key)
@@ -229,13 +238,8 @@ class Collector:
         """Count a task and compare the texts it hands over; return why the run must be done in another way, or ""."""
         if outcome.trouble:
             return outcome.trouble
-        self._made.append(task.key)
-        for fresh in (True, False):
-            samples = [(text, ids) for is_fresh, text, ids in outcome.samples if is_fresh is fresh]
-            ids, lengths = self.tokenizer.reference[0 if fresh else 1].encode([text for text, _ in samples])
-            expected = np.split(ids, np.cumsum(lengths))  # with what follows the last text, which is nothing
-            if any(a.tolist() != b for a, (_, b) in zip(expected, samples, strict=False)):
-                return ENGINES_DIFFER
+        if not agree(self.tokenizer, outcome.samples):
+            return ENGINES_DIFFER
         self.compiled += 1
         self.watcher.units(task.dataset, self.cached, self.compiled)
         return ""
@@ -248,7 +252,47 @@ class Collector:
                 "an object that was just compiled is gone or damaged",
                 "Run again; then check the disk.",
             )
+        if not _media_as_they_were(kept):
+            raise IntegrityError(
+                record.file,
+                "an image or video of it changed meanwhile, or is another one on a machine that looked at it",
+                "Run again; on a cluster every machine must see them at the same paths.",
+            )
         return kept
+
+
+def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
+    """Return whether the reference gives the ids that a fast engine gave."""
+    for fresh in (True, False):
+        some = [(text, ids) for is_fresh, text, ids in samples if is_fresh is fresh]
+        ids, lengths = tokenizer.reference[0 if fresh else 1].encode([text for text, _ in some])
+        expected = np.split(ids, np.cumsum(lengths))  # with what follows the last text, which is nothing
+        if any(a.tolist() != b for a, (_, b) in zip(expected, some, strict=False)):
+            return False
+    return True
+
+
+def refuse_fast(cache: Path, tokenizer: Tokenizer) -> None:
+    """Keep in the cache that the fast engine errs: it is not chosen again, and no object that it made is used."""
+    objects.store_record(cache, _engine_key(tokenizer.digest, version_of(FAST)), {"why": ENGINES_DIFFER})
+    is_refused.cache_clear()
+
+
+def usable(kept: objects.Object, cache: Path, tokenizer: Tokenizer) -> bool:
+    """Return whether an object is still good: no doubt of what encoded it, every image and video as it was."""
+    return not is_refused(cache, tokenizer.digest, kept.info["engine"]) and _media_as_they_were(kept)
+
+
+@lru_cache(maxsize=16)
+def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
+    """Return whether what made an object was found to err: by an earlier run, or by another machine of this one."""
+    name, version = encoder.split()
+    kept = objects.load_record(cache, _engine_key(tokenizer_digest, version)) if name == FAST else None
+    return kept is not None and kept["why"] != ""
+
+
+def _engine_key(tokenizer_digest: str, version: str) -> str:
+    return objects.key_of("engine", tokenizer_digest, version, registry.awkward_texts())
 
 
 def _media_as_they_were(kept: objects.Object) -> bool:

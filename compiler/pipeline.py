@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import registry
-from compiler import hub, objects
+from compiler import hub, objects, unit_plan
 from compiler.cache import in_use
 from compiler.collect import Collector, Compiled, Watcher
 from compiler.conversation import Kind
+from compiler.engines import local, ray
 from compiler.gather import Part, Rows
 from compiler.link import Split, packed, split_of, write_split
 from compiler.manifest import (
@@ -82,6 +84,8 @@ class Config:
     author: str = DEMO_AUTHOR
     options: Options = field(default_factory=Options)
     workers: int = 1
+    engine: str = "local"
+    ray_address: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,21 +97,20 @@ class Result:
     cached: int
 
 
+def plan_units(config: Config, watcher: Watcher) -> unit_plan.Written:
+    """Write what is to be compiled as a plan beside the output, for `cli run-unit` to compile it anywhere."""
+    if isinstance(config.out, StorePath):
+        raise UsageError(
+            "--plan-only", "a plan is written beside a local OUT", "Name one with -o, and OUT in the compile."
+        )
+    return unit_plan.write(config.out.parent / f"{config.out.name}.plan.jsonl", _begin(config, watcher)[-1])
+
+
 def compile_set(config: Config, watcher: Watcher) -> Result:
     """Compile, link and publish; return the manifest. Every problem leaves what was compiled in the cache."""
-    datasets = _datasets(config)
-    for dataset, _, _ in datasets:
-        for note in dataset.notes:
-            watcher.say(f"{dataset.name}: {note}")
-    kind = _one_kind(datasets)
-    _check_effects(config, datasets, kind)
-    tokenizer = Tokenizer.load(config.tokenizer)
-    documents = kind == Kind.PRETRAIN
-    template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
-    certificate = _certificate(config, template, tokenizer)
+    kind, template, certificate, collector = _begin(config, watcher)
+    tokenizer = collector.tokenizer
     with in_use(config.cache, watcher.say), _output(config, watcher) as output:
-        settings = _settings(config, tokenizer, template, documents)
-        collector = Collector(datasets, settings, config.cache, watcher, tokenizer)
         compiled = collector.run(config.workers)
         _check_rejects(config, compiled)
         examples = [one.examples() for one in compiled]
@@ -157,6 +160,24 @@ def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:
         what = "writing into object stores needs boto3"
         raise UsageError(f"-o {config.out}", what, "pip install 'finetune-data-compiler[s3]'") from None
     return StoreOutput(config.out, config.cache, watcher)
+
+
+def _begin(config: Config, watcher: Watcher) -> tuple[str, Template, dict[str, Any], Collector]:
+    """Return the kind of the datasets, the template with its certificate, and what collects the datasets' objects."""
+    datasets = _datasets(config)
+    for dataset, _, _ in datasets:
+        for note in dataset.notes:
+            watcher.say(f"{dataset.name}: {note}")
+    kind = _one_kind(datasets)
+    _check_effects(config, datasets, kind)
+    tokenizer = Tokenizer.load(config.tokenizer)
+    documents = kind == Kind.PRETRAIN
+    template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
+    certificate = _certificate(config, template, tokenizer)
+    settings = _settings(config, tokenizer, template, documents)
+    on_ray = partial(ray.run, address=config.ray_address, say=watcher.say)
+    run_tasks = on_ray if config.engine == "ray" else local.run
+    return kind, template, certificate, Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks)
 
 
 def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:

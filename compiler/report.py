@@ -11,6 +11,8 @@ from rich.text import Text
 from compiler.card import mix_rows
 from compiler.persona import DEMO_NAME
 from compiler.pipeline import Result
+from compiler.slices import Slice
+from compiler.unit_plan import Written
 
 
 def summary(result: Result, out: str) -> RenderableType:
@@ -31,6 +33,27 @@ def summary(result: Result, out: str) -> RenderableType:
         parts.append(Text(f"nothing was encoded again: all {cached} unit{_s(cached)} came from the cache"))
     parts.append(Text(f"wrote {out}  manifest {manifest['digest'][:16]}"))
     return Group(*parts)
+
+
+def plan_summary(written: Written) -> RenderableType:
+    """Return what is said when a plan was written."""
+    units = f"{written.units} unit{_s(written.units)} to compile, {written.cached} in the cache already"
+    last = written.units - 1
+    how = (
+        f"cli run-unit --plan {written.path} --ids 0-{last}"
+        if written.units
+        else "the same cli compile without --plan-only"
+    )
+    return Text(f"{units}\nwrote {written.path}; next: {how}")
+
+
+def slice_summary(done: Slice) -> RenderableType:
+    """Return what is said when a slice of a plan was compiled."""
+    lines = [f"{done.compiled} unit{_s(done.compiled)} compiled, {done.cached} in the cache already"]
+    if done.left:
+        whys = ", ".join(sorted({one["why"] for one in done.left}))
+        lines.append(f"{len(done.left)} unit{_s(len(done.left))} left for cli compile to do in another way: {whys}")
+    return Text("\n".join(lines))
 
 
 def remarks(manifest: dict[str, Any]) -> list[str]:

@@ -37,7 +37,7 @@ from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer import Sample, Tokenizer
 from compiler.weigh import Policy, last_round
 from schemas.arrow import OBJECT
-from schemas.errors import Reason, Reject, RowError
+from schemas.errors import IntegrityError, Reason, Reject, RowError
 
 BATCH = 512
 """Rows encoded in one call: enough for the tokenizer, small enough to bound memory."""
@@ -112,6 +112,11 @@ def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
         skeletons=settings.skeletons,
         documents=settings.documents,
     )
+    if (tokenizer.digest, template.digest) != (settings.tokenizer_digest, settings.template_digest):
+        raise IntegrityError(
+            settings.tokenizer, "the tokenizer or its chat template is not the one that the run was planned with",
+            "It was changed meanwhile, or this machine has another one there; run again with one for all.",
+        )  # fmt: skip
     return tokenizer, template
 
 

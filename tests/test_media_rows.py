@@ -34,6 +34,7 @@ import registry
 from cli import main
 from compiler.conversation import Conversation, Media, MediaFacts, Message, Role
 from compiler.encode import Encoded, encode
+from compiler.engines import local
 from compiler.fit import fit
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer import Tokenizer as Compiled
@@ -636,6 +637,30 @@ def test_rows_are_compiled_again_when_an_image_changes_appears_or_goes(
     (data / "late.png").unlink()
     assert units(run, model, file, out) == (1, 0)
     assert tokens() == [[4]]
+
+
+def test_images_that_the_machine_which_compiled_did_not_see_end_the_run_and_reject_no_row(
+    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine of a cluster may have the sources and not the folder of the images: here it is out of sight."""
+    file = write(data / "rows.jsonl", ASKED | {"images": ["a.png"]})
+    given = ["compile", file, "--tokenizer", model, "--max-rejects", "100%"]
+
+    def blind(*arguments: Any) -> str:
+        (data / "a.png").rename(data / "moved.png")
+        found = local_run(*arguments)
+        (data / "moved.png").rename(data / "a.png")
+        return found
+
+    local_run = local.run
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "run", blind)
+        result = run(*given, "-o", tmp_path / "out", code=4)
+    said = "an image or video of it changed meanwhile, or is another one on a machine that looked at it"
+    assert f"error: {file}: {said}" in result.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert units(run, model, file, tmp_path / "out") == (1, 0)
+    assert len(rows(tmp_path / "out")) == 1
 
 
 def test_rows_are_compiled_again_when_a_link_leads_to_another_image(

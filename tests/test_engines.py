@@ -1,0 +1,588 @@
+"""Units compiled elsewhere: on a Ray cluster that loses workers and nodes, and in slices of a plan.
+
+The cluster is a real one of several nodes on this machine (a raylet each, with workers of its own); what its nodes do
+not see is hidden from them by a mount namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from click.testing import Result
+from test_bpe import Wrong, manifest, rows
+
+import registry
+from benchmarks.corpus import write
+from compiler import bpe
+from compiler.engines.elsewhere import check, marked, terms_of
+from compiler.unit import _tools
+from schemas import schema
+from schemas.errors import InputError
+
+# Some versions of Ray leave files of a cluster that they start in this process to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+Run = Callable[..., Result]
+ROOT = Path(__file__).resolve().parent.parent
+CLI = [sys.executable, "-m", "cli"]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+LIMIT = 120
+"""Seconds that anything here may take before it counts as hanging."""
+
+
+def cli(
+    *arguments: object, code: int = 0, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*CLI, *map(str, arguments)], cwd="/", env=ENVIRONMENT | (environment or {}),
+        capture_output=True, text=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def one_message(stderr: str) -> str:
+    """Return the one error on stderr."""
+    assert stderr.count("error:") == 1, stderr
+    assert "Traceback" not in stderr
+    return stderr[stderr.index("error:") :]
+
+
+def digest(out: Path) -> str:
+    return str(manifest(out)["digest"])
+
+
+def wait_until(true: Callable[[], Any], what: str) -> Any:
+    end = time.monotonic() + LIMIT
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"waited in vain: {what}")
+
+
+def objects_in(cache: Path) -> int:
+    return len(list(cache.glob("objects/*/*.arrow")))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three formats, about 15 units."""
+    return write(tmp_path_factory.mktemp("corpus"), 6000)
+
+
+@pytest.fixture(scope="module")
+def local(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the local engine makes of the files."""
+    folder = tmp_path_factory.mktemp("local")
+    return json.loads(cli("compile", *files, "--cache", folder / "cache", "-o", folder / "out", "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def other_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a machine with another version of the package."""
+    folder = tmp_path_factory.mktemp("other")
+    for name in ("compiler", "registry", "schemas", "trainer"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "cli.py", folder)
+    with (folder / "compiler" / "weigh.py").open("a") as file:
+        file.write("# another version\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+# -- Ray --
+
+
+def processes_of(session: str, called: str = "") -> list[int]:
+    """Return the processes that write into a session's logs; of those, the ones that call themselves so."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            if (folder / "cmdline").read_bytes().startswith(called.encode()) and any(
+                str(fd.readlink()).startswith(session) for fd in (folder / "fd").iterdir()
+            ):
+                found.append(int(folder.name))
+    return found
+
+
+class Nodes:
+    """A cluster of this machine's own: a head with one CPU, and what is added."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        quickly = {
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 500,
+            "health_check_timeout_ms": 500,
+            "health_check_failure_threshold": 3,
+        }
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "_system_config": quickly}
+        )
+        self.address = self.cluster.address
+        self.session = self.cluster.head_node.get_session_dir_path()
+
+    def compiling(self, node: Any = None) -> list[int]:
+        """Return the workers that are compiling a unit; of one node, where one is named."""
+        raylet = None if node is None else raylet_of(node)
+        found = processes_of(self.session, "ray::_compile")
+        return [pid for pid in found if raylet in (None, parent_of(pid))]
+
+    def hold(self, node: Any = None) -> int:
+        """Stop a worker within a unit, so that what is done to it hits just then; return its process."""
+
+        def held() -> int:
+            for pid in self.compiling(node):
+                os.kill(pid, signal.SIGSTOP)
+                if pid in self.compiling(node):
+                    return pid
+                os.kill(pid, signal.SIGCONT)
+            return 0
+
+        return int(wait_until(held, "no worker compiles"))
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        command = [*CLI, "compile", *map(str, arguments), "--engine", "ray", "--ray-address", self.address]
+        return subprocess.Popen(
+            command, cwd="/", env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def raylet_of(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """A cluster; nothing of it may be left in the end."""
+    pytest.importorskip("ray", reason="needs the [ray] extra")
+    nodes = Nodes()
+    try:
+        yield nodes
+    finally:
+        nodes.cluster.shutdown()
+        end = time.monotonic() + 10
+        while processes_of(nodes.session) and time.monotonic() < end:
+            time.sleep(0.05)
+        left = processes_of(nodes.session)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert left == []
+
+
+def test_a_cluster_that_loses_a_worker_and_two_nodes_makes_the_same_set(
+    nodes: Nodes, files: list[Path], local: dict[str, Any], tmp_path: Path
+) -> None:
+    """A worker is killed; one node goes with all of its processes; another falls silent: its worker answers nothing."""
+    second, third = (nodes.cluster.add_node(num_cpus=1) for _ in range(2))
+    cache = tmp_path / "cache"
+    with nodes.start(*files, "--cache", cache, "-o", tmp_path / "out", "--json") as process:
+        wait_until(lambda: objects_in(cache) >= 1, "nothing is compiled")
+        os.kill(nodes.hold(nodes.cluster.head_node), signal.SIGKILL)
+        held, silent = nodes.hold(second), nodes.hold(third)
+        nodes.cluster.remove_node(second, allow_graceful=False)
+        with contextlib.suppress(ProcessLookupError):  # without its raylet it may have gone by itself
+            os.kill(held, signal.SIGKILL)
+        os.kill(raylet_of(third), signal.SIGSTOP)
+        before = objects_in(cache)
+        stdout, stderr = process.communicate(timeout=LIMIT)
+        os.kill(silent, signal.SIGKILL)  # it is still there
+    nodes.cluster.remove_node(third, allow_graceful=False)
+    assert process.returncode == 0, stderr
+    assert before < local["units_compiled"] - 3  # it was not over yet
+    again = re.findall(r" at \d+: the worker was lost \((.*)\); the unit is compiled again", stderr)
+    assert len(again) >= 3 and again[-1] == "its node is gone"
+    summary = json.loads(stdout)  # nothing of Ray's is there
+    assert summary["digest"] == local["digest"]
+    assert summary["units_compiled"] == local["units_compiled"]
+
+
+def test_a_unit_whose_workers_are_always_lost_is_given_up_in_one_message(
+    nodes: Nodes, files: list[Path], tmp_path: Path
+) -> None:
+    with nodes.start(files[1], "--cache", tmp_path / "cache", "-o", tmp_path / "out", "--workers", 1) as process:
+        killed = 0
+        while process.poll() is None:
+            for pid in nodes.compiling():
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+            time.sleep(0.02)
+        message = one_message(process.communicate()[1])
+    assert process.returncode == 5
+    assert killed >= 4
+    assert "every worker that compiled this unit was lost, the last of 4 with WorkerCrashedError" in message
+    assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_node_with_other_code_is_refused_in_one_message(
+    nodes: Nodes, files: list[Path], other_code: dict[str, str], tmp_path: Path
+) -> None:
+    other = nodes.cluster.add_node(num_cpus=1, env_vars=other_code)
+    try:
+        done = cli("compile", *files, "--cache", tmp_path / "cache", "-o", tmp_path / "out",
+                   "--engine", "ray", "--ray-address", nodes.address, code=4)  # fmt: skip
+    finally:
+        nodes.cluster.remove_node(other)
+    assert re.search(r"expected the compiler's source \w{12}, found \w{12}\n", one_message(done.stderr))
+    assert objects_in(tmp_path / "cache") == 0
+
+
+def test_a_node_that_does_not_see_the_cache_is_named_in_one_message(
+    nodes: Nodes, files: list[Path], tmp_path: Path
+) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount namespace, which this machine does not give")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    start = f"mount -t tmpfs none {cache} && exec ray start --address={nodes.address} --num-cpus=1 --block"
+    environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    before = len(nodes.cluster.global_state._live_node_ids())
+    with subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", start], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as node:
+        try:
+            wait_until(lambda: len(nodes.cluster.global_state._live_node_ids()) > before, "the node does not start")
+            done = cli("compile", *files, "--cache", cache, "-o", tmp_path / "out",
+                       "--engine", "ray", "--ray-address", nodes.address, code=5)  # fmt: skip
+        finally:
+            node.terminate()
+            node.wait(LIMIT)
+    message = one_message(done.stderr)
+    assert message.startswith(f"error: {cache} (on ")
+    assert "this folder is another one" in message and "on a shared file system" in message
+    assert objects_in(cache) == 0
+
+
+def test_a_machine_that_does_not_see_the_sources_is_named(tmp_path: Path) -> None:
+    missing = str(tmp_path / "a.jsonl")
+    with marked(tmp_path) as mark, pytest.raises(InputError, match=f"^{missing} \\(on .*not there"):
+        check(terms_of(str(tmp_path), mark, bpe.REFERENCE, (str(tmp_path), missing)))
+
+
+def test_an_interrupt_ends_a_run_on_a_cluster_of_its_own_and_leaves_no_process(
+    files: list[Path], local: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs the [ray] extra")
+    cache = tmp_path / "cache"
+    command = [*CLI, "compile", *map(str, files), "--engine", "ray", "--cache", str(cache), "-o", str(tmp_path / "out")]
+    with subprocess.Popen(
+        command,
+        cwd="/",
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_until(lambda: objects_in(cache) >= 1, "nothing is compiled")
+        session = session_of(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    assert "Traceback" not in stderr
+    assert objects_in(cache) < local["units_compiled"]
+    wait_until(lambda: not processes_of(session), "processes are left")
+
+
+def session_of(process: int) -> str:
+    """Return the folder of the Ray session whose files a process has open."""
+    links = [fd.readlink() for fd in Path(f"/proc/{process}/fd").iterdir()]
+    [session] = {folder for link in links for folder in link.parents if folder.name.startswith("session_")}
+    return str(session)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--engine", "ray", "--ray-address", "127.0.0.1:9"], 5, "no Ray cluster could be reached: "),
+        (["--engine", "ray", "--ray-address", "ray://127.0.0.1:10001"], 2, "expected HOST:PORT or auto"),
+        (["--ray-address", "auto"], 2, "Add --engine ray"),
+        (["--engine", "ray", "--plan-only"], 2, "Leave out --engine ray"),
+    ],
+)
+def test_what_ray_cannot_do_is_one_message(
+    run: Run, files: list[Path], tmp_path: Path, arguments: list[str], code: int, says: str
+) -> None:
+    assert says in one_message(run("compile", *files, "-o", tmp_path / "out", *arguments, code=code).stderr)
+
+
+def test_ray_that_is_not_installed_is_one_message(
+    run: Run, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = run("compile", *files, "--engine", "ray", "-o", tmp_path / "out", code=2)
+    assert "pip install 'finetune-data-compiler[ray]'" in one_message(result.stderr)
+
+
+# -- plans --
+
+
+@pytest.fixture(scope="module")
+def mixed(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of every way to find a unit again: by range, by group of a table, and by cutting once more."""
+    folder = tmp_path_factory.mktemp("mixed")
+    plain, tools, _ = (path.read_bytes() for path in files)
+    rows = [json.loads(line) for line in plain.splitlines()[:1000]]
+    table = pa.Table.from_pylist([{"instruction": row["instruction"], "output": row["output"]} for row in rows])
+    pq.write_table(table, folder / "groups.parquet", row_group_size=400)
+    with pa.ipc.new_stream(folder / "stream.arrow", table.schema) as writer:
+        writer.write_table(table.slice(0, 600), max_chunksize=200)
+    (folder / "packed.jsonl.gz").write_bytes(gzip.compress(tools[: tools.index(b"\n", 2 << 20) + 1], 1))
+    (folder / "array.json.zst").write_bytes(zstandard.compress(json.dumps(rows).encode()))
+    shutil.copy(files[0], folder / "plain.jsonl")
+    return sorted(folder.iterdir())
+
+
+def plan_of(run: Run, tmp_path: Path, *arguments: object) -> tuple[Path, int]:
+    """Return the plan of a compile of these arguments, and how many units it has."""
+    found = json.loads(run("compile", *arguments, "-o", tmp_path / "out", "--plan-only", "--json").stdout)
+    return Path(found["plan"]), found["units"]
+
+
+def test_slices_run_at_once_leave_nothing_to_compile_and_make_the_same_set(mixed: list[Path], tmp_path: Path) -> None:
+    here = json.loads(cli("compile", *mixed, "--cache", tmp_path / "here", "-o", tmp_path / "local", "--json").stdout)
+    arguments = ["compile", *mixed, "--cache", tmp_path / "cache", "-o", tmp_path / "out", "--json"]
+    planned = json.loads(cli(*arguments, "--plan-only").stdout)
+    assert planned["units"] == here["units_compiled"]
+    assert not (tmp_path / "out").exists()
+    assert Path(planned["plan"]).stat().st_size < 20_000  # no bytes of the data
+    slices = [
+        subprocess.Popen(
+            [*CLI, "run-unit", "--plan", planned["plan"], "--slice", f"{k}/2", "--workers", "1", "--json"],
+            cwd="/", stdout=subprocess.PIPE, text=True,
+        )
+        for k in range(2)
+    ]  # fmt: skip
+    ran = [json.loads(process.communicate(timeout=LIMIT)[0]) for process in slices]
+    assert [process.returncode for process in slices] == [0, 0]
+    assert sum(one["units_compiled"] for one in ran) == planned["units"]
+    assert all(one["units_cached"] == 0 and one["left"] == [] for one in ran)
+    linked = json.loads(cli(*arguments).stdout)
+    assert (linked["units_compiled"], linked["units_cached"]) == (0, planned["units"])
+    assert linked["digest"] == here["digest"]
+
+
+def test_the_jobs_of_the_document_run_as_they_stand(files: list[Path], tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "scale.md").read_text("utf-8").replace("/shared", str(tmp_path))
+    [by_hand] = re.findall(r"```bash\n(cli compile[^`]*run-unit.*?)```", text, re.DOTALL)
+    [job] = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", text, re.DOTALL)
+    (tmp_path / "chats.jsonl").write_bytes(files[0].read_bytes()[: 1 << 16].rpartition(b"\n")[0])
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for script, more in ((by_hand, {}), (job, {"SLURM_ARRAY_TASK_ID": "15"})):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=ENVIRONMENT | {"PATH": path} | more,
+            capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert ("nothing was encoded again" in done.stdout) == (script == by_hand)
+
+
+def test_every_line_of_a_plan_is_as_its_schema_says(run: Run, mixed: list[Path], tmp_path: Path) -> None:
+    plan, units = plan_of(run, tmp_path, *mixed)
+    head, *lines = map(json.loads, plan.read_text().splitlines())
+    for line in (head, *lines):
+        jsonschema.validate(line, schema("plan"), jsonschema.Draft202012Validator)
+    assert [line["id"] for line in lines] == list(range(units))
+    assert {(Path(line["path"]).name, line["recut"]) for line in lines} == {
+        ("array.json.zst", True), ("groups.parquet", False), ("packed.jsonl.gz", True),
+        ("plain.jsonl", False), ("stream.arrow", True),
+    }  # fmt: skip
+
+
+def test_units_are_named_by_number_and_skipped_the_second_time(run: Run, files: list[Path], tmp_path: Path) -> None:
+    plan, units = plan_of(run, tmp_path, *files)
+    ran = [
+        json.loads(run("run-unit", "--plan", plan, "--ids", ids, "--workers", 1, "--json").stdout)
+        for ids in ("2", "0-3,5", "0-3,5")
+    ]
+    assert [(one["units_compiled"], one["units_cached"]) for one in ran] == [(1, 0), (4, 1), (0, 5)]
+    again, fewer = plan_of(run, tmp_path, *files)
+    assert fewer == units - 5  # a new plan leaves out what is there
+    assert "5 in the cache already" in run("compile", *files, "-o", tmp_path / "out", "--plan-only").stdout
+    assert again == plan
+
+
+def test_slices_are_all_units_and_none_of_them_twice(run: Run, files: list[Path], tmp_path: Path) -> None:
+    from compiler.unit_plan import UnitPlan
+
+    plan = UnitPlan.open(plan_of(run, tmp_path, *files)[0])
+    for count in (1, 2, 3, 16, 100):
+        chosen = [number for k in range(count) for one in plan.slice(k, count) for number in one]
+        assert chosen == list(range(plan.num_units))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        (["--ids", "999"], "the plan has no such unit"),
+        (["--ids", "0-999"], "the plan has no such unit"),
+        (["--ids", "one"], "expected numbers of units, found 'one'"),
+        (["--ids", "3-1"], "expected numbers of units, found '3-1'"),
+        (["--ids", "1,"], "expected numbers of units, found ''"),
+        (["--slice", "2/2"], "Slices count from 0: 0/2 to 1/2."),
+        (["--slice", "0/0"], "expected K/N"),
+        (["--slice", "1"], "expected K/N"),
+        (["--slice", "0/2", "--ids", "0"], "expected one of --ids and --slice"),
+        ([], "expected one of --ids and --slice"),
+    ],
+)
+def test_units_that_are_not_there_are_a_usage_error(
+    run: Run, files: list[Path], tmp_path: Path, chosen: list[str], says: str
+) -> None:
+    plan, _ = plan_of(run, tmp_path, files[0])
+    assert says in one_message(run("run-unit", "--plan", plan, *chosen, code=2).stderr)
+
+
+def test_a_plan_made_by_other_code_is_refused(
+    run: Run, files: list[Path], other_code: dict[str, str], tmp_path: Path
+) -> None:
+    plan, _ = plan_of(run, tmp_path, files[0])
+    done = cli("run-unit", "--plan", plan, "--ids", "0", environment=other_code, code=4)
+    assert re.search(r"expected the compiler's source \w{12}, found \w{12}\n", one_message(done.stderr))
+    assert objects_in(tmp_path / "cache") == 0
+
+
+def test_a_machine_without_the_cache_is_told_so_and_nothing_is_written(
+    run: Run, files: list[Path], tmp_path: Path
+) -> None:
+    plan, _ = plan_of(run, tmp_path, files[0])
+    cache = (tmp_path / "cache").rename(tmp_path / "elsewhere")
+    for found in ("there is no such folder", "this folder is another one"):
+        message = one_message(run("run-unit", "--plan", plan, "--ids", "0", code=5).stderr)
+        assert f"error: {tmp_path / 'cache'} (on " in message
+        assert found in message
+        (tmp_path / "cache").mkdir(exist_ok=True)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert objects_in(cache) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"max_length":null', '"max_length":7'),
+        lambda text: text.replace('"offset":0', '"offset":1'),
+        lambda text: text[:-100],
+        lambda text: text[:100],
+        lambda text: text.partition("\n")[2],
+        lambda _: "",
+        lambda _: "{}",
+    ],
+    ids=["edited head", "edited unit", "not whole", "half a head", "without its head", "empty", "another file"],
+)
+def test_a_plan_that_is_not_as_it_was_written_is_refused(
+    run: Run, files: list[Path], tmp_path: Path, change: Callable[[str], str]
+) -> None:
+    plan, _ = plan_of(run, tmp_path, files[0])
+    changed = change(plan.read_text())
+    assert changed != plan.read_text()
+    plan.write_text(changed)
+    assert str(plan) in one_message(run("run-unit", "--plan", plan, "--ids", "0", code=4).stderr)
+    assert objects_in(tmp_path / "cache") == 0
+
+
+@pytest.mark.parametrize("name", ["plain.jsonl", "packed.jsonl.gz", "groups.parquet", "stream.arrow"])
+def test_a_file_that_changed_after_the_plan_is_refused(run: Run, mixed: list[Path], tmp_path: Path, name: str) -> None:
+    [original] = [path for path in mixed if path.name == name]
+    file = Path(shutil.copy(original, tmp_path / name))
+    plan, _ = plan_of(run, tmp_path, file)
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"the", b"THE") if name == "plain.jsonl" else original_of_another(name, file))
+    message = one_message(run("run-unit", "--plan", plan, "--ids", "0", code=5).stderr)
+    assert f"error: {file}: changed while it was being read" in message
+    assert objects_in(tmp_path / "cache") == 0
+
+
+def original_of_another(name: str, file: Path) -> bytes:
+    """Return the bytes of a whole file of the same type with other rows."""
+    if name.endswith(".gz"):
+        return gzip.compress(gzip.decompress(file.read_bytes()).replace(b"the", b"THE"), 1)
+    table = pa.table({"instruction": ["question"] * 5, "output": ["answer"] * 5})
+    if name.endswith(".parquet"):
+        pq.write_table(table, file)
+    else:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+    return file.read_bytes()
+
+
+def test_a_slice_whose_fast_engine_errs_is_encoded_again_and_no_other_slice_is_trusted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = rows(tmp_path, 500)
+    run("compile", *files, "-o", tmp_path / "right")
+    (tmp_path / "cache").rename(tmp_path / "another")
+    plan, units = plan_of(run, tmp_path, *files)
+    assert json.loads(plan.read_text().partition("\n")[0])["engine"] == bpe.FAST
+    first = json.loads(run("run-unit", "--plan", plan, "--slice", "0/2", "--workers", 1, "--json").stdout)
+    with monkeypatch.context() as patch:
+        patch.setattr("compiler.tokenizer._LOADED", {})
+        patch.setattr("compiler.unit._tools", _tools.__wrapped__)  # nothing that was loaded before is used
+        patch.setattr(bpe, "Fast", Wrong)
+        second = run("run-unit", "--plan", plan, "--slice", "1/2", "--workers", 1, "--json")
+    assert "gave different ids for a text of the data; what it encoded is encoded again" in second.stderr
+    assert "encoded again" not in run("run-unit", "--plan", plan, "--slice", "1/2", "--workers", 1).stderr
+    again = units - first["units_compiled"]
+    assert json.loads(second.stdout)["units_compiled"] == again
+    linked = json.loads(run("compile", *files, "-o", tmp_path / "out", "--json").stdout)
+    assert (linked["units_compiled"], linked["units_cached"]) == (units - again, again)
+    assert linked["digest"] == digest(tmp_path / "right")
+    assert [name.split()[0] for name in manifest(tmp_path / "out")["run"]["encoders"]] == [bpe.REFERENCE]
+
+
+LOOKS_AT_LENGTHS = (
+    "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['content']|length > 4000 %}{{ 'Long: ' }}"
+    "{% endif %}{{ m['content'] + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%- endif %}"
+)
+"""A chat template that no skeleton can stand for, which only a long text shows."""
+
+
+def test_a_unit_that_needs_another_way_is_left_to_the_compile(run: Run, tmp_path: Path) -> None:
+    tokenizer = Path(shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "tokenizer"))
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": LOOKS_AT_LENGTHS}))
+    chats = [
+        {"messages": [
+            {"role": "user", "content": f"question {i} " + "word " * (900 if i > 1800 and i % 3 == 0 else 180)},
+            {"role": "assistant", "content": f"answer {i}"},
+        ]}
+        for i in range(2500)
+    ]  # fmt: skip
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in chats))
+    arguments = [file, "--tokenizer", tokenizer, "--max-rejects", "100%"]
+    plan, units = plan_of(run, tmp_path, *arguments)
+    result = run("run-unit", "--plan", plan, "--slice", "0/1", "--workers", 1, "--json")
+    ran = json.loads(result.stdout)
+    assert 0 < len(ran["left"]) < units
+    assert ran["units_compiled"] == units - len(ran["left"])
+    assert {one["why"] for one in ran["left"]} == {"a skeleton did not reproduce the chat template's rendering"}
+    linked = run("compile", *arguments, "-o", tmp_path / "out")
+    assert "every row is rendered instead" in linked.stderr
+    assert f"{units} units compiled" in linked.stdout
+    texts = "left for cli compile to do in another way: a skeleton did not reproduce"
+    assert texts in run("run-unit", "--plan", plan, "--slice", "0/1", "--workers", 1).stdout
