@@ -24,6 +24,8 @@ Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """(ids int32[T], lengths int64[N]) of N texts, one after the other."""
 
 REFERENCE, FAST = "tokenizers", "fastokens"
+REFUSALS = (ValueError, RuntimeError, NotImplementedError)
+"""What the fast engine raises for a tokenizer that it cannot do."""
 
 
 class Engine(Protocol):
@@ -71,7 +73,7 @@ def fast_or_why(spec: str, reference: Reference) -> Fast | str:
         fast = Fast(spec)
     except ImportError:
         return "it is not installed"
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    except REFUSALS as error:
         return f"it does not take this tokenizer: {str(error)[:200]}"
     texts = list(awkward_texts())
     if not same(fast.encode(texts), reference.encode(texts)):

@@ -29,7 +29,7 @@ from compiler.unit import Outcome, Settings, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
 ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
-FEW_UNITS = 3
+FEW_UNITS = 4
 """With this many units or fewer to compile, a fast engine takes longer to load than it gains."""
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
 """With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
@@ -150,6 +150,8 @@ class Collector:
     watcher: Watcher
     tokenizer: Tokenizer
     run_tasks: RunTasks = local.run
+    certify: Callable[[], object] = str
+    """Called before the first unit is compiled: what it raises ends the run."""
     engine: str = ""
     """What encodes; "" = not chosen yet, since nothing was to be encoded."""
     cached: int = 0
@@ -184,10 +186,17 @@ class Collector:
     def _with_engine(self, tasks: Iterator[Task], few: int) -> tuple[Iterator[Task], bool]:
         """Return the tasks with what will encode them, and whether they are more than `few`."""
         first = list(islice(tasks, few + 1))
-        if first and not self.engine:
+        return self._ready(first, tasks), len(first) > few
+
+    def _ready(self, first: list[Task], others: Iterator[Task]) -> Iterator[Task]:
+        """Yield the tasks when what they need is known: workers that load meanwhile make that no longer."""
+        if not first:
+            return
+        self.certify()
+        if not self.engine:
             self._choose_engine(len(first) > FEW_UNITS)
-        engine = self.engine or REFERENCE
-        return (replace(task, engine=engine) for task in chain(first, tasks)), len(first) > few
+        for task in chain(first, others):
+            yield replace(task, engine=self.engine)
 
     def _missing(self, collected: list[Compiled], found: dict[str, objects.Object]) -> Iterator[Task]:
         """Yield a task for each unit that the cache does not have, and record every unit."""

@@ -9,9 +9,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,10 +109,11 @@ def plan_units(config: Config, watcher: Watcher) -> unit_plan.Written:
 
 def compile_set(config: Config, watcher: Watcher) -> Result:
     """Compile, link and publish; return the manifest. Every problem leaves what was compiled in the cache."""
-    kind, template, certificate, collector = _begin(config, watcher)
+    kind, template, certified, collector = _begin(config, watcher)
     tokenizer = collector.tokenizer
     with in_use(config.cache, watcher.say), _output(config, watcher) as output:
         compiled = collector.run(config.workers)
+        certificate = certified()  # the collector asked for it if it compiled anything
         _check_rejects(config, compiled)
         examples = [one.examples() for one in compiled]
         plan = make_plan([one.request for one in compiled], examples, config.options)
@@ -162,8 +164,8 @@ def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:
     return StoreOutput(config.out, config.cache, watcher)
 
 
-def _begin(config: Config, watcher: Watcher) -> tuple[str, Template, dict[str, Any], Collector]:
-    """Return the kind of the datasets, the template with its certificate, and what collects the datasets' objects."""
+def _begin(config: Config, watcher: Watcher) -> tuple[str, Template, Callable[[], dict[str, Any]], Collector]:
+    """Return the kind of the datasets, the template, what certifies it, and what collects the datasets' objects."""
     datasets = _datasets(config)
     for dataset, _, _ in datasets:
         for note in dataset.notes:
@@ -173,11 +175,12 @@ def _begin(config: Config, watcher: Watcher) -> tuple[str, Template, dict[str, A
     tokenizer = Tokenizer.load(config.tokenizer)
     documents = kind == Kind.PRETRAIN
     template = load_template(config.template, tokenizer, special_text=config.special_text, documents=documents)
-    certificate = _certificate(config, template, tokenizer)
+    certified = cache(partial(_certificate, config, template, tokenizer))
     settings = _settings(config, tokenizer, template, documents)
     on_ray = partial(ray.run, address=config.ray_address, say=watcher.say)
-    run_tasks = on_ray if config.engine == "ray" else local.run
-    return kind, template, certificate, Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks)
+    run_tasks = on_ray if config.engine == "ray" else partial(local.run, settings=settings)
+    collector = Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks, certified)
+    return kind, template, certified, collector
 
 
 def _datasets(config: Config) -> list[tuple[Dataset, Request, Layout]]:

@@ -17,6 +17,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +121,14 @@ class Tokenizer:
         except Exception as error:  # tokenizers raises bare Exception for what it cannot read
             raise self._broken(error) from error
 
+    def _without_added(self, spec: dict[str, Any]) -> HFTokenizer:
+        """Return the tokenizer of a spec with the published one's model, which takes most of the time to build."""
+        if spec["added_tokens"]:
+            return self._built(spec)
+        bare = self._built(spec | {"model": {"type": "BPE", "vocab": {}, "merges": []}})
+        bare.model = self.official.model
+        return bare
+
     def _broken(self, error: Exception) -> InputError:
         return InputError(str(self.folder / "tokenizer.json"), f"not a tokenizer: {error}")
 
@@ -134,8 +143,8 @@ class Tokenizer:
     @cached_property
     def _plain(self) -> tuple[HFTokenizer, HFTokenizer]:
         fresh, continued = self._plain_specs
-        first = self._built(fresh)
-        return first, self._built(continued) if continued else first
+        first = self._without_added(fresh)
+        return first, self._without_added(continued) if continued else first
 
     @cached_property
     def reference(self) -> tuple[bpe.Reference, bpe.Reference]:
@@ -148,6 +157,11 @@ class Tokenizer:
         fresh, continued = self._plain_specs
         first = bpe.Fast(orjson.dumps(fresh).decode())
         return first, bpe.Fast(orjson.dumps(continued).decode()) if continued else first
+
+    def load_fast(self) -> None:
+        """Load the fast engine where it takes this tokenizer: whether it is right is another question."""
+        with suppress(ImportError, *bpe.REFUSALS):
+            _ = self._fast
 
     @cached_property
     def why_not_fast(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -37,7 +37,7 @@ from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer import Sample, Tokenizer
 from compiler.weigh import Policy, last_round
 from schemas.arrow import OBJECT
-from schemas.errors import IntegrityError, Reason, Reject, RowError
+from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
 
 BATCH = 512
 """Rows encoded in one call: enough for the tokenizer, small enough to bound memory."""
@@ -118,6 +118,16 @@ def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
             "It was changed meanwhile, or this machine has another one there; run again with one for all.",
         )  # fmt: skip
     return tokenizer, template
+
+
+def warm_up(settings: Settings) -> None:
+    """Load what units with these settings will need, in the process that will compile them.
+
+    What is wrong with it is for the first unit to say.
+    """
+    with suppress(Problem):
+        tokenizer, _ = _tools(settings)
+        tokenizer.load_fast()
 
 
 def run_unit(task: Task) -> Outcome:

@@ -118,7 +118,7 @@ def manifest(out: Path) -> Any:
 
 
 def test_a_set_is_the_same_with_either_engine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = rows(tmp_path, 500)
+    files = rows(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "fast")
     [(engine, counts)] = manifest(tmp_path / "fast")["run"]["encoders"].items()
     assert engine.startswith("fastokens ") and counts["texts_compared"] >= counts["units"] > 2
@@ -134,7 +134,7 @@ def test_a_set_is_the_same_with_either_engine(run: Run, tmp_path: Path, monkeypa
 
 
 def test_what_is_said_to_have_encoded_did_in_a_second_run_of_the_process_too(run: Run, tmp_path: Path) -> None:
-    files = rows(tmp_path, 500)
+    files = rows(tmp_path, 1000)
     for seed in (0, 1):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         run("compile", *files, "--workers", 1, "--seed", seed, "-o", tmp_path / "out")
@@ -161,7 +161,7 @@ class Wrong(Fast):
 def test_an_engine_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = rows(tmp_path, 500)
+    files = rows(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "right")
     (tmp_path / "cache").rename(tmp_path / "other")
     monkeypatch.setattr("compiler.tokenizer._LOADED", {})

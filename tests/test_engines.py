@@ -532,7 +532,7 @@ def original_of_another(name: str, file: Path) -> bytes:
 def test_a_slice_whose_fast_engine_errs_is_encoded_again_and_no_other_slice_is_trusted(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = rows(tmp_path, 500)
+    files = rows(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "right")
     (tmp_path / "cache").rename(tmp_path / "another")
     plan, units = plan_of(run, tmp_path, *files)

@@ -69,7 +69,7 @@ def test_no_document_is_linked_that_is_not_there() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
 def test_commands_in_the_documents_exist_with_their_options(path: Path) -> None:
-    for name, rest in re.findall(r"^(?:`|.*? `)?cli (\w+)([^`\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE):
+    for name, rest in re.findall(r"^(?:`|.*? `)?cli ([\w-]+)([^`\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE):
         command = cli.main.commands[name]
         if isinstance(command, click.Group):
             command = command.commands[rest.split()[0]]

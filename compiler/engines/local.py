@@ -5,24 +5,25 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
-from compiler.unit import Outcome, Task, run_unit
+from compiler.unit import Outcome, Settings, Task, run_unit, warm_up
 from schemas.errors import InputError
 
 Done = Callable[[Task, Outcome], str]
 """Takes what came of a task; returns "", or why the run must be done in another way."""
 
 
-def run(tasks: Iterable[Task], workers: int, done: Done) -> str:
+def run(tasks: Iterable[Task], workers: int, done: Done, *, settings: Settings | None = None) -> str:
     """Run the tasks, calling `done` for each as it ends. Return "", or what `done` said, which ends the run.
 
     At most two tasks per worker are in flight, so a long list of units (and the bytes that some carry) is never held
-    at once. Workers are spawned, not forked: nothing that was initialised in this process is half-inherited.
+    at once. Workers are spawned, not forked: nothing that was initialised in this process is half-inherited. They load
+    what the settings name while the first task is still being made ready.
     """
     # One engine thread per process where workers are the parallelism. (The fast engine sees to that itself.)
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if workers > 1 else "true"
@@ -32,8 +33,12 @@ def run(tasks: Iterable[Task], workers: int, done: Done) -> str:
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     flying: dict[Future[Outcome], Task] = {}
     try:
+        if settings is not None:
+            with _interrupts_held():
+                for _ in range(workers):
+                    pool.submit(warm_up, settings)
         for task in iterator:
-            with _interrupts_ignored():
+            with _interrupts_held():
                 flying[pool.submit(run_unit, task)] = task
             if len(flying) >= 2 * workers and (trouble := _collect(flying, done)):
                 return trouble
@@ -51,16 +56,14 @@ def run(tasks: Iterable[Task], workers: int, done: Done) -> str:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C while a worker may be started: it inherits that, and leaves the stopping to this process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back while a worker may be started: it inherits that for good, and leaves the stopping to us."""
+    resource_tracker.ensure_running()  # when it starts it lets signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_here(tasks: Iterable[Task], done: Done) -> str:
