@@ -104,12 +104,12 @@ def plan_units(config: Config, watcher: Watcher) -> unit_plan.Written:
         raise UsageError(
             "--plan-only", "a plan is written beside a local OUT", "Name one with -o, and OUT in the compile."
         )
-    return unit_plan.write(config.out.parent / f"{config.out.name}.plan.jsonl", _begin(config, watcher)[-1])
+    return unit_plan.write(config.out.parent / f"{config.out.name}.plan.jsonl", begin(config, watcher)[-1])
 
 
 def compile_set(config: Config, watcher: Watcher) -> Result:
     """Compile, link and publish; return the manifest. Every problem leaves what was compiled in the cache."""
-    kind, template, certified, collector = _begin(config, watcher)
+    kind, template, certified, collector = begin(config, watcher)
     tokenizer = collector.tokenizer
     with in_use(config.cache, watcher.say), _output(config, watcher) as output:
         compiled = collector.run(config.workers)
@@ -164,7 +164,7 @@ def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:
     return StoreOutput(config.out, config.cache, watcher)
 
 
-def _begin(config: Config, watcher: Watcher) -> tuple[str, Template, Callable[[], dict[str, Any]], Collector]:
+def begin(config: Config, watcher: Watcher) -> tuple[str, Template, Callable[[], dict[str, Any]], Collector]:
     """Return the kind of the datasets, the template, what certifies it, and what collects the datasets' objects."""
     datasets = _datasets(config)
     for dataset, _, _ in datasets:

@@ -646,9 +646,9 @@ def test_images_that_the_machine_which_compiled_did_not_see_end_the_run_and_reje
     file = write(data / "rows.jsonl", ASKED | {"images": ["a.png"]})
     given = ["compile", file, "--tokenizer", model, "--max-rejects", "100%"]
 
-    def blind(*arguments: Any) -> str:
+    def blind(*arguments: Any, **options: Any) -> str:
         (data / "a.png").rename(data / "moved.png")
-        found = local_run(*arguments)
+        found = local_run(*arguments, **options)
         (data / "moved.png").rename(data / "a.png")
         return found
 

@@ -1,0 +1,79 @@
+"""`python -m benchmarks.stages TOKENIZER FILE...`: what a row costs, stage by stage, in one process with all loaded."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from compiler import objects
+from compiler.bpe import FAST
+from compiler.collect import Watcher
+from compiler.columns import Example, columns_of
+from compiler.conversation import Conversation
+from compiler.encode import encode_runs
+from compiler.mix import Options
+from compiler.pipeline import Config, begin
+from compiler.read import read
+from compiler.sources import Catalogue
+from compiler.unit import Task, _UnitCompiler, _without_collections
+
+T = TypeVar("T")
+
+
+def tasks_of(tokenizer: Path, files: list[str], folder: Path) -> list[Task]:
+    """Return the units of the files as a run would compile them."""
+    catalogue = Catalogue(tuple(files), (), "auto", None, ())
+    config = Config(catalogue, [], folder / "out", folder / "cache", tokenizer, options=Options())
+    return list(begin(config, Watcher())[-1].missing())
+
+
+def measure(tasks: list[Task]) -> tuple[Counter[str], int]:
+    """Return CPU seconds by stage, and the number of rows."""
+    spent: Counter[str] = Counter()
+    with _without_collections():
+        return spent, sum(_stages(task, spent) for task in tasks)
+
+
+def _stages(task: Task, spent: Counter[str]) -> int:
+    """Compile a unit stage by stage, by the functions that do it row by row; return the number of its rows."""
+
+    def timed(stage: str, work: Callable[[], T]) -> T:
+        start = time.process_time()
+        found = work()
+        spent[stage] += time.process_time() - start
+        return found
+
+    one = _UnitCompiler(task)
+    rows = timed("read, parse", lambda: list(read(one.task.unit)))
+    made = timed("check, lift", lambda: [one._conversations(row) for row in rows])
+    said = [(row, c) for row, some in zip(rows, made, strict=True) for c in some if isinstance(c, Conversation)]
+    timed("look for control tokens", lambda: [one._look_for_controls(c) for _, c in said])
+    runs = timed("lay the template around", lambda: [one._runs(c) for _, c in said])
+    encoded = timed("encode", lambda: encode_runs(runs, one.tokenizer, task.engine))
+    kept = [Example(row, 0, c, e) for (row, c), e in zip(said, encoded, strict=True)]
+    one.batches.append(timed("columns", lambda: columns_of(kept, one.task.unit, one.whos)))
+    cache = Path(task.cache) / "stages"
+    timed("write the object", lambda: objects.store(cache, task.key, one.table(), one.info(0)))
+    return len(rows)
+
+
+def main() -> None:
+    """Print the table."""
+    tokenizer, *files = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as name:
+        tasks = tasks_of(Path(tokenizer), files, Path(name))
+        assert all(task.engine == FAST for task in tasks), "more rows: a small job is not encoded by the fast engine"
+        measure(tasks)  # every shape has its skeleton then
+        spent, rows = measure(tasks)
+    for stage, seconds in spent.items():
+        print(f"{stage:28} {seconds / rows * 1e6:7.1f} us")
+    print(f"{'sum':28} {sum(spent.values()) / rows * 1e6:7.1f} us a row ({rows:,} rows)")
+
+
+if __name__ == "__main__":
+    main()
