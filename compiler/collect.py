@@ -195,6 +195,8 @@ class Collector:
         self.certify()
         if not self.engine:
             self._choose_engine(len(first) > FEW_UNITS)
+        if len(first) > IN_PROCESS_UNITS:  # others encode
+            self.tokenizer.drop_fast()
         for task in chain(first, others):
             yield replace(task, engine=self.engine)
 

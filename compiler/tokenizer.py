@@ -13,6 +13,7 @@ For byte-level tokenizers `fresh` and `continued` are the same.
 from __future__ import annotations
 
 import copy
+import ctypes
 import json
 import re
 import unicodedata
@@ -43,6 +44,12 @@ Sample = tuple[bool, str, list[int]]
 """(whether it was encoded as a text of its own, the text, its ids)."""
 SAMPLE_LENGTH = 4096
 """Characters of the longest text that is compared while a run goes on."""
+
+_OF_ROWS = (
+    "byte_lengths", "controls", "control_pattern", "is_control", "has_prefix", "prefix_every_section", "stops",
+    "swallows", "_normalizers",
+)  # fmt: skip
+"""The properties that compiling a row asks for."""
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -154,29 +161,50 @@ class Tokenizer:
 
     @cached_property
     def _fast(self) -> tuple[bpe.Fast, bpe.Fast]:
-        fresh, continued = self._plain_specs
-        first = bpe.Fast(orjson.dumps(fresh).decode())
-        return first, bpe.Fast(orjson.dumps(continued).decode()) if continued else first
+        engines = [bpe.Fast(text) for text in self._plain_texts()]
+        return engines[0], engines[-1]
+
+    def _plain_texts(self) -> list[str]:
+        """Return what encodes texts as JSON, twice where those that go on are encoded in another way.
+
+        The parsed file is let go of: it takes as much memory as the engine that is built next.
+        """
+        texts = [orjson.dumps(spec).decode() for spec in self._plain_specs if spec is not None]
+        self.keep_small()
+        return texts
 
     def load_fast(self) -> None:
         """Load the fast engine where it takes this tokenizer: whether it is right is another question."""
         with suppress(ImportError, *bpe.REFUSALS):
             _ = self._fast
 
+    def drop_fast(self) -> None:
+        """Let go of the fast engine: others encode."""
+        self.__dict__.pop("_fast", None)
+        self.keep_small()
+
+    def keep_small(self) -> None:
+        """Let go of the parsed file: what rows need of it is worked out before, for anything else it is parsed again."""
+        for name in _OF_ROWS:
+            getattr(self, name)
+        for name in ("spec", "_plain_specs"):
+            self.__dict__.pop(name, None)
+        with suppress(OSError, AttributeError):  # of glibc alone
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
     @cached_property
     def why_not_fast(self) -> str:
         """Why the fast engine is not to be used for this tokenizer; "" where it gives the same ids."""
         found = []
-        for spec, reference in zip(self._plain_specs, self.reference, strict=True):
-            if spec is not None:
-                fast = bpe.fast_or_why(orjson.dumps(spec).decode(), reference)
-                if isinstance(fast, str):
-                    return fast
-                found.append(fast)
+        for text, reference in zip(self._plain_texts(), self.reference, strict=False):
+            fast = bpe.fast_or_why(text, reference)
+            if isinstance(fast, str):
+                return fast
+            found.append(fast)
         self.__dict__["_fast"] = (found[0], found[-1])  # they are loaded: a second's work for a large one
         return ""
 
-    @property
+    @cached_property
     def has_prefix(self) -> bool:
         """True where a text of its own gets a leading space."""
         return self._plain_specs[1] is not None
