@@ -467,13 +467,18 @@ def run_unit(plan: Path, ids: str | None, part: str | None, workers: int, as_jso
         chosen = opened.slice(*number_of)
     opened.check_ids(chosen)
     with terminal.watch() as watcher:
-        done = Slice(opened, chosen, watcher)
-        done.run(workers)
+        ran = Slice(opened, chosen, watcher)
+        ran.run(workers)
     if as_json:
-        result = {"plan": str(plan), "units_compiled": done.compiled, "units_cached": done.cached, "left": done.left}
+        result = {
+            "plan": str(plan),
+            "units_compiled": ran.done.compiled,
+            "units_cached": ran.done.cached,
+            "left": ran.left,
+        }
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
-        terminal.print_out(report.slice_summary(done))
+        terminal.print_out(report.slice_summary(ran))
 
 
 @main.command(epilog=EXIT_CODES)

@@ -21,7 +21,7 @@ from compiler.bpe import FAST, REFERENCE, version_of
 from compiler.engines import local
 from compiler.mix import Examples
 from compiler.prepare import Layout, state_of
-from compiler.read import cut, open_source
+from compiler.read import cut, open_source, size_of
 from compiler.request import Request
 from compiler.sources import Dataset
 from compiler.tokenizer import Sample, Tokenizer
@@ -39,11 +39,41 @@ RunTasks = Callable[[Iterable[Task], int, local.Done], str]
 """Where units run: takes tasks, a number of workers (0 = as many as there are) and what to do with each outcome."""
 
 
+@dataclass
+class Done:
+    """How far a run is: units and rows, taken from the cache or compiled."""
+
+    dataset: str = ""
+    """That of the last unit."""
+    cached: int = 0
+    compiled: int = 0
+    rows: int = 0
+    rejected: int = 0
+    bytes: int = 0
+    """What was read of the sources."""
+    share: float | None = None
+    """How much of the whole that is, 0 to 1; None = not known."""
+
+    def cache_had(self, dataset: str, info: dict[str, Any]) -> None:
+        """Count a unit that the cache had."""
+        self.dataset = dataset
+        self.cached += 1
+        self.rows += info["counts"].get("read", 0)
+        self.rejected += len(info["rejects"])
+
+    def came_of(self, task: Task, outcome: Outcome) -> None:
+        """Count a unit that was compiled."""
+        self.dataset = task.dataset
+        self.compiled += 1
+        self.rows += outcome.rows
+        self.rejected += outcome.rejected
+
+
 class Watcher:
     """What a run tells while it works; the command line draws it, a library caller may ignore it."""
 
-    def units(self, dataset: str, cached: int, compiled: int) -> None:
-        """Say that so many units are done, the last one of this dataset."""
+    def units(self, done: Done) -> None:
+        """Say how far the units are."""
 
     def put(self, done: int, total: int) -> None:
         """Say that so many of a set's bytes are in the object store."""
@@ -154,8 +184,7 @@ class Collector:
     """Called before the first unit is compiled: what it raises ends the run."""
     engine: str = ""
     """What encodes; "" = not chosen yet, since nothing was to be encoded."""
-    cached: int = 0
-    compiled: int = 0
+    done: Done = field(default_factory=Done)
 
     def run(self, workers: int) -> list[Compiled]:
         """Return the datasets with their objects, every one of them loaded and checked."""
@@ -173,7 +202,7 @@ class Collector:
             else:
                 self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
                 self.settings = replace(self.settings, skeletons=False)
-            self.cached = self.compiled = 0
+            self.done = Done()
             return self.run(workers)
         for one in collected:
             one.loaded = [found[record.key] if record.key in found else self._load(record) for record in one.records]
@@ -203,12 +232,16 @@ class Collector:
     def _missing(self, collected: list[Compiled], found: dict[str, objects.Object]) -> Iterator[Task]:
         """Yield a task for each unit that the cache does not have, and record every unit."""
         queued: set[str] = set()
-        for one, (dataset, _, layout) in zip(collected, self.datasets, strict=True):
-            for file in dataset.files:
+        sizes = [[size_of(file.path) for file in dataset.files] for dataset, _, _ in self.datasets]
+        total, before = sum(map(sum, sizes)), 0
+        for one, (dataset, _, layout), mine in zip(collected, self.datasets, sizes, strict=True):
+            for file, size in zip(dataset.files, mine, strict=True):
                 source = open_source(file.path)
                 for note in source.notes:
                     self.watcher.say(f"{file.label}: {note}")
                 for unit in cut(source):
+                    self.done.bytes = before + min(unit.offset + unit.length, size)
+                    self.done.share = self.done.bytes / total if total else None
                     key = object_key(unit, layout, self.settings)
                     one.records.append(Record(file.label, key, unit.digest, unit.offset))
                     if key in found or key in queued:
@@ -219,8 +252,9 @@ class Collector:
                         yield Task(unit, layout, self.settings, str(self.cache), dataset.name, key)
                         continue
                     found[key] = kept
-                    self.cached += 1
-                    self.watcher.units(dataset.name, self.cached, self.compiled)
+                    self.done.cache_had(dataset.name, kept.info)
+                    self.watcher.units(self.done)
+                before += size
 
     def _choose_engine(self, many: bool) -> None:
         """Choose what encodes: a fast engine where there is enough to do that loading and checking it pays."""
@@ -251,8 +285,8 @@ class Collector:
             return outcome.trouble
         if not agree(self.tokenizer, outcome.samples):
             return ENGINES_DIFFER
-        self.compiled += 1
-        self.watcher.units(task.dataset, self.cached, self.compiled)
+        self.done.came_of(task, outcome)
+        self.watcher.units(self.done)
         return ""
 
     def _load(self, record: Record) -> objects.Object:

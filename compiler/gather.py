@@ -36,6 +36,10 @@ class Part:
     offset: int
 
 
+Lists = dict[str, tuple[Ints, npt.NDArray[np.int32]]]
+"""By column: (where each row begins, int64[N + 1], its words int32[T])."""
+
+
 class _Store(Protocol):
     """Where word lists of rows are: `lists` as an object has it, for the words of each column that `open` returns."""
 
@@ -82,7 +86,7 @@ class Bucket:
         self._lengths: dict[str, list[Ints]] = {name: [] for name in names}
         self.lists: dict[str, tuple[int, npt.NDArray[Any]]] = {}
 
-    def add(self, found: dict[str, tuple[Ints, npt.NDArray[np.int32]]]) -> None:
+    def add(self, found: Lists) -> None:
         """Add the next rows."""
         for name, (offsets, values) in found.items():
             self._lengths[name].append(np.diff(offsets))
@@ -104,7 +108,7 @@ class Bucket:
             opened[name] = memoryview(whole).cast("i")
         return opened
 
-    def words(self, rows: Ints, names: Sequence[str]) -> dict[str, tuple[Ints, npt.NDArray[np.int32]]]:
+    def words(self, rows: Ints, names: Sequence[str]) -> Lists:
         """Return what `Rows.words` does."""
         return _gathered([(self, np.arange(len(rows)), np.searchsorted(self._rows, rows))], len(rows), names)
 
@@ -161,7 +165,7 @@ class Rows:
         """The bytes of the parts' files."""
         return sum(path.stat().st_size for path in {part.object.path for part in self.parts})
 
-    def words(self, rows: Ints, names: Sequence[str]) -> dict[str, tuple[Ints, npt.NDArray[np.int32]]]:
+    def words(self, rows: Ints, names: Sequence[str]) -> Lists:
         """Return of each word list (offsets int64[N + 1], values int32[T]) for the rows, in their order."""
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
         order = np.argsort(part_of, kind="stable")
@@ -186,9 +190,7 @@ class Rows:
         return buckets
 
 
-def _gathered(
-    groups: Sequence[tuple[_Store, Ints, Ints]], count: int, names: Sequence[str]
-) -> dict[str, tuple[Ints, npt.NDArray[np.int32]]]:
+def _gathered(groups: Sequence[tuple[_Store, Ints, Ints]], count: int, names: Sequence[str]) -> Lists:
     """Return the word lists of `count` rows, given as (store, places among the rows, rows of the store)."""
     lengths = {name: np.zeros(count, np.int64) for name in names}
     for store, here, local in groups:
@@ -201,11 +203,15 @@ def _gathered(
         found[name] = (offsets, np.empty(int(offsets[-1]), np.int32))
     for store, here, local in groups:
         opened = store.open(names)
+        ranges: dict[int, tuple[list[int], list[int], list[int]]] = {}
         for name in names:
             first, starts = store.lists[name]
             offsets, values = found[name]
-            into, words = values.data, opened[name]
-            begin, end = (starts[local] + first).tolist(), (starts[local + 1] + first).tolist()
-            for low, high, to in zip(begin, end, offsets[here].tolist(), strict=True):
-                into[to : to + high - low] = words[low:high]
+            if id(starts) not in ranges:  # ids and labels share theirs
+                some = np.flatnonzero(starts[local + 1] > starts[local])  # most rows have no weights of their own
+                chosen, to = local[some], offsets[here[some]]
+                ranges[id(starts)] = (starts[chosen].tolist(), starts[chosen + 1].tolist(), to.tolist())
+            into, words = values.data, opened[name][first:]
+            for low, high, at in zip(*ranges[id(starts)], strict=True):
+                into[at : at + high - low] = words[low:high]
     return found

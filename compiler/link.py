@@ -1,8 +1,8 @@
 """Rows of a plan, copied from the objects into shards, as they are or several to a pack. Nothing is encoded here.
 
 A shard is an Arrow IPC file of record batches; each batch gets its own fast digest, so that a trainer can check what
-it is about to use, and the whole file a sha256, which is its identity. While a shard is written and hashed, by a thread
-of its own, the next one is gathered.
+it is about to use, and the whole file a sha256, which is its identity. While rows are written and hashed, by a thread
+of its own, the rows that follow are gathered.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import hashlib
 import io
 import os
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +23,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from compiler.gather import Bucket, Rows
+from compiler.gather import Bucket, Lists, Rows
 from compiler.mix import Plan
-from compiler.pack import Packs, pack, packed_table
+from compiler.pack import Packs, pack, packed_light, packed_tokens
+from compiler.runs import Who
 from schemas.arrow import SPANS, WORD_LISTS, shard_schema
 from schemas.order import Ints
 
 SHARD_TOKENS = 32 << 20
 """Tokens after which a shard is closed: about 256 MB."""
 BATCH_ROWS = 512
+BLOCK_TOKENS = 8 << 20
+"""Tokens that are gathered at once: every object that has some of their rows is opened for them."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,15 @@ class Split:
         before = np.concatenate([[0], ends])[edges[:-1]]
         first = edges[:-1][np.flatnonzero(np.diff(before // SHARD_TOKENS, prepend=-1))].tolist()
         return [slice(a, b) for a, b in zip(first, [*first[1:], len(self.rows)], strict=True)]
+
+    def blocks(self, shard: slice, tokens: Ints) -> list[slice]:
+        """Return the examples of a shard in blocks that are gathered at once: whole batches, of some tokens."""
+        edges = np.arange(shard.start, shard.stop + 1) if self.packs is None else self.packs.edges
+        edges = edges[(edges >= shard.start) & (edges <= shard.stop)]
+        edges = np.append(edges[:-1:BATCH_ROWS], shard.stop)  # of batches
+        before = np.concatenate([[0], np.cumsum(np.add.reduceat(tokens, edges[:-1]))])[:-1]
+        first = edges[:-1][np.flatnonzero(np.diff(before // BLOCK_TOKENS, prepend=-1))].tolist()
+        return [slice(a, b) for a, b in zip(first, [*first[1:], shard.stop], strict=True)]
 
 
 def split_of(plan: Plan, val: bool, starts: Ints) -> Split:
@@ -67,24 +81,22 @@ def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[
         return []
     folder.mkdir(parents=True)
     schema = shard_schema(kind, packed=split.packs is not None)
-    names = [name for name in WORD_LISTS if name in schema.names]
+    words = [name for name in WORD_LISTS if name in schema.names]
     tokens = rows.light.column("length").to_numpy()[split.rows].astype(np.int64)
     shards = split.shards(tokens)
-    stores = _stores(folder, [split.rows[shard] for shard in shards], rows, names)
+    stores = _stores(folder, [split.rows[shard] for shard in shards], rows, words)
     entries: list[Future[dict[str, Any]]] = []
     with ThreadPoolExecutor(1) as writer:
         for number, (shard, store) in enumerate(zip(shards, stores, strict=True)):
-            table = _table(rows, store, split.rows[shard], split.repeats[shard], names)
-            if split.packs is not None:
-                table = packed_table(table, split.packs.within(shard))
-            path = folder / f"shard-{number:05d}.arrow"
-            if entries:
-                entries[-1].result()  # two shards in memory are enough; an error ends the run here
-            table = table.select(schema.names).cast(schema)
-            entries.append(writer.submit(_write_shard, path, table, is_packed=split.packs is not None))
-            del table
+            file = _Shard(folder / f"shard-{number:05d}.arrow", schema, split.packs is not None)
+            written: Future[None] | None = None
+            for table in _blocks(split, shard, tokens, rows, store, schema):
+                if written is not None:
+                    written.result()  # two blocks in memory are enough; an error ends the run here
+                written = writer.submit(file.write, table)
+            entries.append(writer.submit(file.close, int(tokens[shard].sum())))
     shutil.rmtree(_buckets(folder), ignore_errors=True)
-    return [entry.result() | {"tokens": int(tokens[s].sum())} for entry, s in zip(entries, shards, strict=True)]
+    return [entry.result() for entry in entries]
 
 
 def _buckets(folder: Path) -> Path:
@@ -107,25 +119,66 @@ def _stores(folder: Path, shards: list[Ints], rows: Rows, names: list[str]) -> l
     return [buckets[group] for group in group_of]
 
 
-def _table(rows: Rows, store: Rows | Bucket, chosen: Ints, repeats: Ints, names: list[str]) -> pa.Table:
-    """Return the rows in this order, with their provenance."""
-    light = rows.light.take(pa.array(chosen)).combine_chunks()
-    columns: dict[str, Any] = {name: light.column(name) for name in light.column_names}
-    for name, (offsets, values) in store.words(chosen, names).items():
-        columns[name] = _list_array(name, offsets, values, rows)
-    n = len(chosen)
-    lengths = np.diff(columns["input_ids"].offsets.to_numpy())
-    columns["seq_lens"] = pa.ListArray.from_arrays(np.arange(n + 1, dtype=np.int32), lengths)
+def _blocks(
+    split: Split, shard: slice, tokens: Ints, rows: Rows, store: Rows | Bucket, schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Yield the rows of a shard in blocks. Only tokens are gathered block by block; all else of a shard is small."""
+    names = [name for name in WORD_LISTS if name in schema.names]
+    light = _light(rows, store, split.rows[shard], split.repeats[shard], [n for n in names if n.endswith("spans")])
+    if split.packs is not None:
+        light = packed_light(light, split.packs.within(shard))
+    light = light.select([name for name in schema.names if name in light.column_names])
+    light = light.cast(pa.schema([schema.field(name) for name in light.column_names]))
+    names = [name for name in names if not name.endswith("spans")]
+    at = 0
+    for block in split.blocks(shard, tokens):
+        found = store.words(split.rows[block], names)
+        if split.packs is None:
+            _with_what_follows(found, store, split.rows[block.stop : shard.stop])
+        heavy = pa.table({name: _list_array(name, *lists) for name, lists in found.items()})
+        if split.packs is not None:
+            heavy = packed_tokens(heavy, split.packs.within(block))
+        part = light.slice(at, heavy.num_rows)
+        at += heavy.num_rows
+        columns = [(heavy if name in heavy.column_names else part).column(name) for name in schema.names]
+        columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
+        yield pa.Table.from_arrays(columns, schema=schema)
+
+
+def _with_what_follows(found: Lists, store: Rows | Bucket, others: Ints) -> None:
+    """Put behind the words of each list the one that follows in the shard.
+
+    Arrow fills a batch's buffers up to eight bytes with what stands there: so a shard's bytes do not depend on blocks.
+    """
+    for name, (offsets, values) in found.items():
+        for at in range(0, len(others), BATCH_ROWS):
+            _, following = store.words(others[at : at + BATCH_ROWS], [name])[name]
+            if len(following):
+                found[name] = offsets, np.append(values, following[0])
+                break
+
+
+def _light(rows: Rows, store: Rows | Bucket, chosen: Ints, repeats: Ints, spans: list[str]) -> pa.Table:
+    """Return everything but the tokens of the rows, in this order, with their provenance."""
+    table = rows.light.take(pa.array(chosen)).combine_chunks()
+    columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
+    for name, (offsets, values) in store.words(chosen, spans).items():
+        columns[name] = _span_array(offsets, values, rows.whos)
+    edges, counts = columns["spans"].offsets.to_numpy(), columns["spans"].values.field("num_tokens").to_numpy()
+    lengths = np.add.reduceat(counts, edges[:-1], dtype=np.int32)
+    columns["seq_lens"] = pa.ListArray.from_arrays(np.arange(len(chosen) + 1, dtype=np.int32), lengths)
     columns["repeat"] = pa.array(repeats.astype(np.int32))
     return pa.table(columns)
 
 
-def _list_array(name: str, offsets: Ints, values: npt.NDArray[np.int32], rows: Rows) -> pa.ListArray:
-    if name.endswith("spans"):
-        who, count = values.reshape(-1, 2).T
-        spoken = [pa.array([who[i] for who in rows.whos], pa.string()).take(pa.array(who)) for i in (0, 1)]
-        spans = pa.StructArray.from_arrays([*spoken, pa.array(count)], fields=list(SPANS.value_type))
-        return pa.ListArray.from_arrays((offsets // 2).astype(np.int32), spans)
+def _span_array(offsets: Ints, values: npt.NDArray[np.int32], whos: list[Who]) -> pa.ListArray:
+    who, count = values.reshape(-1, 2).T
+    spoken = [pa.array([one[i] for one in whos], pa.string()).take(pa.array(who)) for i in (0, 1)]
+    spans = pa.StructArray.from_arrays([*spoken, pa.array(count)], fields=list(SPANS.value_type))
+    return pa.ListArray.from_arrays((offsets // 2).astype(np.int32), spans)
+
+
+def _list_array(name: str, offsets: Ints, values: npt.NDArray[np.int32]) -> pa.ListArray:
     if name.endswith("loss_weights"):  # null in rows that are weighed evenly
         none = pa.array(offsets[1:] == offsets[:-1])
         return pa.ListArray.from_arrays(offsets.astype(np.int32), values.view(np.float32), mask=none)
@@ -167,31 +220,43 @@ class _Hashed(io.RawIOBase):
         super().close()
 
 
-def _write_shard(path: Path, table: pa.Table, *, is_packed: bool) -> dict[str, Any]:
-    batches: list[dict[str, Any]] = []
-    sink = _Hashed(path)
-    with sink:
-        with pa.ipc.new_file(pa.PythonFile(sink), table.schema) as writer:
-            for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-                start = sink.tell()
-                writer.write_batch(batch)
-                length = sink.tell() - start
-                batches.append({"offset": start, "length": length, "rows": batch.num_rows, "xxh3": sink.batch()})
-                if is_packed:
-                    batches[-1]["sequences"] = len(batch.column("seq_lens").flatten())
-        size = sink.tell()
-    # The writer puts the file's magic and schema before the first batch when that is written: not part of it.
-    with path.open("rb") as file:
-        header = 16 + int.from_bytes(file.read(16)[12:16], "little")
-        file.seek(header)
-        first = file.read(batches[0]["length"] - header)
-    batches[0] |= {"offset": header, "length": len(first), "xxh3": xxhash.xxh3_128_hexdigest(first)}
-    sequences = {"sequences": sum(batch["sequences"] for batch in batches)} if is_packed else {}
-    return sequences | {
-        "file": f"{path.parent.name}/{path.name}",
-        "rows": table.num_rows,
-        "trained_tokens": int(np.sum(table.column("num_trained").to_numpy(), dtype=np.int64)),
-        "bytes": size,
-        "sha256": sink.sha256.hexdigest(),
-        "batches": batches,
-    }
+class _Shard:
+    """A shard being written, batch by batch."""
+
+    def __init__(self, path: Path, schema: pa.Schema, is_packed: bool) -> None:
+        self.path, self.is_packed = path, is_packed
+        self.file = _Hashed(path)
+        self.writer = pa.ipc.new_file(pa.PythonFile(self.file), schema)
+        self.batches: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+
+    def write(self, table: pa.Table) -> None:
+        """Write the next rows."""
+        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+            start = self.file.tell()
+            self.writer.write_batch(batch)
+            entry = {"offset": start, "length": self.file.tell() - start, "rows": batch.num_rows}
+            if self.is_packed:
+                entry["sequences"] = len(batch.column("seq_lens").flatten())
+            self.counts.update({name: entry[name] for name in ("rows", "sequences") if name in entry})
+            self.counts["trained_tokens"] += int(np.sum(batch.column("num_trained").to_numpy(), dtype=np.int64))
+            self.batches.append(entry | {"xxh3": self.file.batch()})
+
+    def close(self, tokens: int) -> dict[str, Any]:
+        """Return the shard's manifest entry."""
+        self.writer.close()
+        size = self.file.tell()
+        self.file.close()
+        # The writer puts the file's magic and schema before the first batch when that is written: not part of it.
+        with self.path.open("rb") as file:
+            header = 16 + int.from_bytes(file.read(16)[12:16], "little")
+            file.seek(header)
+            first = file.read(self.batches[0]["length"] - header)
+        self.batches[0] |= {"offset": header, "length": len(first), "xxh3": xxhash.xxh3_128_hexdigest(first)}
+        return dict(self.counts) | {
+            "file": f"{self.path.parent.name}/{self.path.name}",
+            "tokens": tokens,
+            "bytes": size,
+            "sha256": self.file.sha256.hexdigest(),
+            "batches": self.batches,
+        }

@@ -128,7 +128,10 @@ def load(cache_dir: Path, key: str) -> Object | None:
     buffer = pa.py_buffer(data)
     table = pa.ipc.open_file(buffer).read_all()
     light = table.drop_columns(list(WORD_LISTS)).take(pa.array(np.arange(table.num_rows)))  # copied: data is let go
-    return Object(path, info, light, {name: _place_of(table.column(name), buffer) for name in WORD_LISTS})
+    lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
+    for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
+        lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
+    return Object(path, info, light, lists)
 
 
 def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:

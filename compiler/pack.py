@@ -99,24 +99,31 @@ def pack(lengths: Ints, length: int) -> tuple[Ints, Packs]:
     return order, Packs(edges.astype(np.int64))
 
 
-def packed_table(table: pa.Table, packs: Packs) -> pa.Table:
-    """Return a table of examples as one of packs: `schemas.arrow.shard_schema(kind, packed=True)`."""
+def packed_light(table: pa.Table, packs: Packs) -> pa.Table:
+    """Return what a table of examples has beside its tokens as a table of packs."""
     edges = packs.edges
     columns: dict[str, Any] = {}
     for name in OF_SEQUENCES:
         column = table.column(name).combine_chunks()
         columns[name] = _lists(edges, column.cast(pa.string()) if name in ("dataset", "file") else column)
-    starts = table.column("input_ids").combine_chunks().offsets.to_numpy()
-    columns["seq_lens"] = _lists(edges, pa.array(np.diff(starts)))
-    for name in ("input_ids", "labels", "spans"):
-        column = table.column(name).combine_chunks()
-        columns[name] = _lists(column.offsets.to_numpy()[edges], column.values)
-    columns["loss_weights"] = _weights(table, edges)
+    lengths = table.column("seq_lens").combine_chunks().values
+    columns["seq_lens"] = _lists(edges, lengths)
+    spans = table.column("spans").combine_chunks()
+    columns["spans"] = _lists(spans.offsets.to_numpy()[edges], spans.values)
+    starts = np.concatenate([[0], np.cumsum(lengths.to_numpy())])
     for name in _MEDIA:
         columns[name] = _media(table.column(name).combine_chunks(), starts, edges)
     trained = table.column("num_trained").to_numpy().astype(np.int64)
     columns["num_trained"] = pa.array(np.add.reduceat(trained, edges[:-1]).astype(np.int32))
     return pa.table(columns)
+
+
+def packed_tokens(table: pa.Table, packs: Packs) -> pa.Table:
+    """Return the ids, labels and weights of examples as those of packs."""
+    ids, labels = (table.column(name).combine_chunks() for name in ("input_ids", "labels"))
+    edges = ids.offsets.to_numpy()[packs.edges]
+    columns = {"input_ids": _lists(edges, ids.values), "labels": _lists(edges, labels.values)}
+    return pa.table(columns | {"loss_weights": _weights(table, packs.edges)})
 
 
 def unpacked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -150,7 +150,7 @@ def compile_set(config: Config, watcher: Watcher) -> Result:
         output.publish(manifest)
         for path in _reject_files(config):
             path.unlink(missing_ok=True)  # of an earlier run that failed: OUT/rejects.jsonl says what is true now
-    return Result(manifest, collector.compiled, collector.cached)
+    return Result(manifest, collector.done.compiled, collector.done.cached)
 
 
 def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:

@@ -49,7 +49,7 @@ def plan_summary(written: Written) -> RenderableType:
 
 def slice_summary(done: Slice) -> RenderableType:
     """Return what is said when a slice of a plan was compiled."""
-    lines = [f"{done.compiled} unit{_s(done.compiled)} compiled, {done.cached} in the cache already"]
+    lines = [f"{done.done.compiled} unit{_s(done.done.compiled)} compiled, {done.done.cached} in the cache already"]
     if done.left:
         whys = ", ".join(sorted({one["why"] for one in done.left}))
         lines.append(f"{len(done.left)} unit{_s(len(done.left))} left for cli compile to do in another way: {whys}")

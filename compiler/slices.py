@@ -10,7 +10,7 @@ from typing import Any
 from compiler import objects
 from compiler.bpe import REFERENCE, version_of
 from compiler.cache import in_use
-from compiler.collect import ENGINES_DIFFER, Watcher, agree, is_refused, refuse_fast, usable
+from compiler.collect import ENGINES_DIFFER, Done, Watcher, agree, is_refused, refuse_fast, usable
 from compiler.engines import local
 from compiler.read import Unit, cut, open_source
 from compiler.read.model import changed
@@ -26,8 +26,7 @@ class Slice:
     plan: UnitPlan
     ids: list[range]
     watcher: Watcher
-    compiled: int = 0
-    cached: int = 0
+    done: Done = field(default_factory=Done)
     left: list[dict[str, Any]] = field(default_factory=list)
     """Units that the compile must do in another way: dataset, file, key of the object, why."""
 
@@ -45,7 +44,7 @@ class Slice:
         if local.run(self._tasks(engine), workers, self._done):
             self.watcher.say(f"{ENGINES_DIFFER}; what it encoded is encoded again with {REFERENCE}")
             refuse_fast(self.plan.cache, self.tokenizer)
-            self.compiled = self.cached = 0
+            self.done = Done()
             self.left.clear()
             local.run(self._tasks(REFERENCE), workers, self._done)
 
@@ -54,8 +53,8 @@ class Slice:
         for task, recut in self.plan.tasks(self.ids):
             kept = objects.load(self.plan.cache, task.key)
             if kept is not None and usable(kept, self.plan.cache, self.tokenizer):
-                self.cached += 1
-                self.watcher.units(task.dataset, self.cached, self.compiled)
+                self.done.cache_had(task.dataset, kept.info)
+                self._show()
                 continue
             unit = task.unit
             if recut:
@@ -73,6 +72,11 @@ class Slice:
             return ""
         if not agree(self.tokenizer, outcome.samples):
             return ENGINES_DIFFER
-        self.compiled += 1
-        self.watcher.units(task.dataset, self.cached, self.compiled)
+        self.done.came_of(task, outcome)
+        self._show()
         return ""
+
+    def _show(self) -> None:
+        done = self.done.cached + self.done.compiled + len(self.left)
+        self.done.share = done / max(1, sum(map(len, self.ids)))
+        self.watcher.units(self.done)

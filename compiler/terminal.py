@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 import rich.progress
 from rich.console import Console, RenderableType
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from compiler.collect import Watcher
+from compiler.collect import Done, Watcher
 
 T = TypeVar("T")
 
@@ -20,10 +21,11 @@ class _RichWatcher(Watcher):
     def __init__(self, progress: Progress, console: Console) -> None:
         self._progress, self._console = progress, console
         self._task = progress.add_task("compiling", total=None)
+        self._began = time.monotonic()
 
-    def units(self, dataset: str, cached: int, compiled: int) -> None:
-        done = f"{compiled} units compiled, {cached} cached ({dataset})"
-        self._progress.update(self._task, description=done)
+    def units(self, done: Done) -> None:
+        said = line(done, time.monotonic() - self._began)
+        self._progress.update(self._task, description=said, completed=done.share, total=done.share and 1.0)
 
     def put(self, done: int, total: int) -> None:
         self._progress.update(self._task, description=f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB in the store")
@@ -32,11 +34,25 @@ class _RichWatcher(Watcher):
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def line(done: Done, seconds: float) -> str:
+    """Return how far a run is after some seconds, in one line."""
+    rates = f"{done.rows / seconds:,.0f} rows/s, {done.bytes / 1e6 / seconds:,.1f} MB/s"
+    units = f"{done.compiled:,} units compiled, {done.cached:,} cached"
+    rejected = f", {done.rejected:,} rejected" if done.rejected else ""
+    return f"{done.dataset}: {done.rows:,} rows ({rates}), {units}{rejected}"
+
+
 @contextmanager
 def watch() -> Iterator[Watcher]:
     """Give a watcher that draws progress on stderr; without a terminal it only says what must be said."""
     console = Console(file=sys.stderr)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield _RichWatcher(progress, console)
 

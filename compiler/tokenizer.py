@@ -184,7 +184,7 @@ class Tokenizer:
         self.keep_small()
 
     def keep_small(self) -> None:
-        """Let go of the parsed file: what rows need of it is worked out before, for anything else it is parsed again."""
+        """Let go of the parsed file. What rows need of it is worked out before; else it is parsed again."""
         for name in _OF_ROWS:
             getattr(self, name)
         for name in ("spec", "_plain_specs"):

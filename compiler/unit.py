@@ -87,6 +87,8 @@ class Outcome:
     trouble: str = ""
     samples: list[Sample] = field(default_factory=list)
     """Texts that a fast engine encoded, to be compared with the reference."""
+    rows: int = 0
+    rejected: int = 0
 
 
 def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
@@ -140,7 +142,7 @@ def run_unit(task: Task) -> Outcome:
         return Outcome("a skeleton did not reproduce the chat template's rendering")
     samples = compiler.samples()
     objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
-    return Outcome(samples=samples)
+    return Outcome(samples=samples, rows=compiler.counts["read"], rejected=len(compiler.rejects))
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def write(path: Path, collector: Collector) -> Written:
             shutil.copyfileobj(lines, file)
     objects.store_record(collector.cache, head["digest"], {"plan": readable(str(path))})
     partial.replace(path)
-    return Written(path, units, collector.cached)
+    return Written(path, units, collector.done.cached)
 
 
 def _line(number: int, task: Task) -> bytes:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
+from compiler.collect import Done, Watcher
 from compiler.formats.kinds import kind_of_rows
+from compiler.pipeline import Config, compile_set
 from compiler.shards import ShardSet
+from compiler.sources import Catalogue
+from compiler.terminal import line
 
 Run = Callable[..., Result]
 Row = dict[str, Any]
@@ -746,3 +751,30 @@ def test_workers_change_nothing_and_options_are_in_the_manifest(run: Run, tmp_pa
         "max_length": 500, "overlength": "cut", "shuffle": True, "special_text": "text"
     }  # fmt: skip
     assert "workers" not in found["options"]
+
+
+def test_progress_says_how_far_a_run_is_how_fast_and_what_was_rejected() -> None:
+    done = Done(dataset="chats", cached=3, compiled=1200, rows=50_000, rejected=7, bytes=94_000_000)
+    assert line(done, 10.0) == (
+        "chats: 50,000 rows (5,000 rows/s, 9.4 MB/s), 1,200 units compiled, 3 cached, 7 rejected"
+    )
+
+
+def test_a_run_tells_how_far_it_is_from_the_first_unit_to_the_last(tmp_path: Path) -> None:
+    seen: list[Done] = []
+
+    class Noted(Watcher):
+        def units(self, done: Done) -> None:
+            seen.append(replace(done))
+
+    lines = [json.dumps({"instruction": f"{i} " * 400, "output": "x" * 400}) for i in range(3000)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"instruction": 1}']) + "\n")
+    catalogue = Catalogue((str(tmp_path / "a.jsonl"),), (), "auto", None, ())
+    for _ in range(2):
+        compile_set(Config(catalogue, [], tmp_path / "out", tmp_path / "cache"), Noted())
+    first, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    for some in (first, again):
+        assert [one.share for one in some] == sorted(one.share or 0.0 for one in some)
+        assert (some[-1].rows, some[-1].rejected, some[-1].share) == (3001, 1, 1.0)
+        assert some[-1].bytes == (tmp_path / "a.jsonl").stat().st_size
+    assert (first[-1].compiled, first[-1].cached) == (again[-1].cached, again[-1].compiled) == (len(first), 0)

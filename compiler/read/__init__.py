@@ -28,11 +28,11 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from compiler.read import text
-from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, changed, no_rows, stamp_of
+from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, changed, no_rows, size_of, stamp_of
 from compiler.read.source import open_source
 from schemas.stores import StorePath
 
-__all__ = ["MAX_DEPTH", "Kind", "Row", "Source", "Unit", "cut", "open_source", "read", "stamp_of"]
+__all__ = ["MAX_DEPTH", "Kind", "Row", "Source", "Unit", "cut", "open_source", "read", "size_of", "stamp_of"]
 
 
 def cut(source: Source, target_bytes: int = 1 << 20) -> Iterator[Unit]:

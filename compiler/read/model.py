@@ -87,6 +87,14 @@ def stamp_of(path: str | AnyPath) -> Stamp:
     return found.st_size, found.st_mtime_ns
 
 
+def size_of(path: AnyPath) -> int:
+    """Return how many bytes a file has, 0 where it is in a store or cannot be asked: for how far a run is."""
+    try:
+        return 0 if isinstance(path, StorePath) else path.stat().st_size
+    except OSError:
+        return 0
+
+
 @dataclass(slots=True)
 class Row:
     """One row, or why it is none: exactly one of `value` and `reject` counts.
