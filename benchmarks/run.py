@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -75,6 +77,7 @@ def compare(folder: Path, tokenizer: Path, rows: int, rounds: int, without_refer
             times[what].append(run(number))
             print(f"round {number + 1}: {what}: {times[what][-1].seconds:.2f} s", flush=True)
     tokens = manifest["splits"]["train"]["tokens"]
+    subprocess.run([sys.executable, "-m", "benchmarks.stages", str(tokenizer), *files], cwd=meter.ROOT, check=False)
     print(f"\n{rows:,} rows, {tokens:,} tokens, medians of {rounds}")
     print(f"{'':34} {'seconds':>9} {'rows/s':>9} {'MB at most':>11} {'times cold, 2 workers':>22}")
     ours = statistics.median(one.seconds for one in times["compile cold, 2 workers"])

@@ -200,7 +200,7 @@ def _gathered(groups: Sequence[tuple[_Store, Ints, Ints]], count: int, names: Se
     found = {}
     for name in names:
         offsets = np.concatenate([[0], np.cumsum(lengths[name])])
-        found[name] = (offsets, np.empty(int(offsets[-1]), np.int32))
+        found[name] = (offsets, np.empty(int(offsets[-1]) + 1, np.int32)[:-1])  # with room for the word that follows
     for store, here, local in groups:
         opened = store.open(names)
         ranges: dict[int, tuple[list[int], list[int], list[int]]] = {}

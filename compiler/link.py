@@ -154,7 +154,10 @@ def _with_what_follows(found: Lists, store: Rows | Bucket, others: Ints) -> None
         for at in range(0, len(others), BATCH_ROWS):
             _, following = store.words(others[at : at + BATCH_ROWS], [name])[name]
             if len(following):
-                found[name] = offsets, np.append(values, following[0])
+                with_room = values.base
+                assert with_room is not None
+                with_room[-1] = following[0]
+                found[name] = offsets, with_room
                 break
 
 
