@@ -40,6 +40,10 @@ Lists = dict[str, tuple[Ints, npt.NDArray[np.int32]]]
 """By column: (where each row begins, int64[N + 1], its words int32[T])."""
 
 
+ROOM = 16
+"""Words behind those of a list, for who needs them (`link._with_what_follows`)."""
+
+
 class _Store(Protocol):
     """Where word lists of rows are: `lists` as an object has it, for the words of each column that `open` returns."""
 
@@ -200,7 +204,7 @@ def _gathered(groups: Sequence[tuple[_Store, Ints, Ints]], count: int, names: Se
     found = {}
     for name in names:
         offsets = np.concatenate([[0], np.cumsum(lengths[name])])
-        found[name] = (offsets, np.empty(int(offsets[-1]) + 1, np.int32)[:-1])  # with room for the word that follows
+        found[name] = (offsets, np.zeros(int(offsets[-1]) + ROOM, np.int32)[:-ROOM])
     for store, here, local in groups:
         opened = store.open(names)
         ranges: dict[int, tuple[list[int], list[int], list[int]]] = {}

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from compiler.gather import Bucket, Lists, Rows
+from compiler.gather import ROOM, Bucket, Lists, Rows
 from compiler.mix import Plan
 from compiler.pack import Packs, pack, packed_light, packed_tokens
 from compiler.runs import Who
@@ -146,9 +146,10 @@ def _blocks(
 
 
 def _with_what_follows(found: Lists, store: Rows | Bucket, others: Ints) -> None:
-    """Put behind the words of each list the one that follows in the shard.
+    """Put behind the words of each list the one that follows in the shard, and some more.
 
-    Arrow fills a batch's buffers up to eight bytes with what stands there: so a shard's bytes do not depend on blocks.
+    Arrow fills a batch's buffers up to eight bytes with what stands there (and up to 64, where there is no more): so a
+    shard's bytes do not depend on blocks.
     """
     for name, (offsets, values) in found.items():
         for at in range(0, len(others), BATCH_ROWS):
@@ -156,7 +157,7 @@ def _with_what_follows(found: Lists, store: Rows | Bucket, others: Ints) -> None
             if len(following):
                 with_room = values.base
                 assert with_room is not None
-                with_room[-1] = following[0]
+                with_room[-ROOM] = following[0]
                 found[name] = offsets, with_room
                 break
 
