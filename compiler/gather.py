@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from compiler.objects import Object, Words
 from compiler.runs import Who
+from schemas.arrow import WORD_LISTS
 from schemas.errors import IntegrityError
 from schemas.order import Ints
 
@@ -44,11 +45,13 @@ ROOM = 16
 """Words behind those of a list, for who needs them (`link._with_what_follows`)."""
 
 
-class _Store(Protocol):
-    """Where word lists of rows are: `lists` as an object has it, for the words of each column that `open` returns."""
+Places = dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+"""By column: where the words of each row begin and end, int32[N] or int64[N], in what holds the row."""
 
-    @property
-    def lists(self) -> dict[str, tuple[int, npt.NDArray[Any]]]: ...
+
+class _Holder(Protocol):
+    """What rows are copied out of."""
+
     def open(self, names: Sequence[str]) -> dict[str, Words]: ...
 
 
@@ -57,9 +60,15 @@ class _OfObject:
 
     def __init__(self, object_: Object, numbers: npt.NDArray[np.int32] | None) -> None:
         self.object, self.numbers = object_, numbers
-        self.lists: dict[str, tuple[int, npt.NDArray[Any]]] = dict(object_.lists)
-        if numbers is not None:  # then `open` returns their words alone
-            self.lists |= {name: (0, offsets) for name, (_, offsets) in object_.lists.items() if name in _SPANS}
+
+    def places(self, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Return where the words of each row begin and end."""
+        first, edges = self.object.lists[name]
+        edges = edges + np.int32(0 if self._is_renumbered(name) else first)
+        return edges[:-1], edges[1:]
+
+    def _is_renumbered(self, name: str) -> bool:
+        return self.numbers is not None and name in _SPANS
 
     def open(self, names: Sequence[str]) -> dict[str, Words]:
         try:
@@ -70,10 +79,11 @@ class _OfObject:
                 "Run again; then check the disk.",
             ) from error  # fmt: skip
         opened = dict.fromkeys(names, words)
-        if self.numbers is not None:
-            for name in set(names) & set(_SPANS):
-                first, offsets = self.object.lists[name]
-                spans = np.array(words[first : first + int(offsets[-1])], np.int32)
+        for name in names:
+            if self._is_renumbered(name):
+                assert self.numbers is not None
+                first, edges = self.object.lists[name]
+                spans = np.array(words[first : first + int(edges[-1])], np.int32)
                 spans[::2] = self.numbers[spans[::2]]
                 opened[name] = spans.data
         return opened
@@ -88,7 +98,7 @@ class Bucket:
         self._rows = rows
         self._paths = {name: folder / name for name in names}
         self._lengths: dict[str, list[Ints]] = {name: [] for name in names}
-        self.lists: dict[str, tuple[int, npt.NDArray[Any]]] = {}
+        self._places: Places = {}
 
     def add(self, found: Lists) -> None:
         """Add the next rows."""
@@ -100,7 +110,8 @@ class Bucket:
     def close(self) -> None:
         """Note where each row begins."""
         for name, lengths in self._lengths.items():
-            self.lists[name] = (0, np.concatenate([[0], np.cumsum(np.concatenate([[0], *lengths]))])[1:])
+            edges = np.cumsum(np.concatenate([[0], *lengths]))
+            self._places[name] = edges[:-1], edges[1:]
 
     def open(self, names: Sequence[str]) -> dict[str, Words]:
         """Return the words of the columns, mapped for as long as they are held."""
@@ -114,7 +125,8 @@ class Bucket:
 
     def words(self, rows: Ints, names: Sequence[str]) -> Lists:
         """Return what `Rows.words` does."""
-        return _gathered([(self, np.arange(len(rows)), np.searchsorted(self._rows, rows))], len(rows), names)
+        mine = np.searchsorted(self._rows, rows)
+        return _gathered(self._places, mine, np.arange(len(rows)), [(self, len(rows))], names)
 
 
 class Rows:
@@ -127,6 +139,7 @@ class Rows:
         """The number of the first row of each part, and how many rows there are, int64[P + 1]."""
         self.whos: list[Who] = []
         self._stores = self._numbered()
+        self._places = {name: self._place(name) for name in WORD_LISTS}
         self.light = self._light(sizes)
 
     def _numbered(self) -> list[_OfObject]:
@@ -138,6 +151,10 @@ class Rows:
             stores.append(_OfObject(part.object, None if new == list(range(len(new))) else np.array(new, np.int32)))
         self.whos = list(numbers)
         return stores
+
+    def _place(self, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        begin, end = zip(*(store.places(name) for store in self._stores), strict=True)
+        return np.concatenate(begin), np.concatenate(end)
 
     def _light(self, sizes: list[int]) -> pa.Table:
         """Return the columns that are not word lists, with each row's provenance."""
@@ -173,12 +190,9 @@ class Rows:
         """Return of each word list (offsets int64[N + 1], values int32[T]) for the rows, in their order."""
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
         order = np.argsort(part_of, kind="stable")
-        used, first = np.unique(part_of[order], return_index=True)
-        groups = [
-            (self._stores[part], here, rows[here] - self.starts[part])
-            for part, here in zip(used.tolist(), np.split(order, first[1:]), strict=True)
-        ]
-        return _gathered(groups, len(rows), names)
+        used, counts = np.unique(part_of, return_counts=True)
+        holders = [(self._stores[part], count) for part, count in zip(used.tolist(), counts.tolist(), strict=True)]
+        return _gathered(self._places, rows, order, holders, names)
 
     def scattered(self, shares: Sequence[Ints], names: Sequence[str], folder: Path) -> list[Bucket]:
         """Return a bucket for each share of the rows (numbers, any order, repeats); every object is read just once."""
@@ -194,28 +208,26 @@ class Rows:
         return buckets
 
 
-def _gathered(groups: Sequence[tuple[_Store, Ints, Ints]], count: int, names: Sequence[str]) -> Lists:
-    """Return the word lists of `count` rows, given as (store, places among the rows, rows of the store)."""
-    lengths = {name: np.zeros(count, np.int64) for name in names}
-    for store, here, local in groups:
-        for name in names:
-            offsets = store.lists[name][1]
-            lengths[name][here] = offsets[local + 1] - offsets[local]
-    found = {}
+def _gathered(
+    places: Places, rows: Ints, order: Ints, holders: Sequence[tuple[_Holder, int]], names: Sequence[str]
+) -> Lists:
+    """Return the word lists of the rows, which have those places.
+
+    `order` int64[N] sorts them by what holds them: the first holder has the first so many of them, and so on.
+    """
+    found, ranges = {}, {}
     for name in names:
-        offsets = np.concatenate([[0], np.cumsum(lengths[name])])
+        begin, end = (column[rows] for column in places[name])
+        offsets = np.concatenate([[0], np.cumsum(end - begin, dtype=np.int64)])
         found[name] = (offsets, np.zeros(int(offsets[-1]) + ROOM, np.int32)[:-ROOM])
-    for store, here, local in groups:
-        opened = store.open(names)
-        ranges: dict[int, tuple[list[int], list[int], list[int]]] = {}
-        for name in names:
-            first, starts = store.lists[name]
-            offsets, values = found[name]
-            if id(starts) not in ranges:  # ids and labels share theirs
-                some = np.flatnonzero(starts[local + 1] > starts[local])  # most rows have no weights of their own
-                chosen, to = local[some], offsets[here[some]]
-                ranges[id(starts)] = (starts[chosen].tolist(), starts[chosen + 1].tolist(), to.tolist())
-            into, words = values.data, opened[name][first:]
-            for low, high, at in zip(*ranges[id(starts)], strict=True):
-                into[at : at + high - low] = words[low:high]
+        ranges[name] = (begin[order].tolist(), end[order].tolist(), offsets[order].tolist())
+    low = 0
+    for holder, count in holders:
+        words, high = holder.open(names), low + count
+        for name, (begins, ends, offsets) in ranges.items():
+            source, into = words[name], found[name][1].data
+            for begin, end, at in zip(begins[low:high], ends[low:high], offsets[low:high], strict=True):
+                if begin != end:
+                    into[at : at + end - begin] = source[begin:end]
+        low = high
     return found
