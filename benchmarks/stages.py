@@ -20,7 +20,8 @@ from compiler.mix import Options
 from compiler.pipeline import Config, begin
 from compiler.read import read
 from compiler.sources import Catalogue
-from compiler.unit import Task, _UnitCompiler, _without_collections
+from compiler.task import Task
+from compiler.unit import _UnitCompiler, _without_collections
 
 T = TypeVar("T")
 
@@ -52,8 +53,8 @@ def _stages(task: Task, spent: Counter[str]) -> int:
     rows = timed("read, parse", lambda: list(read(one.task.unit)))
     made = timed("check, lift", lambda: [one._conversations(row) for row in rows])
     said = [(row, c) for row, some in zip(rows, made, strict=True) for c in some if isinstance(c, Conversation)]
-    timed("look for control tokens", lambda: [one._look_for_controls(c) for _, c in said])
-    runs = timed("lay the template around", lambda: [one._runs(c) for _, c in said])
+    timed("look for control tokens", lambda: [one.sequences.look_for_controls(c) for _, c in said])
+    runs = timed("lay the template around", lambda: [one.sequences.runs(c) for _, c in said])
     encoded = timed("encode", lambda: encode_runs(runs, one.tokenizer, task.engine))
     kept = [Example(row, 0, c, e) for (row, c), e in zip(said, encoded, strict=True)]
     one.batches.append(timed("columns", lambda: columns_of(kept, one.task.unit, one.whos)))

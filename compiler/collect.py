@@ -24,8 +24,8 @@ from compiler.prepare import Layout, state_of
 from compiler.read import cut, open_source, size_of
 from compiler.request import Request
 from compiler.sources import Dataset
+from compiler.task import Outcome, Settings, Task, object_key
 from compiler.tokenizer import Sample, Tokenizer
-from compiler.unit import Outcome, Settings, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
 ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"

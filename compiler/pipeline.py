@@ -44,11 +44,11 @@ from compiler.prepare import Layout
 from compiler.request import Request
 from compiler.shards import Output
 from compiler.sources import SELF_COGNITION, Catalogue, Dataset, self_cognition, with_weights
+from compiler.task import Settings
 from compiler.templates.certify import certify
 from compiler.templates.certify_documents import certify_documents
 from compiler.templates.load import DOCUMENT, Template, load_template
 from compiler.tokenizer import Tokenizer
-from compiler.unit import Settings
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION, SPLITS
 from schemas.errors import Reason, TooManyRejects, UsageError
 from schemas.stores import AnyPath, StorePath

@@ -21,6 +21,7 @@ import pyarrow as pa
 import xxhash
 
 from schemas.arrow import MANIFEST, SPLITS, shard_schema
+from schemas.disk import flush
 from schemas.errors import InputError, LockedError, UsageError
 from schemas.manifest import files_of, manifest_digest, read_manifest
 from schemas.stores import AnyPath, StorePath
@@ -88,30 +89,22 @@ class Output:
         """Put everything in place, the manifest with its own digest last."""
         (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in self.partial.rglob("*"):
-            _flush(path)
+            flush(path)
         (self.folder / MANIFEST).unlink(missing_ok=True)
-        _flush(self.folder)
+        flush(self.folder)
         for name in OWN:
             _remove(self.folder / name)
             if name != MANIFEST and (self.partial / name).exists():
                 (self.partial / name).rename(self.folder / name)
-        _flush(self.folder)
+        flush(self.folder)
         (self.partial / MANIFEST).rename(self.folder / MANIFEST)
-        _flush(self.folder)
+        flush(self.folder)
 
 
 def sealed(manifest: dict[str, Any]) -> bytes:
     """Return a manifest as its file holds it, with its own digest, which is put into it."""
     manifest["digest"] = manifest_digest(manifest)
     return (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -14,8 +14,8 @@ from compiler.collect import ENGINES_DIFFER, Done, Watcher, agree, is_refused, r
 from compiler.engines import local
 from compiler.read import Unit, cut, open_source
 from compiler.read.model import changed
+from compiler.task import Outcome, Task
 from compiler.tokenizer import Tokenizer
-from compiler.unit import Outcome, Task
 from compiler.unit_plan import UnitPlan
 
 

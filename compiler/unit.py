@@ -1,4 +1,4 @@
-"""One unit compiled: rows -> conversations -> segments -> columns -> one object in the cache.
+"""One unit compiled: rows -> conversations -> runs of text -> columns -> one object in the cache.
 
 `run_unit` is pure: its object depends on the task alone, not on the worker, the engine or what ran before. It is what
 every engine calls.
@@ -10,7 +10,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,87 +20,24 @@ import pyarrow as pa
 
 import registry
 from compiler import fit, objects
-from compiler.bpe import REFERENCE, version_of
+from compiler.bpe import version_of
 from compiler.columns import Example, columns_of, within
 from compiler.conversation import Conversation, Kind
 from compiler.encode import Encoded, encode_runs
-from compiler.lower import Lowering
-from compiler.prepare import Layout, Preparer
-from compiler.read import Row, Unit, read
-from compiler.repair import merge_system
-from compiler.runs import Runs, Who, runs_of
-from compiler.templates.document import document_segments
-from compiler.templates.history import by_reply
+from compiler.prepare import Preparer
+from compiler.read import Row, read
+from compiler.runs import Runs, Who
+from compiler.sequences import Sequences
+from compiler.task import Outcome, Settings, Task
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
-from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer import Sample, Tokenizer
-from compiler.weigh import Policy, last_round
+from compiler.weigh import Policy
 from schemas.arrow import OBJECT
 from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
 
 BATCH = 512
 """Rows encoded in one call: enough for the tokenizer, small enough to bound memory."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run asks of every unit, and what decides the objects besides the input."""
-
-    tokenizer: str
-    tokenizer_digest: str
-    template: str
-    template_digest: str
-    special_text: str
-    max_length: int | None
-    overlength: str
-    merge_system: bool
-    repairs: tuple[str, ...]
-    strict: bool = False
-    dialect: str = "template"
-    skeletons: bool = True
-    documents: bool = False
-    vision: bool = False
-    """Whether the model takes images: then the folder they are in decides what is read."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A unit and everything that decides its object. Picklable."""
-
-    unit: Unit
-    layout: Layout
-    settings: Settings
-    cache: str
-    dataset: str
-    """Its name, for progress only."""
-    key: str
-    """The object's name, worked out once by whoever plans the run."""
-    engine: str = REFERENCE
-    """What encodes; the object does not depend on it."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a task. `trouble`: why the run must be done in another way, and there is no object then."""
-
-    trouble: str = ""
-    samples: list[Sample] = field(default_factory=list)
-    """Texts that a fast engine encoded, to be compared with the reference."""
-    rows: int = 0
-    rejected: int = 0
-
-
-def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
-    """Return the name of the object that a unit compiled this way becomes."""
-    asked = asdict(settings)
-    del asked["tokenizer"]  # where the files are does not matter, only what they say
-    read_as = asdict(layout) | {"policy": registry.weights(layout.weights)}
-    if layout.persona:
-        read_as["other_models"] = registry.other_models()
-    if not settings.vision:
-        del read_as["media"]
-    return objects.key_of(unit.kind, unit.digest, list(unit.header), read_as, asked)
 
 
 @lru_cache(maxsize=2)
@@ -176,20 +113,20 @@ class _UnitCompiler:
     def __init__(self, task: Task) -> None:
         self.task, self.settings, self.layout = task, task.settings, task.layout
         self.tokenizer, self.template = _tools(self.settings)
-        self.rendering = self.template.program.rendering
-        self.policy = Policy.from_card(registry.weights(self.layout.weights))
-        self.lowering = Lowering(self.template.program, self.tokenizer, self.policy)
+        rendering = self.template.program.rendering
         self.preparer = Preparer(
             self.layout,
             self.settings.repairs,
             self.settings.strict,
             self.settings.dialect,
-            self.rendering.vision,
-            self.rendering.no_vision,
+            rendering.vision,
+            rendering.no_vision,
         )
         self.rejects: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.notes = self.preparer.notes
+        policy = Policy.from_card(registry.weights(self.layout.weights))
+        self.sequences = Sequences(self.settings, self.tokenizer, self.template, policy, self.notes)
         self.batches: list[pa.RecordBatch] = []
         self.whos: dict[Who, int] = {}
 
@@ -226,10 +163,10 @@ class _UnitCompiler:
                 part += 1
                 continue
             try:
-                self._look_for_controls(conversation)
-                made = self._pending(row, part, conversation)
+                self.sequences.look_for_controls(conversation)
+                made = self.sequences.of(conversation)
                 self.counts["expanded"] += len(made) - 1
-                ready += made
+                ready += [_Pending(row, part + n, one, sides) for n, (one, sides) in enumerate(made)]
                 part += len(made)
             except RowError as error:
                 self._reject(row, error.reject)
@@ -244,72 +181,6 @@ class _UnitCompiler:
                 self._reject(one.row, error.reject)
         if kept:
             self.batches.append(columns_of(kept, self.task.unit, self.whos))
-
-    # -- rendering --
-
-    def _pending(self, row: Row, part: int, conversation: Conversation) -> list[_Pending]:
-        """Return what the conversation is encoded from; one for each trained reply where the template asks for that."""
-        if self.policy.last_round:  # the row's, not that of each example it makes
-            conversation = last_round(conversation)
-        try:
-            return [_Pending(row, part, conversation, self._rendered(conversation))]
-        except RowError as error:
-            if error.reject.reason is not Reason.TEMPLATE_UNSTABLE or conversation.context:
-                raise
-            parts = by_reply(conversation)
-            if not parts:
-                raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained") from error
-            made = [_Pending(row, part + n, one, self._rendered(one)) for n, one in enumerate(parts)]
-            self.notes["one_example_per_reply"] += 1
-            return made
-
-    def _rendered(self, conversation: Conversation) -> list[Runs]:
-        """Return the weighed runs of the conversation's sequences: one, or the two of a pair."""
-        if self.layout.kind == Kind.PRETRAIN:
-            segments = document_segments(conversation, self.tokenizer, self.template)
-            return [runs_of(conversation, segments, self.tokenizer)]
-        sides = [self._runs_or_merged(conversation)]
-        if conversation.rejected is not None:  # after the first side, which may merge the system text into the context
-            other = replace(conversation, messages=[*conversation.messages[:-1], conversation.rejected])
-            sides.append(self._runs(other))
-        return sides
-
-    def _with_reasoning(self, conversation: Conversation) -> Conversation:
-        return with_reasoning(conversation) if self.rendering.thinks else conversation
-
-    def _runs(self, conversation: Conversation) -> Runs:
-        """Return the weighed runs."""
-        thought = self._with_reasoning(conversation)
-        if thought is conversation:
-            return self.lowering.runs(conversation)
-        segments = self.template.program.segments(thought)
-        if not self.rendering.is_published(segments, conversation):
-            raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
-        return self.lowering.of_segments(thought, segments)
-
-    def _runs_or_merged(self, conversation: Conversation) -> Runs:
-        try:
-            return self._runs(conversation)
-        except RowError as error:
-            refused = error.reject.reason is Reason.TEMPLATE_REFUSED
-            if not (refused and self.settings.merge_system and merge_system(conversation)):
-                if refused and conversation.messages[0].role == "system" and not self.settings.merge_system:
-                    hint = "; if it takes no system message, --system merge puts it before the first user message"
-                    raise RowError(error.reject.reason, error.reject.message + hint) from error
-                raise
-            conversation.repairs.append("system_merge")
-            return self._runs(conversation)
-
-    def _look_for_controls(self, conversation: Conversation) -> None:
-        said = conversation
-        if conversation.rejected is not None:
-            said = replace(conversation, messages=[*conversation.messages, conversation.rejected])
-        found = self.rendering.spells_control(self._with_reasoning(said))
-        if found is None:
-            return
-        if self.settings.special_text == "reject":
-            raise RowError(Reason.SPECIAL_TEXT, f"the text spells the control token {found!r}")
-        self.notes["special_text"] += 1
 
     # -- length --
 
@@ -346,7 +217,7 @@ class _UnitCompiler:
         return conversation, [sides], note
 
     def _again(self, shorter: Conversation) -> list[Encoded]:
-        return self._encoded(self._rendered(shorter))
+        return self._encoded(self.sequences.sides(shorter))
 
     def _encoded(self, sides: list[Runs]) -> list[Encoded]:
         return encode_runs(sides, self.tokenizer, self.task.engine)

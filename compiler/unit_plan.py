@@ -26,7 +26,7 @@ from compiler.engines.elsewhere import check_cache, check_code, check_name, port
 from compiler.files import readable
 from compiler.prepare import Layout
 from compiler.read import Kind, Unit
-from compiler.unit import Settings, Task
+from compiler.task import Settings, Task
 from schemas import schema
 from schemas.errors import InputError, IntegrityError, UsageError
 

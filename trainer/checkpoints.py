@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from schemas.disk import flush
 from schemas.errors import InputError, UsageError
 
 COMPLETE = "COMPLETE"
@@ -96,9 +97,9 @@ def save(engine: Any, output: Path, run: dict[str, Any], model_files: dict[str, 
     if first:
         try:
             for file in path.rglob("*"):
-                _flush(file)
+                flush(file)
             (path / COMPLETE).touch()
-            _flush(path)
+            flush(path)
         except OSError as error:
             raise _unwritten(output, path, error) from error
         for old in complete(output)[: -keep if keep else 0]:
@@ -130,14 +131,6 @@ def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
     reason = getattr(error, "strerror", None) or "a file could not be finished"
     what = f"the checkpoint could not be written: {reason} ({space / 2**30:.1f} GiB are free)"
     return InputError(str(path), what, f"{last} Make room (save_total_limit keeps fewer), then --resume yes.")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _save_weights(engine: Any, path: Path, first: bool) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,15 @@ from typing import Any
 import torch
 
 import registry
+from schemas.disk import flush
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import read_manifest
+from trainer.checkpoints import COMPLETE, RUN
 from trainer.generate import stop_ids
 from trainer.objectives import evaluating
 from trainer.pretrained import load_model
 
-COMPLETE, RUN, PROVENANCE = "COMPLETE", "run.json", "provenance.json"
+PROVENANCE = "provenance.json"
 ADAPTER = "adapter_config.json"
 MADE_BY = "finetune-data-compiler export"
 _PROBED = 64
@@ -82,7 +83,7 @@ def export(checkpoint: Checkpoint, out: Path) -> dict[str, Any]:
         partial.mkdir(parents=True)
         provenance = _write(checkpoint, partial)
         for path in (*partial.rglob("*"), partial):
-            _flush(path)
+            flush(path)
         _replace(out, partial)
     except OSError as error:
         raise InputError(str(error.filename or out), f"cannot be written: {error.strerror or error}") from error
@@ -299,14 +300,6 @@ def _readme(provenance: dict[str, Any]) -> str:
         "`provenance.json` has the digests of every file, of the tokenizer and of the template.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _replace(out: Path, partial: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from compiler import objects
 from compiler.bpe import REFERENCE, version_of
-from compiler.unit import Task, object_key
+from compiler.task import Task, object_key
 from schemas.errors import InputError, IntegrityError
 
 

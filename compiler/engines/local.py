@@ -11,7 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-from compiler.unit import Outcome, Settings, Task, run_unit, warm_up
+from compiler.task import Outcome, Settings, Task
+from compiler.unit import run_unit, warm_up
 from schemas.errors import InputError
 
 Done = Callable[[Task, Outcome], str]

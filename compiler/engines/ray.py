@@ -18,7 +18,8 @@ from typing import Any
 
 from compiler.engines.elsewhere import Terms, check, check_name, marked, portable, terms_of
 from compiler.engines.local import Done
-from compiler.unit import Outcome, Task, run_unit
+from compiler.task import Outcome, Task
+from compiler.unit import run_unit
 from schemas.errors import InputError, Problem, UsageError
 
 TRIES = 4
