@@ -86,16 +86,18 @@ def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[
     shards = split.shards(tokens)
     stores = _stores(folder, [split.rows[shard] for shard in shards], rows, words)
     entries: list[Future[dict[str, Any]]] = []
+    written: list[Future[None]] = []
     with ThreadPoolExecutor(1) as writer:
         for number, (shard, store) in enumerate(zip(shards, stores, strict=True)):
             file = _Shard(folder / f"shard-{number:05d}.arrow", schema, split.packs is not None)
-            written: Future[None] | None = None
             for table in _blocks(split, shard, tokens, rows, store, schema):
-                if written is not None:
-                    written.result()  # two blocks in memory are enough; an error ends the run here
-                written = writer.submit(file.write, table)
+                for one in written[-1:]:
+                    one.result()  # two blocks in memory are enough; an error ends the run here
+                written.append(writer.submit(file.write, table))
             entries.append(writer.submit(file.close, int(tokens[shard].sum())))
     shutil.rmtree(_buckets(folder), ignore_errors=True)
+    for one in written:
+        one.result()
     return [entry.result() for entry in entries]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from click.testing import Result
 from conftest import shared
@@ -183,3 +184,19 @@ def test_the_bytes_of_a_shard_do_not_depend_on_how_many_rows_are_gathered_at_onc
         ShardSet.open(tmp_path / "in-blocks").manifest["digest"]
         == ShardSet.open(tmp_path / "at-once").manifest["digest"]
     )
+
+
+def test_an_error_while_the_last_block_is_written_publishes_nothing(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of the shard goes well: a write that failed must not be forgotten."""
+    really = link._Shard.write
+
+    def full(self: link._Shard, table: pa.Table) -> None:
+        really(self, table)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(link._Shard, "write", full)
+    result = run("compile", "--mix", "agent:1", "-o", tmp_path / "out", code=5)
+    assert "No space left on device" in result.stderr
+    assert not (tmp_path / "out").exists()
