@@ -216,6 +216,22 @@ def test_a_file_takes_few_requests(store: Store, prefix: str) -> None:
         assert len(wire.requests) <= 8, "10 MiB in pieces of 4, and 9 MiB at once"
 
 
+def test_a_plan_of_files_in_a_store_is_compiled_by_slices(
+    compile_: Compile, store: Store, prefix: str, tmp_path: Path
+) -> None:
+    files = {"a.jsonl": LINES, "b.parquet": parquet_bytes(), "c.jsonl.gz": gzip.compress(LINES)}
+    uris = [store.put(f"{prefix}/{name}", data) for name, data in files.items()]
+    given: list[object] = [*uris, "-o", tmp_path / "out"]
+    own = tmp_path / "cache"
+    compile_(*given, "--plan-only", cache=own)
+    plan = ["run-unit", "--plan", str(tmp_path / "out.plan.jsonl"), "--workers", "1", "--json"]
+    for part in ("0/2", "1/2"):
+        done = CliRunner().invoke(main, [*plan, "--slice", part])
+        assert done.exit_code == 0, done.stderr
+    linked = json.loads(compile_(*given, "--json", cache=own).stdout)
+    assert (linked["units_compiled"], linked["datasets"][1]["realized"]["rows"]) == (0, len(ROWS))
+
+
 def test_a_file_that_changes_while_it_is_cut_or_before_it_is_read_is_noticed(store: Store, prefix: str) -> None:
     lines = iter(cut(open_source(store.put(f"{prefix}/a.jsonl", LINES)), 512))
     next(lines)

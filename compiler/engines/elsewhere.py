@@ -20,6 +20,7 @@ from compiler import objects
 from compiler.bpe import REFERENCE, version_of
 from compiler.task import Task, object_key
 from schemas.errors import InputError, IntegrityError
+from schemas.stores import path_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def check(terms: Terms) -> None:
     """Raise unless this machine is as the run needs it; looked at once in each process."""
     check_code(socket.gethostname(), terms.code, dict(terms.libraries))
     for path in terms.paths:
-        if not Path(path).exists():
+        if not path_of(path).exists():
             raise InputError(
                 f"{path} (on {socket.gethostname()})",
                 "it is not there on this machine",
@@ -116,7 +117,8 @@ def check_name(task: Task) -> None:
 
 def portable(task: Task) -> Task:
     """Return the task with paths that do not depend on the current folder."""
-    unit = replace(task.unit, path=str(Path(task.unit.path).absolute()))
+    source = path_of(task.unit.path)
+    unit = replace(task.unit, path=str(source.absolute() if isinstance(source, Path) else source))
     return replace(task, unit=unit, cache=str(Path(task.cache).absolute()))
 
 
