@@ -82,17 +82,16 @@ def _sequences(
     offsets = _offsets([0 if side is None else len(side.ids) for side in sides])
     ids = np.concatenate([side.ids for side in present] or [np.empty(0, np.int32)])
     weights = np.concatenate([side.weights for side in present] or [np.empty(0, np.float32)])
-    uneven = _counts((weights != 0) & (weights != 1), offsets) > 0
     columns = {
         "input_ids": pa.ListArray.from_arrays(offsets, ids, mask=mask),
         "labels": pa.ListArray.from_arrays(offsets, labels_of(ids, weights), mask=mask),
-        "loss_weights": _nullable(offsets, weights, uneven),
+        "loss_weights": weights_array(offsets, weights),
         "spans": _spans([[] if side is None else side.spans for side in sides], whos, mask),
     }
     return {f"{prefix}{name}": column for name, column in columns.items()}, _counts(weights > 0, offsets)
 
 
-def _counts(holds: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+def _counts(holds: npt.NDArray[np.bool_], offsets: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
     """Return for how many tokens of each row it holds, int64[N]."""
     return np.diff(np.concatenate([[0], np.cumsum(holds)])[offsets])
 
@@ -118,14 +117,12 @@ def _media(example: Example, kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def _nullable(
-    offsets: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], present: npt.NDArray[np.bool_]
-) -> pa.ListArray:
-    """Return a list column that is null in the rows where it is not `present`."""
+def weights_array(offsets: npt.NDArray[np.integer[Any]], weights: npt.NDArray[np.float32]) -> pa.ListArray:
+    """Return the weights of rows that begin at `offsets` (and of the end), null where all of them are 0 or 1."""
+    uneven = _counts((weights != 0) & (weights != 1), offsets) > 0
     lengths = np.diff(offsets)
-    kept = _offsets(np.where(present, lengths, 0).tolist())
-    values = weights[np.repeat(present, lengths)]
-    return pa.ListArray.from_arrays(kept, values, mask=pa.array(~present))
+    kept = _offsets(np.where(uneven, lengths, 0).tolist())
+    return pa.ListArray.from_arrays(kept, weights[np.repeat(uneven, lengths)], mask=pa.array(~uneven))
 
 
 def _spans(rows: Sequence[list[tuple[Who, int]]], whos: dict[Who, int], absent: pa.Array | None) -> pa.ListArray:

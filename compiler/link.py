@@ -45,22 +45,26 @@ class Split:
     repeats: Ints
     packs: Packs | None = None
 
-    def shards(self, tokens: Ints) -> list[slice]:
-        """Return the examples of each shard; `tokens` int64[N]. A pack is never cut."""
-        ends = np.cumsum(tokens)
-        edges = np.arange(len(self.rows) + 1) if self.packs is None else self.packs.edges
-        before = np.concatenate([[0], ends])[edges[:-1]]
-        first = edges[:-1][np.flatnonzero(np.diff(before // SHARD_TOKENS, prepend=-1))].tolist()
-        return [slice(a, b) for a, b in zip(first, [*first[1:], len(self.rows)], strict=True)]
+    @property
+    def edges(self) -> Ints:
+        """Where a shard may begin, and the end: at every example, or at every pack, int64."""
+        return np.arange(len(self.rows) + 1) if self.packs is None else self.packs.edges
 
-    def blocks(self, shard: slice, tokens: Ints) -> list[slice]:
+    def shards(self, before: Ints) -> list[slice]:
+        """Return the examples of each shard; `before` int64[N + 1] are the tokens before each. A pack is never cut."""
+        return _cut(self.edges, before, SHARD_TOKENS)
+
+    def blocks(self, shard: slice, before: Ints) -> list[slice]:
         """Return the examples of a shard in blocks that are gathered at once: whole batches, of some tokens."""
-        edges = np.arange(shard.start, shard.stop + 1) if self.packs is None else self.packs.edges
-        edges = edges[(edges >= shard.start) & (edges <= shard.stop)]
-        edges = np.append(edges[:-1:BATCH_ROWS], shard.stop)  # of batches
-        before = np.concatenate([[0], np.cumsum(np.add.reduceat(tokens, edges[:-1]))])[:-1]
-        first = edges[:-1][np.flatnonzero(np.diff(before // BLOCK_TOKENS, prepend=-1))].tolist()
-        return [slice(a, b) for a, b in zip(first, [*first[1:], shard.stop], strict=True)]
+        edges = self.edges[(self.edges >= shard.start) & (self.edges <= shard.stop)]
+        return _cut(np.append(edges[:-1:BATCH_ROWS], shard.stop), before, BLOCK_TOKENS)
+
+
+def _cut(edges: Ints, before: Ints, size: int) -> list[slice]:
+    """Return what lies between the first and the last edge in slices from edge to edge, of about `size` tokens."""
+    begun = (before[edges[:-1]] - before[edges[0]]) // size
+    first = edges[:-1][np.flatnonzero(np.diff(begun, prepend=-1))].tolist()
+    return [slice(a, b) for a, b in zip(first, [*first[1:], int(edges[-1])], strict=True)]
 
 
 def split_of(plan: Plan, val: bool, starts: Ints) -> Split:
@@ -71,8 +75,13 @@ def split_of(plan: Plan, val: bool, starts: Ints) -> Split:
 
 def packed(split: Split, rows: Rows, length: int) -> Split:
     """Return the split in packs of at most `length` tokens."""
-    order, packs = pack(rows.light.column("length").to_numpy()[split.rows].astype(np.int64), length)
+    order, packs = pack(_lengths(split, rows), length)
     return Split(split.rows[order], split.repeats[order], packs)
+
+
+def _lengths(split: Split, rows: Rows) -> Ints:
+    """Return the tokens of each example, int64[N]."""
+    return rows.light.column("length").to_numpy()[split.rows].astype(np.int64)
 
 
 def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[str, Any]]:
@@ -82,19 +91,19 @@ def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[
     folder.mkdir(parents=True)
     schema = shard_schema(kind, packed=split.packs is not None)
     words = [name for name in WORD_LISTS if name in schema.names]
-    tokens = rows.light.column("length").to_numpy()[split.rows].astype(np.int64)
-    shards = split.shards(tokens)
+    before = np.concatenate([[0], np.cumsum(_lengths(split, rows))])
+    shards = split.shards(before)
     stores = _stores(folder, [split.rows[shard] for shard in shards], rows, words)
     entries: list[Future[dict[str, Any]]] = []
     written: list[Future[None]] = []
     with ThreadPoolExecutor(1) as writer:
         for number, (shard, store) in enumerate(zip(shards, stores, strict=True)):
             file = _Shard(folder / f"shard-{number:05d}.arrow", schema, split.packs is not None)
-            for table in _blocks(split, shard, tokens, rows, store, schema):
+            for table in _blocks(split, split.blocks(shard, before), rows, store, schema, words):
                 for one in written[-1:]:
                     one.result()  # two blocks in memory are enough; an error ends the run here
                 written.append(writer.submit(file.write, table))
-            entries.append(writer.submit(file.close, int(tokens[shard].sum())))
+            entries.append(writer.submit(file.close, int(before[shard.stop] - before[shard.start])))
     shutil.rmtree(_buckets(folder), ignore_errors=True)
     for one in written:
         one.result()
@@ -122,18 +131,19 @@ def _stores(folder: Path, shards: list[Ints], rows: Rows, names: list[str]) -> l
 
 
 def _blocks(
-    split: Split, shard: slice, tokens: Ints, rows: Rows, store: Rows | Bucket, schema: pa.Schema
+    split: Split, blocks: list[slice], rows: Rows, store: Rows | Bucket, schema: pa.Schema, words: list[str]
 ) -> Iterator[pa.Table]:
     """Yield the rows of a shard in blocks. Only tokens are gathered block by block; all else of a shard is small."""
-    names = [name for name in WORD_LISTS if name in schema.names]
-    light = _light(rows, store, split.rows[shard], split.repeats[shard], [n for n in names if n.endswith("spans")])
+    shard = slice(blocks[0].start, blocks[-1].stop)
+    spans = [name for name in words if name.endswith("spans")]
+    light = _light(rows, store, split.rows[shard], split.repeats[shard], spans)
     if split.packs is not None:
         light = packed_light(light, split.packs.within(shard))
     light = light.select([name for name in schema.names if name in light.column_names])
     light = light.cast(pa.schema([schema.field(name) for name in light.column_names]))
-    names = [name for name in names if not name.endswith("spans")]
+    names = [name for name in words if name not in spans]
     at = 0
-    for block in split.blocks(shard, tokens):
+    for block in blocks:
         found = store.words(split.rows[block], names)
         if split.packs is None:
             _with_what_follows(found, store, split.rows[block.stop : shard.stop])

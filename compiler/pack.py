@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from compiler.columns import weights_array
 from compiler.encode import IGNORED
 from schemas.arrow import MEDIA, OF_SEQUENCES
 from schemas.order import Ints
@@ -142,7 +143,7 @@ def unpacked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     weights = trained.astype(np.float32)
     given = np.repeat(np.repeat(np.asarray(batch.column("loss_weights").is_valid()), np.diff(packs)), lengths)
     weights[given] = batch.column("loss_weights").flatten().to_numpy()
-    columns["loss_weights"] = _uneven(weights, starts)
+    columns["loss_weights"] = weights_array(starts, weights)
     for name in _MEDIA:
         media = batch.column(name)
         of_pack = np.repeat(np.arange(len(media)), pc.list_value_length(media).to_numpy())
@@ -164,16 +165,7 @@ def _weights(table: pa.Table, edges: Ints) -> pa.ListArray:
     starts = labels.offsets.to_numpy()
     weights = (labels.values.to_numpy() != IGNORED).astype(np.float32)
     weights[np.repeat(np.asarray(column.is_valid()), np.diff(starts))] = column.flatten().to_numpy()
-    return _uneven(weights, starts[edges])
-
-
-def _uneven(weights: npt.NDArray[np.float32], starts: npt.NDArray[Any]) -> pa.ListArray:
-    """Return the weights of sequences that begin at `starts` (and of the end), null where all of them are 0 or 1."""
-    kept = np.logical_or.reduceat((weights != 0) & (weights != 1), starts[:-1])
-    lengths = np.diff(starts)
-    offsets = np.concatenate([[0], np.cumsum(np.where(kept, lengths, 0))])
-    values = weights[np.repeat(kept, lengths)]
-    return pa.ListArray.from_arrays(offsets.astype(np.int32), values, mask=pa.array(~kept))
+    return weights_array(starts[edges], weights)
 
 
 def _media(column: pa.ListArray, starts: Ints, edges: Ints) -> pa.ListArray:
