@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from compiler import objects
 from compiler.bpe import FAST
-from compiler.collect import Watcher
 from compiler.columns import Example, columns_of
 from compiler.conversation import Conversation
 from compiler.encode import encode_runs
 from compiler.mix import Options
 from compiler.pipeline import Config, begin
+from compiler.progress import Watcher
 from compiler.read import read
 from compiler.sources import Catalogue
 from compiler.task import Task

@@ -2,7 +2,7 @@
 
 `tokenizers` is the reference: what it says is right. `fastokens` gives the same ids about forty times as fast where it
 loads the tokenizer. It is used only after it agreed on a corpus of awkward texts, and while it runs a sample of the
-real texts is compared too (`compiler/collect.py`). So ids never depend on the engine.
+real texts is compared too (`compiler/trust.py`). So ids never depend on the engine.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-import registry
 from compiler import objects
-from compiler.bpe import FAST, REFERENCE, version_of
+from compiler.bpe import FAST, REFERENCE
 from compiler.engines import local
 from compiler.mix import Examples
-from compiler.prepare import Layout, state_of
+from compiler.prepare import Layout
+from compiler.progress import Done, Watcher
 from compiler.read import cut, open_source, size_of
 from compiler.request import Request
 from compiler.sources import Dataset
 from compiler.task import Outcome, Settings, Task, object_key
-from compiler.tokenizer import Sample, Tokenizer
+from compiler.tokenizer import Tokenizer
+from compiler.trust import ENGINES_DIFFER, agree, media_as_they_were, refuse_fast, usable, why_not_fast
 from schemas.errors import IntegrityError, Reason
 
-ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
 FEW_UNITS = 4
 """With this many units or fewer to compile, a fast engine takes longer to load than it gains."""
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
@@ -37,49 +35,6 @@ about two seconds, when a unit of text takes a fifth of one. Units with images t
 
 RunTasks = Callable[[Iterable[Task], int, local.Done], str]
 """Where units run: takes tasks, a number of workers (0 = as many as there are) and what to do with each outcome."""
-
-
-@dataclass
-class Done:
-    """How far a run is: units and rows, taken from the cache or compiled."""
-
-    dataset: str = ""
-    """That of the last unit."""
-    cached: int = 0
-    compiled: int = 0
-    rows: int = 0
-    rejected: int = 0
-    bytes: int = 0
-    """What was read of the sources."""
-    share: float | None = None
-    """How much of the whole that is, 0 to 1; None = not known."""
-
-    def cache_had(self, dataset: str, info: dict[str, Any]) -> None:
-        """Count a unit that the cache had."""
-        self.dataset = dataset
-        self.cached += 1
-        self.rows += info["counts"].get("read", 0)
-        self.rejected += len(info["rejects"])
-
-    def came_of(self, task: Task, outcome: Outcome) -> None:
-        """Count a unit that was compiled."""
-        self.dataset = task.dataset
-        self.compiled += 1
-        self.rows += outcome.rows
-        self.rejected += outcome.rejected
-
-
-class Watcher:
-    """What a run tells while it works; the command line draws it, a library caller may ignore it."""
-
-    def units(self, done: Done) -> None:
-        """Say how far the units are."""
-
-    def put(self, done: int, total: int) -> None:
-        """Say that so many of a set's bytes are in the object store."""
-
-    def say(self, text: str) -> None:
-        """Say one sentence that the user should see."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +147,8 @@ class Collector:
         found: dict[str, objects.Object] = {}
         quick = self.settings.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
         few = FEW_UNITS if quick else IN_PROCESS_UNITS
-        tasks, many = self._with_engine(self._missing(collected, found), few)
-        trouble = self.run_tasks(tasks, workers if many else 1, self._done)
+        tasks, used = self._with_engine(self._missing(collected, found), few, workers)
+        trouble = self.run_tasks(tasks, used, self._done)
         if trouble:
             if trouble == ENGINES_DIFFER:
                 self.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
@@ -210,23 +165,24 @@ class Collector:
 
     def missing(self) -> Iterator[Task]:
         """Yield what `run` would compile, which is then for others to do."""
-        return self._with_engine(self._missing([Compiled(*one[:2]) for one in self.datasets], {}), FEW_UNITS)[0]
+        return self._with_engine(self._missing([Compiled(*one[:2]) for one in self.datasets], {}), FEW_UNITS, 0)[0]
 
-    def _with_engine(self, tasks: Iterator[Task], few: int) -> tuple[Iterator[Task], bool]:
-        """Return the tasks with what will encode them, and whether they are more than `few`."""
+    def _with_engine(self, tasks: Iterator[Task], few: int, workers: int) -> tuple[Iterator[Task], int]:
+        """Return the tasks with what will encode them, and how many workers they are for: 1 for `few` or fewer."""
         first = list(islice(tasks, few + 1))
-        return self._ready(first, tasks), len(first) > few
+        workers = workers if len(first) > few else 1
+        return self._ready(first, tasks, others_encode=workers != 1), workers
 
-    def _ready(self, first: list[Task], others: Iterator[Task]) -> Iterator[Task]:
+    def _ready(self, first: list[Task], rest: Iterator[Task], *, others_encode: bool) -> Iterator[Task]:
         """Yield the tasks when what they need is known: workers that load meanwhile make that no longer."""
         if not first:
             return
         self.certify()
         if not self.engine:
             self._choose_engine(len(first) > FEW_UNITS)
-        if len(first) > IN_PROCESS_UNITS:  # others encode
+        if others_encode:
             self.tokenizer.drop_fast()
-        for task in chain(first, others):
+        for task in chain(first, rest):
             yield replace(task, engine=self.engine)
 
     def _missing(self, collected: list[Compiled], found: dict[str, objects.Object]) -> Iterator[Task]:
@@ -261,23 +217,11 @@ class Collector:
         self.engine = REFERENCE
         if not many:
             return
-        why = self._why_not_fast()
+        why = why_not_fast(self.cache, self.tokenizer)
         if why:
             self.watcher.say(f"{FAST} is not used: {why}")
         else:
             self.engine = FAST
-
-    def _why_not_fast(self) -> str:
-        """Return why the fast engine is not to be used, "" if it is; found out once for a tokenizer and versions."""
-        try:
-            key = _engine_key(self.tokenizer.digest, version_of(FAST))
-        except PackageNotFoundError:
-            return "it is not installed"
-        kept = objects.load_record(self.cache, key)
-        if kept is None:
-            kept = {"why": self.tokenizer.why_not_fast}
-            objects.store_record(self.cache, key, kept)
-        return str(kept["why"])
 
     def _done(self, task: Task, outcome: Outcome) -> str:
         """Count a task and compare the texts it hands over; return why the run must be done in another way, or ""."""
@@ -297,49 +241,10 @@ class Collector:
                 "an object that was just compiled is gone or damaged",
                 "Run again; then check the disk.",
             )
-        if not _media_as_they_were(kept):
+        if not media_as_they_were(kept):
             raise IntegrityError(
                 record.file,
                 "an image or video of it changed meanwhile, or is another one on a machine that looked at it",
                 "Run again; on a cluster every machine must see them at the same paths.",
             )
         return kept
-
-
-def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
-    """Return whether the reference gives the ids that a fast engine gave."""
-    for fresh in (True, False):
-        some = [(text, ids) for is_fresh, text, ids in samples if is_fresh is fresh]
-        ids, lengths = tokenizer.reference[0 if fresh else 1].encode([text for text, _ in some])
-        expected = np.split(ids, np.cumsum(lengths))  # with what follows the last text, which is nothing
-        if any(a.tolist() != b for a, (_, b) in zip(expected, some, strict=False)):
-            return False
-    return True
-
-
-def refuse_fast(cache: Path, tokenizer: Tokenizer) -> None:
-    """Keep in the cache that the fast engine errs: it is not chosen again, and no object that it made is used."""
-    objects.store_record(cache, _engine_key(tokenizer.digest, version_of(FAST)), {"why": ENGINES_DIFFER})
-    is_refused.cache_clear()
-
-
-def usable(kept: objects.Object, cache: Path, tokenizer: Tokenizer) -> bool:
-    """Return whether an object is still good: no doubt of what encoded it, every image and video as it was."""
-    return not is_refused(cache, tokenizer.digest, kept.info["engine"]) and _media_as_they_were(kept)
-
-
-@lru_cache(maxsize=16)
-def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
-    """Return whether what made an object was found to err: by an earlier run, or by another machine of this one."""
-    name, version = encoder.split()
-    kept = objects.load_record(cache, _engine_key(tokenizer_digest, version)) if name == FAST else None
-    return kept is not None and kept["why"] != ""
-
-
-def _engine_key(tokenizer_digest: str, version: str) -> str:
-    return objects.key_of("engine", tokenizer_digest, version, registry.awkward_texts())
-
-
-def _media_as_they_were(kept: objects.Object) -> bool:
-    """Return whether every image and video an object was made from is as it was then, or still not there."""
-    return all(state_of(Path(path)) == was for path, was in kept.info["files"].items())

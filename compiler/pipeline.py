@@ -21,7 +21,7 @@ import numpy as np
 import registry
 from compiler import hub, objects, unit_plan
 from compiler.cache import in_use
-from compiler.collect import Collector, Compiled, Watcher
+from compiler.collect import Collector, Compiled
 from compiler.conversation import Kind
 from compiler.engines import local, ray
 from compiler.gather import Part, Rows
@@ -41,6 +41,7 @@ from compiler.manifest import (
 from compiler.mix import Options, Plan, check_options, make_plan
 from compiler.persona import DEMO_AUTHOR, DEMO_NAME, persona
 from compiler.prepare import Layout
+from compiler.progress import Watcher
 from compiler.request import Request
 from compiler.shards import Output
 from compiler.sources import SELF_COGNITION, Catalogue, Dataset, self_cognition, with_weights

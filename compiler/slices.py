@@ -10,12 +10,13 @@ from typing import Any
 from compiler import objects
 from compiler.bpe import REFERENCE, version_of
 from compiler.cache import in_use
-from compiler.collect import ENGINES_DIFFER, Done, Watcher, agree, is_refused, refuse_fast, usable
 from compiler.engines import local
+from compiler.progress import Done, Watcher
 from compiler.read import Unit, cut, open_source
 from compiler.read.model import changed
 from compiler.task import Outcome, Task
 from compiler.tokenizer import Tokenizer
+from compiler.trust import ENGINES_DIFFER, agree, is_refused, refuse_fast, usable
 from compiler.unit_plan import UnitPlan
 
 

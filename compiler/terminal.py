@@ -12,7 +12,7 @@ import rich.progress
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from compiler.collect import Done, Watcher
+from compiler.progress import Done, Watcher
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from compiler.collect import Watcher
+from compiler.progress import Watcher
 from compiler.shards import OWN, Output, foreign, is_ours, sealed
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, LockedError, Problem, UsageError

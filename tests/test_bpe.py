@@ -158,15 +158,20 @@ class Wrong(Fast):
         return ids, lengths
 
 
+def use_wrong(patch: pytest.MonkeyPatch) -> None:
+    """Encode with the wrong engine, and with nothing that was loaded before."""
+    patch.setattr("compiler.tokenizer._LOADED", {})
+    patch.setattr("compiler.unit._tools", _tools.__wrapped__)
+    patch.setattr(bpe, "Fast", Wrong)
+
+
 def test_an_engine_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = rows(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "right")
     (tmp_path / "cache").rename(tmp_path / "other")
-    monkeypatch.setattr("compiler.tokenizer._LOADED", {})
-    monkeypatch.setattr("compiler.unit._tools", _tools.__wrapped__)  # nothing that was loaded before is used
-    monkeypatch.setattr(bpe, "Fast", Wrong)
+    use_wrong(monkeypatch)
     result = run("compile", *files, "-o", tmp_path / "out")
     assert "fastokens and tokenizers gave different ids for a text of the data; what it encoded is" in result.stderr
     found = manifest(tmp_path / "out")

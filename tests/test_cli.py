@@ -23,9 +23,9 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
-from compiler.collect import Done, Watcher
 from compiler.formats.kinds import kind_of_rows
 from compiler.pipeline import Config, compile_set
+from compiler.progress import Done, Watcher
 from compiler.shards import ShardSet
 from compiler.sources import Catalogue
 from compiler.terminal import line

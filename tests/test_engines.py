@@ -26,13 +26,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from click.testing import Result
-from test_bpe import Wrong, manifest, rows
+from test_bpe import manifest, rows, use_wrong
 
 import registry
 from benchmarks.corpus import write
 from compiler import bpe
 from compiler.engines.elsewhere import check, marked, terms_of
-from compiler.unit import _tools
 from schemas import schema
 from schemas.errors import InputError
 
@@ -539,9 +538,7 @@ def test_a_slice_whose_fast_engine_errs_is_encoded_again_and_no_other_slice_is_t
     assert json.loads(plan.read_text().partition("\n")[0])["engine"] == bpe.FAST
     first = json.loads(run("run-unit", "--plan", plan, "--slice", "0/2", "--workers", 1, "--json").stdout)
     with monkeypatch.context() as patch:
-        patch.setattr("compiler.tokenizer._LOADED", {})
-        patch.setattr("compiler.unit._tools", _tools.__wrapped__)  # nothing that was loaded before is used
-        patch.setattr(bpe, "Fast", Wrong)
+        use_wrong(patch)
         second = run("run-unit", "--plan", plan, "--slice", "1/2", "--workers", 1, "--json")
     assert "gave different ids for a text of the data; what it encoded is encoded again" in second.stderr
     assert "encoded again" not in run("run-unit", "--plan", plan, "--slice", "1/2", "--workers", 1).stderr

@@ -28,7 +28,7 @@ from test_media_rows import draw_images, make_model
 
 from cli import main
 from compiler import upload
-from compiler.collect import Watcher
+from compiler.progress import Watcher
 from compiler.read import cut, open_source, read
 from compiler.shards import ShardSet
 from schemas import stores

@@ -96,23 +96,26 @@ class Split:
                 whole = xxhash.xxh3_128_hexdigest(data) == entry["xxh3"]
                 if whole:
                     break
-        first = int(self._starts[number] - self._starts[self._first_batch(shard)])
-        where = f"{self.where}/{shard['file']}"
-        rows = f"batch with rows {first} to {first + entry['rows'] - 1}"
-        again = "Copy the set again from where it is whole, or compile it again; cli verify names all damage."
         if not whole:
-            raise IntegrityError(where, f"{rows} is damaged", again)
+            raise self._damaged(number, "is damaged")
         try:
             # Not through the file's footer, which the digests of batches do not cover: the manifest says where it is.
             batch = pa.ipc.read_record_batch(pa.ipc.read_message(data), self.schema)
         except pa.ArrowInvalid as error:
-            raise IntegrityError(where, f"{rows} is not as its schema says: {error}", again) from error
+            raise self._damaged(number, f"is not as its schema says: {error}") from error
         if batch.num_rows != entry["rows"]:
-            raise IntegrityError(where, f"{rows} holds {batch.num_rows} rows", again)
+            raise self._damaged(number, f"holds {batch.num_rows} rows")
         return batch
 
-    def _first_batch(self, shard: dict[str, Any]) -> int:
-        return next(i for i, (other, _) in enumerate(self._batches) if other is shard)
+    def _damaged(self, number: int, what: str) -> IntegrityError:
+        shard, entry = self._batches[number]
+        of_shard = next(i for i, (other, _) in enumerate(self._batches) if other is shard)
+        first = int(self._starts[number] - self._starts[of_shard])
+        return IntegrityError(
+            f"{self.where}/{shard['file']}",
+            f"batch with rows {first} to {first + entry['rows'] - 1} {what}",
+            "Copy the set again from where it is whole, or compile it again; cli verify names all damage.",
+        )
 
     def _place(self, row: int) -> tuple[pa.RecordBatch, int]:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
