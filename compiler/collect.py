@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -29,6 +30,8 @@ from schemas.errors import IntegrityError, Reason
 
 FEW_UNITS = 4
 """With this many units or fewer to compile, a fast engine takes longer to load than it gains."""
+UNITS_AHEAD = 4
+"""That many units are looked up in the cache while others are cut."""
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
 """With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
 about two seconds, when a unit of text takes a fifth of one. Units with images take longer."""
@@ -187,7 +190,20 @@ class Collector:
 
     def _missing(self, collected: list[Compiled], found: dict[str, objects.Object]) -> Iterator[Task]:
         """Yield a task for each unit that the cache does not have, and record every unit."""
-        queued: set[str] = set()
+        looked_up: set[str] = set()
+        waiting: deque[tuple[Task, Future[objects.Object | None]]] = deque()
+        with ThreadPoolExecutor(1) as loader:  # objects are read and checked while the next units are cut
+            for task in self._units(collected):
+                if task.key not in looked_up:
+                    looked_up.add(task.key)
+                    waiting.append((task, loader.submit(self._kept, task.key)))
+                if len(waiting) > UNITS_AHEAD:
+                    yield from self._found_or_missing(*waiting.popleft(), found)
+            while waiting:
+                yield from self._found_or_missing(*waiting.popleft(), found)
+
+    def _units(self, collected: list[Compiled]) -> Iterator[Task]:
+        """Yield every unit as the task that compiles it, and record it."""
         sizes = [[size_of(file.path) for file in dataset.files] for dataset, _, _ in self.datasets]
         total, before = sum(map(sum, sizes)), 0
         for one, (dataset, _, layout), mine in zip(collected, self.datasets, sizes, strict=True):
@@ -200,17 +216,24 @@ class Collector:
                     self.done.share = self.done.bytes / total if total else None
                     key = object_key(unit, layout, self.settings)
                     one.records.append(Record(file.label, key, unit.digest, unit.offset))
-                    if key in found or key in queued:
-                        continue
-                    kept = objects.load(self.cache, key)
-                    if kept is None or not usable(kept, self.cache, self.tokenizer):
-                        queued.add(key)
-                        yield Task(unit, layout, self.settings, str(self.cache), dataset.name, key)
-                        continue
-                    found[key] = kept
-                    self.done.cache_had(dataset.name, kept.info)
-                    self.watcher.units(self.done)
+                    yield Task(unit, layout, self.settings, str(self.cache), dataset.name, key)
                 before += size
+
+    def _kept(self, key: str) -> objects.Object | None:
+        """Return an object of the cache, None where there is none that may be used."""
+        kept = objects.load(self.cache, key)
+        return kept if kept is not None and usable(kept, self.cache, self.tokenizer) else None
+
+    def _found_or_missing(
+        self, task: Task, loading: Future[objects.Object | None], found: dict[str, objects.Object]
+    ) -> Iterator[Task]:
+        kept = loading.result()
+        if kept is None:
+            yield task
+            return
+        found[task.key] = kept
+        self.done.cache_had(task.dataset, kept.info)
+        self.watcher.units(self.done)
 
     def _choose_engine(self, many: bool) -> None:
         """Choose what encodes: a fast engine where there is enough to do that loading and checking it pays."""

@@ -1,13 +1,14 @@
 """Rows of many objects as Arrow tables, in any order. What is heavy is copied once, from the objects' files.
 
-An object's file is mapped only while rows are copied out of it: a set may be larger than memory. Where it is, rows are
-first sorted into files of their own by the shard they go to (`scattered`), or every shard would read all of the set.
+A set may be larger than memory. Then rows are first sorted into files of their own by the shard they go to
+(`scattered`), or every shard would read all of the set.
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from compiler.objects import Object, Words
+from compiler.objects import Object
 from compiler.runs import Who
 from schemas.arrow import WORD_LISTS
 from schemas.errors import IntegrityError
@@ -49,10 +50,19 @@ Places = dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 """By column: where the words of each row begin and end, int32[N] or int64[N], in what holds the row."""
 
 
+Words = int | memoryview
+"""What holds the words of a column: the descriptor of a file, or bytes."""
+
+
 class _Holder(Protocol):
     """What rows are copied out of."""
 
-    def open(self, names: Sequence[str]) -> dict[str, Words]: ...
+    @property
+    def path(self) -> Path:
+        """What a message names."""
+
+    def open(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Words]]:
+        """Return what holds the words of each column."""
 
 
 class _OfObject:
@@ -70,23 +80,34 @@ class _OfObject:
     def _is_renumbered(self, name: str) -> bool:
         return self.numbers is not None and name in _SPANS
 
-    def open(self, names: Sequence[str]) -> dict[str, Words]:
+    @property
+    def path(self) -> Path:
+        return self.object.path
+
+    @contextmanager
+    def open(self, names: Sequence[str]) -> Iterator[dict[str, Words]]:
         try:
-            words = self.object.words()
-        except (OSError, ValueError) as error:
-            raise IntegrityError(
-                str(self.object.path), "an object that was just there is gone or damaged",
-                "Run again; then check the disk.",
-            ) from error  # fmt: skip
-        opened = dict.fromkeys(names, words)
-        for name in names:
-            if self._is_renumbered(name):
-                assert self.numbers is not None
-                first, edges = self.object.lists[name]
-                spans = np.array(words[first : first + int(edges[-1])], np.int32)
-                spans[::2] = self.numbers[spans[::2]]
-                opened[name] = spans.data
-        return opened
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise _gone(self.path) from error
+        try:
+            yield {n: self._renumbered(descriptor, n) if self._is_renumbered(n) else descriptor for n in names}
+        finally:
+            os.close(descriptor)
+
+    def _renumbered(self, descriptor: int, name: str) -> memoryview:
+        assert self.numbers is not None
+        first, edges = self.object.lists[name]
+        spans = np.frombuffer(os.pread(descriptor, 4 * int(edges[-1]), 4 * first), np.int32).copy()
+        if len(spans) != edges[-1]:
+            raise _gone(self.path)
+        spans[::2] = self.numbers[spans[::2]]
+        return spans.view(np.uint8).data
+
+
+def _gone(path: Path) -> IntegrityError:
+    what = "an object that was just there is gone or damaged"
+    return IntegrityError(str(path), what, "Run again; then check the disk.")
 
 
 class Bucket:
@@ -95,7 +116,7 @@ class Bucket:
     def __init__(self, folder: Path, names: Sequence[str], rows: Ints) -> None:
         """Make the files; `rows` are the numbers of the rows that will be added, in order, each once."""
         folder.mkdir(parents=True)
-        self._rows = rows
+        self.path, self._rows = folder, rows
         self._paths = {name: folder / name for name in names}
         self._lengths: dict[str, list[Ints]] = {name: [] for name in names}
         self._places: Places = {}
@@ -113,15 +134,15 @@ class Bucket:
             edges = np.cumsum(np.concatenate([[0], *lengths]))
             self._places[name] = edges[:-1], edges[1:]
 
-    def open(self, names: Sequence[str]) -> dict[str, Words]:
-        """Return the words of the columns, mapped for as long as they are held."""
-        opened = {}
-        for name in names:
-            with self._paths[name].open("rb") as file:
-                size = self._paths[name].stat().st_size
-                whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-            opened[name] = memoryview(whole).cast("i")
-        return opened
+    @contextmanager
+    def open(self, names: Sequence[str]) -> Iterator[dict[str, Words]]:
+        """Return what holds the words of each column."""
+        with ExitStack() as files:
+            yield {name: files.enter_context(self._paths[name].open("rb")).fileno() for name in names}
+
+    def first_with_words(self, rows: Ints, name: str) -> Ints:
+        """Return what `Rows.first_with_words` does."""
+        return _first_with_words(self._places[name], np.searchsorted(self._rows, rows), rows)
 
     def words(self, rows: Ints, names: Sequence[str]) -> Lists:
         """Return what `Rows.words` does."""
@@ -194,6 +215,10 @@ class Rows:
         holders = [(self._stores[part], count) for part, count in zip(used.tolist(), counts.tolist(), strict=True)]
         return _gathered(self._places, rows, order, holders, names)
 
+    def first_with_words(self, rows: Ints, name: str) -> Ints:
+        """Return the first of the rows whose word list is not empty, int64[1]; int64[0] where all are."""
+        return _first_with_words(self._places[name], rows, rows)
+
     def scattered(self, shares: Sequence[Ints], names: Sequence[str], folder: Path) -> list[Bucket]:
         """Return a bucket for each share of the rows (numbers, any order, repeats); every object is read just once."""
         shares = [np.unique(share) for share in shares]
@@ -208,6 +233,21 @@ class Rows:
         return buckets
 
 
+def _first_with_words(places: tuple[npt.NDArray[Any], npt.NDArray[Any]], mine: Ints, rows: Ints) -> Ints:
+    begin, end = places
+    return rows[np.flatnonzero(end[mine] > begin[mine])[:1]]
+
+
+def _words_with_room(count: int) -> npt.NDArray[np.int32]:
+    """Return so many words, whatever they are, with ROOM words of 0 behind them.
+
+    Arrow's allocator hands out what it was given back; numpy's memory would come from the system, block after block.
+    """
+    words = np.frombuffer(pa.allocate_buffer(4 * (count + ROOM)), np.int32)
+    words[count:] = 0
+    return words[:count]
+
+
 def _gathered(
     places: Places, rows: Ints, order: Ints, holders: Sequence[tuple[_Holder, int]], names: Sequence[str]
 ) -> Lists:
@@ -219,15 +259,32 @@ def _gathered(
     for name in names:
         begin, end = (column[rows] for column in places[name])
         offsets = np.concatenate([[0], np.cumsum(end - begin, dtype=np.int64)])
-        found[name] = (offsets, np.zeros(int(offsets[-1]) + ROOM, np.int32)[:-ROOM])
-        ranges[name] = (begin[order].tolist(), end[order].tolist(), offsets[order].tolist())
+        found[name] = (offsets, _words_with_room(int(offsets[-1])))
+        ranges[name] = tuple((4 * column[order].astype(np.int64)).tolist() for column in (begin, end, offsets[:-1]))
     low = 0
     for holder, count in holders:
-        words, high = holder.open(names), low + count
-        for name, (begins, ends, offsets) in ranges.items():
-            source, into = words[name], found[name][1].data
-            for begin, end, at in zip(begins[low:high], ends[low:high], offsets[low:high], strict=True):
-                if begin != end:
-                    into[at : at + end - begin] = source[begin:end]
+        high = low + count
+        with holder.open(names) as words:
+            for name, places_of in ranges.items():
+                some = zip(*(column[low:high] for column in places_of), strict=True)
+                if not _copied(words[name], some, found[name][1].view(np.uint8).data):
+                    raise _gone(holder.path)
         low = high
     return found
+
+
+def _copied(words: Words, places: Iterator[tuple[int, int, int]], into: memoryview) -> bool:
+    """Copy bytes from [begin, end) to where they belong; return whether they were all there.
+
+    Reading each row costs a call of the system. A mapped file costs as many page faults, and more where a block has few
+    rows of each object, as in a large set.
+    """
+    for begin, end, at in places:
+        if begin == end:
+            continue
+        target = into[at : at + end - begin]
+        if isinstance(words, memoryview):
+            target[:] = words[begin:end]
+        elif os.preadv(words, [target], begin) != end - begin:
+            return False
+    return True

@@ -28,6 +28,7 @@ from compiler.mix import Plan
 from compiler.pack import Packs, pack, packed_light, packed_tokens
 from compiler.runs import Who
 from schemas.arrow import SPANS, WORD_LISTS, shard_schema
+from schemas.disk import flush
 from schemas.order import Ints
 
 SHARD_TOKENS = 32 << 20
@@ -96,18 +97,26 @@ def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[
     stores = _stores(folder, [split.rows[shard] for shard in shards], rows, words)
     entries: list[Future[dict[str, Any]]] = []
     written: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as disk:
         for number, (shard, store) in enumerate(zip(shards, stores, strict=True)):
             file = _Shard(folder / f"shard-{number:05d}.arrow", schema, split.packs is not None)
             for table in _blocks(split, split.blocks(shard, before), rows, store, schema, words):
                 for one in written[-1:]:
                     one.result()  # two blocks in memory are enough; an error ends the run here
                 written.append(writer.submit(file.write, table))
-            entries.append(writer.submit(file.close, int(before[shard.stop] - before[shard.start])))
+            closed = writer.submit(file.close, int(before[shard.stop] - before[shard.start]))
+            entries.append(disk.submit(_flushed, file.path, closed))
     shutil.rmtree(_buckets(folder), ignore_errors=True)
     for one in written:
         one.result()
     return [entry.result() for entry in entries]
+
+
+def _flushed(path: Path, closed: Future[dict[str, Any]]) -> dict[str, Any]:
+    """Return the entry of a shard when it is on disk, for which publishing would have to wait."""
+    entry = closed.result()
+    flush(path)
+    return entry
 
 
 def _buckets(folder: Path) -> Path:
@@ -164,14 +173,13 @@ def _with_what_follows(found: Lists, store: Rows | Bucket, others: Ints) -> None
     shard's bytes do not depend on blocks.
     """
     for name, (offsets, values) in found.items():
-        for at in range(0, len(others), BATCH_ROWS):
-            _, following = store.words(others[at : at + BATCH_ROWS], [name])[name]
-            if len(following):
-                with_room = values.base
-                assert with_room is not None
-                with_room[-ROOM] = following[0]
-                found[name] = offsets, with_room
-                break
+        row = store.first_with_words(others, name)
+        if len(row):
+            _, following = store.words(row, [name])[name]
+            with_room = values.base
+            assert with_room is not None
+            with_room[-ROOM] = following[0]
+            found[name] = offsets, with_room
 
 
 def _light(rows: Rows, store: Rows | Bucket, chosen: Ints, repeats: Ints, spans: list[str]) -> pa.Table:
@@ -202,33 +210,39 @@ def _list_array(name: str, offsets: Ints, values: npt.NDArray[np.int32]) -> pa.L
 
 
 class _Hashed(io.RawIOBase):
-    """A file that hashes what is written to it: all of it, and what came since `batch` was last called."""
+    """A file that hashes what is written to it, batch by batch.
+
+    Arrow writes a batch in dozens of pieces. If each was hashed and written by itself, each would wait for the thread
+    that gathers to let Python go.
+    """
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("wb")
         self.sha256 = hashlib.sha256()
-        self.xxh3 = xxhash.xxh3_128()
+        self.size = 0
+        self._pieces: list[Any] = []
 
     def writable(self) -> bool:
         """Return True: pyarrow asks."""
         return True
 
     def write(self, data: Any) -> int:
-        """Write and hash."""
-        self.file.write(data)
-        self.sha256.update(data)
-        self.xxh3.update(data)
+        """Take bytes of the batch."""
+        self._pieces.append(data)
+        self.size += len(data)
         return len(data)
 
     def tell(self) -> int:
         """Return how much was written."""
-        return self.file.tell()
+        return self.size
 
     def batch(self) -> str:
-        """Return the digest of what was written since the last call."""
-        found = self.xxh3.hexdigest()
-        self.xxh3.reset()
-        return found
+        """Write what came since the last call; return its digest."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self.file.write(data)
+        self.sha256.update(data)
+        return xxhash.xxh3_128_hexdigest(data)
 
     def close(self) -> None:
         """Close the file."""
@@ -261,7 +275,7 @@ class _Shard:
     def close(self, tokens: int) -> dict[str, Any]:
         """Return the shard's manifest entry."""
         self.writer.close()
-        size = self.file.tell()
+        self.file.batch()  # the footer
         self.file.close()
         # The writer puts the file's magic and schema before the first batch when that is written: not part of it.
         with self.path.open("rb") as file:
@@ -272,7 +286,7 @@ class _Shard:
         return dict(self.counts) | {
             "file": f"{self.path.parent.name}/{self.path.name}",
             "tokens": tokens,
-            "bytes": size,
+            "bytes": self.file.size,
             "sha256": self.file.sha256.hexdigest(),
             "batches": self.batches,
         }

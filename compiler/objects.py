@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import mmap
 import os
 import tempfile
 from collections.abc import Iterable
@@ -30,16 +29,12 @@ from schemas.errors import InputError
 ROOT = Path(__file__).parent.parent
 
 
-Words = memoryview
-"""Four-byte numbers, format "i"; those of weights are floats read as integers."""
-
-
 @dataclass(frozen=True)
 class Object:
     """A unit's compiled rows with what was counted while they were made.
 
-    Nearly all of its bytes are tokens: they stay in the file, and `lists` says where. Mapping all objects of a large
-    set at once would fill the memory with them.
+    Nearly all of its bytes are tokens: they stay in the file, and `lists` says where. They are four-byte numbers, those
+    of weights floats.
     """
 
     path: Path
@@ -53,15 +48,6 @@ class Object:
     def num_rows(self) -> int:
         """The number of rows."""
         return self.light.num_rows
-
-    def words(self) -> Words:
-        """Return the file's words, mapped for as long as they are held. OSError where the file is gone."""
-        descriptor = os.open(self.path, os.O_RDONLY)  # a large set opens each object dozens of times
-        try:
-            mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        finally:
-            os.close(descriptor)
-        return memoryview(mapped)[: len(mapped) // 4 * 4].cast("i")
 
 
 @cache
