@@ -8,16 +8,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from compiler.bpe import REFERENCE
 from compiler.conversation import Conversation, Segment
-from compiler.runs import Run, Runs, Who, runs_of, who_of
+from compiler.runs import Pieces, Runs, Who, runs_of
 from compiler.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 IGNORED = -100
 
@@ -48,35 +50,38 @@ class Placed:
 @dataclass(slots=True)
 class Spoken:
     """What a sequence's speakers are worked out from: its runs with their numbers of tokens, int64[R], and for those
-    of several speakers the number of tokens of each of their segments."""
+    in pieces the number of tokens of each piece."""
 
     runs: Runs
     lengths: npt.NDArray[np.int64]
     shares: dict[int, list[int]]
 
-    def told(self) -> Iterator[tuple[Who, int, int, bool]]:
-        """Yield who speaks for how many tokens, of which message, generated or not; neighbours may be alike."""
-        outline, mixed, conversation = self.runs.outline, self.runs.mixed, self.runs.conversation
-        for i, length in enumerate(self.lengths.tolist()):
-            if i not in mixed:
-                yield outline.who[i], length, outline.message[i], outline.generated[i]
-            elif i in self.shares:
-                for one, count in zip(mixed[i].segments, self.shares[i], strict=True):
-                    yield who_of(one, conversation), count, one.message, one.generated
-            else:
-                one = mixed[i].speaker() or mixed[i].segments[0]
-                yield who_of(one, conversation), length, one.message, one.generated
+    def whos(self) -> tuple[list[Who], list[int]]:
+        """Return who speaks for how many tokens, run by run and piece by piece; neighbours may be alike."""
+        pieces = {i: some.who for i, some in self.runs.mixed.items()}
+        return _opened(self.runs.outline.who, pieces), _opened(self.lengths.tolist(), self.shares)
 
     def stretches(self) -> list[Stretch]:
         """Return who speaks, stretch by stretch."""
+        mixed, outline = self.runs.mixed, self.runs.outline
+        messages = _opened(outline.message, {i: some.message for i, some in mixed.items()})
+        all_generated = _opened(outline.generated, {i: some.generated for i, some in mixed.items()})
         found: list[Stretch] = []
-        for who, count, message, generated in self.told():
+        for who, count, message, generated in zip(*self.whos(), messages, all_generated, strict=True):
             last = found[-1] if found else None
             if last and (last.who, last.message, last.generated) == (who, message, generated):
                 last.length += count
             elif count:
                 found.append(Stretch(who, count, message, generated))
         return found
+
+
+def _opened(of_runs: list[T], of_pieces: dict[int, list[T]]) -> list[T]:
+    """Return what each run has, or each of its pieces where it is in pieces."""
+    opened = of_runs.copy()
+    for i in sorted(of_pieces, reverse=True):
+        opened[i : i + 1] = of_pieces[i]
+    return opened
 
 
 @dataclass(slots=True)
@@ -103,16 +108,19 @@ class Encoded:
             whos, starts = self.told.runs.outline.spans
             return list(zip(whos, np.add.reduceat(self.told.lengths, starts).tolist(), strict=True))
         if isinstance(self.told, Spoken):
-            told = ((who, count) for who, count, _, _ in self.told.told())
+            told, counts = self.told.whos()
         else:
-            told = ((stretch.who, stretch.length) for stretch in self.told)
+            told, counts = [stretch.who for stretch in self.told], [stretch.length for stretch in self.told]
         merged: list[tuple[Who, int]] = []
-        for who, count in told:
-            if merged and merged[-1][0] == who:
-                merged[-1] = (who, merged[-1][1] + count)
+        last, tokens = None, 0
+        for who, count in zip(told, counts, strict=True):
+            if who == last:
+                tokens += count
             elif count:
-                merged.append((who, count))
-        return merged
+                if last is not None:
+                    merged.append((last, tokens))
+                last, tokens = who, count
+        return merged if last is None else [*merged, (last, tokens)]
 
     @property
     def length(self) -> int:
@@ -166,55 +174,57 @@ def _look_into(
     weights: npt.NDArray[np.float32],
     tokenizer: Tokenizer,
 ) -> dict[int, dict[int, list[int]]]:
-    """Fill in the weights of runs that are not as their outlines say; return how many tokens each segment has of the
-    runs with several speakers: row -> run -> counts.
+    """Fill in the weights of runs that are in pieces; return how many tokens each piece has: row -> run -> counts.
 
     Where a token stands follows from the bytes that the vocabulary's entries stand for, if the tokenizer reads the text
     as it is and they sum up to it; all such runs are done at once. Of the others the tokenizer itself is asked, for
     characters.
     """
     shares: dict[int, dict[int, list[int]]] = {}
-    by_bytes: list[tuple[int, int, Run, int, int, list[int]]] = []
+    by_bytes: list[tuple[int, int, Pieces, int, int, list[int]]] = []
     for n, row in enumerate(rows):
-        for i, run in row.mixed.items():
+        for i, pieces in row.mixed.items():
             low, high = ends[edges[n] + i], ends[edges[n] + i + 1]
-            speaker = run.speaker()
-            if speaker is not None:
-                weights[low:high] = speaker.weight
+            if len(pieces.texts) == 1:
+                weights[low:high] = pieces.weight[0]
+                shares.setdefault(n, {})[i] = [high - low]
                 continue
-            widths = _widths(run, ids[low:high], tokenizer)
+            text, fresh = "".join(pieces.texts), bool(row.outline.fresh[i])
+            widths = _widths(text, pieces.texts, ids[low:high], tokenizer, fresh=fresh)
             if widths:
-                by_bytes.append((n, i, run, low, high, widths))
+                by_bytes.append((n, i, pieces, low, high, widths))
                 continue
-            _, offsets = tokenizer.encode_with_offsets(run.text, fresh=run.fresh)
-            widths = [len(segment.text) for segment in run.segments]
-            weights[low:high], owner = _by_place(run.segments, offsets[:, 0], offsets[:, 1], widths)
-            shares.setdefault(n, {})[i] = np.bincount(owner, minlength=len(run.segments)).tolist()
+            _, offsets = tokenizer.encode_with_offsets(text, fresh=fresh)
+            widths = list(map(len, pieces.texts))
+            weights[low:high], owner = _by_place(pieces.weight, offsets[:, 0], offsets[:, 1], widths)
+            shares.setdefault(n, {})[i] = np.bincount(owner, minlength=len(widths)).tolist()
     if by_bytes:
         assert tokenizer.byte_lengths is not None
         where = np.concatenate([np.arange(low, high) for *_, low, high, _ in by_bytes])
         last = np.cumsum(tokenizer.byte_lengths[ids[where]])
-        segments = [segment for _, _, run, *_ in by_bytes for segment in run.segments]
+        given = [weight for _, _, pieces, *_ in by_bytes for weight in pieces.weight]
         widths = [width for *_, some in by_bytes for width in some]
-        weights[where], owner = _by_place(segments, np.concatenate([[0], last[:-1]]), last, widths)
-        counts = np.bincount(owner, minlength=len(segments)).tolist()
+        weights[where], owner = _by_place(given, np.concatenate([[0], last[:-1]]), last, widths)
+        counts = np.bincount(owner, minlength=len(widths)).tolist()
         at = 0
-        for n, i, run, *_ in by_bytes:
-            shares.setdefault(n, {})[i] = counts[at : at + len(run.segments)]
-            at += len(run.segments)
+        for n, i, *_, some in by_bytes:
+            shares.setdefault(n, {})[i] = counts[at : at + len(some)]
+            at += len(some)
     return shares
 
 
-def _widths(run: Run, ids: npt.NDArray[np.int32], tokenizer: Tokenizer) -> list[int]:
-    """Return the bytes of each segment of a run, [] where the bytes of the tokens do not tell where they stand.
+def _widths(
+    text: str, pieces: list[str], ids: npt.NDArray[np.int32], tokenizer: Tokenizer, *, fresh: bool
+) -> list[int]:
+    """Return the bytes of each piece of a run's text, [] where the bytes of the tokens do not tell where they stand.
 
-    A prefix space that the tokenizer puts before the text is the first segment's.
+    A prefix space that the tokenizer puts before the text is the first piece's.
     """
-    sizes, text = tokenizer.byte_lengths, run.text
+    sizes = tokenizer.byte_lengths
     if sizes is None or not len(ids) or not tokenizer.reads_as_is(text):
         return []
-    widths = [len(segment.text.encode()) for segment in run.segments]
-    widths[0] += tokenizer.has_prefix and run.fresh
+    widths = list(map(len, pieces if text.isascii() else map(str.encode, pieces)))
+    widths[0] += tokenizer.has_prefix and fresh
     return widths if int(sizes[ids].sum()) == sum(widths) else []
 
 
@@ -259,27 +269,27 @@ def _placed(row: Runs, starts: list[int]) -> list[Placed]:
 
 
 _Owned = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
-"""(weight float32[T], index of the segment of the first character int64[T])."""
+"""(weight float32[T], index of the piece of the first character int64[T])."""
 
 
 def _by_place(
-    segments: list[Segment], first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], widths: list[int]
+    given: list[float], first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], widths: list[int]
 ) -> _Owned:
-    """Return the weights and owners of tokens at [first, last), in the unit of the segments' widths.
+    """Return the weights and owners of tokens at [first, last) of pieces with these weights and widths.
 
     A token takes the smallest weight among the characters it covers: one that covers any untrained character is
     untrained.
     """
     bounds = np.cumsum([0, *widths])
-    values = np.array([segment.weight for segment in segments], dtype=np.float32)
-    last_segment = len(segments) - 1
+    values = np.array(given, dtype=np.float32)
+    last_piece = len(given) - 1
     total = int(bounds[-1])
     # What normalization joined to a character before it (a combining accent) or left out has no offset of its own:
     # it belongs to the token before it. A token of no width (a lone prefix space) counts for the character after it.
     last = np.maximum(last, np.append(first[1:], total)) - 1
-    start = np.minimum(np.searchsorted(bounds, first, side="right") - 1, last_segment)
+    start = np.minimum(np.searchsorted(bounds, first, side="right") - 1, last_piece)
     end = np.searchsorted(bounds, np.maximum(last, first), side="right") - 1
-    end = np.clip(end, start, last_segment)
+    end = np.clip(end, start, last_piece)
     weight = np.minimum(values[start], values[end])
     for i in np.flatnonzero(end - start > 1):
         weight[i] = values[start[i] : end[i] + 1].min()

@@ -239,11 +239,8 @@ def _first_with_words(places: tuple[npt.NDArray[Any], npt.NDArray[Any]], mine: I
 
 
 def _words_with_room(count: int) -> npt.NDArray[np.int32]:
-    """Return so many words, whatever they are, with ROOM words of 0 behind them.
-
-    Arrow's allocator hands out what it was given back; numpy's memory would come from the system, block after block.
-    """
-    words = np.frombuffer(pa.allocate_buffer(4 * (count + ROOM)), np.int32)
+    """Return so many words, whatever they are, with ROOM words of 0 behind them."""
+    words = np.empty(count + ROOM, np.int32)
     words[count:] = 0
     return words[:count]
 

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from compiler.conversation import Conversation, Segment
-from compiler.runs import Outline, Run, Runs, make_runs, outline_of, runs_of
+from compiler.runs import Outline, Pieces, Runs, make_runs, outline_of, pieces_of, runs_of
 from compiler.templates.program import Program
 from compiler.templates.skeleton import Fill, Skeleton, value_of
 from compiler.tokenizer import Tokenizer
-from compiler.weigh import Policy, weigh, weigh_reply
+from compiler.weigh import Policy, cut, stretches, weigh, weigh_reply
 
 _EVEN = Policy("none", {}, ())
 MOST_OUTLINES = 16
@@ -29,10 +29,14 @@ _Text = tuple[str, int | list[str | int], str]
 
 @dataclass(slots=True)
 class _Reply:
-    """A reply of a shape: the segments it is made of, and the first of its runs."""
+    """A reply of a shape: the segments it is made of, the first of its runs, and the text of that.
+
+    `text` is its number among the row's texts where the reply is one segment of text and its stop; else -1.
+    """
 
     segments: list[int]
     first_run: int
+    text: int = -1
 
 
 @dataclass(slots=True)
@@ -74,7 +78,10 @@ class Lowering:
     def __post_init__(self) -> None:
         """Find out whether outlines serve: not where control tokens swallow text, or texts become control tokens."""
         self._outlines = not self.tokenizer.swallows and self.program.rendering.special_text != "allow"
-        self._looks = any(part.keywords or part.patterns for part in self.policy.parts)
+        looks = [part for part in self.policy.parts if part.keywords or part.patterns]
+        self._looks = bool(looks)
+        self._one = looks[0] if len(looks) == 1 and not looks[0].queries else None
+        """The only policy that looks into replies, if it looks at nothing else."""
 
     def runs(self, conversation: Conversation) -> Runs:
         """Return the conversation's runs, weighed; RowError where the template refuses it."""
@@ -111,14 +118,18 @@ class Lowering:
         shared.mixed = [i for i, run in enumerate(runs) if run.speaker() is None]
         if not self._looks:
             return shared
-        before = -1
+        before, texts_before = -1, 0
         for i, run in enumerate(runs):
             first = run.segments[0]
             if first.generated and conversation.messages[first.message].weight is None:
                 if first.message != before:
-                    shared.replies.append(_Reply([], i))
+                    shared.replies.append(_Reply([], i, texts_before if run.control < 0 else -1))
                 shared.replies[-1].segments += shared.runs[i]
                 before = first.message
+            texts_before += run.control < 0
+        for reply in shared.replies:
+            if len(reply.segments) != 2 or shared.runs[reply.first_run] != reply.segments[:1]:
+                reply.text = -1
         return shared
 
     def _filled(self, shared: _Shared, conversation: Conversation) -> Runs:
@@ -133,15 +144,28 @@ class Lowering:
         outline = shared.outline
         runs = Runs(outline, texts, conversation)
         for i in shared.mixed:
-            runs.mixed[i] = Run(-1, shared.filled(shared.runs[i], values), bool(outline.fresh[i]))
+            runs.mixed[i] = pieces_of(shared.filled(shared.runs[i], values), conversation)
         for reply in shared.replies:
+            if self._one is not None and reply.text >= 0:
+                self._look_into(runs, reply, self._one)
+                continue
             weighed = weigh_reply(conversation, shared.filled(reply.segments, values), self.policy)
             for i, run in enumerate(make_runs(weighed, self.tokenizer), start=reply.first_run):
-                speaker = run.speaker()
-                if speaker is None or (speaker.weight, speaker.key) != (1.0, ""):
-                    run.fresh = bool(outline.fresh[i])
-                    runs.mixed[i] = run
+                pieces = pieces_of(run.segments, conversation)
+                if set(pieces.weight) != {1.0} or any(key for _, key in pieces.who):
+                    runs.mixed[i] = pieces
         return runs
+
+    def _look_into(self, runs: Runs, reply: _Reply, policy: Policy) -> None:
+        """Put a reply that is one text in pieces as the policy has it. Most rows that one looks into are such."""
+        i = reply.first_run
+        number = runs.outline.message[i]
+        message, text = runs.conversation.messages[number], runs.texts[reply.text]
+        intervals = stretches(text, message, policy)
+        if intervals:
+            texts, weight, keys = map(list, zip(*cut(text, intervals), strict=True))
+            role, n = str(message.role), len(texts)
+            runs.mixed[i] = Pieces(texts, weight, [(role, key) for key in keys], [number] * n, [True] * n)
 
 
 def _opened(parts: Iterable[str | Fill], fills: list[int | Fill]) -> list[str | int]:

@@ -52,6 +52,17 @@ class Run:
         return speaker
 
 
+@dataclass(slots=True)
+class Pieces:
+    """A run of several speakers in pieces, as columns: their texts, weights, and what `Outline` has of runs."""
+
+    texts: list[str]
+    weight: list[float]
+    who: list[Who]
+    message: list[int]
+    generated: list[bool]
+
+
 @dataclass
 class Outline:
     """What the runs of a row are, as columns: of one row, or of all rows of one shape.
@@ -79,18 +90,18 @@ class Outline:
 
 @dataclass(slots=True)
 class Runs:
-    """One row's runs: an outline, its texts, and the runs that are not as the outline says (by number)."""
+    """One row's runs: an outline, its texts, and by number those runs that are not as the outline says, in pieces."""
 
     outline: Outline
     texts: Sequence[str]
     conversation: Conversation
-    mixed: dict[int, Run] = field(default_factory=dict)
+    mixed: dict[int, Pieces] = field(default_factory=dict)
 
 
 def runs_of(conversation: Conversation, segments: list[Segment], tokenizer: Tokenizer) -> Runs:
     """Return the runs of a weighed conversation."""
     runs = make_runs(segments, tokenizer)
-    mixed = {i: run for i, run in enumerate(runs) if run.speaker() is None}
+    mixed = {i: pieces_of(run.segments, conversation) for i, run in enumerate(runs) if run.speaker() is None}
     return Runs(outline_of(runs, conversation), [run.text for run in runs if run.control < 0], conversation, mixed)
 
 
@@ -107,6 +118,17 @@ def outline_of(runs: list[Run], conversation: Conversation) -> Outline:
         message=[speaker.message for speaker in speakers],
         generated=[speaker.generated for speaker in speakers],
         media=media if any(number >= 0 for number in media) else [],
+    )
+
+
+def pieces_of(segments: list[Segment], conversation: Conversation) -> Pieces:
+    """Return the segments of a run as its pieces."""
+    return Pieces(
+        [segment.text for segment in segments],
+        [segment.weight for segment in segments],
+        [who_of(segment, conversation) for segment in segments],
+        [segment.message for segment in segments],
+        [segment.generated for segment in segments],
     )
 
 

@@ -70,7 +70,7 @@ class Policy:
 
     @cached_property
     def _keyword_line(self) -> re.Pattern[str]:
-        return re.compile(f"(?<=\n)(?:{self._keyword.pattern})")
+        return re.compile(f"\n({self._keyword.pattern})")  # begins with a literal, which is searched for quickly
 
     def intervals(self, reply: str, begin: int = 0) -> list[Interval]:
         """Return the weighted stretches of a reply; the message's own text, which begins a line, is at `begin`.
@@ -82,15 +82,21 @@ class Policy:
         found: list[Interval] = []
         if self.keywords:
             first = self._keyword.match(reply, begin)
-            marks = [*([first] if first else []), *self._keyword_line.finditer(reply, first.end() if first else begin)]
-            ends = [*(mark.start() for mark in marks[1:]), len(reply)]
-            for mark, end in zip(marks, ends, strict=False):  # no keyword, no stretch
-                keyword, content = self.keywords[mark[0]]
-                found += [(mark.start(), mark.end(), keyword, KEYWORD), (mark.end(), end, content, mark[0])]
+            lines = self._keyword_line.finditer(reply, first.end() if first else begin)
+            marks = [*([(first.start(), first[0])] if first else []), *((line.start(1), line[1]) for line in lines)]
+            ends = [*(at for at, _ in marks[1:]), len(reply)]
+            for (at, word), end in zip(marks, ends, strict=False):  # no keyword, no stretch
+                keyword, content = self.keywords[word]
+                after = at + len(word)
+                found.append((at, after, keyword, KEYWORD))
+                if end > after:
+                    found.append((after, end, content, word))
+        if not self.patterns:
+            return found
         start = 0 if reply[:begin].strip() else begin
         for key, pattern, weight in self.patterns:
-            for match in pattern.finditer(reply[start:]):
-                found.append((start + match.start(), start + match.end(), weight, key))
+            matches = pattern.finditer(reply[start:])
+            found += [(start + match.start(), start + match.end(), weight, key) for match in matches]
         return _apart(found)
 
 
@@ -155,10 +161,27 @@ def _with_policy(conversation: Conversation, reply: list[Segment], policy: Polic
             segment.weight *= whole
         return reply
     text = "".join(segment.text for segment in body)
+    return [*_apply(body, stretches(text, conversation.messages[stop.message], policy)), stop]
+
+
+def stretches(reply: str, message: Message, policy: Policy) -> list[Interval]:
+    """Return the weighted stretches of a message's reply as the model would produce it, stop left out."""
     # A template may put a space before the text of a reply (Mistral, Llama 2).
-    begin = max(text.find(conversation.messages[stop.message].content), 0)
-    intervals = policy.intervals(text, begin)
-    return [*_apply(body, intervals), stop]
+    return policy.intervals(reply, max(reply.find(message.content), 0))
+
+
+def cut(text: str, intervals: list[Interval]) -> list[tuple[str, float, str]]:
+    """Return a text in pieces, each with its weight and key."""
+    pieces: list[tuple[str, float, str]] = []
+    at = 0
+    for start, stop, weight, key in intervals:
+        if start > at:
+            pieces.append((text[at:start], 1.0, ""))
+        pieces.append((text[start:stop], weight, key))
+        at = stop
+    if at < len(text):
+        pieces.append((text[at:], 1.0, ""))
+    return pieces
 
 
 def last_round(conversation: Conversation) -> Conversation:
@@ -188,23 +211,17 @@ def _apply(body: list[Segment], intervals: list[Interval]) -> list[Segment]:
                 segment.key = inside[0][3]
             weighed.append(segment)
         else:
-            weighed += _pieces(segment, position, end, inside)
+            weighed += _pieces(segment, [(a - position, b - position, w, key) for a, b, w, key in inside])
         position = end
     return weighed
 
 
-def _pieces(segment: Segment, position: int, end: int, inside: list[Interval]) -> list[Segment]:
+def _pieces(segment: Segment, inside: list[Interval]) -> list[Segment]:
     pieces: list[Segment] = []
-    at = position
-    for start, stop, weight, key in [*inside, (end, end, 1.0, "")]:
-        if start > at:
-            pieces.append(segment.piece(segment.text[at - position : start - position]))
-        if stop > start:
-            text = segment.text[start - position : stop - position]
-            piece = segment.piece(text)
-            piece.weight, piece.key = segment.weight * weight, key
-            pieces.append(piece)
-        at = stop
+    for text, weight, key in cut(segment.text, inside):
+        piece = segment.piece(text)
+        piece.weight, piece.key = segment.weight * weight, key or segment.key
+        pieces.append(piece)
     for piece in pieces[1:]:
         piece.boundary = False
     return pieces

@@ -23,7 +23,7 @@ from compiler.collect import Collector
 from compiler.conversation import Conversation, Segment
 from compiler.encode import Spoken, _by_place, encode_runs
 from compiler.runs import Run as Texts
-from compiler.runs import Runs, outline_of
+from compiler.runs import Runs, outline_of, pieces_of
 from compiler.tokenizer import Tokenizer
 from compiler.unit import _tools
 
@@ -77,12 +77,14 @@ def test_where_a_token_stands_is_the_same_by_bytes_and_by_characters(name: str) 
         batch = []
         for run in runs:
             row = Conversation([])
-            batch.append(Runs(outline_of([run], row), [run.text], row, {0: run} if run.speaker() is None else {}))
+            pieces = {0: pieces_of(run.segments, row)} if run.speaker() is None else {}
+            batch.append(Runs(outline_of([run], row), [run.text], row, pieces))
         for run, encoded in zip(runs, encode_runs(batch, tokenizer), strict=True):
             ids, offsets = tokenizer.encode_with_offsets(run.text, fresh=run.fresh)
             assert encoded.ids.tolist() == ids.tolist()
             widths = [len(segment.text) for segment in run.segments]
-            weights, owners = _by_place(run.segments, offsets[:, 0], offsets[:, 1], widths)
+            given = [segment.weight for segment in run.segments]
+            weights, owners = _by_place(given, offsets[:, 0], offsets[:, 1], widths)
             assert encoded.weights.tolist() == weights.tolist()
             if run.speaker() is None:
                 assert isinstance(encoded.told, Spoken)

@@ -89,7 +89,7 @@ _NAMES = re.compile(
 )
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def parse_apis(system: str) -> dict[str, Api] | None:
     """Return the APIs that a system prompt lists, by name, not to be changed; None where it lists none.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from compiler.read.value import parse
@@ -16,8 +18,15 @@ Nesting needs no limit here: Python's tokenizer stops at 200 brackets, fewer tha
 """
 
 
+_QUOTED = re.compile(r"\s*[\[{(]\s*'")
+"""How a text begins that is no JSON, and most likely what Python printed."""
+
+
 def parse_text(text: str) -> Any:
     """Return the value of a text that is JSON, or else a Python literal; ValueError says why it is neither."""
+    if _QUOTED.match(text):
+        with suppress(ValueError):
+            return parse_literal(text)
     value, reject = parse(text.strip().encode(), "text")
     if reject is None:
         return value
