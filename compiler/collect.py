@@ -24,7 +24,7 @@ from compiler.read import cut, open_source, size_of
 from compiler.request import Request
 from compiler.sources import Dataset
 from compiler.task import Outcome, Settings, Task, object_key
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer import Tokenizer, Tried
 from compiler.trust import ENGINES_DIFFER, agree, media_as_they_were, refuse_fast, usable, why_not_fast
 from schemas.errors import IntegrityError, Reason
 
@@ -140,6 +140,8 @@ class Collector:
     run_tasks: RunTasks = local.run
     certify: Callable[[], object] = str
     """Called before the first unit is compiled: what it raises ends the run."""
+    tried: Callable[[], Tried | None] = lambda: None
+    """Returns what the fast engine gave where it is loaded (`why_not_fast`)."""
     engine: str = ""
     """What encodes; "" = not chosen yet, since nothing was to be encoded."""
     done: Done = field(default_factory=Done)
@@ -240,7 +242,7 @@ class Collector:
         self.engine = REFERENCE
         if not many:
             return
-        why = why_not_fast(self.cache, self.tokenizer)
+        why = why_not_fast(self.cache, self.tokenizer, self.tried)
         if why:
             self.watcher.say(f"{FAST} is not used: {why}")
         else:

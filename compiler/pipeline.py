@@ -179,8 +179,9 @@ def begin(config: Config, watcher: Watcher) -> tuple[str, Template, Callable[[],
     certified = cache(partial(_certificate, config, template, tokenizer))
     settings = _settings(config, tokenizer, template, documents)
     on_ray = partial(ray.run, address=config.ray_address, say=watcher.say)
-    run_tasks = on_ray if config.engine == "ray" else partial(local.run, settings=settings)
-    collector = Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks, certified)
+    warm = local.Warm(settings)
+    run_tasks = on_ray if config.engine == "ray" else partial(local.run, warm=warm)
+    collector = Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks, certified, warm.tried)
     return kind, template, certified, collector
 
 

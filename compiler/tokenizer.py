@@ -42,6 +42,8 @@ _LOADED: dict[str, Tokenizer] = {}
 
 Sample = tuple[bool, str, list[int]]
 """(whether it was encoded as a text of its own, the text, its ids)."""
+Tried = list[bpe.Ids] | str
+"""What `Tokenizer.tried` returns."""
 SAMPLE_LENGTH = 4096
 """Characters of the longest text that is compared while a run goes on."""
 
@@ -160,9 +162,9 @@ class Tokenizer:
         return bpe.Reference(fresh), bpe.Reference(continued)
 
     @cached_property
-    def _fast(self) -> tuple[bpe.Fast, bpe.Fast]:
-        engines = [bpe.Fast(text) for text in self._plain_texts()]
-        return engines[0], engines[-1]
+    def _fast(self) -> list[bpe.Fast] | str:
+        """As `reference`, or one for both; or why there is none."""
+        return bpe.fast_or_why(self._plain_texts())
 
     def _plain_texts(self) -> list[str]:
         """Return what encodes texts as JSON, twice where those that go on are encoded in another way.
@@ -175,8 +177,23 @@ class Tokenizer:
 
     def load_fast(self) -> None:
         """Load the fast engine where it takes this tokenizer: whether it is right is another question."""
-        with suppress(ImportError, *bpe.REFUSALS):
-            _ = self._fast
+        _ = self._fast
+
+    def tried(self) -> Tried:
+        """Return the ids that each encoder of the fast engine gives for awkward texts, or why there is none."""
+        if isinstance(self._fast, str):
+            return self._fast
+        texts = list(bpe.awkward_texts())
+        return [engine.encode(texts) for engine in self._fast]
+
+    def why_not(self, tried: Tried) -> str:
+        """Return why the fast engine, which was tried, is not to be used; "" where it gave the ids of the reference."""
+        if isinstance(tried, str):
+            return tried
+        texts = list(bpe.awkward_texts())
+        if all(bpe.same(ids, engine.encode(texts)) for ids, engine in zip(tried, self.reference, strict=False)):
+            return ""
+        return "its ids are not those of tokenizers on texts that were tried"
 
     def drop_fast(self) -> None:
         """Let go of the fast engine: others encode."""
@@ -191,18 +208,6 @@ class Tokenizer:
             self.__dict__.pop(name, None)
         with suppress(OSError, AttributeError):  # of glibc alone
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-    @cached_property
-    def why_not_fast(self) -> str:
-        """Why the fast engine is not to be used for this tokenizer; "" where it gives the same ids."""
-        found = []
-        for text, reference in zip(self._plain_texts(), self.reference, strict=False):
-            fast = bpe.fast_or_why(text, reference)
-            if isinstance(fast, str):
-                return fast
-            found.append(fast)
-        self.__dict__["_fast"] = (found[0], found[-1])  # they are loaded: a second's work for a large one
-        return ""
 
     @cached_property
     def has_prefix(self) -> bool:
@@ -289,8 +294,9 @@ class Tokenizer:
         Ids do not depend on the engine. No control token comes out of a text, whatever it spells: that is checked,
         not assumed.
         """
-        engines: Sequence[bpe.Engine] = self._fast if engine == bpe.FAST else self.reference
-        ids, lengths = engines[0 if fresh else 1].encode(texts)
+        engines: Sequence[bpe.Engine] | str = self._fast if engine == bpe.FAST else self.reference
+        assert not isinstance(engines, str), engines
+        ids, lengths = engines[0 if fresh else -1].encode(texts)
         self._check_plain(ids)
         if engine == bpe.FAST:
             self._keep_samples(texts, ids, lengths, fresh)

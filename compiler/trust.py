@@ -5,6 +5,7 @@ What was found is kept in the cache, so that no later run and no other machine t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -15,20 +16,24 @@ import registry
 from compiler import objects
 from compiler.bpe import FAST, REFERENCE, version_of
 from compiler.prepare import state_of
-from compiler.tokenizer import Sample, Tokenizer
+from compiler.tokenizer import Sample, Tokenizer, Tried
 
 ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
 
 
-def why_not_fast(cache: Path, tokenizer: Tokenizer) -> str:
-    """Return why the fast engine is not to be used, "" if it is; found out once for a tokenizer and versions."""
+def why_not_fast(cache: Path, tokenizer: Tokenizer, tried: Callable[[], Tried | None]) -> str:
+    """Return why the fast engine is not to be used, "" if it is; found out once for a tokenizer and versions.
+
+    `tried` returns what the fast engine gave in a process that has loaded it; where there is none, this one loads it.
+    """
     try:
         key = _key(tokenizer.digest, version_of(FAST))
     except PackageNotFoundError:
         return "it is not installed"
     kept = objects.load_record(cache, key)
     if kept is None:
-        kept = {"why": tokenizer.why_not_fast}
+        ids = tried()
+        kept = {"why": tokenizer.why_not(tokenizer.tried() if ids is None else ids)}
         objects.store_record(cache, key, kept)
     return str(kept["why"])
 

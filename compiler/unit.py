@@ -31,7 +31,7 @@ from compiler.sequences import Sequences
 from compiler.task import Outcome, Settings, Task
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
-from compiler.tokenizer import Sample, Tokenizer
+from compiler.tokenizer import Sample, Tokenizer, Tried
 from compiler.weigh import Policy
 from schemas.arrow import OBJECT
 from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
@@ -67,6 +67,11 @@ def warm_up(settings: Settings) -> None:
     with suppress(Problem):
         tokenizer, _ = _tools(settings)
         tokenizer.load_fast()
+
+
+def tried(settings: Settings) -> Tried:
+    """Return what the fast engine gives for awkward texts in this process."""
+    return _tools(settings)[0].tried()
 
 
 def run_unit(task: Task) -> Outcome:

@@ -9,22 +9,42 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 
 from compiler.task import Outcome, Settings, Task
-from compiler.unit import run_unit, warm_up
+from compiler.tokenizer import Tried
+from compiler.unit import run_unit, tried, warm_up
 from schemas.errors import InputError
 
 Done = Callable[[Task, Outcome], str]
 """Takes what came of a task; returns "", or why the run must be done in another way."""
 
 
-def run(tasks: Iterable[Task], workers: int, done: Done, *, settings: Settings | None = None) -> str:
+@dataclass
+class Warm:
+    """What workers load before there is a task for them."""
+
+    settings: Settings
+    pool: ProcessPoolExecutor | None = None
+
+    def up(self, pool: ProcessPoolExecutor, workers: int) -> None:
+        """Let the workers load it."""
+        self.pool = pool
+        for _ in range(workers):
+            pool.submit(warm_up, self.settings)
+
+    def tried(self) -> Tried | None:
+        """Return what the fast engine of a worker gives for awkward texts; None while there are no workers."""
+        return None if self.pool is None else self.pool.submit(tried, self.settings).result()
+
+
+def run(tasks: Iterable[Task], workers: int, done: Done, *, warm: Warm | None = None) -> str:
     """Run the tasks, calling `done` for each as it ends. Return "", or what `done` said, which ends the run.
 
     At most two tasks per worker are in flight, so a long list of units (and the bytes that some carry) is never held
     at once. Workers are spawned, not forked: nothing that was initialised in this process is half-inherited. They load
-    what the settings name while the first task is still being made ready.
+    what `warm` names while the first task is still being made ready.
     """
     # One engine thread per process where workers are the parallelism. (The fast engine sees to that itself.)
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if workers > 1 else "true"
@@ -34,10 +54,9 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, settings: Settings |
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     flying: dict[Future[Outcome], Task] = {}
     try:
-        if settings is not None:
+        if warm is not None:
             with _interrupts_held():
-                for _ in range(workers):
-                    pool.submit(warm_up, settings)
+                warm.up(pool, workers)
         for task in iterator:
             with _interrupts_held():
                 flying[pool.submit(run_unit, task)] = task
@@ -52,6 +71,8 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, settings: Settings |
             "Run again with fewer --workers; what was compiled so far is kept.",
         ) from error  # fmt: skip
     finally:
+        if warm is not None:
+            warm.pool = None
         pool.shutdown(wait=True, cancel_futures=True)
     return ""
 
