@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/out
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import re
@@ -316,6 +317,7 @@ def compile_(**given: Any) -> None:
       cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
+    gc.set_threshold(100_000)  # there is little cyclic garbage; looking for it is a twentieth of a small compile
     from compiler import report, terminal
     from compiler.pipeline import compile_set, plan_units
 
