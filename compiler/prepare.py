@@ -6,6 +6,7 @@ Nothing here knows a template; a row that cannot go on is a RowError or a Reject
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from compiler.react.dialect import to_text
 from compiler.react.prompt import Language
 from compiler.read import stamp_of
 from compiler.repair import REPAIRS
-from compiler.repair_rows import mend
+from compiler.repair_rows import ROW_REPAIRS, mend
 from compiler.validate import Validator
 from schemas.errors import Reason, Reject, RowError
 from schemas.stores import SCHEME
@@ -85,7 +86,41 @@ class Preparer:
         self.validator = Validator(self.format, self.layout.columns, self.layout.tags, where, self.layout.kind)
 
     def conversations(self, value: Any) -> list[Conversation | Reject]:
-        """Return what a row makes: conversations, and rejects in place of those that cannot be. A RowError: of all."""
+        """Return what a row makes: conversations, and rejects in place of those that cannot be, or one for all.
+
+        A reject says which repairs would make the row good, where some would: that is tried.
+        """
+        made = self._made_or_not(value)
+        if not any(isinstance(one, Reject) and "--repair" not in one.message for one in made):
+            return made
+        found = self._repairs_for(value)
+        hint = f"; --repair {','.join([*self.repairs, *found])} would make the row good" if found else ""
+        return [replace(one, message=one.message + hint) if isinstance(one, Reject) else one for one in made]
+
+    def _repairs_for(self, value: Any) -> list[str]:
+        """Return the fewest repairs by which the whole row is good; [] where it is not by all of them."""
+        found = self._changed_by([*ROW_REPAIRS, *REPAIRS], value)
+        alone = ([name] for name in found if len(found) > 1)
+        return next((names for names in alone if self._changed_by(names, value) == names), found)
+
+    def _changed_by(self, repairs: list[str], value: Any) -> list[str]:
+        """Return those of the repairs that change a row which is good with them and those asked for; else []."""
+        repairs = [name for name in repairs if name not in self.repairs]
+        other = copy(self)
+        other.repairs, other.notes = (*self.repairs, *repairs), Counter()
+        made = other._made_or_not(value)
+        if any(isinstance(one, Reject) for one in made):
+            return []
+        changed = {name for one in made if isinstance(one, Conversation) for name in one.repairs}
+        return [name for name in repairs if name in changed]
+
+    def _made_or_not(self, value: Any) -> list[Conversation | Reject]:
+        try:
+            return self._made(value)
+        except RowError as error:
+            return [error.reject]
+
+    def _made(self, value: Any) -> list[Conversation | Reject]:
         value, repaired = mend(value, self.repairs, self.layout.columns, self.layout.tags)
         reject = self.validator.check(value) or self._other_kind(value)
         if reject is not None:

@@ -150,10 +150,7 @@ class _UnitCompiler:
         """Return what the row makes; at least one conversation or reject."""
         if row.reject is not None:
             return [row.reject]
-        try:
-            found = self.preparer.conversations(row.value)
-        except RowError as error:
-            return [error.reject]
+        found = self.preparer.conversations(row.value)
         self.counts["expanded"] += len(found) - 1
         return found
 

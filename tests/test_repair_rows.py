@@ -6,11 +6,13 @@ import ast
 import copy
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from click.testing import Result
 from conftest import shared
 from hypothesis import given, settings
 
@@ -24,6 +26,7 @@ from schemas import schema
 from schemas.errors import RowError
 
 Row = dict[str, Any]
+Run = Callable[..., Result]
 
 DATA = Path(__file__).parent / "data"
 WITH_DATA = sorted(path.name for path in DATA.iterdir() if path.name in FORMATS and (path / "rows.jsonl").exists())
@@ -365,3 +368,51 @@ def test_a_message_without_calls_or_of_another_format_gets_no_content() -> None:
     row = {"messages": [{"role": "assistant", "tool_calls": [call]}]}
     tags: Names = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     assert ROW_REPAIRS["content"](row, {"messages": "messages"}, tags) is row
+
+
+# -- what a reject says of repairs --
+
+ASKED = {"role": "user", "content": "What is 2+3?"}
+CALLED = {"type": "function", "function": {"name": "add", "arguments": json.dumps(json.dumps({"a": 2, "b": 3}))}}
+ANSWERED = [{"role": "tool", "content": "5"}, {"role": "assistant", "content": "5."}]
+CALLS = {"role": "assistant", "content": "", "tool_calls": [CALLED]}
+MENDED = {
+    "unwrap": [{"messages": [ASKED, {"role": "assistant", "content": "5."}]}],
+    "literals": {"messages": str([ASKED, {"role": "assistant", "content": "5."}])},
+    "arguments": {"messages": [ASKED, CALLS, *ANSWERED]},
+    "literals,arguments": {"messages": str([ASKED, CALLS, *ANSWERED])},
+    "literals,dangling": {"messages": str([ASKED, {"role": "assistant", "content": "5."}, ASKED])},
+}
+"""Rows in openai's format by the repairs that they need."""
+HOPELESS = [{"messages": "[1, 2"}, {"messages": [ASKED | {"role": "nobody"}]}, {"messages": str([ASKED, {"role": 1}])}]
+
+
+@pytest.fixture
+def bad_and_good(tmp_path: Path) -> Path:
+    good = {"messages": [ASKED, {"role": "assistant", "content": "5."}]}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*MENDED.values(), *HOPELESS, *[good] * 9]))
+    return file
+
+
+def test_a_reject_names_the_repairs_that_would_make_the_row_good_and_they_do(
+    run: Run, bad_and_good: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def rejects_of(*options: str) -> list[Any]:
+        run("compile", bad_and_good, "--max-rejects", "100%", *options, "-o", out)
+        return [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
+
+    rejects = rejects_of()
+    for reject, repairs in zip(rejects, MENDED, strict=False):
+        assert f"--repair {repairs}" in reject["message"], reject
+        assert reject["row"] not in [still["row"] for still in rejects_of("--repair", repairs)]
+    assert [reject["row"] for reject in rejects[len(MENDED) :]] == [5, 6, 7]
+    assert not any("--repair" in reject["message"] for reject in rejects[len(MENDED) :])
+
+
+def test_what_is_tried_for_a_message_is_not_counted(run: Run, bad_and_good: Path, tmp_path: Path) -> None:
+    run("compile", bad_and_good, "--max-rejects", "100%", "--repair", "literals", "-o", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["datasets"][0]["notes"] == {"repair:literals": 1}
