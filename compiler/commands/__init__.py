@@ -1,0 +1,7 @@
+"""The command line of the compiler: parse, call, print. What a command needs is imported when it runs."""
+
+from compiler.commands.cache import cache
+from compiler.commands.compile import compile_, run_unit
+from compiler.commands.sets import formats, inspect, verify
+
+COMMANDS = (compile_, run_unit, inspect, verify, formats, cache)

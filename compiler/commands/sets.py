@@ -1,0 +1,137 @@
+"""`cli inspect`, `cli verify` and `cli formats`: what a set holds, whether it is whole, what rows may look like."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from schemas.errors import EXIT_CODES, UsageError
+from schemas.stores import AnyPath, path_of
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("out", type=path_of)
+@click.option(
+    "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to look into."
+)
+@click.option("--row", metavar="N|FILE:ROW", help="One row: its number in the split, or the source row it is from.")
+@click.option("--find", metavar="TEXT", help="Rows whose decoded text has TEXT in it; upper and lower case differ.")
+@click.option("--dataset", metavar="NAME", help="Only rows of this dataset; goes with --find, --sample, --rejected.")
+@click.option("--sample", type=click.IntRange(1), metavar="K", help="K rows drawn with --seed.")
+@click.option("--rejected", is_flag=True, help="Rows that were not compiled, and why.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "sanity"]),
+    default="text",
+    show_default=True,
+    help="Marked tokens, or ChatGLM3's sanity check: 'token': id -> label.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a row; for --assert, one in all.")
+@click.option(
+    "--assert",
+    "checks",
+    multiple=True,
+    metavar="NAME:0",
+    help="Fail if a token of this role or policy key is trained in any row of any split. May be given again.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides what --sample draws.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most rows to show.  [default: 5; 1 with --dataset alone]",
+)
+def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
+    """Show rows of OUT (a folder, or s3://BUCKET/SETS/NAME) token by token: what is trained, how much, what controls.
+
+    Without an option: the first row of each dataset; with --limit alone the first rows. Roles are system, user,
+    assistant, tool (a tool's result) and template; policy keys are those of the weights policy, such as
+    Observation: of react.
+
+    \b
+    Examples:
+      cli inspect shards
+      cli inspect shards --row 17
+      cli inspect shards --row chats.jsonl:4
+      cli inspect shards --find 'Action Input' --dataset agent --limit 2
+      cli inspect shards --rejected
+      cli inspect shards --assert tool:0 --assert Observation:0
+    """
+    from compiler.inspect import Query, show
+    from compiler.shards import ShardSet
+
+    if as_json and style != "text":
+        raise UsageError(f"--json --format {style}", "they do not go together", "Choose one of them.")
+    chosen = Query(**query)
+    if not show(ShardSet.open(out), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
+        sys.exit(4)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("out", type=path_of)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def verify(out: AnyPath, as_json: bool) -> None:
+    """Hash everything in OUT again and name every damage by file and batch.
+
+    \b
+    Examples:
+      cli verify shards
+      cli verify s3://bucket/sets/chats
+    """
+    from compiler.shards import ShardSet
+
+    opened = ShardSet.open(out)
+    problems = opened.verify()
+    shards = sum(len(opened.shards(split)) for split in ("train", "val"))
+    if as_json:
+        click.echo(json.dumps({"ok": not problems, "shards": shards, "problems": problems}, ensure_ascii=False))
+    elif not problems:
+        click.echo(f"{out}: {shards} shards and {len(opened.manifest['files'])} files are whole")
+    else:
+        for problem in problems:
+            click.echo(problem, err=True)
+    if problems:
+        sys.exit(4)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print the formats as JSON.")
+def formats(name: str | None, as_json: bool) -> None:
+    """List the source formats, each with an example row from its schema.
+
+    \b
+    Examples:
+      cli formats
+      cli formats sharegpt
+    """
+    from compiler.formats import FORMATS, get
+    from schemas import schema
+
+    chosen = [get(name, "formats")] if name else list(FORMATS.values())
+    described = [
+        {
+            "name": f.name,
+            "description": schema(f.name)["description"],
+            "columns": f.columns,
+            "tags": f.tags,
+            "weights": f.weights,
+            "kinds": list(f.kinds),
+            "examples": schema(f.name)["examples"],
+        }
+        for f in chosen
+    ]
+    if as_json:
+        click.echo(json.dumps(described, ensure_ascii=False))
+        return
+    for entry in described:
+        click.echo(f"{entry['name']}: {entry['description']}")
+        kinds = "" if entry["kinds"] == ["sft"] else f"   kinds: {', '.join(entry['kinds'])}"
+        click.echo(f"  columns: {', '.join(entry['columns'].values())}   weights: {entry['weights']}{kinds}")
+        for example in entry["examples"]:
+            click.echo(f"  {json.dumps(example, ensure_ascii=False)}")
+        click.echo()
