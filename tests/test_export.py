@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
+from click.testing import CliRunner, Result
+from store import BUCKET, Store
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -75,6 +76,22 @@ def test_the_exported_folder_alone_gives_the_predictions_of_the_model(agent: Age
         model, tokenizer, wanted, stops=stop_ids(agent.manifest), words=stop_words(agent.manifest), max_new_tokens=80
     )
     assert [p.prediction for p in found] == [p.reference for p in found]
+
+
+def test_a_set_in_a_store_serves_export_and_chat(agent: Agent, store: Store, tmp_path: Path, run: Run) -> None:
+    uri = f"s3://{BUCKET}/export/set"
+    for name, data in tree(agent.set).items():
+        store.put(f"export/set/{name}", data)
+    path = checkpoint(agent, tmp_path, lora(load_model(agent.model)))
+    run("export", path, tmp_path / "here")
+    facts = json.loads((path / "run.json").read_text()) | {"provenance": {"out": uri}}
+    (path / "run.json").write_text(json.dumps(facts))
+    run("export", path, tmp_path / "there")
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
+    facts["provenance"]["out"] = str(tmp_path / "nowhere")
+    (path / "run.json").write_text(json.dumps(facts))
+    done = CliRunner().invoke(main, ["chat", str(agent.model), "--adapter", str(path), "--set", uri], input="2 + 2?\n")
+    assert done.stdout == "4, of course.\n"
 
 
 def test_the_chat_template_gives_the_tokens_of_the_set(agent: Agent, tmp_path: Path, run: Run) -> None:
@@ -145,11 +162,10 @@ def test_an_adapter_on_tied_embeddings_is_merged_right_or_not_at_all(agent: Agen
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("train" not in main.commands, reason="cli train is not part of this version")
-def test_what_cli_train_writes_is_exported(agent: Agent, tmp_path: Path, run: Run) -> None:
+def test_what_cli_train_writes_is_exported(agent: Agent, base: Path, tmp_path: Path, run: Run) -> None:
     for file in (agent.set / "tokenizer").iterdir():
-        shutil.copyfile(file, agent.model / file.name)
-    settings = {"model_name_or_path": str(agent.model), "output_dir": str(tmp_path / "o"), "tuning": "lora"}
+        shutil.copyfile(file, base / file.name)
+    settings = {"model_name_or_path": str(base), "output_dir": str(tmp_path / "o"), "tuning": "lora"}
     settings |= {"max_steps": 1, "save_steps": 1, "per_device_train_batch_size": 3, "use_cpu": True}
     (tmp_path / "lora.yaml").write_text(json.dumps(settings), encoding="utf-8")
     done = subprocess.run(

@@ -23,11 +23,14 @@ import torch
 import registry
 from schemas.disk import flush
 from schemas.errors import InputError, IntegrityError, UsageError
-from schemas.manifest import read_manifest
+from schemas.manifest import files_of, read_manifest
+from schemas.stores import AnyPath, path_of
 from trainer.checkpoints import COMPLETE, RUN
 from trainer.generate import stop_ids
 from trainer.objectives import evaluating
 from trainer.pretrained import load_model
+from trainer.store import store_of
+from trainer.stream import Set
 
 PROVENANCE = "provenance.json"
 ADAPTER = "adapter_config.json"
@@ -42,13 +45,13 @@ class Checkpoint:
 
     folder: Path
     run: dict[str, Any]
-    set: Path
+    set: AnyPath
     manifest: dict[str, Any]
     base: Path
     adapter: dict[str, Any] | None
 
 
-def open_checkpoint(folder: Path, *, data: Path | None = None, base: Path | None = None) -> Checkpoint:
+def open_checkpoint(folder: Path, *, data: AnyPath | None = None, base: Path | None = None) -> Checkpoint:
     """Return the checkpoint in `folder`; `data` and `base` say where set and model are if they have moved."""
     if not (folder / RUN).is_file():
         what = "no such folder" if not folder.is_dir() else f"no {RUN} in it: not a checkpoint"
@@ -58,7 +61,7 @@ def open_checkpoint(folder: Path, *, data: Path | None = None, base: Path | None
             str(folder), f"no {COMPLETE} mark: it was not written to its end", "Use an earlier checkpoint."
         )
     run = _json(folder / RUN)
-    where = data or Path(run["provenance"]["out"])
+    where = data or path_of(run["provenance"]["out"])
     try:
         manifest = read_manifest(where)
     except InputError as error:
@@ -133,7 +136,7 @@ def _write(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
         _copy_weights(source, folder)
     for path in sorted(checkpoint.base.glob("*processor_config.json")):
         shutil.copyfile(path, folder / path.name)  # of images and videos
-    note = _tokenizer(checkpoint, folder)
+    note = copy_tokenizer(checkpoint, folder)
     _generation_config(checkpoint, source, folder)
     provenance = _provenance(checkpoint, note)
     (folder / "README.md").write_text(_readme(provenance), encoding="utf-8")
@@ -176,14 +179,10 @@ def _untie(model: Any) -> None:
 
 
 def _first_row(checkpoint: Checkpoint) -> list[int]:
-    import pyarrow as pa
-
-    entry = next(
-        e for split in ("train", "val") for e in checkpoint.manifest["splits"].get(split, {}).get("shards", ())
-    )
-    with pa.memory_map(str(checkpoint.set / entry["file"]), "r") as source:
-        ids: list[int] = pa.ipc.open_file(source).get_batch(0).column("input_ids")[0].as_py()
-    return ids
+    where, manifest = checkpoint.set, checkpoint.manifest
+    name = next(name for name, split in manifest["splits"].items() if split["rows"])
+    row = Set(str(where), manifest, store_of(where, manifest)).split(name).row(0)
+    return [int(token) for token in row["input_ids"]]
 
 
 def _log_probs(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -201,13 +200,14 @@ def _copy_weights(source: Path, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _tokenizer(checkpoint: Checkpoint, folder: Path) -> str:
+def copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> str:
     """Copy the set's tokenizer files, checked, with the chat template of a card; return what must be known of them."""
     for name, digest in checkpoint.manifest["files"].items():
         if name.startswith("tokenizer/"):
-            data = (checkpoint.set / name).read_bytes()
+            source = files_of(checkpoint.set, checkpoint.manifest) / name
+            data = source.read_bytes()
             if hashlib.sha256(data).hexdigest() != digest:
-                raise IntegrityError(str(checkpoint.set / name), "is damaged or was edited", "Compile the set again.")
+                raise IntegrityError(str(source), "is damaged or was edited", "Compile the set again.")
             target = folder / name.removeprefix("tokenizer/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)

@@ -7,11 +7,13 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
 from schemas.errors import EXIT_CODES, UsageError
+from schemas.stores import AnyPath, path_of
 
 
 def _need_torch() -> None:
@@ -34,14 +36,12 @@ def _need_torch() -> None:
 @click.command("export", epilog=EXIT_CODES)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--set", "data", type=click.Path(path_type=Path), metavar="DIR", help="Where the compiled set is, if it has moved."
-)
+@click.option("--set", "data", type=path_of, metavar="DIR", help="Where the compiled set is, if it has moved.")
 @click.option(
     "--model", "base", type=click.Path(path_type=Path), metavar="DIR", help="Where the base model is, if it has moved."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the provenance as JSON.")
-def export_command(checkpoint: Path, out: Path, data: Path | None, base: Path | None, as_json: bool) -> None:
+def export_command(checkpoint: Path, out: Path, data: AnyPath | None, base: Path | None, as_json: bool) -> None:
     """Make a Hugging Face folder OUT of CHECKPOINT: LoRA merged in, tokenizer, chat template, stops, provenance.
 
     OUT is written whole or not at all. An export that is there is replaced; any other folder is left alone.
@@ -71,9 +71,7 @@ def export_command(checkpoint: Path, out: Path, data: Path | None, base: Path | 
     metavar="CHECKPOINT",
     help="A checkpoint of a LoRA or prefix to put on MODEL; tokenizer and stops are those it was trained with.",
 )
-@click.option(
-    "--set", "data", type=click.Path(path_type=Path), metavar="DIR", help="With --adapter: where its set is, if moved."
-)
+@click.option("--set", "data", type=path_of, metavar="DIR", help="With --adapter: where its set is, if moved.")
 @click.option(
     "--stop",
     "words",
@@ -111,7 +109,7 @@ def export_command(checkpoint: Path, out: Path, data: Path | None, base: Path | 
 def chat_command(
     model: Path,
     adapter: Path | None,
-    data: Path | None,
+    data: AnyPath | None,
     words: tuple[str, ...],
     system: str,
     max_new_tokens: int,
@@ -136,7 +134,7 @@ def chat_command(
     import torch
 
     from trainer.chat import Chat, Reply, converse
-    from trainer.export import card_template, open_checkpoint
+    from trainer.export import card_template, copy_tokenizer, open_checkpoint
     from trainer.generate import stop_ids
     from trainer.pretrained import load_model, load_tokenizer
 
@@ -144,7 +142,10 @@ def chat_command(
         raise UsageError("--set", "it says where the set of an adapter is", "Add --adapter CHECKPOINT.")
     opened = open_checkpoint(adapter, data=data, base=model) if adapter else None
     loaded = load_model(model, adapter)
-    tokenizer = load_tokenizer(opened.set / "tokenizer" if opened else model)
+    with TemporaryDirectory() as copy:  # a set may be in an object store
+        if opened:
+            copy_tokenizer(opened, Path(copy))
+        tokenizer = load_tokenizer(Path(copy) if opened else model)
     if opened and (text := card_template(opened.manifest)[0]) is not None:
         tokenizer.chat_template = text
     ends = stop_ids(opened.manifest) if opened else loaded.generation_config.eos_token_id
