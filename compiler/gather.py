@@ -98,9 +98,10 @@ class _OfObject:
     def _renumbered(self, descriptor: int, name: str) -> memoryview:
         assert self.numbers is not None
         first, edges = self.object.lists[name]
-        spans = np.frombuffer(os.pread(descriptor, 4 * int(edges[-1]), 4 * first), np.int32).copy()
-        if len(spans) != edges[-1]:
+        data = os.pread(descriptor, 4 * int(edges[-1]), 4 * first)
+        if len(data) != 4 * edges[-1]:
             raise _gone(self.path)
+        spans = np.frombuffer(data, np.int32).copy()
         spans[::2] = self.numbers[spans[::2]]
         return spans.view(np.uint8).data
 
@@ -205,7 +206,7 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """The bytes of the parts' files."""
-        return sum(path.stat().st_size for path in {part.object.path for part in self.parts})
+        return sum({part.object.path: part.object.nbytes for part in self.parts}.values())
 
     def words(self, rows: Ints, names: Sequence[str]) -> Lists:
         """Return of each word list (offsets int64[N + 1], values int32[T]) for the rows, in their order."""

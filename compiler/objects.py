@@ -38,6 +38,8 @@ class Object:
     """
 
     path: Path
+    nbytes: int
+    """The size of the file."""
     info: dict[str, Any]
     light: pa.Table
     """The other columns, in memory."""
@@ -120,7 +122,7 @@ def load(cache_dir: Path, key: str) -> Object | None:
     lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
     for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
         lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
-    return Object(path, info, light, lists)
+    return Object(path, len(data), info, light, lists)
 
 
 def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:

@@ -27,6 +27,7 @@ from click.testing import CliRunner, Result
 
 import registry
 from cli import main
+from compiler import pipeline
 from compiler.link import BATCH_ROWS
 from compiler.shards import ShardSet
 from schemas import schema
@@ -488,6 +489,36 @@ def test_a_damaged_cache_is_never_used(tmp_path: Path) -> None:
                 damage(path)
             assert compile_(*arguments)["digest"] == expected
     assert compile_(*arguments)["units_compiled"] == 0  # and it was mended
+
+
+@pytest.mark.parametrize("left", [None, 0.0, 0.15, 0.3, 0.45, 0.6])
+def test_an_object_that_is_lost_while_the_set_is_written_ends_the_run_and_leaves_the_old_set(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float | None
+) -> None:
+    asked = alpaca(tmp_path / "a.jsonl", ["one", "two"])
+    system = tmp_path / "b.jsonl"  # its speakers have other numbers
+    said = [{"role": role, "content": role} for role in ("system", "user", "assistant")]
+    system.write_text(json.dumps({"messages": said}) + "\n")
+    run("compile", asked, system, "-o", tmp_path / "out")
+    before = digest(tmp_path / "out")
+
+    def lose(*given: Any) -> Any:
+        for path in (tmp_path / "cache").rglob("*.arrow"):
+            if left is None:
+                path.unlink()
+            else:
+                os.truncate(path, int(left * path.stat().st_size) // 4 * 4 + 1)
+        return write_split(*given)
+
+    write_split = pipeline.write_split
+    monkeypatch.setattr(pipeline, "write_split", lose)
+    result = run("compile", asked, system, "--seed", "1", "-o", tmp_path / "out", code=4)
+    assert "an object that was just there is gone or damaged" in result.stderr
+    monkeypatch.undo()
+    assert digest(tmp_path / "out") == before
+    assert verify(tmp_path / "out") == (0, [])
+    run("compile", asked, system, "-o", tmp_path / "out")
+    assert digest(tmp_path / "out") == before
 
 
 def test_an_object_under_another_objects_name_is_never_used(tmp_path: Path) -> None:
