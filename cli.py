@@ -1,6 +1,6 @@
 """The command line: parse, call, print, map errors to exit codes. Heavy imports stay inside the commands.
 
-Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked.
+Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import click
 import compiler.commands
 import trainer.commands
 import trainer.tools
-from schemas.errors import EXIT_CODES, InputError, Problem, UsageError
+from schemas.errors import EXIT_CODES, INTERRUPTED, InputError, Problem, UsageError
 
 
 class _Group(click.Group):
@@ -27,6 +27,10 @@ class _Group(click.Group):
         _check_names()
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            how = "What was finished is kept: run the same command again (cli train: with --resume yes)."
+            click.echo(f"\nerror: interrupted\n  {how}", err=True)
+            ctx.exit(INTERRUPTED)
         except click.UsageError as error:
             click.echo(f"error: {_one_line(error)}", err=True)
             ctx.exit(UsageError.exit_code)

@@ -7,18 +7,11 @@ from typing import Any
 
 def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the realized mix as a table: a header, one line per dataset, a total."""
-    header = (
-        "dataset",
-        "asked for",
-        "rows",
-        "share of rows",
-        "share of trained tokens",
-        "repeats",
-        "rejected",
-        "sampled out",
-        "duplicates",
-    )
-    total = {what: sum(d["realized"][what] for d in manifest["datasets"]) for what in ("rows", "trained_tokens")}
+    shares = {"rows": "share of rows", "trained_tokens": "share of trained tokens"}
+    if manifest["options"]["mix_unit"] == "tokens":  # what was asked for
+        shares = {"rows": "share of rows", "tokens": "share of tokens", "trained_tokens": "share of trained tokens"}
+    header = ("dataset", "asked for", "rows", *shares.values(), "repeats", "rejected", "sampled out", "duplicates")
+    total = {what: sum(d["realized"][what] for d in manifest["datasets"]) for what in shares}
     lines: list[tuple[str, ...]] = [header]
     for entry in manifest["datasets"]:
         realized, balance = entry["realized"], entry["balance"]
@@ -27,8 +20,7 @@ def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
                 entry["name"],
                 asked(entry),
                 f"{realized['rows']:,}",
-                f"{realized['rows'] / total['rows']:.1%}",
-                f"{realized['trained_tokens'] / max(total['trained_tokens'], 1):.1%}",
+                *(f"{realized[what] / max(total[what], 1):.1%}" for what in shares),
                 f"{balance['repeats']:,}",
                 f"{balance['rejected']:,}",
                 f"{balance['sampled_out']:,}",
@@ -38,8 +30,8 @@ def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
     balance = manifest["balance"]
     duplicates = sum(d["duplicates"] for d in manifest["datasets"])
     lines.append(
-        ("total", "", f"{total['rows']:,}", "100.0%", "100.0%", f"{balance['repeats']:,}", f"{balance['rejected']:,}",
-         f"{balance['sampled_out']:,}", f"{duplicates:,}")
+        ("total", "", f"{total['rows']:,}", *["100.0%"] * len(shares), f"{balance['repeats']:,}",
+         f"{balance['rejected']:,}", f"{balance['sampled_out']:,}", f"{duplicates:,}")
     )  # fmt: skip
     return lines
 

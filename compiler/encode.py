@@ -286,7 +286,11 @@ def _by_place(
     total = int(bounds[-1])
     # What normalization joined to a character before it (a combining accent) or left out has no offset of its own:
     # it belongs to the token before it. A token of no width (a lone prefix space) counts for the character after it.
-    last = np.maximum(last, np.append(first[1:], total)) - 1
+    following = np.append(first[1:], total)
+    if len(first) and (first[1:] == first[:-1]).any():  # several tokens of one character
+        after = np.append(first, total)[np.searchsorted(first, first, side="right")]
+        following = np.where(last > first, after, following)
+    last = np.maximum(last, following) - 1
     start = np.minimum(np.searchsorted(bounds, first, side="right") - 1, last_piece)
     end = np.searchsorted(bounds, np.maximum(last, first), side="right") - 1
     end = np.clip(end, start, last_piece)

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
-from compiler.objects import Object
+from compiler.objects import Object, stamp_of
 from compiler.runs import Who
 from schemas.arrow import WORD_LISTS
 from schemas.errors import IntegrityError
@@ -70,6 +71,7 @@ class _OfObject:
 
     def __init__(self, object_: Object, numbers: npt.NDArray[np.int32] | None) -> None:
         self.object, self.numbers = object_, numbers
+        self._stamp = object_.stamp
 
     def places(self, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return where the words of each row begin and end."""
@@ -91,9 +93,18 @@ class _OfObject:
         except OSError as error:
             raise _gone(self.path) from error
         try:
+            self._check(descriptor)
             yield {n: self._renumbered(descriptor, n) if self._is_renumbered(n) else descriptor for n in names}
         finally:
             os.close(descriptor)
+
+    def _check(self, descriptor: int) -> None:
+        """Raise unless the file has the bytes that were loaded: another run may have compiled the unit again."""
+        stamp = stamp_of(descriptor)
+        if stamp != self._stamp:
+            if xxhash.xxh3_128_hexdigest(os.pread(descriptor, stamp[0], 0)) != self.object.digest:
+                raise _gone(self.path)
+            self._stamp = stamp
 
     def _renumbered(self, descriptor: int, name: str) -> memoryview:
         assert self.numbers is not None

@@ -78,7 +78,7 @@ class Lowering:
     def __post_init__(self) -> None:
         """Find out whether outlines serve: not where control tokens swallow text, or texts become control tokens."""
         self._outlines = not self.tokenizer.swallows and self.program.rendering.special_text != "allow"
-        looks = [part for part in self.policy.parts if part.keywords or part.patterns]
+        looks = [part for part in self.policy.parts if part.looks]
         self._looks = bool(looks)
         self._one = looks[0] if len(looks) == 1 and not looks[0].queries else None
         """The only policy that looks into replies, if it looks at nothing else."""

@@ -127,15 +127,22 @@ def _capped(name: str, positions: Ints, cap: int | None, seed: int) -> Ints:
     return np.sort(positions[np.argsort(hashes(seed, f"cap:{name}", positions), kind="stable")][:cap])
 
 
+def _nothing_of(name: str, rows: Examples) -> UsageError:
+    if not len(rows.tokens):
+        return UsageError(f"--mix {name}", "the dataset has no row that could be used", "See its rejects.")
+    what = f"each of its {len(rows.tokens):,} rows repeats a conversation that came before"
+    return UsageError(f"--mix {name}", what, "Leave the dataset out, or --dedup.")
+
+
 def _amounts(
     requests: Sequence[Request], examples: Sequence[Examples], usable: Sequence[Ints], options: Options
 ) -> list[tuple[float, float | None]]:
     """Return (how much, what the share asked for) per dataset, in rows for counts and in the unit for shares."""
     shares = [request.share for request in requests]
     capacity = [float(rows.measure(options.unit)[at].sum()) for rows, at in zip(examples, usable, strict=True)]
-    for request, at in zip(requests, usable, strict=True):
+    for request, rows, at in zip(requests, examples, usable, strict=True):
         if not len(at) and (request.share is not None or request.count is not None):
-            raise UsageError(f"--mix {request.name}", "the dataset has no row that could be used", "See its rejects.")
+            raise _nothing_of(request.name, rows)
     with_share = [(i, share) for i, share in enumerate(shares) if share is not None]
     uses = 1 + (options.max_repeats or 0)
     total = 0.0
@@ -282,7 +289,8 @@ def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.b
     if not 0 < wanted < len(prints):
         raise UsageError(
             f"--val-size {size:g}",
-            f"expected between 1 and {len(prints) - 1:,} rows, found {wanted:,}",
+            f"it asks for {wanted:,} of {len(prints):,} rows, expected at least 1 and not all",
+            "Give a number of rows, or compile more rows.",
         )
     groups, member, sizes = np.unique(prints, return_inverse=True, return_counts=True)
     keys = np.frombuffer(groups.astype("S16").tobytes(), dtype="<u8").reshape(-1, 2)[:, 0]

@@ -38,8 +38,10 @@ class Object:
     """
 
     path: Path
-    nbytes: int
-    """The size of the file."""
+    stamp: tuple[int, ...]
+    """By which the file is known: another one may be put in its place."""
+    digest: str
+    """xxh3 of its bytes."""
     info: dict[str, Any]
     light: pa.Table
     """The other columns, in memory."""
@@ -50,6 +52,11 @@ class Object:
     def num_rows(self) -> int:
         """The number of rows."""
         return self.light.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the file."""
+        return self.stamp[0]
 
 
 @cache
@@ -111,10 +118,12 @@ def load(cache_dir: Path, key: str) -> Object | None:
         return None
     path = _paths(cache_dir, key)[0]
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data, stamp = file.read(), stamp_of(file.fileno())
     except OSError:
         return None
-    if info.pop("rows_xxh3") != xxhash.xxh3_128_hexdigest(data):
+    digest = info.pop("rows_xxh3")
+    if digest != xxhash.xxh3_128_hexdigest(data):
         return None
     buffer = pa.py_buffer(data)
     table = pa.ipc.open_file(buffer).read_all()
@@ -122,7 +131,7 @@ def load(cache_dir: Path, key: str) -> Object | None:
     lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
     for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
         lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
-    return Object(path, len(data), info, light, lists)
+    return Object(path, stamp, digest, info, light, lists)
 
 
 def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:
@@ -131,6 +140,12 @@ def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArra
     rows = column.chunk(0)  # an object is one batch
     offsets, values = rows.offsets.to_numpy().copy(), rows.values.buffers()[1]
     return (values.address - file.address) // 4 if values is not None and offsets[-1] else 0, offsets
+
+
+def stamp_of(descriptor: int) -> tuple[int, ...]:
+    """Return by what an open file is known: its size, number and time of change."""
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:

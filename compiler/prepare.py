@@ -219,5 +219,5 @@ class Preparer:
             what = "images and videos are not read from object stores; copy them, and name the folder with --media-dir"
             raise RowError(Reason.MEDIA, what)
         root = Path(self.layout.media)
-        self.files[str(root / uri)] = state_of(root / uri)
+        self.files.setdefault(str(root / uri), state_of(root / uri))  # the first row's: another one later is a change
         return resolve(root, uri)

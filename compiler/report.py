@@ -30,7 +30,8 @@ def summary(result: Result, out: str) -> RenderableType:
     if compiled:
         parts.append(Text(f"{compiled} unit{_s(compiled)} compiled, {cached} taken from the cache"))
     else:
-        parts.append(Text(f"nothing was encoded again: all {cached} unit{_s(cached)} came from the cache"))
+        which = f"all {cached} units" if cached != 1 else "the only unit"
+        parts.append(Text(f"nothing was encoded again: {which} came from the cache"))
     parts.append(Text(f"wrote {out}  manifest {manifest['digest'][:16]}"))
     return Group(*parts)
 

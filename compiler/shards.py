@@ -28,7 +28,7 @@ from schemas.stores import AnyPath, StorePath
 
 OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
 """What a published folder holds; publishing replaces these and touches nothing else."""
-_LOCK, _PARTIAL = ".lock", ".partial"
+_LOCK, _PARTIAL, _OLD = ".lock", ".partial", ".old"
 
 
 class Output:
@@ -53,8 +53,13 @@ class Output:
             raise InputError(
                 str(self.folder), f"cannot be written: {error.strerror}", "Choose another -o folder."
             ) from error
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir()
+        try:
+            self._put_back()  # what a killed run took away
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir()
+        except OSError:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def _take_lock(self) -> None:
@@ -73,7 +78,18 @@ class Output:
                 raise
             lock.close()
 
+    def _put_back(self) -> None:
+        """Put the old set back in its place, unless the new one is in it."""
+        old = self.folder / _OLD
+        if old.is_dir() and not (self.folder / MANIFEST).exists():
+            for name in OWN:  # the manifest last
+                if os.path.lexists(old / name):
+                    _remove(self.folder / name)
+                    (old / name).rename(self.folder / name)
+        shutil.rmtree(old, ignore_errors=True)
+
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
+        self._put_back()
         shutil.rmtree(self.partial, ignore_errors=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
         if self._lock:
@@ -86,14 +102,20 @@ class Output:
             raise InputError(str(self.folder), what, "Nothing was published.") from error
 
     def publish(self, manifest: dict[str, Any]) -> None:
-        """Put everything in place, the manifest with its own digest last."""
+        """Put everything in place of the old set, the manifest with its own digest last.
+
+        The old set is moved aside until then, so that a run that ends in between can put it back.
+        """
         (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in self.partial.rglob("*"):
             flush(path)
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        flush(self.folder)
+        old = self.folder / _OLD
+        old.mkdir()
+        for name in reversed(OWN):  # the manifest first
+            if os.path.lexists(self.folder / name):
+                (self.folder / name).rename(old / name)
+                flush(self.folder)
         for name in OWN:
-            _remove(self.folder / name)
             if name != MANIFEST and (self.partial / name).exists():
                 (self.partial / name).rename(self.folder / name)
         flush(self.folder)
@@ -119,7 +141,7 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder}", "expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    left_over = names & {_LOCK, _PARTIAL} and names <= {*OWN, _LOCK, _PARTIAL} - {MANIFEST}
+    left_over = names & {_LOCK, _PARTIAL} and names <= {*OWN, _LOCK, _PARTIAL, _OLD} - {MANIFEST}
     if names and not left_over and not ((folder / MANIFEST).is_file() and is_ours((folder / MANIFEST).read_bytes())):
         raise foreign(folder, names)
 

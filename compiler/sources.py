@@ -57,6 +57,10 @@ class Dataset:
     """Where it came from, for the manifest: hub and revision, licence."""
 
 
+_UNREADABLE = "openai", str(Kind.SFT), "no row of it can be read, so its format is not known"
+"""(format, kind, note): every row is a reject, whatever the format."""
+
+
 @dataclass
 class Catalogue:
     """Everything that can be named on this command line."""
@@ -74,6 +78,9 @@ class Catalogue:
         for folder in self.registries:
             if not folder.is_dir():
                 raise UsageError(f"--registry {folder}", "no such folder")
+            if not any(folder.glob("*/")) and not (folder / "dataset_info.json").is_file():
+                what = "it holds no dataset_info.json, and no folder with the data of a hub dataset"
+                raise UsageError(f"--registry {folder}", what, "Name LLaMA-Factory's data folder, or one like it.")
         stems = self._stems()
         if not mix:
             return [Request(name) for name in stems]
@@ -110,11 +117,12 @@ class Catalogue:
         return stems
 
     def _from_paths(self, name: str, files: list[File]) -> Dataset:
-        rows = [mend(row, self.repairs, {}, {})[0] for row in _first_rows(files[0])]
+        file, first = next(((file, rows) for file in files if (rows := _first_rows(file))), (files[0], []))
+        rows = [mend(row, self.repairs, {}, {})[0] for row in first]
         kind = kind_of_rows(rows)
         chosen, notes = self.format, []
         if chosen == "auto":
-            chosen, kind, note = _recognise(files[0], rows, kind, self.repairs)
+            chosen, kind, note = _recognise(file, rows, kind, self.repairs) if rows else _UNREADABLE
             notes.append(note)
         format_ = formats.get(chosen, "--format")
         if kind not in format_.kinds:
@@ -258,7 +266,8 @@ def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
         raise UsageError(
             file.label, f"its rows match no known format (keys of the first: {keys})",
-            f"Name it with --format ({', '.join(fits)}), or map its columns in a dataset_info.json (--registry).",
+            f"Name it with --format ({', '.join(formats.FORMATS)}), or map its columns in a dataset_info.json "
+            "(--registry).",
         )  # fmt: skip
     what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
     return name, kind, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import jsonschema_rs
@@ -132,7 +133,8 @@ def _reject(error: Any, row: Any, root: Any) -> Reject:
             f"expected {_LIMITS[keyword].format(kind.limit, '' if kind.limit == 1 else 's')}, found {_size(found)}"
         )
     elif (expected := _expected(root, error.schema_path)) and isinstance(found, dict):
-        message = f"expected {expected}, found the keys {', '.join(map(repr, list(found)[:8])) or 'none'}"
+        shown = [f"{key!r}{' (null)' if value is None else ''}" for key, value in islice(found.items(), 8)]
+        message = f"expected {expected}, found the keys {', '.join(shown) or 'none'}"
     return Reject(Reason.SCHEMA, message[:500], pointer)
 
 

@@ -54,6 +54,11 @@ class Policy:
         """The policies that are applied one after the other."""
         return (self, *self.then)
 
+    @property
+    def looks(self) -> bool:
+        """Whether it looks into replies, or at what they reply to."""
+        return bool(self.keywords or self.patterns or self.queries)
+
     def asked(self, query: str) -> float | None:
         """Return the weight of a whole reply to this user message, or None where the policy looks at the reply."""
         return next((weight for text, weight in self.queries if text in query), None)
@@ -146,7 +151,7 @@ def weigh_reply(conversation: Conversation, reply: list[Segment], policy: Policy
     if asked is not None:
         return reply
     for part in policy.parts:
-        if part.keywords or part.patterns:
+        if part.looks:
             reply = _with_policy(conversation, reply, part)
     return reply
 
@@ -166,8 +171,18 @@ def _with_policy(conversation: Conversation, reply: list[Segment], policy: Polic
 
 def stretches(reply: str, message: Message, policy: Policy) -> list[Interval]:
     """Return the weighted stretches of a message's reply as the model would produce it, stop left out."""
-    # A template may put a space before the text of a reply (Mistral, Llama 2).
-    return policy.intervals(reply, max(reply.find(message.content), 0))
+    return policy.intervals(reply, _begin(reply, message))
+
+
+def _begin(reply: str, message: Message) -> int:
+    """Return where a message's own text begins in its reply: what it thinks comes first, and may hold the same words.
+
+    A template may put a space before the text (Mistral, Llama 2), or strip it.
+    """
+    thought = (message.reasoning or "").strip()
+    after = max(reply.find(thought), 0) + len(thought) if thought else 0
+    places = (reply.find(text, after) for text in (message.content, message.content.strip()))
+    return next((place for place in places if place >= 0), after)
 
 
 def cut(text: str, intervals: list[Interval]) -> list[tuple[str, float, str]]:

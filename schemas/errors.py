@@ -19,8 +19,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-EXIT_CODES = "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked."
+EXIT_CODES = (
+    "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted."
+)
 """What every command's help ends with."""
+INTERRUPTED = 130
+"""As shells have it: 128 and the number of SIGINT."""
 
 
 class Problem(Exception):

@@ -101,6 +101,17 @@ def test_where_a_token_stands_is_the_same_by_bytes_and_by_characters(name: str) 
     assert by_bytes > 50
 
 
+@pytest.mark.parametrize("name", ["demo", "qwen2.5"])
+def test_every_token_of_a_composed_character_weighs_what_the_lightest_part_of_it_weighs(name: str) -> None:
+    tokenizer, _ = tools(name)
+    run = Texts(-1, [Segment("a>", weight=2.0), Segment("\u0338 b", weight=0.0)], fresh=True)  # NFC makes them one
+    row = Conversation([])
+    pieces = {0: pieces_of(run.segments, row)}
+    (encoded,) = encode_runs([Runs(outline_of([run], row), [run.text], row, pieces)], tokenizer)
+    assert len(encoded.ids) > 3
+    assert encoded.weights.tolist() == [2.0] + [0.0] * (len(encoded.ids) - 1)
+
+
 # -- a run --
 
 

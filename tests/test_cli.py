@@ -253,7 +253,7 @@ def test_exit_5_is_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None
     done = cli("compile", tmp_path / "gone.jsonl", "--cache", tmp_path / "c", "-o", tmp_path / "out")
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr == (
-        f"error: {tmp_path}/gone.jsonl: no such file\n  Check the path; relative ones start where you are.\n"
+        f"error: {tmp_path}/gone.jsonl: no such file or folder\n  Check the path; relative ones start where you are.\n"
     )
 
 
@@ -778,3 +778,60 @@ def test_a_run_tells_how_far_it_is_from_the_first_unit_to_the_last(tmp_path: Pat
         assert (some[-1].rows, some[-1].rejected, some[-1].share) == (3001, 1, 1.0)
         assert some[-1].bytes == (tmp_path / "a.jsonl").stat().st_size
     assert (first[-1].compiled, first[-1].cached) == (again[-1].cached, again[-1].compiled) == (len(first), 0)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_a_file_that_is_not_utf8_at_all_is_a_file_of_rejects(run: Run, tmp_path: Path, name: str) -> None:
+    rows = [{"instruction": "你好", "output": "您好"}]
+    text = {"rows.jsonl": json.dumps(rows[0], ensure_ascii=False), "rows.json": json.dumps(rows, ensure_ascii=False),
+            "rows.csv": "instruction,output\n你好,您好\n"}[name]  # fmt: skip
+    (tmp_path / name).write_bytes(text.encode("gbk"))
+    result = run("compile", tmp_path / name, "-o", tmp_path / "out", code=3)
+    assert f"{tmp_path}/{name}:0#: not_utf8: byte 0x" in result.stderr
+    assert "convert the file to UTF-8" in result.stderr
+    assert "no row of it can be read, so its format is not known" in result.stderr
+
+
+def test_the_mix_may_be_given_in_parts(run: Run, tmp_path: Path) -> None:
+    run("compile", "--mix", "agent:1", "--mix", "bench:2", "-o", tmp_path / "out")
+    assert [(one["name"], one["share"]) for one in manifest(tmp_path / "out")["datasets"]] == [
+        ("agent", 1),
+        ("bench", 2),
+    ]
+
+
+def test_the_summary_of_a_mix_by_tokens_has_their_shares(run: Run, tmp_path: Path) -> None:
+    result = run("compile", "--mix", "agent:1,bench:1", "--mix-unit", "tokens", "-o", tmp_path / "out")
+    realized = [one["realized"]["tokens"] for one in manifest(tmp_path / "out")["datasets"]]
+    assert "share of tokens" in result.stdout
+    assert f"{realized[0] / sum(realized):.1%}" in result.stdout
+    plain = run("compile", "--mix", "agent:1,bench:1", "-o", tmp_path / "other")
+    assert "share of tokens" not in plain.stdout
+
+
+def test_a_registry_that_holds_nothing_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run("compile", "--registry", tmp_path / "empty", "--mix", "agent", "-o", tmp_path / "out", code=2)
+    assert f"--registry {tmp_path}/empty: it holds no dataset_info.json" in result.stderr
+
+
+def test_pairs_whose_other_reply_is_not_read_are_never_trained_as_plain_rows(run: Run, tmp_path: Path) -> None:
+    chats = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": said}] for said in ("GOOD", "BAD")]
+    file = write(tmp_path / "pairs.jsonl", {"messages": chats[0], "rejected_messages": chats[1]})
+    run("compile", file, "-o", tmp_path / "out", code=2)
+    result = run("compile", file, "--format", "openai", "-o", tmp_path / "out", code=3)
+    assert "found the keys 'messages', 'rejected_messages'" in result.stderr
+
+
+@pytest.mark.parametrize("tools", [0, False, 1.5, True, "text", {"a": 1}, [], ["f"], None])
+def test_tools_of_a_chatglm3_row_may_be_any_json_that_the_template_takes(run: Run, tmp_path: Path, tools: Any) -> None:
+    chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"tools": tools, "conversations": chat}] * 9
+    options = ["--format", "chatglm3", "--max-rejects", "100%"]
+    taken = not tools or not isinstance(tools, float | bool)  # the demo's template loops over them
+    file = write(tmp_path / "rows.jsonl", *rows)
+    result = run("compile", file, *options, "-o", tmp_path / "out", code=0 if taken else 3)
+    if taken:
+        assert manifest(tmp_path / "out")["datasets"][0]["balance"]["in_shards"] == 9
+    else:
+        assert "template_refused: the chat template failed on it" in result.stderr

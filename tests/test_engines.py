@@ -511,7 +511,7 @@ def test_a_file_that_changed_after_the_plan_is_refused(run: Run, mixed: list[Pat
     data = file.read_bytes()
     file.write_bytes(data.replace(b"the", b"THE") if name == "plain.jsonl" else original_of_another(name, file))
     message = one_message(run("run-unit", "--plan", plan, "--ids", "0", code=5).stderr)
-    assert f"error: {file}: changed while it was being read" in message
+    assert f"error: {file}: changed since it was cut into units" in message
     assert objects_in(tmp_path / "cache") == 0
 
 

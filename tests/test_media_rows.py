@@ -32,6 +32,7 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
+from compiler import prepare
 from compiler.conversation import Conversation, Media, MediaFacts, Message, Role
 from compiler.encode import Encoded, encode
 from compiler.engines import local
@@ -661,6 +662,29 @@ def test_images_that_the_machine_which_compiled_did_not_see_end_the_run_and_reje
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert units(run, model, file, tmp_path / "out") == (1, 0)
     assert len(rows(tmp_path / "out")) == 1
+
+
+def test_an_image_that_changes_between_two_rows_ends_the_run(
+    run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_of_it = [chat(("u", f"<image>{i}"), ("a", "r")) | {"images": ["a.png"]} for i in range(3)]
+    file = write(data / "rows.jsonl", *rows_of_it)
+    probed: list[Path] = []
+
+    def probe(path: Path) -> Any:
+        facts = really(path)
+        if not probed:
+            (data / "b.png").rename(data / "a.png")
+        probed.append(path)
+        return facts
+
+    really = prepare.probe_image
+    monkeypatch.setattr(prepare, "probe_image", probe)
+    given = ["compile", file, "--tokenizer", model, "--workers", "1", "-o", tmp_path / "out"]
+    assert "changed meanwhile" in run(*given, code=4).stderr
+    assert len(probed) == 3
+    run(*given)
+    assert len({image["width"] for row in rows(tmp_path / "out") for image in row["images"]}) == 1
 
 
 def test_rows_are_compiled_again_when_a_link_leads_to_another_image(

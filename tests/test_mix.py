@@ -272,7 +272,7 @@ def test_dedup_happens_before_the_shares_are_filled() -> None:
 
 def test_a_dataset_that_is_all_duplicates_cannot_have_a_share() -> None:
     examples = [rows("a", 2, conversations="xy"), rows("b", 2, conversations="yx")]
-    with pytest.raises(UsageError, match="--mix b: the dataset has no row that could be used"):
+    with pytest.raises(UsageError, match="--mix b: each of its 2 rows repeats a conversation that came before"):
         make_plan([Request("a", 1), Request("b", 1)], examples, Options(dedup=True))
     plan = make_plan([Request("a", 1), Request("b")], examples, Options(dedup=True))
     assert Counter(plan.dataset.tolist()) == {0: 2}
@@ -316,7 +316,7 @@ def test_the_split_is_exact_where_every_conversation_is_there_once(size: int, fr
         if 0 < expected < size:
             assert make_plan([Request("a")], [rows("a", size)], options).val.sum() == expected
         else:
-            with pytest.raises(UsageError, match="expected between 1 and"):
+            with pytest.raises(UsageError, match="expected at least 1 and not all"):
                 make_plan([Request("a")], [rows("a", size)], options)
 
 

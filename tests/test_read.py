@@ -782,7 +782,7 @@ def test_a_file_that_changes_after_it_was_cut_is_one_message(tmp_path: Path) -> 
     path = write(tmp_path / "a.jsonl", ROW)
     (unit,) = units(path)
     write(path, b'{"a": 2}')
-    with pytest.raises(InputError, match="changed while it was being read"):
+    with pytest.raises(InputError, match="changed since it was cut into units"):
         list(read(unit))
     path.unlink()
     with pytest.raises(InputError, match="no such file"):
@@ -1033,7 +1033,7 @@ def test_a_table_that_changes_after_it_was_cut_is_one_message(name: str, tmp_pat
     (unit,) = units(path)
     assert [row.value for row in read(unit)] == [{"a": "before"}]
     write_table("after!")  # as long as before
-    with pytest.raises(InputError, match="changed while it was being read"):
+    with pytest.raises(InputError, match="changed since it was cut into units"):
         list(read(unit))
 
 
@@ -1041,5 +1041,5 @@ def test_a_workbook_that_changes_after_it_was_cut_is_one_message(tmp_path: Path)
     path = workbook(tmp_path / "a.xlsx", ["a"], [1])
     (unit,) = units(path)
     workbook(path, ["a"], [2])
-    with pytest.raises(InputError, match="changed while it was being read"):
+    with pytest.raises(InputError, match="changed since it was cut into units"):
         list(read(unit))

@@ -521,6 +521,29 @@ def test_an_object_that_is_lost_while_the_set_is_written_ends_the_run_and_leaves
     assert digest(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_object_that_is_compiled_again_while_the_set_is_written_must_have_the_same_bytes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    file = alpaca(tmp_path / "a.jsonl", ["one", "two"])
+    run("compile", file, "-o", tmp_path / "out")
+    before = digest(tmp_path / "out")
+
+    def replace(*given: Any) -> Any:
+        (path,) = (tmp_path / "cache").rglob("*.arrow")
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= not same
+        (tmp_path / "other").write_bytes(data)
+        (tmp_path / "other").rename(path)
+        return write_split(*given)
+
+    write_split = pipeline.write_split
+    monkeypatch.setattr(pipeline, "write_split", replace)
+    result = run("compile", file, "-o", tmp_path / "out", code=0 if same else 4)
+    assert same or "an object that was just there is gone or damaged" in result.stderr
+    assert digest(tmp_path / "out") == before
+
+
 def test_an_object_under_another_objects_name_is_never_used(tmp_path: Path) -> None:
     made: dict[str, str] = {}
     caches = [tmp_path / "cache-a", tmp_path / "cache-b"]
@@ -822,11 +845,81 @@ def test_an_interrupt_leaves_the_old_set_and_no_traceback(big: Big, tmp_path: Pa
         time.sleep(0.05)  # the worker is importing
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does on Ctrl-C
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.returncode == 130
+    assert b"error: interrupted" in stderr
     assert b"Traceback" not in stderr
     assert verify(out) == (0, [])
     assert digest(out) == digest(big.one)
     assert {path.name for path in out.iterdir()} == {path.name for path in big.one.iterdir()}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")], ids=["Ctrl-C", "disk"])
+def test_a_publication_that_ends_in_the_middle_leaves_the_old_set_or_the_new_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    file = alpaca(tmp_path / "x.jsonl", [f"question {i}" for i in range(9)])
+    out, calls = tmp_path / "out", 0
+    digests = []
+    for seed in (1, 0):
+        run("compile", file, "--seed", seed, "--val-size", "2", "-o", out)
+        digests.append(digest(out))
+
+    def fails(self: Path, target: Path) -> Path:
+        nonlocal calls
+        if out in self.parents:
+            calls += 1
+            if calls == number:
+                raise error
+        return really(self, target)
+
+    really, seen = Path.rename, []
+    for number in range(1, 99):
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", fails)
+            done = CliRunner().invoke(main, ["compile", str(file), "--seed", "1", "--val-size", "2", "-o", str(out),
+                                             "--cache", str(tmp_path / "cache")])  # fmt: skip
+        if calls < number:
+            break
+        assert done.exit_code == (130 if error is KeyboardInterrupt else 5)
+        assert verify(out) == (0, [])
+        assert digest(out) == digests[1]
+        assert {path.name for path in out.iterdir()} == {"train", "val", "tokenizer", "rejects.jsonl", "README.md",
+                                                         "manifest.json"}  # fmt: skip
+        seen.append(number)
+    assert len(seen) == 12
+    assert digest(out) == digests[0]
+
+
+def test_a_set_that_a_killed_publication_moved_aside_is_put_back(run: Run, tmp_path: Path) -> None:
+    file, out = alpaca(tmp_path / "x.jsonl", ["one", "two"]), tmp_path / "out"
+    run("compile", file, "-o", out)
+    before = digest(out)
+    (out / ".old").mkdir()
+    (out / ".lock").touch()
+    for name in ("manifest.json", "README.md", "train"):
+        (out / name).rename(out / ".old" / name)
+    (out / "train").mkdir()  # of the new set
+    run("compile", tmp_path / "gone.jsonl", "-o", out, code=5)
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{}\n")
+    run("compile", broken, "--format", "alpaca", "-o", out, code=3)
+    assert verify(out) == (0, [])
+    assert digest(out) == before
+
+
+def test_workers_end_when_their_parent_is_killed(big: Big, tmp_path: Path) -> None:
+    command = [*CLI, "compile", str(big.file), "--workers", "2", "--cache", str(tmp_path / "cache"), "-o"]
+    with subprocess.Popen([*command, str(tmp_path / "out")], stderr=subprocess.DEVNULL) as process:
+        wait_for(tmp_path / "out" / ".partial", process)
+        end = time.monotonic() + 60
+        while len(workers := children(process.pid)) < 3 and time.monotonic() < end:  # the pool's helper, the workers
+            time.sleep(0.01)
+        process.kill()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert len(workers) == 3
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 
 
 @pytest.mark.parametrize("full", ["cache", "output"])

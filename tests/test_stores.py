@@ -236,11 +236,11 @@ def test_a_file_that_changes_while_it_is_cut_or_before_it_is_read_is_noticed(sto
     lines = iter(cut(open_source(store.put(f"{prefix}/a.jsonl", LINES)), 512))
     next(lines)
     store.put(f"{prefix}/a.jsonl", LINES.replace(b"Answer", b"Tanswe"))
-    with pytest.raises(InputError, match=r"a\.jsonl: changed while it was being read"):
+    with pytest.raises(InputError, match=r"a\.jsonl: changed since it was cut into units"):
         list(lines)
     units = list(cut(open_source(store.put(f"{prefix}/a.parquet", parquet_bytes()))))
     store.put(f"{prefix}/a.parquet", parquet_bytes()[:-9] + b"x" * 9)
-    with pytest.raises(InputError, match=r"a\.parquet: changed while it was being read"):
+    with pytest.raises(InputError, match=r"a\.parquet: changed since it was cut into units"):
         list(read(units[0]))
     store.client.delete_object(Bucket=BUCKET, Key=f"{prefix}/a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: no such file"):
@@ -521,16 +521,18 @@ def broken_after(puts: int, error: BaseException) -> Callable[..., Path]:
     return broken
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), InputError("somewhere", "is full")])
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError(), 1), (InputError("somewhere", "is full"), 5)]
+)
 def test_an_exception_in_the_middle_publishes_nothing_and_leaves_nothing(
     store: Store, prefix: str, compile_: Compile, rows: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException,
-    cache: Path,
+    code: int, cache: Path,
 ) -> None:  # fmt: skip
     uri, path = target(prefix)
     for before in (False, True):
         with monkeypatch.context() as patch:
             patch.setattr(upload.StoreOutput, "_put", broken_after(2, error))
-            compile_(rows, "-o", uri, "--seed", "1", code=5 if isinstance(error, InputError) else 1)
+            compile_(rows, "-o", uri, "--seed", "1", code=code)
         if not before:
             assert store.keys(f"{prefix}/set") == []
             compile_(rows, "-o", uri)

@@ -8,6 +8,7 @@ from conftest import tools
 import registry
 from compiler.conversation import Conversation, Message, Role
 from compiler.weigh import Policy, weigh
+from compiler.weigh import stretches as intervals
 
 
 def stretches(policy: str, reply: str, user: str = "q", weight: float | None = None) -> list[tuple[str, float]]:
@@ -75,6 +76,25 @@ def test_a_policy_weighs_the_parts_of_a_reply(policy: str, reply: str, expected:
 
 def test_agentflan_weighs_a_whole_reply_to_one_of_its_questions() -> None:
     assert stretches("agentflan", "Name: f", "What is the tool you want to use?") == [(f"Name: f{STOP}", 3)]
+
+
+@pytest.mark.parametrize("said", ["Paris", "\n\n Paris \n", "", "big", "Action: look"])
+def test_what_a_reply_thinks_is_no_part_of_its_own_text_though_the_same_words_are_in_it(said: str) -> None:
+    thought = "Paris is big.\nObservation: my notes say so.\nAction: look\nDone"
+    rendered = f"<think>\n{thought}\n</think>\n\n{said.strip()}"
+    message = Message(Role.ASSISTANT, said, reasoning=thought)
+    found = intervals(rendered, message, Policy.from_card(registry.weights("react")))
+    begin = rendered.index("</think>") + len("</think>\n\n")
+    assert all(start >= begin for start, *_ in found)
+    assert len(found) == (2 if said.startswith("Action") else 0)
+
+
+def test_a_policy_may_look_at_questions_alone() -> None:
+    policy = Policy.from_card({"name": "quiet", "queries": {"secret": 0.0}})
+    for user, weight in (("a secret?", 0.0), ("a question?", 1.0)):
+        conversation = Conversation([Message(Role.USER, user), Message(Role.ASSISTANT, "r")])
+        segments = weigh(conversation, tools("demo")[1].program.joined(conversation), policy)
+        assert {segment.weight for segment in segments if segment.generated} == {weight}
 
 
 def test_a_weight_of_the_message_takes_the_place_of_the_policy() -> None:

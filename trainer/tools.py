@@ -140,6 +140,8 @@ def chat_command(
 
     if data and not adapter:
         raise UsageError("--set", "it says where the set of an adapter is", "Add --adapter CHECKPOINT.")
+    if top_p < 1 and not temperature:
+        raise UsageError(f"--top-p {top_p:g}", "nothing is drawn at --temperature 0", "Add --temperature 0.7, say.")
     opened = open_checkpoint(adapter, data=data, base=model) if adapter else None
     loaded = load_model(model, adapter)
     with TemporaryDirectory() as copy:  # a set may be in an object store

@@ -24,8 +24,9 @@ def _workers() -> int:
 @click.argument("files", nargs=-1)
 @click.option(
     "--mix",
+    multiple=True,
     metavar="NAME:SHARE,...",
-    help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all of it.",
+    help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all of it. May be given again.",
 )
 @click.option(
     "--self-cognition",
@@ -297,7 +298,7 @@ def _config(given: dict[str, Any]) -> Any:
     if given["pack"] and (given["max_length"] or 0) > given["pack"]:
         what = f"an example of that length does not fit into a pack of {given['pack']}"
         raise UsageError(f"--max-length {given['max_length']}", what, "Leave --max-length out, or raise --pack.")
-    if not re.fullmatch(r"\d+(\.\d+)?%|\d+", given["max_rejects"]):
+    if not re.fullmatch(r"(\d\d?(\.\d+)?|100)%|\d+", given["max_rejects"]):
         raise UsageError(
             f"--max-rejects {given['max_rejects']}",
             "expected a number of rows or a percentage",
@@ -321,7 +322,7 @@ def _config(given: dict[str, Any]) -> Any:
         catalogue=sources.Catalogue(
             given["files"], given["registries"], given["format_name"], given["media_dir"], repairs
         ),
-        mix=request.parse_mix(files.readable(given["mix"])) if given["mix"] else [],
+        mix=request.parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else [],
         out=given["out"],
         cache=given["cache"],
         tokenizer=pipeline.tokenizer_path(given["tokenizer"]),

@@ -48,7 +48,8 @@ from schemas.stores import AnyPath, path_of
 def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
     """Show rows of OUT (a folder, or s3://BUCKET/SETS/NAME) token by token: what is trained, how much, what controls.
 
-    Without an option: the first row of each dataset; with --limit alone the first rows. Roles are system, user,
+    Without an option: the first row of each dataset; with --limit alone the first rows. Of a packed set the examples are
+    its rows here, numbered as they stand in the packs. Roles are system, user,
     assistant, tool (a tool's result) and template; policy keys are those of the weights policy, such as
     Observation: of react.
 
@@ -90,7 +91,9 @@ def verify(out: AnyPath, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"ok": not problems, "shards": shards, "problems": problems}, ensure_ascii=False))
     elif not problems:
-        click.echo(f"{out}: {shards} shards and {len(opened.manifest['files'])} files are whole")
+        click.echo(
+            f"{out}: {shards} shard{'' if shards == 1 else 's'} and {len(opened.manifest['files'])} files are whole"
+        )
     else:
         for problem in problems:
             click.echo(problem, err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -51,7 +52,8 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, warm: Warm | None = 
     iterator = iter(tasks)
     if workers == 1:
         return _run_here(iterator, done)
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent)
     flying: dict[Future[Outcome], Task] = {}
     try:
         if warm is not None:
@@ -75,6 +77,18 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, warm: Warm | None = 
             warm.pool = None
         pool.shutdown(wait=True, cancel_futures=True)
     return ""
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone: a parent that was killed cannot tell it to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_it() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()
 
 
 @contextmanager

@@ -43,8 +43,8 @@ def kind_of_row(row: dict[str, Any]) -> Kind:
     """Return what a row says it is for."""
     if isinstance(row.get("kto_tag"), bool) or isinstance(row.get("label"), bool):
         return Kind.KTO
-    if row.get("rejected") is not None or row.get("rejected_response") is not None:
-        return Kind.PREFERENCE
+    if any(row.get(key) is not None for key in ("rejected", "rejected_response", "rejected_messages")):
+        return Kind.PREFERENCE  # ms-swift's rejected_messages are not read, but never trained without either
     return Kind.PRETRAIN if set(row) == {"text"} else Kind.SFT
 
 

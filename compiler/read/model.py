@@ -134,7 +134,7 @@ def unreadable(path: str | AnyPath, error: OSError) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(str(path), "permission denied", "Make the file readable for this user.")
     if isinstance(error, FileNotFoundError):
-        return InputError(str(path), "no such file", "Check the path; relative ones start where you are.")
+        return InputError(str(path), "no such file or folder", "Check the path; relative ones start where you are.")
     what = os.strerror(error.errno) if error.errno else str(error)
     return InputError(str(path), f"cannot be read ({what})")
 
@@ -146,7 +146,8 @@ def no_rows(path: str | AnyPath) -> InputError:
 
 def changed(path: str | AnyPath) -> InputError:
     """Return the InputError for a file that is not the one that was cut into units."""
-    return InputError(str(path), "changed while it was being read", "Wait until nothing writes to it, then run again.")
+    how = "Run again when nothing writes to it; for a plan, make it anew: cli compile --plan-only."
+    return InputError(str(path), "changed since it was cut into units", how)
 
 
 def check_header(where: str, names: tuple[str, ...]) -> None:

@@ -105,7 +105,9 @@ class Program:
 
 
 def _has_no_shape(conversation: Conversation) -> bool:
-    """Return whether a message holds what a shape does not say the place of: media, reasoning."""
+    """Return whether it holds what a shape does not say the place of: media, reasoning, tools that are no list."""
+    if conversation.tools is not None and not isinstance(conversation.tools, list):
+        return True
     return any(message.media or message.reasoning is not None for message in conversation.messages)
 
 
