@@ -48,9 +48,9 @@ from schemas.stores import AnyPath, path_of
 def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
     """Show rows of OUT (a folder, or s3://BUCKET/SETS/NAME) token by token: what is trained, how much, what controls.
 
-    Without an option: the first row of each dataset; with --limit alone the first rows. Of a packed set the examples
-    are its rows here, numbered as they stand in the packs. Roles are system, user, assistant, tool (a tool's result) and
-    template; policy keys are those of the weights policy, such as
+    Without an option: the first row of each dataset; with --limit alone the first rows. Of a packed set the
+    examples are its rows here, numbered as they stand in the packs. Roles are system, user, assistant, tool (a tool's
+    result) and template; policy keys are those of the weights policy, such as
     Observation: of react.
 
     \b
