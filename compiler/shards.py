@@ -28,7 +28,9 @@ from schemas.stores import AnyPath, StorePath
 
 OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
 """What a published folder holds; publishing replaces these and touches nothing else."""
-_LOCK, _PARTIAL, _OLD = ".lock", ".partial", ".old"
+_LOCK, _PARTIAL = ".lock", ".partial"
+_OLD, _REPLACED = ".old", ".replaced"
+"""Where the old set is while a new one takes its place: until all of it is moved aside, and then."""
 
 
 class Output:
@@ -79,14 +81,19 @@ class Output:
             lock.close()
 
     def _put_back(self) -> None:
-        """Put the old set back in its place, unless the new one is in it."""
-        old = self.folder / _OLD
-        if old.is_dir() and not (self.folder / MANIFEST).exists():
+        """Put the old set back in its place, unless the new one is in it. Whatever ends this, it can be done again."""
+        old, replaced = self.folder / _OLD, self.folder / _REPLACED
+        if replaced.is_dir() and (self.folder / MANIFEST).exists():
+            shutil.rmtree(replaced)
+        elif replaced.is_dir():
+            for name in OWN:  # of the new set
+                _remove(self.folder / name)
+            replaced.rename(old)
+        if old.is_dir():
             for name in OWN:  # the manifest last
                 if os.path.lexists(old / name):
-                    _remove(self.folder / name)
                     (old / name).rename(self.folder / name)
-        shutil.rmtree(old, ignore_errors=True)
+            old.rmdir()
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         self._put_back()
@@ -115,6 +122,7 @@ class Output:
             if os.path.lexists(self.folder / name):
                 (self.folder / name).rename(old / name)
                 flush(self.folder)
+        old.rename(self.folder / _REPLACED)
         for name in OWN:
             if name != MANIFEST and (self.partial / name).exists():
                 (self.partial / name).rename(self.folder / name)
@@ -141,7 +149,7 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder}", "expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    left_over = names & {_LOCK, _PARTIAL} and names <= {*OWN, _LOCK, _PARTIAL, _OLD} - {MANIFEST}
+    left_over = names & {_LOCK, _PARTIAL} and names <= {*OWN, _LOCK, _PARTIAL, _OLD, _REPLACED} - {MANIFEST}
     if names and not left_over and not ((folder / MANIFEST).is_file() and is_ours((folder / MANIFEST).read_bytes())):
         raise foreign(folder, names)
 

@@ -887,19 +887,47 @@ def test_a_publication_that_ends_in_the_middle_leaves_the_old_set_or_the_new_one
         assert {path.name for path in out.iterdir()} == {"train", "val", "tokenizer", "rejects.jsonl", "README.md",
                                                          "manifest.json"}  # fmt: skip
         seen.append(number)
-    assert len(seen) == 12
+    assert len(seen) == 13
     assert digest(out) == digests[0]
 
 
-def test_a_set_that_a_killed_publication_moved_aside_is_put_back(run: Run, tmp_path: Path) -> None:
+def test_a_first_publication_that_ends_in_the_middle_leaves_nothing_in_the_way(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = alpaca(tmp_path / "x.jsonl", ["one", "two"]), tmp_path / "out"
+    calls, number = 0, 0
+
+    def fails(self: Path, target: Path) -> Path:
+        nonlocal calls
+        if out in self.parents:
+            calls += 1
+            if calls == number:
+                raise KeyboardInterrupt
+        return really(self, target)
+
+    really = Path.rename
+    for last in range(1, 7):
+        calls, number = 0, last
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", fails)
+            run("compile", file, "-o", out, code=130)
+        assert not out.exists()
+    run("compile", file, "-o", out)
+    assert verify(out) == (0, [])
+
+
+@pytest.mark.parametrize("aside", [".old", ".replaced"])
+def test_a_set_that_a_killed_publication_moved_aside_is_put_back(run: Run, tmp_path: Path, aside: str) -> None:
     file, out = alpaca(tmp_path / "x.jsonl", ["one", "two"]), tmp_path / "out"
     run("compile", file, "-o", out)
     before = digest(out)
-    (out / ".old").mkdir()
+    (out / aside).mkdir()
     (out / ".lock").touch()
-    for name in ("manifest.json", "README.md", "train"):
-        (out / name).rename(out / ".old" / name)
-    (out / "train").mkdir()  # of the new set
+    for name in ("manifest.json", "README.md", "rejects.jsonl", "tokenizer", "train"):
+        if aside == ".replaced" or name in ("manifest.json", "README.md"):
+            (out / name).rename(out / aside / name)
+    if aside == ".replaced":
+        (out / "train").mkdir()  # of the new set
     run("compile", tmp_path / "gone.jsonl", "-o", out, code=5)
     broken = tmp_path / "broken.jsonl"
     broken.write_text("{}\n")
