@@ -7,10 +7,10 @@ from typing import Any
 
 def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the realized mix as a table: a header, one line per dataset, a total."""
-    shares = {"rows": "share of rows", "trained_tokens": "share of trained tokens"}
-    if manifest["options"]["mix_unit"] == "tokens":  # what was asked for
-        shares = {"rows": "share of rows", "tokens": "share of tokens", "trained_tokens": "share of trained tokens"}
-    header = ("dataset", "asked for", "rows", *shares.values(), "repeats", "rejected", "sampled out", "duplicates")
+    asked_for = ["tokens"] if manifest["options"]["mix_unit"] == "tokens" else []
+    shares = ["rows", *asked_for, "trained_tokens"]
+    titles = (f"share of {what.replace('_', ' ')}" for what in shares)
+    header = ("dataset", "asked for", "rows", *titles, "repeats", "rejected", "sampled out", "duplicates")
     total = {what: sum(d["realized"][what] for d in manifest["datasets"]) for what in shares}
     lines: list[tuple[str, ...]] = [header]
     for entry in manifest["datasets"]:

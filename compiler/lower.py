@@ -118,18 +118,18 @@ class Lowering:
         shared.mixed = [i for i, run in enumerate(runs) if run.speaker() is None]
         if not self._looks:
             return shared
-        before, texts_before = -1, 0
+        before = -1
         for i, run in enumerate(runs):
             first = run.segments[0]
             if first.generated and conversation.messages[first.message].weight is None:
                 if first.message != before:
-                    shared.replies.append(_Reply([], i, texts_before if run.control < 0 else -1))
+                    shared.replies.append(_Reply([], i))
                 shared.replies[-1].segments += shared.runs[i]
                 before = first.message
-            texts_before += run.control < 0
         for reply in shared.replies:
-            if len(reply.segments) != 2 or shared.runs[reply.first_run] != reply.segments[:1]:
-                reply.text = -1
+            i = reply.first_run
+            if runs[i].control < 0 and len(reply.segments) == 2 and shared.runs[i] == reply.segments[:1]:
+                reply.text = sum(run.control < 0 for run in runs[:i])
         return shared
 
     def _filled(self, shared: _Shared, conversation: Conversation) -> Runs:

@@ -219,5 +219,6 @@ class Preparer:
             what = "images and videos are not read from object stores; copy them, and name the folder with --media-dir"
             raise RowError(Reason.MEDIA, what)
         root = Path(self.layout.media)
-        self.files.setdefault(str(root / uri), state_of(root / uri))  # the first row's: another one later is a change
+        if str(root / uri) not in self.files:  # the state that the first row saw: another one later is a change
+            self.files[str(root / uri)] = state_of(root / uri)
         return resolve(root, uri)

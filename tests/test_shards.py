@@ -853,33 +853,40 @@ def test_an_interrupt_leaves_the_old_set_and_no_traceback(big: Big, tmp_path: Pa
     assert {path.name for path in out.iterdir()} == {path.name for path in big.one.iterdir()}
 
 
+def fail_at_rename(patch: pytest.MonkeyPatch, out: Path, number: int, error: Any) -> list[Path]:
+    """Raise an error at the `number`-th renaming within `out`; return what was to be renamed, as it comes."""
+    tried: list[Path] = []
+    really = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if out in self.parents:
+            tried.append(self)
+            if len(tried) == number:
+                raise error
+        return really(self, target)
+
+    patch.setattr(Path, "rename", rename)
+    return tried
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")], ids=["Ctrl-C", "disk"])
 def test_a_publication_that_ends_in_the_middle_leaves_the_old_set_or_the_new_one(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
     file = alpaca(tmp_path / "x.jsonl", [f"question {i}" for i in range(9)])
-    out, calls = tmp_path / "out", 0
+    out = tmp_path / "out"
     digests = []
     for seed in (1, 0):
         run("compile", file, "--seed", seed, "--val-size", "2", "-o", out)
         digests.append(digest(out))
 
-    def fails(self: Path, target: Path) -> Path:
-        nonlocal calls
-        if out in self.parents:
-            calls += 1
-            if calls == number:
-                raise error
-        return really(self, target)
-
-    really, seen = Path.rename, []
+    seen = []
     for number in range(1, 99):
-        calls = 0
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", fails)
+            tried = fail_at_rename(patch, out, number, error)
             done = CliRunner().invoke(main, ["compile", str(file), "--seed", "1", "--val-size", "2", "-o", str(out),
                                              "--cache", str(tmp_path / "cache")])  # fmt: skip
-        if calls < number:
+        if len(tried) < number:
             break
         assert done.exit_code == (130 if error is KeyboardInterrupt else 5)
         assert verify(out) == (0, [])
@@ -895,21 +902,9 @@ def test_a_first_publication_that_ends_in_the_middle_leaves_nothing_in_the_way(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, out = alpaca(tmp_path / "x.jsonl", ["one", "two"]), tmp_path / "out"
-    calls, number = 0, 0
-
-    def fails(self: Path, target: Path) -> Path:
-        nonlocal calls
-        if out in self.parents:
-            calls += 1
-            if calls == number:
-                raise KeyboardInterrupt
-        return really(self, target)
-
-    really = Path.rename
-    for last in range(1, 7):
-        calls, number = 0, last
+    for number in range(1, 7):
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", fails)
+            fail_at_rename(patch, out, number, KeyboardInterrupt)
             run("compile", file, "-o", out, code=130)
         assert not out.exists()
     run("compile", file, "-o", out)
