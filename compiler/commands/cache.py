@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from schemas.errors import EXIT_CODES
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder."""
+def _user_cache() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("finetune-data-compiler"))
+
+
+def cache_option(name: str, what: str) -> Callable[[Any], Any]:
+    """Return the option `--cache` for a command: its parameter, its help."""
+    return click.option(
+        "--cache",
+        name,
+        type=click.Path(path_type=Path, file_okay=False),
+        default=_user_cache,
+        show_default="the user's cache folder",
+        metavar="DIR",
+        help=what,
+    )
 
 
 @click.group(epilog=EXIT_CODES)
@@ -30,15 +44,7 @@ def cache() -> None:
     """
 
 
-_CACHE_OPTION = click.option(
-    "--cache",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=cache_folder,
-    show_default="the user's cache folder",
-    metavar="DIR",
-    help="The cache, as in compile.",
-)
+_CACHE_OPTION = cache_option("folder", "The cache, as in compile.")
 
 
 @cache.command("list", epilog=EXIT_CODES)

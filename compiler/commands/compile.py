@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from compiler.commands.cache import cache_folder
+from compiler.commands.cache import cache_option
 from schemas.errors import EXIT_CODES, UsageError
 from schemas.stores import path_of
 
@@ -201,14 +201,7 @@ def _workers() -> int:
     is_flag=True,
     help="Write what is to be compiled to OUT.plan.jsonl, for cli run-unit, and stop.",
 )
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=cache_folder,
-    show_default="the user's cache folder",
-    metavar="DIR",
-    help="Where compiled units are kept.",
-)
+@cache_option("cache", "Where compiled units are kept.")
 @click.option(
     "-o",
     "--out",
