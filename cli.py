@@ -15,7 +15,6 @@ import click
 
 import compiler.commands
 import trainer.commands
-import trainer.tools
 from schemas.errors import EXIT_CODES, INTERRUPTED, InputError, Problem, UsageError
 
 
@@ -96,7 +95,7 @@ def main() -> None:
     """
 
 
-for _command in (*compiler.commands.COMMANDS, *trainer.commands.COMMANDS, *trainer.tools.COMMANDS):
+for _command in (*compiler.commands.COMMANDS, *trainer.commands.COMMANDS):
     main.add_command(_command)
 
 

@@ -93,8 +93,8 @@ def _reword(text: str, number: int, rng: random.Random) -> str:
 
 def rendered(folder: Path) -> Iterator[str]:
     """Yield the text of every example of a compiled set, as the raw engine is to encode it."""
-    from compiler.shards import ShardSet
-    from compiler.tokenizer import Tokenizer
+    from compiler.sets.folder import ShardSet
+    from compiler.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder / "tokenizer")
     for row in ShardSet.open(folder).rows("train"):

@@ -1,9 +1,9 @@
 """`python -m benchmarks.digests [FILE]`: digests of what the compiler makes, to compare before and after a change.
 
-Compiles the README's mix, a generated corpus of 6,000 rows (plain, packed, with the qwen2.5 tokenizer where it is beside
-the project) and every example, each with the `cli` of this Python. Prints one line a set: the sha256 of its shards' bytes
-and of its rows (every column as JSON). With FILE, also compares with what an earlier run printed into it, and exits
-with 1 where a line differs. A refactoring changes no line.
+Compiles the README's mix, a generated corpus of 6,000 rows (plain, packed, with the qwen2.5 tokenizer where it is
+beside the project) and every example, each with the `cli` of this Python. Prints one line a set: the sha256 of its
+shards' bytes and of its rows (every column as JSON). With FILE, also compares with what an earlier run printed into
+it, and exits with 1 where a line differs. A refactoring changes no line.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def lines(folder: Path) -> Iterator[str]:
 
     def compiled(name: str, *arguments: str) -> str:
         command = ["cli", "compile", *arguments, "-o", str(folder / name)]
-        subprocess.run(command, env=environment, check=True, capture_output=True)
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         return f"{name:32} {digests(folder / name)}"
 
     yield compiled("readme", "--mix", "agent:1,bench:2", "--self-cognition", "3000")
-    files = [str(path) for path in corpus.write(folder / "corpus", 6000)]
+    files = [str(path) for path in corpus.write(folder / "sources", 6000)]
     yield compiled("corpus", *files, "--val-size", "0.05")
     yield compiled("corpus-packed", *files, "--pack", "2048")
     if (SHARED / "qwen2.5").is_dir():

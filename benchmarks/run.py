@@ -22,9 +22,9 @@ from pathlib import Path
 import registry
 from benchmarks import corpus, meter
 from benchmarks.meter import Measured
-from compiler.bpe import Fast, Reference
-from compiler.shards import ShardSet
-from compiler.tokenizer import Tokenizer
+from compiler.sets.folder import ShardSet
+from compiler.tokenizer.encoders import Fast, Reference
+from compiler.tokenizer.tokenizer import Tokenizer
 
 BATCH = 512
 PICTURE = meter.ROOT / "benchmarks" / "scale.png"

@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from compiler import objects
-from compiler.bpe import FAST
-from compiler.columns import Example, columns_of
+from compiler.cache import objects
 from compiler.conversation import Conversation
-from compiler.encode import encode_runs
-from compiler.mix import Options
+from compiler.datasets.catalogue import Catalogue
+from compiler.encode.columns import Example, columns_of
+from compiler.encode.tokens import encode_runs
 from compiler.pipeline import Config, begin
-from compiler.progress import Watcher
 from compiler.read import read
-from compiler.sources import Catalogue
-from compiler.task import Task
-from compiler.unit import _UnitCompiler, _without_collections
+from compiler.sets.mix import Options
+from compiler.tokenizer.encoders import FAST
+from compiler.units.progress import Watcher
+from compiler.units.task import Task
+from compiler.units.unit import _UnitCompiler, _without_collections
 
 T = TypeVar("T")
 

@@ -19,14 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import registry
-from compiler import hub, objects, unit_plan
-from compiler.cache import in_use
-from compiler.collect import Collector, Compiled
+from compiler.cache import objects
+from compiler.cache.prune import in_use
 from compiler.conversation import Kind
-from compiler.engines import local, ray
-from compiler.gather import Part, Rows
-from compiler.link import Split, packed, split_of, write_split
-from compiler.manifest import (
+from compiler.datasets import hub
+from compiler.datasets.catalogue import SELF_COGNITION, Catalogue, Dataset, self_cognition, with_weights
+from compiler.datasets.request import Request
+from compiler.proof.documents import certify_documents
+from compiler.proof.template import certify
+from compiler.rows.lift import Layout
+from compiler.rows.persona import DEMO_AUTHOR, DEMO_NAME, persona
+from compiler.sets.folder import Output
+from compiler.sets.gather import Part, Rows
+from compiler.sets.link import Split, packed, split_of, write_split
+from compiler.sets.manifest import (
     check_balance,
     dataset_entry,
     encoders_entry,
@@ -38,24 +44,19 @@ from compiler.manifest import (
     versions,
     write_files,
 )
-from compiler.mix import Options, Plan, check_options, make_plan
-from compiler.persona import DEMO_AUTHOR, DEMO_NAME, persona
-from compiler.prepare import Layout
-from compiler.progress import Watcher
-from compiler.request import Request
-from compiler.shards import Output
-from compiler.sources import SELF_COGNITION, Catalogue, Dataset, self_cognition, with_weights
-from compiler.task import Settings
-from compiler.templates.certify import certify
-from compiler.templates.certify_documents import certify_documents
+from compiler.sets.mix import Options, Plan, check_options, make_plan
 from compiler.templates.load import DOCUMENT, Template, load_template
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.units import local, plan_file, ray
+from compiler.units.collect import Collector, Compiled
+from compiler.units.progress import Watcher
+from compiler.units.task import Settings
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION, SPLITS
 from schemas.errors import Reason, TooManyRejects, UsageError
 from schemas.stores import AnyPath, StorePath
 
 if TYPE_CHECKING:
-    from compiler.upload import StoreOutput
+    from compiler.sets.store import StoreOutput
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ class Result:
     cached: int
 
 
-def plan_units(config: Config, watcher: Watcher) -> unit_plan.Written:
+def plan_units(config: Config, watcher: Watcher) -> plan_file.Written:
     """Write what is to be compiled as a plan beside the output, for `cli run-unit` to compile it anywhere."""
     if isinstance(config.out, StorePath):
         raise UsageError(
             "--plan-only", "a plan is written beside a local OUT", "Name one with -o, and OUT in the compile."
         )
-    return unit_plan.write(config.out.parent / f"{config.out.name}.plan.jsonl", begin(config, watcher)[-1])
+    return plan_file.write(config.out.parent / f"{config.out.name}.plan.jsonl", begin(config, watcher)[-1])
 
 
 def compile_set(config: Config, watcher: Watcher) -> Result:
@@ -158,7 +159,7 @@ def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:
     if not isinstance(config.out, StorePath):
         return Output(config.out)
     try:
-        from compiler.upload import StoreOutput  # an extra
+        from compiler.sets.store import StoreOutput  # an extra
     except ImportError:
         what = "writing into object stores needs boto3"
         raise UsageError(f"-o {config.out}", what, "pip install 'finetune-data-compiler[s3]'") from None

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from compiler.shards import ShardSet
+from compiler.sets.folder import ShardSet
 from tests.tiny import Row, padded, qwen2
 from trainer.objectives import compute
 

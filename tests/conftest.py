@@ -13,7 +13,7 @@ from store import Store, credentials, running_store
 
 import registry
 from compiler.templates.load import Template, load_template
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from tests.agent import Agent

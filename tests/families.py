@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 import registry
 from compiler.conversation import Conversation
 from compiler.templates.load import Template, load_template
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
 
 
 def family_folder(

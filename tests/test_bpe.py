@@ -17,22 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import registry
-from compiler import bpe
-from compiler.bpe import Fast, Ids
-from compiler.collect import Collector
 from compiler.conversation import Conversation, Segment
-from compiler.encode import Spoken, _by_place, encode_runs
-from compiler.runs import Run as Texts
-from compiler.runs import Runs, outline_of, pieces_of
-from compiler.tokenizer import Tokenizer
-from compiler.unit import _tools
+from compiler.encode.runs import Run as Texts
+from compiler.encode.runs import Runs, outline_of, pieces_of
+from compiler.encode.tokens import Spoken, _by_place, encode_runs
+from compiler.tokenizer import encoders
+from compiler.tokenizer.encoders import Fast, Ids
+from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.units.collect import Collector
+from compiler.units.unit import _tools
 
 Run = Callable[..., Result]
 
 TOKENIZERS = {"demo": "auto", "qwen2.5": "auto", "mistral": "auto", "chatglm3": "chatglm3", "glm4": "glm4"}
 
 
-def fast_and_reference(tokenizer: Tokenizer) -> list[tuple[bpe.Fast, bpe.Reference]]:
+def fast_and_reference(tokenizer: Tokenizer) -> list[tuple[encoders.Fast, encoders.Reference]]:
     """Return the encoders of texts by themselves, and where there are others those of texts that go on."""
     assert not isinstance(tokenizer._fast, str)
     assert len(tokenizer._fast) == 1 + tokenizer.has_prefix
@@ -51,7 +51,7 @@ def test_the_fast_engine_gives_the_ids_of_tokenizers_on_real_texts(name: str) ->
     files = [*sorted((SHARED / "data").rglob("*.jsonl")), *sorted(registry.SAMPLES.glob("*.jsonl"))]
     lines = [line for path in files for line in path.read_text("utf-8").split("\n")]
     for fast, reference in fast_and_reference(tokenizer):
-        assert bpe.same(fast.encode(lines), reference.encode(lines))
+        assert encoders.same(fast.encode(lines), reference.encode(lines))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -62,7 +62,7 @@ def test_the_fast_engine_gives_the_ids_of_tokenizers_on_any_text(name: str) -> N
     @given(st.lists(texts(), max_size=5))
     def agree(some: list[str]) -> None:
         for fast, reference in fast_and_reference(tokenizer):
-            assert bpe.same(fast.encode(some), reference.encode(some))
+            assert encoders.same(fast.encode(some), reference.encode(some))
 
     agree()
 
@@ -143,7 +143,7 @@ def test_a_set_is_the_same_with_either_engine(run: Run, tmp_path: Path, monkeypa
     assert engine.startswith("fastokens ") and counts["texts_compared"] >= counts["units"] > 2
 
     def slow(self: Collector, _many: bool) -> None:
-        self.engine = bpe.REFERENCE
+        self.engine = encoders.REFERENCE
 
     monkeypatch.setattr(Collector, "_choose_engine", slow)
     (tmp_path / "cache").rename(tmp_path / "other")
@@ -179,9 +179,9 @@ class Wrong(Fast):
 
 def use_wrong(patch: pytest.MonkeyPatch) -> None:
     """Encode with the wrong engine, and with nothing that was loaded before."""
-    patch.setattr("compiler.tokenizer._LOADED", {})
-    patch.setattr("compiler.unit._tools", _tools.__wrapped__)
-    patch.setattr(bpe, "Fast", Wrong)
+    patch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
+    patch.setattr("compiler.units.unit._tools", _tools.__wrapped__)
+    patch.setattr(encoders, "Fast", Wrong)
 
 
 def test_an_engine_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kept(
@@ -199,12 +199,12 @@ def test_an_engine_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kep
 
 
 def test_an_engine_that_does_not_take_a_tokenizer_is_not_used_and_why_is_said() -> None:
-    found = bpe.fast_or_why(['{"model": {"type": "Unigram"}}'])
+    found = encoders.fast_or_why(['{"model": {"type": "Unigram"}}'])
     assert isinstance(found, str) and found.startswith("it does not take this tokenizer: ")
 
 
 def test_workers_load_no_reference() -> None:
     folder = tools("demo")[0].folder
     tokenizer = Tokenizer(folder, {n: (folder / n).read_bytes() for n in ("tokenizer.json", "tokenizer_config.json")})
-    tokenizer.encode(["Hello"], fresh=True, engine=bpe.FAST)
+    tokenizer.encode(["Hello"], fresh=True, engine=encoders.FAST)
     assert "_plain" not in tokenizer.__dict__

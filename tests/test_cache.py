@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from compiler import cache, objects
-from compiler.cache_report import parse_age, parse_size
+from compiler.cache import objects, prune
+from compiler.commands.cache_report import parse_age, parse_size
 from schemas.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,12 +106,12 @@ def test_using_an_object_is_remembered_and_looking_at_it_is_not_using_it(
     folder: Path, compile_: Any, rows: Any
 ) -> None:
     compile_(rows("a"), rows("b"))
-    for entry in cache.entries(folder):
+    for entry in prune.entries(folder):
         age(folder, entry.key, 10)
     run("cache", "list", "--cache", folder)
     run("cache", "verify", "--cache", folder)
     assert compile_(rows("a"))["units_cached"] == 1
-    old = {entry.dataset for entry in cache.entries(folder) if time.time() - entry.used > 9 * DAY}
+    old = {entry.dataset for entry in prune.entries(folder) if time.time() - entry.used > 9 * DAY}
     assert "b" in old
     assert "a" not in old
 
@@ -182,7 +182,7 @@ def test_verify_names_what_is_damaged_and_removes_it_when_asked(
 
 def test_prune_removes_what_was_unused_for_so_long(folder: Path, compile_: Any, rows: Any) -> None:
     compile_(rows("a"), rows("b"))
-    keys = {entry.dataset: entry.key for entry in cache.entries(folder)}
+    keys = {entry.dataset: entry.key for entry in prune.entries(folder)}
     age(folder, keys["a"], 31)
     age(folder, keys["b"], 29)
     before = files_of(folder)
@@ -197,16 +197,16 @@ def test_prune_removes_what_was_unused_for_so_long(folder: Path, compile_: Any, 
 def test_prune_keeps_the_most_recently_used(folder: Path, compile_: Any, rows: Any) -> None:
     compile_(rows("a"), rows("b"), rows("c"))
     for days, name in enumerate("cab"):  # c is the most recent
-        age(folder, {entry.dataset: entry.key for entry in cache.entries(folder)}[name], days + 1)
-    bound = sum(entry.bytes for entry in cache.entries(folder) if entry.dataset != "b")
+        age(folder, {entry.dataset: entry.key for entry in prune.entries(folder)}[name], days + 1)
+    bound = sum(entry.bytes for entry in prune.entries(folder) if entry.dataset != "b")
     run("cache", "prune", "--cache", folder, "--keep", bound)
-    assert {entry.dataset for entry in cache.entries(folder)} == {"a", "c", None}
+    assert {entry.dataset for entry in prune.entries(folder)} == {"a", "c", None}
     run("cache", "prune", "--cache", folder, "--keep", "0")
     assert files_of(folder) == {}
 
 
 entry_strategy = st.builds(
-    cache.Entry,
+    prune.Entry,
     key=st.uuids().map(str),
     kind=st.sampled_from(["object", "record", "damaged"]),
     bytes=st.integers(0, 1000),
@@ -219,9 +219,9 @@ entry_strategy = st.builds(
 
 
 @given(st.lists(entry_strategy, unique_by=lambda entry: entry.key, max_size=30), st.integers(0, 5000))
-def test_what_is_kept_fits_and_was_used_after_what_was_removed_for_room(found: list[cache.Entry], keep: int) -> None:
+def test_what_is_kept_fits_and_was_used_after_what_was_removed_for_room(found: list[prune.Entry], keep: int) -> None:
     found.sort(key=lambda entry: entry.used)
-    chosen = cache.choose(found, keep=keep)
+    chosen = prune.choose(found, keep=keep)
     kept = [entry for entry in found if entry not in chosen]
     assert sum(entry.bytes for entry in kept) <= keep
     assert all(entry.kind != "damaged" for entry in kept)
@@ -254,7 +254,7 @@ def test_nothing_is_pruned_while_a_compile_runs(folder: Path, rows: Any, tmp_pat
     with subprocess.Popen([*map(str, command), "--cache", str(folder)], cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 60
-            while not any(entry.dataset == "many" for entry in cache.entries(folder)):
+            while not any(entry.dataset == "many" for entry in prune.entries(folder)):
                 assert process.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.02)

@@ -20,9 +20,9 @@ from click.testing import CliRunner, Result
 from cli import main
 from tests.agent import FIRE, SYSTEM, Agent, checkpoint, compile_set
 from tests.tiny import greedy, lora, qwen2, strong_prefix
-from trainer.chat import Chat, _Stream
-from trainer.export import export, open_checkpoint
-from trainer.pretrained import load_model, load_tokenizer
+from trainer.models.pretrained import load_model, load_tokenizer
+from trainer.use.chat import Chat, _Stream
+from trainer.use.export import export, open_checkpoint
 
 QUESTION, OBSERVATION = "Is /tmp/1.jpg on fire?", "[{'on_fire': True}]"
 

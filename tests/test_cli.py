@@ -23,12 +23,12 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
+from compiler.commands.terminal import line
+from compiler.datasets.catalogue import Catalogue
 from compiler.formats.kinds import kind_of_rows
 from compiler.pipeline import Config, compile_set
-from compiler.progress import Done, Watcher
-from compiler.shards import ShardSet
-from compiler.sources import Catalogue
-from compiler.terminal import line
+from compiler.sets.folder import ShardSet
+from compiler.units.progress import Done, Watcher
 
 Run = Callable[..., Result]
 Row = dict[str, Any]

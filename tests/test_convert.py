@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import registry
-from compiler.convert import to_spec
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.tokenizer.vocabularies import to_spec
 from schemas.errors import InputError, UsageError
 
 PIECES = [" ", "  ", "\n", "\t", "\r\n", "▁", "é", "\u200d", "0123", "你好", "🙂", "<|user|>", "</s>", "'ll"]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from trainer import doctor
+from trainer.commands import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMINE = """

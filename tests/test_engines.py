@@ -30,8 +30,8 @@ from test_bpe import manifest, rows, use_wrong
 
 import registry
 from benchmarks.corpus import write
-from compiler import bpe
-from compiler.engines.elsewhere import check, marked, terms_of
+from compiler.tokenizer import encoders
+from compiler.units.machines import check, marked, terms_of
 from schemas import schema
 from schemas.errors import InputError
 
@@ -279,7 +279,7 @@ def test_a_node_that_does_not_see_the_cache_is_named_in_one_message(
 def test_a_machine_that_does_not_see_the_sources_is_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "a.jsonl")
     with marked(tmp_path) as mark, pytest.raises(InputError, match=f"^{missing} \\(on .*not there"):
-        check(terms_of(str(tmp_path), mark, bpe.REFERENCE, (str(tmp_path), missing)))
+        check(terms_of(str(tmp_path), mark, encoders.REFERENCE, (str(tmp_path), missing)))
 
 
 def test_an_interrupt_ends_a_run_on_a_cluster_of_its_own_and_leaves_no_process(
@@ -426,7 +426,7 @@ def test_units_are_named_by_number_and_skipped_the_second_time(run: Run, files: 
 
 
 def test_slices_are_all_units_and_none_of_them_twice(run: Run, files: list[Path], tmp_path: Path) -> None:
-    from compiler.unit_plan import UnitPlan
+    from compiler.units.plan_file import UnitPlan
 
     plan = UnitPlan.open(plan_of(run, tmp_path, *files)[0])
     for count in (1, 2, 3, 16, 100):
@@ -535,7 +535,7 @@ def test_a_slice_whose_fast_engine_errs_is_encoded_again_and_no_other_slice_is_t
     run("compile", *files, "-o", tmp_path / "right")
     (tmp_path / "cache").rename(tmp_path / "another")
     plan, units = plan_of(run, tmp_path, *files)
-    assert json.loads(plan.read_text().partition("\n")[0])["engine"] == bpe.FAST
+    assert json.loads(plan.read_text().partition("\n")[0])["engine"] == encoders.FAST
     first = json.loads(run("run-unit", "--plan", plan, "--slice", "0/2", "--workers", 1, "--json").stdout)
     with monkeypatch.context() as patch:
         use_wrong(patch)
@@ -547,7 +547,7 @@ def test_a_slice_whose_fast_engine_errs_is_encoded_again_and_no_other_slice_is_t
     linked = json.loads(run("compile", *files, "-o", tmp_path / "out", "--json").stdout)
     assert (linked["units_compiled"], linked["units_cached"]) == (units - again, again)
     assert linked["digest"] == digest(tmp_path / "right")
-    assert [name.split()[0] for name in manifest(tmp_path / "out")["run"]["encoders"]] == [bpe.REFERENCE]
+    assert [name.split()[0] for name in manifest(tmp_path / "out")["run"]["encoders"]] == [encoders.REFERENCE]
 
 
 LOOKS_AT_LENGTHS = (

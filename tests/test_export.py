@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from cli import main
 from tests.agent import Agent, checkpoint, compile_set
 from tests.tiny import lora, qwen2
-from trainer import export as export_module
-from trainer.generate import predict, prompts, stop_ids, stop_words
-from trainer.pretrained import load_model, load_tokenizer
+from trainer.models.pretrained import load_model, load_tokenizer
+from trainer.predict.generate import predict, prompts, stop_ids, stop_words
+from trainer.use import export as export_module
 
 Run = Callable[..., Result]
 

@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.encode import Encoded, encode
-from compiler.templates.certify import certify
+from compiler.encode.tokens import Encoded, encode
+from compiler.encode.weigh import Policy, weigh
+from compiler.proof.template import certify
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template
-from compiler.tokenizer import Tokenizer
-from compiler.weigh import Policy, weigh
+from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import IntegrityError, Reason, RowError
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL

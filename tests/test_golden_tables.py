@@ -15,8 +15,8 @@ from families import card_tools
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.encode import encode
-from compiler.weigh import Policy, weigh
+from compiler.encode.tokens import encode
+from compiler.encode.weigh import Policy, weigh
 
 GOLDEN = Path(__file__).parent / "golden"
 

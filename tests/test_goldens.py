@@ -19,10 +19,10 @@ from conftest import shared, tools
 import registry
 from compiler import formats
 from compiler.conversation import Conversation
-from compiler.encode import Encoded, encode
+from compiler.encode.tokens import Encoded, encode
+from compiler.encode.weigh import Policy, weigh
 from compiler.formats.common import check_turns
-from compiler.validate import recognise
-from compiler.weigh import Policy, weigh
+from compiler.rows.validate import recognise
 from schemas.errors import Reason, RowError
 
 

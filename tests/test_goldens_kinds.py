@@ -21,9 +21,9 @@ from test_goldens import at_line_start, by_character, compiled, differing, golde
 
 from cli import main
 from compiler.conversation import Conversation
-from compiler.react.dialect import to_text
-from compiler.shards import ShardSet
-from compiler.validate import recognise
+from compiler.rows.react.dialect import to_text
+from compiler.rows.validate import recognise
+from compiler.sets.folder import ShardSet
 from schemas.errors import Reason, RowError
 
 Golden = dict[str, Any]

@@ -15,7 +15,7 @@ from conftest import shared
 from rich.cells import cell_len
 
 import registry
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
 
 Run = Callable[..., Result]
 

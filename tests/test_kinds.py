@@ -34,8 +34,8 @@ from tokenizers import Tokenizer
 import registry
 from cli import main
 from compiler.conversation import Conversation, Kind, Message, Role
-from compiler.mix import _kept_together
-from compiler.shards import ShardSet
+from compiler.sets.folder import ShardSet
+from compiler.sets.mix import _kept_together
 from schemas.arrow import shard_schema
 
 Run = Callable[..., Result]

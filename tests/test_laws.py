@@ -34,14 +34,14 @@ from tokenizers import Tokenizer as HFTokenizer
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role, Segment
-from compiler.encode import Encoded, encode, encode_runs
-from compiler.fit import POLICIES, fit
-from compiler.lower import Lowering
+from compiler.encode.length import POLICIES, fit
+from compiler.encode.shapes import Lowering
+from compiler.encode.tokens import Encoded, encode, encode_runs
+from compiler.encode.weigh import Policy, weigh
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.load import load_template
 from compiler.templates.program import Program, SkeletonMismatch
 from compiler.templates.rendering import Rendering
-from compiler.weigh import Policy, weigh
 from schemas.errors import Reason, RowError
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL

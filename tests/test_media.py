@@ -36,7 +36,7 @@ from compiler.media.paths import resolve
 from compiler.media.probe import probe_frames, probe_image, probe_video
 from compiler.media.resize import pixel_limit
 from compiler.media.rules import Vision, load_vision
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
 from schemas import check_config, schema
 from schemas.errors import InputError, Reason, RowError, UsageError
 

@@ -32,14 +32,14 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
-from compiler import prepare
 from compiler.conversation import Conversation, Media, MediaFacts, Message, Role
-from compiler.encode import Encoded, encode
-from compiler.engines import local
-from compiler.fit import fit
+from compiler.encode.length import fit
+from compiler.encode.tokens import Encoded, encode
+from compiler.encode.weigh import Policy, weigh
+from compiler.rows import lift
 from compiler.templates.load import Template, load_template
-from compiler.tokenizer import Tokenizer as Compiled
-from compiler.weigh import Policy, weigh
+from compiler.tokenizer.tokenizer import Tokenizer as Compiled
+from compiler.units import local
 
 Run = Callable[..., Result]
 Row = dict[str, Any]
@@ -678,8 +678,8 @@ def test_an_image_that_changes_between_two_rows_ends_the_run(
         probed.append(path)
         return facts
 
-    really = prepare.probe_image
-    monkeypatch.setattr(prepare, "probe_image", probe)
+    really = lift.probe_image
+    monkeypatch.setattr(lift, "probe_image", probe)
     given = ["compile", file, "--tokenizer", model, "--workers", "1", "-o", tmp_path / "out"]
     assert "changed meanwhile" in run(*given, code=4).stderr
     assert len(probed) == 3

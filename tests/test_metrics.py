@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from trainer.metrics import calls, language, score, text_scores
+from trainer.predict.metrics import calls, language, score, text_scores
 
 
 def bleu(said: Sequence[str], wanted: Sequence[str]) -> float:

@@ -15,9 +15,9 @@ import pytest
 from click.testing import Result
 from hypothesis import given, settings
 
-from compiler.mix import Examples, Options, Plan, make_plan
-from compiler.request import Request, parse_mix
-from compiler.shards import ShardSet
+from compiler.datasets.request import Request, parse_mix
+from compiler.sets.folder import ShardSet
+from compiler.sets.mix import Examples, Options, Plan, make_plan
 from schemas.errors import UsageError
 
 Run = Callable[..., Result]

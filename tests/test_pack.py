@@ -16,10 +16,10 @@ from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler import link
-from compiler.gather import Bucket, Rows
-from compiler.pack import pack
-from compiler.shards import ShardSet
+from compiler.sets import link
+from compiler.sets.folder import ShardSet
+from compiler.sets.gather import Bucket, Rows
+from compiler.sets.pack import pack
 from schemas.arrow import OF_SEQUENCES
 
 Run = Callable[..., Result]

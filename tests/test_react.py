@@ -22,12 +22,12 @@ from hypothesis import assume, event, given
 
 import registry
 from compiler import formats
-from compiler.clean import clean
 from compiler.conversation import Call, Conversation, Media, Message, Role
-from compiler.react.check import RULES, Finding, check
-from compiler.react.dialect import to_text
-from compiler.react.parse import MAX_LITERAL, Api, Part, parse_apis, parse_input, parse_reply
-from compiler.weigh import KEYWORD, Policy, weigh
+from compiler.encode.weigh import KEYWORD, Policy, weigh
+from compiler.rows.clean import clean
+from compiler.rows.react.check import RULES, Finding, check
+from compiler.rows.react.dialect import to_text
+from compiler.rows.react.parse import MAX_LITERAL, Api, Part, parse_apis, parse_input, parse_reply
 from schemas import check_config
 from schemas.errors import Reason, RowError, UsageError
 

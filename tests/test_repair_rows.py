@@ -20,8 +20,8 @@ from compiler.formats import FORMATS
 from compiler.formats.kinds import of_kind
 from compiler.read import cut, open_source, read
 from compiler.read.literal import MAX_LITERAL, parse_literal, parse_text
-from compiler.repair_rows import LISTS, OBJECTS, ROW_REPAIRS, Names
-from compiler.validate import Validator
+from compiler.rows.mend import LISTS, OBJECTS, ROW_REPAIRS, Names
+from compiler.rows.validate import Validator
 from schemas import schema
 from schemas.errors import RowError
 

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 import registry
 from compiler.formats import FORMATS
 from compiler.formats.kinds import kind_of_rows
-from compiler.shards import ShardSet
-from compiler.validate import Validator
+from compiler.rows.validate import Validator
+from compiler.sets.folder import ShardSet
 from schemas import ROOT, check_config, schema
 from schemas.errors import Reason, UsageError
 

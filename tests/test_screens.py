@@ -15,14 +15,22 @@ from hypothesis import given, settings
 from compiler.conversation import Conversation, Media, Role
 from compiler.formats import Format, cogagent, screen_history
 from compiler.formats.common import check_turns
-from compiler.screens.action_space import KEYS, OPERATIONS
-from compiler.screens.located import GrammarError
-from compiler.screens.operation import Operation, parse_operation
-from compiler.screens.prompt import ANSWER_FORMATS, PLATFORMS, Prompt, Step, group_of, parse_prompt, render_prompt
-from compiler.screens.prompt import structure as prompt_structure
-from compiler.screens.reply import Reply, parse_reply, render_reply
-from compiler.screens.reply import structure as reply_structure
-from compiler.validate import Validator
+from compiler.formats.screens.action_space import KEYS, OPERATIONS
+from compiler.formats.screens.located import GrammarError
+from compiler.formats.screens.operation import Operation, parse_operation
+from compiler.formats.screens.prompt import (
+    ANSWER_FORMATS,
+    PLATFORMS,
+    Prompt,
+    Step,
+    group_of,
+    parse_prompt,
+    render_prompt,
+)
+from compiler.formats.screens.prompt import structure as prompt_structure
+from compiler.formats.screens.reply import Reply, parse_reply, render_reply
+from compiler.formats.screens.reply import structure as reply_structure
+from compiler.rows.validate import Validator
 from schemas.errors import RowError
 
 DATA = Path(__file__).parent / "data"

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from tests.agent import FIRE, SYSTEM, Agent, checkpoint
-from trainer.export import export, open_checkpoint
-from trainer.pretrained import load_model
+from trainer.models.pretrained import load_model
+from trainer.use.export import export, open_checkpoint
 
 openai = pytest.importorskip("openai", reason="needs the openai client")
 for _needed in ("fastapi", "uvicorn"):

@@ -28,8 +28,8 @@ from click.testing import CliRunner, Result
 import registry
 from cli import main
 from compiler import pipeline
-from compiler.link import BATCH_ROWS
-from compiler.shards import ShardSet
+from compiler.sets.folder import ShardSet
+from compiler.sets.link import BATCH_ROWS
 from schemas import schema
 from schemas.errors import InputError, IntegrityError
 

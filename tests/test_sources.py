@@ -19,8 +19,8 @@ import zstandard
 from click.testing import Result
 from conftest import shared
 
-from compiler.shards import ShardSet
-from compiler.sources import Catalogue
+from compiler.datasets.catalogue import Catalogue
+from compiler.sets.folder import ShardSet
 
 Run = Callable[..., Result]
 Row = dict[str, Any]

@@ -27,10 +27,10 @@ from store import BUCKET, Store, credentials, wire_to
 from test_media_rows import draw_images, make_model
 
 from cli import main
-from compiler import upload
-from compiler.progress import Watcher
 from compiler.read import cut, open_source, read
-from compiler.shards import ShardSet
+from compiler.sets import store as uploads
+from compiler.sets.folder import ShardSet
+from compiler.units.progress import Watcher
 from schemas import stores
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import files_of, read_manifest
@@ -511,9 +511,9 @@ def test_too_many_rejects_publish_nothing_and_are_kept_in_the_cache(
 
 
 def broken_after(puts: int, error: BaseException) -> Callable[..., Path]:
-    put, count = upload.StoreOutput._put, iter(range(1000))
+    put, count = uploads.StoreOutput._put, iter(range(1000))
 
-    def broken(self: upload.StoreOutput, folder: str, path: Path) -> Path:
+    def broken(self: uploads.StoreOutput, folder: str, path: Path) -> Path:
         if next(count) >= puts:
             raise error
         return put(self, folder, path)
@@ -531,7 +531,7 @@ def test_an_exception_in_the_middle_publishes_nothing_and_leaves_nothing(
     uri, path = target(prefix)
     for before in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr(upload.StoreOutput, "_put", broken_after(2, error))
+            patch.setattr(uploads.StoreOutput, "_put", broken_after(2, error))
             compile_(rows, "-o", uri, "--seed", "1", code=code)
         if not before:
             assert store.keys(f"{prefix}/set") == []
@@ -606,15 +606,15 @@ def test_of_two_compiles_into_one_set_one_publishes_and_the_other_is_told(
     uri, path = target(prefix)
     if not first_ever:
         compile_(rows, "-o", uri)
-    publish = upload.StoreOutput.publish
+    publish = uploads.StoreOutput.publish
 
-    def meanwhile(self: upload.StoreOutput, manifest: dict[str, Any]) -> None:
+    def meanwhile(self: uploads.StoreOutput, manifest: dict[str, Any]) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(upload.StoreOutput, "publish", publish)
+            patch.setattr(uploads.StoreOutput, "publish", publish)
             compile_(rows, "-o", uri, "--seed", "2", cache=tmp_path / "other")
         publish(self, manifest)
 
-    monkeypatch.setattr(upload.StoreOutput, "publish", meanwhile)
+    monkeypatch.setattr(uploads.StoreOutput, "publish", meanwhile)
     said = text_of(compile_(rows, "-o", uri, "--seed", "1", code=6))
     assert f"error: {uri}: another compile published there" in said
     opened = ShardSet.open(path)
@@ -627,7 +627,7 @@ def test_a_second_compile_on_this_machine_is_told_before_it_begins(
 ) -> None:
     uri, path = target(prefix)
     assert store.keys(prefix) == []
-    with upload.StoreOutput(path, cache, Watcher()):
+    with uploads.StoreOutput(path, cache, Watcher()):
         said = text_of(compile_(rows, "-o", uri, code=6))
     assert f"error: {uri}: another compile on this machine is writing it" in said
     compile_(rows, "-o", uri)
@@ -654,7 +654,7 @@ def test_an_answer_that_gets_lost_does_not_take_a_published_set_back(
 def test_a_store_that_ignores_conditions_is_refused(
     store: Store, prefix: str, compile_: Compile, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client_of = upload._client
+    client_of = uploads._client
 
     def careless(path: StorePath) -> Any:
         client = client_of(path)
@@ -662,7 +662,7 @@ def test_a_store_that_ignores_conditions_is_refused(
         client.put_object = lambda **given: put(**{key: value for key, value in given.items() if key[:2] != "If"})
         return client
 
-    monkeypatch.setattr(upload, "_client", careless)
+    monkeypatch.setattr(uploads, "_client", careless)
     said = text_of(compile_(rows, "-o", f"s3://{BUCKET}/{prefix}/set", code=5))
     assert "the store ignores the condition of a put" in said
     assert store.keys(prefix) == []
@@ -672,7 +672,7 @@ def test_writing_without_the_extra_says_what_to_install(
     store: Store, prefix: str, compile_: Compile, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store.address
-    monkeypatch.delitem(sys.modules, "compiler.upload")
+    monkeypatch.delitem(sys.modules, "compiler.sets.store")
     monkeypatch.setitem(sys.modules, "boto3", None)
     said = text_of(compile_(rows, "-o", f"s3://{BUCKET}/{prefix}/set", code=2))
     assert "pip install 'finetune-data-compiler[s3]'" in said

@@ -27,8 +27,9 @@ from trained import (
     write,
 )
 
-from trainer import checkpoints, stream
-from trainer.checkpoints import COMPLETE
+from trainer.data import stream
+from trainer.run import checkpoints
+from trainer.run.checkpoints import COMPLETE
 from trainer.train import locked
 
 pytestmark = [

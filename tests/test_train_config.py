@@ -14,9 +14,9 @@ import yaml as pyyaml
 import registry
 from schemas import check_config, schema
 from schemas.errors import Problem, UsageError
-from trainer import config as configs
-from trainer import dialects, yaml, zero
-from trainer.config import Config, Expect, Loaded, Lora, Prefix
+from trainer.config import config as configs
+from trainer.config import dialects, yaml, zero
+from trainer.config.config import Config, Expect, Loaded, Lora, Prefix
 
 DATA = Path(__file__).parent / "data" / "train"
 MODEL = "model_name_or_path=m"

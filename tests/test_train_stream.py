@@ -21,11 +21,11 @@ from cli import main
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.order import Ints
-from trainer import stream
-from trainer.collate import Collator
-from trainer.loader import Loader
-from trainer.order import BLOCK_STEPS, Order, micro_batches
-from trainer.store import _Remote
+from trainer.data import stream
+from trainer.data.collate import Collator
+from trainer.data.loader import Loader
+from trainer.data.order import BLOCK_STEPS, Order, micro_batches
+from trainer.data.store import _Remote
 
 
 @pytest.fixture(scope="module")

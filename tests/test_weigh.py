@@ -7,8 +7,8 @@ from conftest import tools
 
 import registry
 from compiler.conversation import Conversation, Message, Role
-from compiler.weigh import Policy, weigh
-from compiler.weigh import stretches as intervals
+from compiler.encode.weigh import Policy, weigh
+from compiler.encode.weigh import stretches as intervals
 
 
 def stretches(policy: str, reply: str, user: str = "q", weight: float | None = None) -> list[tuple[str, float]]:

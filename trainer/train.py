@@ -14,13 +14,16 @@ import torch
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import LockedError, UsageError
-from trainer import checkpoints, engine, log, media, model, probe, sanity, step, zero
-from trainer.collate import Collator, pad_id
-from trainer.evaluate import Evaluator
-from trainer.loader import Loader
-from trainer.log import Log
-from trainer.plan import Plan
-from trainer.schedule import learning_rate
+from trainer.config import zero
+from trainer.data import images
+from trainer.data.collate import Collator, pad_id
+from trainer.data.loader import Loader
+from trainer.models import model
+from trainer.run import checkpoints, engine, log, probe, sanity, step
+from trainer.run.evaluate import Evaluator
+from trainer.run.log import Log
+from trainer.run.plan import Plan
+from trainer.run.schedule import learning_rate
 
 MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
 """What is copied from the model's folder into every checkpoint, beside what PEFT or transformers write."""
@@ -99,7 +102,7 @@ def _summary(plan: Plan, tokens: int, done: int) -> dict[str, Any]:
     return {"steps": plan.steps, "trained": done - plan.start, "tokens": tokens, "checkpoint": str(path)}
 
 
-def _images(plan: Plan) -> media.Images | None:
+def _images(plan: Plan) -> images.Images | None:
     if not plan.set.has_media:
         return None
     token = getattr(plan.source.config, "image_token_id", None)
@@ -108,7 +111,7 @@ def _images(plan: Plan) -> media.Images | None:
         raise UsageError(
             str(plan.source.folder / "config.json"), what, "Use the vision model that it was compiled for."
         )
-    return media.load_images(plan.source.folder, plan.config.media_dir, int(token))
+    return images.load_images(plan.source.folder, plan.config.media_dir, int(token))
 
 
 def _introduce(plan: Plan, trained: Any, shown: Log) -> None:

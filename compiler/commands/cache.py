@@ -61,9 +61,10 @@ def cache_list(folder: Path, as_json: bool) -> None:
       cli cache list
       cli cache list --cache /data/cache --json
     """
-    from compiler import cache, cache_report, terminal
+    from compiler.cache import prune
+    from compiler.commands import cache_report, terminal
 
-    said = cache_report.contents(folder, cache.entries(folder), cache.left_over(folder))
+    said = cache_report.contents(folder, prune.entries(folder), prune.left_over(folder))
     if as_json:
         click.echo(json.dumps(said, ensure_ascii=False))
     else:
@@ -84,9 +85,10 @@ def cache_verify(folder: Path, remove: bool, as_json: bool) -> None:
       cli cache verify
       cli cache verify --remove
     """
-    from compiler import cache, terminal
+    from compiler.cache import prune
+    from compiler.commands import terminal
 
-    check = cache.remove_damaged if remove else cache.verify
+    check = prune.remove_damaged if remove else prune.verify
     wrong = check(folder, terminal.track)
     if as_json:
         click.echo(json.dumps({"ok": not wrong, "damaged": wrong, "removed": remove and bool(wrong)}))
@@ -119,14 +121,15 @@ def cache_prune(
       cli cache prune --unused-for 30d
       cli cache prune --keep 10GB --other-versions --dry-run
     """
-    from compiler import cache, cache_report
+    from compiler.cache import prune
+    from compiler.commands import cache_report
 
     wanted = {
         "unused_for": None if unused_for is None else cache_report.parse_age(unused_for),
         "keep": None if keep is None else cache_report.parse_size(keep),
         "other_versions": other_versions,
     }
-    said = cache_report.removal(*cache.prune(folder, dry_run=dry_run, **wanted), dry_run=dry_run)
+    said = cache_report.removal(*prune.prune(folder, dry_run=dry_run, **wanted), dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(said))
         return

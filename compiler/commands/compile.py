@@ -228,7 +228,7 @@ def compile_(**given: Any) -> None:
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
     gc.set_threshold(100_000)  # there is little cyclic garbage; looking for it is a twentieth of a small compile
-    from compiler import report, terminal
+    from compiler.commands import report, terminal
     from compiler.pipeline import compile_set, plan_units
 
     config = _config(given)
@@ -266,10 +266,12 @@ def _check_engine(given: dict[str, Any]) -> None:
 
 def _config(given: dict[str, Any]) -> Any:
     """Return the run's configuration from the options, with everything that can be checked without files checked."""
-    from compiler import files, mix, pipeline, request, sources
+    from compiler import pipeline
+    from compiler.datasets import catalogue, files, request
     from compiler.formats import get
-    from compiler.repair import REPAIRS
-    from compiler.repair_rows import ROW_REPAIRS
+    from compiler.rows.mend import ROW_REPAIRS
+    from compiler.rows.repair import REPAIRS
+    from compiler.sets import mix
     from registry import weights
     from schemas.errors import nearest
 
@@ -312,7 +314,7 @@ def _config(given: dict[str, Any]) -> Any:
         )
     persona = {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
     return pipeline.Config(
-        catalogue=sources.Catalogue(
+        catalogue=catalogue.Catalogue(
             given["files"], given["registries"], given["format_name"], given["media_dir"], repairs
         ),
         mix=request.parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else [],
@@ -367,9 +369,9 @@ def run_unit(plan: Path, ids: str | None, part: str | None, workers: int, as_jso
       cli run-unit --plan shards.plan.jsonl --ids 0-99
       cli run-unit --plan shards.plan.jsonl --slice $SLURM_ARRAY_TASK_ID/16
     """
-    from compiler import report, terminal
-    from compiler.slices import Slice
-    from compiler.unit_plan import UnitPlan, parse_ids, parse_slice
+    from compiler.commands import report, terminal
+    from compiler.units.plan_file import UnitPlan, parse_ids, parse_slice
+    from compiler.units.slices import Slice
 
     if (ids is None) == (part is None):
         raise UsageError("run-unit", "expected one of --ids and --slice", "--ids 0-9, or --slice 0/16")

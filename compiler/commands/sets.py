@@ -63,7 +63,7 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
       cli inspect shards --assert tool:0 --assert Observation:0
     """
     from compiler.inspect import Query, show
-    from compiler.shards import ShardSet
+    from compiler.sets.folder import ShardSet
 
     if as_json and style != "text":
         raise UsageError(f"--json --format {style}", "they do not go together", "Choose one of them.")
@@ -83,7 +83,7 @@ def verify(out: AnyPath, as_json: bool) -> None:
       cli verify shards
       cli verify s3://bucket/sets/chats
     """
-    from compiler.shards import ShardSet
+    from compiler.sets.folder import ShardSet
 
     opened = ShardSet.open(out)
     problems = opened.verify()

@@ -7,7 +7,7 @@ from typing import Any
 from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import column_of, parse_tools, with_kind
 from compiler.formats.kinds import KIND_COLUMNS
-from compiler.formats.media import MEDIA_COLUMNS, place_media
+from compiler.formats.marks import MEDIA_COLUMNS, place_media
 
 COLUMNS = {
     "prompt": "instruction",

@@ -13,9 +13,9 @@ from typing import Any
 
 from compiler.conversation import Conversation, Media, Message, Role
 from compiler.formats.common import asked_weight, column_of
-from compiler.screens.located import GrammarError
-from compiler.screens.prompt import Prompt, group_of, looks_like_prompt, parse_prompt, structure
-from compiler.screens.reply import parse_reply
+from compiler.formats.screens.located import GrammarError
+from compiler.formats.screens.prompt import Prompt, group_of, looks_like_prompt, parse_prompt, structure
+from compiler.formats.screens.reply import parse_reply
 from schemas.errors import Reason, RowError
 
 COLUMNS = {"messages": "messages"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from compiler.conversation import Conversation
 from compiler.formats import alpaca
-from compiler.formats.media import MEDIA_COLUMNS
+from compiler.formats.marks import MEDIA_COLUMNS
 
 COLUMNS = {
     "query": "query",

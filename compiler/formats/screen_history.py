@@ -15,12 +15,12 @@ from typing import Any
 
 from compiler.conversation import Conversation, Media, Message, Role
 from compiler.formats.common import column_of
-from compiler.screens import prompt as prompts
-from compiler.screens import reply as replies
-from compiler.screens.located import GrammarError
-from compiler.screens.operation import parse_operation
-from compiler.screens.prompt import Prompt, Step, group_of, render_prompt
-from compiler.screens.reply import Reply, render_reply
+from compiler.formats.screens import prompt as prompts
+from compiler.formats.screens import reply as replies
+from compiler.formats.screens.located import GrammarError
+from compiler.formats.screens.operation import parse_operation
+from compiler.formats.screens.prompt import Prompt, Step, group_of, render_prompt
+from compiler.formats.screens.reply import Reply, render_reply
 from schemas.errors import Reason, RowError
 
 COLUMNS = {"task": "task", "platform": "platform", "answer_format": "answer_format", "steps": "steps"}

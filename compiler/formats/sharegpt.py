@@ -10,7 +10,7 @@ from typing import Any
 from compiler.conversation import Call, Conversation, Message, Role
 from compiler.formats.common import asked_weight, parse_call, parse_text, with_columns, with_kind
 from compiler.formats.kinds import KIND_COLUMNS
-from compiler.formats.media import MEDIA_COLUMNS, place_media
+from compiler.formats.marks import MEDIA_COLUMNS, place_media
 from schemas.errors import Reason, RowError
 
 COLUMNS = {

@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compiler.conversation import Role
-from compiler.encode import IGNORED
+from compiler.encode.runs import TEMPLATE
+from compiler.encode.tokens import IGNORED
+from compiler.encode.weigh import KEYWORD, Policy
 from compiler.inspect.choose import LIMIT
 from compiler.inspect.rows import Split, damage
 from compiler.inspect.vocabulary import Vocabulary
-from compiler.runs import TEMPLATE
-from compiler.shards import ShardSet
+from compiler.sets.folder import ShardSet
 from compiler.templates.guard import MEDIA_MARKS
-from compiler.weigh import KEYWORD, Policy
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
 from schemas.order import Ints

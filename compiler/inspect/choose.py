@@ -11,7 +11,7 @@ import numpy as np
 from compiler.inspect.find import by_row, first_of_each, matching
 from compiler.inspect.rows import Split, rejects
 from compiler.inspect.vocabulary import Vocabulary
-from compiler.shards import ShardSet
+from compiler.sets.folder import ShardSet
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
 

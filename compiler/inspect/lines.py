@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
+from compiler.encode.runs import TEMPLATE
 from compiler.inspect.marks import (
     CONTEXT,
     CONTROL,
@@ -22,7 +23,6 @@ from compiler.inspect.marks import (
     visible,
 )
 from compiler.inspect.tokens import Row, Token
-from compiler.runs import TEMPLATE
 
 
 @dataclass

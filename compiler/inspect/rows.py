@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-from compiler.pack import unpacked
-from compiler.shards import ShardSet
+from compiler.sets.folder import ShardSet
+from compiler.sets.pack import unpacked
 from schemas.arrow import shard_schema
 from schemas.errors import IntegrityError
 

@@ -18,7 +18,7 @@ from compiler.inspect.page import Page, cut, place
 from compiler.inspect.rows import Split
 from compiler.inspect.tokens import Row, decode_row
 from compiler.inspect.vocabulary import Vocabulary
-from compiler.shards import ShardSet
+from compiler.sets.folder import ShardSet
 from schemas.errors import UsageError
 
 

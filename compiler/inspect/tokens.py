@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from compiler.encode import IGNORED
+from compiler.encode.tokens import IGNORED
 from compiler.inspect.rows import Split
 from compiler.inspect.vocabulary import Vocabulary
 

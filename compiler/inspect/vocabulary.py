@@ -9,10 +9,10 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compiler.convert import byte_letters
 from compiler.inspect.rows import damage, read_file
-from compiler.shards import ShardSet
-from compiler.tokenizer import Tokenizer, family_of
+from compiler.sets.folder import ShardSet
+from compiler.tokenizer.tokenizer import Tokenizer, family_of
+from compiler.tokenizer.vocabularies import byte_letters
 from registry import PROCESSOR_FILES
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compiler.conversation import Conversation, Segment
 from compiler.templates.load import Template
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
 
 
 def document_segments(conversation: Conversation, tokenizer: Tokenizer, template: Template) -> list[Segment]:

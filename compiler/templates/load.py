@@ -13,7 +13,7 @@ from compiler.templates.guard import CUT
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.program import Program
 from compiler.templates.rendering import NO_VISION, Rendering
-from compiler.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import UsageError, nearest
 
 DOCUMENT = "document"

@@ -52,7 +52,7 @@ class Skeleton:
     avoid: re.Pattern[str] | None = None
     """Texts that the template may treat in a way of its own: rows with one are rendered."""
     outlines: dict[Any, Any] = field(default_factory=dict)
-    """What `compiler/lower.py` worked out for it."""
+    """What `compiler/encode/shapes.py` worked out for it."""
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether a conversation of the shape may be filled in."""

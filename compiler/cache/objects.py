@@ -1,0 +1,227 @@
+"""The cache of compiled units: one object per unit, named by a digest of everything that decides its bytes.
+
+An object is two files: `KEY.arrow` (the rows) and `KEY.json` (rejects, counts, the digest of the first), the
+second written last. A missing, damaged or foreign object is made again; it is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import xxhash
+
+from schemas.arrow import OBJECT, WORD_LISTS
+from schemas.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Object:
+    """A unit's compiled rows with what was counted while they were made.
+
+    Nearly all of its bytes are tokens: they stay in the file, and `lists` says where. They are four-byte numbers, those
+    of weights floats.
+    """
+
+    path: Path
+    stamp: tuple[int, ...]
+    """By which the file is known: another one may be put in its place."""
+    digest: str
+    """xxh3 of its bytes."""
+    info: dict[str, Any]
+    light: pa.Table
+    """The other columns, in memory."""
+    lists: dict[str, tuple[int, npt.NDArray[np.int32]]]
+    """Of each word list: the number of its first word in the file, and where each row begins after that, int32[N+1]."""
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+        return self.light.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the file."""
+        return self.stamp[0]
+
+
+@cache
+def code_digest() -> str:
+    """Return a digest of the compiler's own source and schemas: another version never reads our objects."""
+    total = hashlib.sha256()
+    for folder in ("compiler", "schemas"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".json"):
+                total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide bytes."""
+    names = ("tokenizers", "pyarrow", "jinja2", "numpy", "orjson", "python-calamine")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
+    """Return the sha256 over the names and bytes of files."""
+    total = hashlib.sha256()
+    for name, data in files:
+        total.update(f"{name}\0{len(data)}\0".encode())
+        total.update(data)
+    return total.hexdigest()
+
+
+@cache
+def maker() -> dict[str, str]:
+    """Return what a record says it was made by: a digest of the code, the package's version, the libraries'."""
+    return {"code": code_digest()[:16], "version": own_version()} | library_versions()
+
+
+def own_version() -> str:
+    """Return the version of this package."""
+    try:
+        return importlib.metadata.version("finetune-data-compiler")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a folder on PYTHONPATH
+
+
+def key_of(*parts: Any) -> str:
+    """Return the name of the object that these inputs decide."""
+    text = orjson.dumps([code_digest(), library_versions(), *parts], option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(text).hexdigest()[:40]
+
+
+def _paths(cache_dir: Path, key: str) -> tuple[Path, Path]:
+    folder = cache_dir / "objects" / key[:2]
+    return folder / f"{key}.arrow", folder / f"{key}.json"
+
+
+def load(cache_dir: Path, key: str) -> Object | None:
+    """Return the object, or None where there is none or its bytes are not what its record says."""
+    info = load_record(cache_dir, key)
+    if info is None:
+        return None
+    path = _paths(cache_dir, key)[0]
+    try:
+        with path.open("rb") as file:
+            data, stamp = file.read(), stamp_of(file.fileno())
+    except OSError:
+        return None
+    digest = info.pop("rows_xxh3")
+    if digest != xxhash.xxh3_128_hexdigest(data):
+        return None
+    buffer = pa.py_buffer(data)
+    table = pa.ipc.open_file(buffer).read_all()
+    light = table.drop_columns(list(WORD_LISTS)).take(pa.array(np.arange(table.num_rows)))  # copied: data is let go
+    lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
+    for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
+        lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
+    return Object(path, stamp, digest, info, light, lists)
+
+
+def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:
+    if not column.num_chunks:
+        return 0, np.zeros(1, np.int32)
+    rows = column.chunk(0)  # an object is one batch
+    offsets, values = rows.offsets.to_numpy().copy(), rows.values.buffers()[1]
+    return (values.address - file.address) // 4 if values is not None and offsets[-1] else 0, offsets
+
+
+def stamp_of(descriptor: int) -> tuple[int, ...]:
+    """Return by what an open file is known: its size, number and time of change."""
+    found = os.fstat(descriptor)
+    return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:
+    """Write an object: rows first, the record that vouches for them last, each by rename."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, OBJECT) as writer:
+        writer.write_table(table.combine_chunks())
+    rows = sink.getvalue()
+    _write(cache_dir, _paths(cache_dir, key)[0], rows)
+    store_record(cache_dir, key, info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)})
+
+
+def remove(cache_dir: Path, key: str) -> None:
+    """Remove an object: what vouches for the rows first."""
+    rows, record = _paths(cache_dir, key)
+    record.unlink(missing_ok=True)
+    rows.unlink(missing_ok=True)
+
+
+def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
+    """Return a record, or None where there is none or it is not as it was written. Its time says that it was used."""
+    path = _paths(cache_dir, key)[1]
+    record = read_record(path)
+    if record is not None:
+        record.pop("made_by", None)
+        with contextlib.suppress(OSError):  # a cache that others may only read
+            os.utime(path)
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return a record with what made it, or None where there is none or it is not as it was written."""
+    try:
+        checksum, data = path.read_bytes().split(b"\n", 1)
+    except (OSError, ValueError):
+        return None
+    if checksum != xxhash.xxh3_128_hexdigest(data).encode():
+        return None
+    record = orjson.loads(data)
+    # The name is inside too: a whole, valid file under another object's name is not that object.
+    return record if record.pop("key") == path.stem else None
+
+
+def is_whole(rows: Path, digest: str) -> bool:
+    """Return whether a file of rows is as its record says."""
+    try:
+        with pa.memory_map(str(rows), "r") as file:
+            return xxhash.xxh3_128_hexdigest(file.read_buffer()) == digest
+    except OSError:
+        return False
+
+
+def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
+    """Write a record: its checksum on the first line, then the JSON."""
+    data = orjson.dumps({"key": key, "made_by": maker()} | record)
+    _write(cache_dir, _paths(cache_dir, key)[1], xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)
+
+
+def _write(cache_dir: Path, path: Path, data: Any) -> None:
+    """Write a file so that it is there whole or not at all. It is not flushed to disk: damage is detected."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(path, data)
+    except OSError as error:
+        what = f"the cache cannot be written: {error.strerror}"
+        raise InputError(str(cache_dir), what, "Choose another folder with --cache.") from error
+
+
+def _write_atomically(path: Path, data: Any) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)  # a cache may be shared; mkstemp makes files for one user
+            file.write(data)
+        Path(temporary).replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise

@@ -1,0 +1,186 @@
+"""What is in the cache, whether it is whole, and taking out what is not needed any more.
+
+An entry is an object (`KEY.arrow` and its record `KEY.json`) or a record alone: a template's certificate, the
+check of a fast engine. The time of change of a record is when it was last used. A compile holds a shared lock on the
+cache from beginning to end; whatever removes takes it alone, and so never what a compile is using.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.cache import objects
+from schemas.errors import InputError, LockedError
+
+_LOCK = ".lock"
+_OUTGOING = "outgoing"
+"""Sets on their way into an object store, see compiler/sets/store.py."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record of the cache, with its rows where it is an object."""
+
+    key: str
+    kind: str
+    """object, record or damaged: a record that cannot be read."""
+    bytes: int
+    used: float
+    """When it was last used, in seconds since 1970."""
+    usable: bool
+    """Whether it was made by this code with these libraries: any other is never looked at again by it."""
+    made_by: dict[str, str]
+    dataset: str | None
+    rows: int
+
+
+@contextmanager
+def in_use(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keep what is in the cache from being removed, waiting for a removal that is under way.
+
+    Where there is no lock file and this user cannot make one, nobody has compiled or pruned there since there is one.
+    """
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError:
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting until {folder} is pruned")
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the cache alone; LockedError while a compile uses it."""
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(str(folder), f"the cache cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "a compile is using the cache"
+            raise LockedError(str(folder), what, "Wait for it; nothing was removed.") from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def entries(folder: Path) -> list[Entry]:
+    """Return what is in the cache, least recently used first."""
+    return sorted((_entry(path) for path in _records(folder)), key=lambda entry: (entry.used, entry.key))
+
+
+def _records(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise InputError(str(folder), "no such folder", "Name the cache with --cache; compile makes one.")
+    return (folder / "objects").glob("??/*.json")
+
+
+def _entry(path: Path) -> Entry:
+    found = path.stat()
+    rows = path.with_suffix(".arrow")
+    size = found.st_size + (rows.stat().st_size if rows.exists() else 0)
+    record = objects.read_record(path)
+    if record is None:
+        return Entry(path.stem, "damaged", size, found.st_mtime, False, {}, None, 0)
+    kind = "object" if "rows_xxh3" in record else "record"
+    made_by = record.get("made_by", {})
+    return Entry(
+        path.stem, kind, size, found.st_mtime, made_by == objects.maker(), made_by,
+        record.get("dataset"), record.get("counts", {}).get("read", 0),
+    )  # fmt: skip
+
+
+def left_over(folder: Path) -> list[Path]:
+    """Return what killed runs left: files half written, rows without a record, sets on their way into a store."""
+    inside = (path for path in (folder / "objects").glob("??/*") if path.is_file())
+    found = [
+        path for path in inside
+        if path.name.startswith(".") or (path.suffix == ".arrow" and not path.with_suffix(".json").exists())
+    ]  # fmt: skip
+    return sorted([*found, *(folder / _OUTGOING).glob("*")])
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the files below a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def verify(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, str]:
+    """Return what is damaged: file -> what is wrong. `each` may show progress over the records."""
+    wrong: dict[str, str] = {}
+    for path in each(sorted(_records(folder))):
+        record = objects.read_record(path)
+        if record is None:
+            wrong[str(path)] = "the record is not as it was written"
+        elif "rows_xxh3" in record and not objects.is_whole(path.with_suffix(".arrow"), record["rows_xxh3"]):
+            wrong[str(path.with_suffix(".arrow"))] = "the rows are gone, or not as they were written"
+    return wrong
+
+
+def remove_damaged(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, str]:
+    """Remove what is damaged and return it as `verify` does."""
+    with _alone(folder):
+        wrong = verify(folder, each)
+        for path in wrong:
+            objects.remove(folder, Path(path).stem)
+    return wrong
+
+
+def choose(
+    found: list[Entry], *, unused_for: float | None = None, keep: int | None = None, other_versions: bool = False
+) -> list[Entry]:
+    """Return the entries to remove, of entries least recently used first.
+
+    Those unused for so many seconds, those that this version cannot use, and of the rest the least recently used
+    until at most `keep` bytes are left. A damaged record is of no use to anybody and always among them.
+    """
+    now = time.time()
+    chosen = [
+        entry for entry in found
+        if entry.kind == "damaged"
+        or (unused_for is not None and now - entry.used > unused_for)
+        or (other_versions and not entry.usable)
+    ]  # fmt: skip
+    keys = {entry.key for entry in chosen}
+    rest = [entry for entry in found if entry.key not in keys]
+    left = sum(entry.bytes for entry in rest)
+    for entry in rest:
+        if keep is None or left <= keep:
+            break
+        chosen.append(entry)
+        left -= entry.bytes
+    return chosen
+
+
+def prune(folder: Path, *, dry_run: bool, **wanted: Any) -> tuple[list[Entry], list[Path], int]:
+    """Remove what `choose` says and what killed runs left; return both, and the bytes that are or would be freed."""
+    with nullcontext() if dry_run else _alone(folder):
+        chosen, rest = choose(entries(folder), **wanted), left_over(folder)
+        freed = sum(entry.bytes for entry in chosen) + sum(map(size_of, rest))
+        if not dry_run:
+            for entry in chosen:
+                objects.remove(folder, entry.key)
+            for path in rest:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return chosen, rest, freed

@@ -1,0 +1,141 @@
+"""What `cli compile` says at the end: the realized mix, the splits, and everything the user should know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compiler.pipeline import Result
+from compiler.rows.persona import DEMO_NAME
+from compiler.sets.readme import mix_rows
+from compiler.units.plan_file import Written
+from compiler.units.slices import Slice
+
+
+def summary(result: Result, out: str) -> RenderableType:
+    """Return the summary of a compile."""
+    manifest = result.manifest
+    parts: list[RenderableType] = [_table(mix_rows(manifest), last_is_total=True)]
+    for name, split in manifest["splits"].items():
+        if split["rows"]:
+            rows, shards, share = split["rows"], len(split["shards"]), split["trained_tokens"] / split["tokens"]
+            what = f"pack{_s(rows)} of {split['sequences']:,} examples" if "sequences" in split else f"row{_s(rows)}"
+            counts = f"{rows:,} {what}, {split['tokens']:,} tokens, {split['trained_tokens']:,} of them trained"
+            parts.append(Text(f"{name}: {counts} ({share:.1%}), {shards} shard{_s(shards)}"))
+    parts += [Text(line) for line in remarks(manifest)]
+    cached, compiled = result.cached, result.compiled
+    if compiled:
+        parts.append(Text(f"{compiled} unit{_s(compiled)} compiled, {cached} taken from the cache"))
+    else:
+        which = f"all {cached} units" if cached != 1 else "the only unit"
+        parts.append(Text(f"nothing was encoded again: {which} came from the cache"))
+    parts.append(Text(f"wrote {out}  manifest {manifest['digest'][:16]}"))
+    return Group(*parts)
+
+
+def plan_summary(written: Written) -> RenderableType:
+    """Return what is said when a plan was written."""
+    units = f"{written.units} unit{_s(written.units)} to compile, {written.cached} in the cache already"
+    last = written.units - 1
+    how = (
+        f"cli run-unit --plan {written.path} --ids 0-{last}"
+        if written.units
+        else "the same cli compile without --plan-only"
+    )
+    return Text(f"{units}\nwrote {written.path}; next: {how}")
+
+
+def slice_summary(done: Slice) -> RenderableType:
+    """Return what is said when a slice of a plan was compiled."""
+    lines = [f"{done.done.compiled} unit{_s(done.done.compiled)} compiled, {done.done.cached} in the cache already"]
+    if done.left:
+        whys = ", ".join(sorted({one["why"] for one in done.left}))
+        lines.append(f"{len(done.left)} unit{_s(len(done.left))} left for cli compile to do in another way: {whys}")
+    return Text("\n".join(lines))
+
+
+def remarks(manifest: dict[str, Any]) -> list[str]:
+    """Return what is worth saying about the rows, one sentence each."""
+    lines = []
+    samples = [entry["name"] for entry in manifest["datasets"] if entry["sample"]]
+    if samples:
+        lines.append(
+            f"embedded samples were used for {' and '.join(samples)}: good for trying things out, "
+            "too small to train a model"
+        )
+    persona = manifest["options"]["persona"]
+    if persona and persona["name"] == DEMO_NAME:
+        lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
+    if packing := manifest.get("packing"):
+        lines.append(f"packs of {packing['length']:,} tokens are {packing['efficiency']:.1%} full")
+    lines += _short_split(manifest)
+    for entry in manifest["datasets"]:
+        balance = entry["balance"]
+        if balance["expanded"]:
+            read, made = balance["read"], balance["read"] + balance["expanded"]
+            lines.append(f"{entry['name']}: {read:,} row{_s(read)} made {made:,} examples")
+        if balance["cleaned"]:
+            lines.append(f"{entry['name']}: {balance['cleaned']:,} dropped by its clean-up rules (see rejects.jsonl)")
+        for note, count in entry["notes"].items():
+            lines.append(f"{entry['name']}: {_NOTES.get(note, note)} in {count:,} row{_s(count)}")
+        for reason, count in entry["rejected"].items():
+            lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected, {reason} (see rejects.jsonl)")
+    return lines
+
+
+def _short_split(manifest: dict[str, Any]) -> list[str]:
+    """Return a sentence where fewer validation rows were found than asked for: groups are kept whole."""
+    size, splits = manifest["options"]["val_size"], manifest["splits"]
+    rows = {name: split.get("sequences", split["rows"]) for name, split in splits.items()}
+    wanted, found = round(size * sum(rows.values())) if size < 1 else int(size), rows["val"]
+    if found >= wanted:
+        return []
+    return [f"--val-size {size:g}: {found:,} of {wanted:,} rows, since conversations and trajectories are kept whole"]
+
+
+_NOTES = {
+    "special_text": "text that spells a control token was handled as --special-text says",
+    "one_example_per_reply": "each reply became an example of its own, as the chat template renders history otherwise,",
+    "document_pieces": "documents longer than --max-length were cut into pieces",
+    "warning:other_model": "a reply names another model or its maker",
+    "warning:chinese_name": "a Chinese name stands in an English reply (--name ZH,EN --author ZH,EN)",
+    "warning:react_action": "an action names no API of the system prompt",
+    "warning:react_input": "an action's input does not parse or lacks a required parameter",
+    "warning:react_observation": "an observation follows no action",
+    "warning:react_final": "a final answer is missing or not last",
+    "repair:media-first": "images and videos that no text places were put first",
+    "repair:unwrap": "a list around the row was taken off",
+    "repair:literals": "lists and objects given as text were read",
+    "repair:arguments": "arguments encoded twice were decoded once",
+    "repair:content": "replies without content beside their tool calls got an empty one",
+    "repair:drop_system": "a system text that the dataset's card names was left out",
+    "warning:mark_without_media": "<image> or <video> is text, since the row lists no images or videos,",
+    "shortened": "turns were dropped to fit --max-length",
+    "cut": "tokens after --max-length were cut off",
+    "repair:dangling": "trailing turns without a reply were removed",
+    "repair:system_merge": "the system text was put before the first user message",
+}
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+def _table(rows: list[tuple[str, ...]], *, last_is_total: bool = False) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
+    for number, row in enumerate(rows[1:], start=1):
+        table.add_row(*row, style="bold" if last_is_total and number == len(rows) - 1 else None)
+    return table
+
+
+def plain(renderable: RenderableType) -> str:
+    """Return a renderable as text without colour, 100 columns wide."""
+    console = Console(width=100, no_color=True, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()

@@ -1,0 +1,279 @@
+"""From what the command line names to datasets: files, cards of the registry, entries of a dataset_info.json.
+
+A name is looked for in this order: the files of this command line (by stem), the user's registries (--registry),
+the shipped cards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import registry
+from compiler import formats
+from compiler.conversation import Kind
+from compiler.datasets import hub
+from compiler.datasets.files import File, data_files, readable
+from compiler.datasets.request import Request, unknown_dataset
+from compiler.formats.kinds import columns_for, kind_of_rows, of_kind
+from compiler.read import cut, open_source, read
+from compiler.rows.mend import mend
+from compiler.rows.persona import COLUMNS as PERSONA_COLUMNS
+from compiler.rows.validate import recognise
+from schemas import check_config
+from schemas.errors import InputError, UsageError
+from schemas.stores import SCHEME, AnyPath, StorePath, path_of
+
+SELF_COGNITION = "self-cognition"
+_PEEK = 20
+"""Rows looked at to recognise a format."""
+
+
+@dataclass
+class Dataset:
+    """A dataset ready to be read."""
+
+    name: str
+    format: str
+    columns: formats.Names
+    tags: formats.Names
+    files: list[File]
+    weights: str
+    media: AnyPath
+    """The folder that references to images and videos are relative to."""
+    kind: str = Kind.SFT
+    clean: dict[str, list[str]] = field(default_factory=dict)
+    kind_by_rows: bool = False
+    """Whether its first rows said of which kind it is."""
+    react: bool = False
+    """Whether replies are ReAct text, which is checked: the format's, unless the card says that they are plain."""
+    sample: bool = False
+    num_samples: int | None = None
+    notes: list[str] = field(default_factory=list)
+    source: dict[str, Any] = field(default_factory=dict)
+    """Where it came from, for the manifest: hub and revision, licence."""
+
+
+_UNREADABLE = "openai", str(Kind.SFT), "no row of it can be read, so its format is not known"
+"""(format, kind, note): every row is a reject, whatever the format."""
+
+
+@dataclass
+class Catalogue:
+    """Everything that can be named on this command line."""
+
+    files: Sequence[str]
+    registries: Sequence[Path]
+    format: str = "auto"
+    media: Path | None = None
+    """`--media-dir`: instead of the folder of each dataset."""
+    repairs: Sequence[str] = ()
+    """Those that mend rows are made before a format is recognised."""
+
+    def requests(self, mix: list[Request]) -> list[Request]:
+        """Return the requests, or one for each file where no mix is given."""
+        for folder in self.registries:
+            if not folder.is_dir():
+                raise UsageError(f"--registry {folder}", "no such folder")
+            if not any(folder.glob("*/")) and not (folder / "dataset_info.json").is_file():
+                what = "it holds no dataset_info.json, and no folder with the data of a hub dataset"
+                raise UsageError(f"--registry {folder}", what, "Name LLaMA-Factory's data folder, or one like it.")
+        stems = self._stems()
+        if not mix:
+            return [Request(name) for name in stems]
+        unused = [name for name in stems if name not in {request.name for request in mix}]
+        if unused:
+            raise UsageError(
+                f"--mix {','.join(r.name for r in mix)}", f"the file {readable(stems[unused[0]])!r} is not in it",
+                f"Add {unused[0]}:SHARE to --mix, or leave the file out.",
+            )  # fmt: skip
+        return mix
+
+    def resolve(self, name: str) -> Dataset:
+        """Return the dataset called `name`."""
+        stems = self._stems()
+        if name in stems:
+            return self._from_paths(name, [_file(stems[name])])
+        infos = [(folder, _dataset_info(folder)) for folder in self.registries]
+        for folder, info in infos:
+            if name in info:
+                return self._from_info(name, info[name], folder)
+        cards = registry.datasets()
+        if name in cards:
+            return self._from_card(cards[name])
+        raise unknown_dataset(name, [*stems, *(key for _, info in infos for key in info), *cards])
+
+    def _stems(self) -> dict[str, str]:
+        stems: dict[str, str] = {}
+        for file in self.files:
+            stem = readable(path_of(file).name.split(".")[0] or file)
+            if stem in stems:
+                other = readable(stems[stem])
+                raise UsageError(readable(file), f"another file is called {stem!r} too: {other}", "Rename one of them.")
+            stems[stem] = file
+        return stems
+
+    def _from_paths(self, name: str, files: list[File]) -> Dataset:
+        file, first = next(((file, rows) for file in files if (rows := _first_rows(file))), (files[0], []))
+        rows = [mend(row, self.repairs, {}, {})[0] for row in first]
+        kind = kind_of_rows(rows)
+        chosen, notes = self.format, []
+        if chosen == "auto":
+            chosen, kind, note = _recognise(file, rows, kind, self.repairs) if rows else _UNREADABLE
+            notes.append(note)
+        format_ = formats.get(chosen, "--format")
+        if kind not in format_.kinds:
+            kind = format_.kinds[0]
+        columns = columns_for(format_, kind, rows)
+        media = self.media or files[0].path.parent
+        return Dataset(
+            name, chosen, columns, dict(format_.tags), files, format_.weights, media, kind, notes=notes,
+            kind_by_rows=True, react=format_.react,
+        )  # fmt: skip
+
+    def _from_card(self, card: dict[str, Any]) -> Dataset:
+        format_ = formats.get(card["format"], f"dataset {card['name']}")
+        source: dict[str, Any] = {"license": card["license"]} if "license" in card else {}
+        if "files" in card:
+            folder = registry.ROOT
+            files = [File(folder / file, file) for file in card["files"]]
+        else:
+            folder, revision = hub.find(card["name"], card["hub"], self.registries)
+            files = data_files(folder, card["name"], {})
+            source |= {"hub": card["hub"]} | ({"revision": revision} if revision else {})
+        return Dataset(
+            card["name"], card["format"], dict(format_.columns), dict(format_.tags), files,
+            card.get("weights", format_.weights), self.media or folder, clean=card.get("clean", {}),
+            react=format_.react and card.get("weights") != "none", sample=card.get("sample", False), source=source,
+        )  # fmt: skip
+
+    def _from_info(self, name: str, entry: dict[str, Any], folder: Path) -> Dataset:
+        """Return the dataset of a `dataset_info.json` entry, in LLaMA-Factory's meaning of its keys."""
+        where = f"{folder / 'dataset_info.json'}#/{name}"
+        check_config(entry, "dataset_info", where)
+        _refuse_what_we_do_not_read(entry, where)
+        kind = _kind_of(entry)
+        format_ = formats.get("pretrain" if kind == Kind.PRETRAIN else entry.get("formatting", "alpaca"), where)
+        if kind not in format_.kinds:
+            raise UsageError(where, f"the format {format_.name!r} has no {kind} rows", "See cli formats.")
+        columns = of_kind(_names(format_.columns, _columns(entry, kind)), kind)
+        source: dict[str, Any] = {}
+        hubs = {hub_name: entry[key] for hub_name, key in hub.KEYS.items() if key in entry}
+        media = self.media or folder
+        if hubs:
+            path, revision = hub.find(name, hubs, self.registries)
+            source = {"hub": hubs} | ({"revision": revision} if revision else {})
+            files, media = data_files(path, where, entry), self.media or path
+        elif (cloud := entry.get("cloud_file_name", "")).startswith(SCHEME):  # before file_name, as upstream has it
+            files = _named(cloud, where, entry, folder)
+        elif "file_name" in entry:
+            files = _named(entry["file_name"], where, entry, folder)
+        else:
+            raise UsageError(where, "names no file_name and no hub", 'Add "file_name": "data.json".')
+        return Dataset(
+            name, format_.name, columns, _names(format_.tags, entry.get("tags")), files, format_.weights, media, kind,
+            num_samples=entry.get("num_samples"), source=source, react=format_.react,
+        )  # fmt: skip
+
+
+def _file(text: str) -> File:
+    path = path_of(text)
+    return File(path, path.uri if isinstance(path, StorePath) else readable(text))
+
+
+def _named(place: str, where: str, entry: dict[str, Any], folder: Path) -> list[File]:
+    """Return the files that a dataset_info.json entry names: under its folder, or in an object store."""
+    path = path_of(place)
+    if isinstance(path, StorePath):
+        return data_files(path, where, entry, label=path.uri)
+    return data_files(folder / path, where, entry, label=place)
+
+
+def self_cognition(given: Path | None) -> Dataset:
+    """Return the self-cognition pool: the file that was given, or the embedded one."""
+    file = File(given, readable(str(given))) if given else File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
+    return Dataset(SELF_COGNITION, "alpaca", dict(PERSONA_COLUMNS), {}, [file], "none", registry.ROOT)
+
+
+def _dataset_info(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset_info.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}  # a folder that only holds data of hub datasets
+    except ValueError as error:
+        raise InputError(str(path), f"not valid JSON: {error}") from error
+    if not isinstance(info, dict):
+        raise UsageError(str(path), "expected an object of dataset entries")
+    return info
+
+
+def _names(defaults: dict[str, str], given: dict[str, str | None] | None) -> formats.Names:
+    """Return names as LLaMA-Factory does: where the object is present, what it does not list is not there."""
+    return dict(defaults) if given is None else {key: given.get(key) for key in defaults}
+
+
+def _kind_of(entry: dict[str, Any]) -> str:
+    """Return what the rows of a dataset_info.json entry are for, in LLaMA-Factory's meaning of its keys."""
+    columns = entry.get("columns") or {}
+    if columns.get("kto_tag"):
+        return Kind.KTO
+    if entry.get("ranking"):
+        return Kind.PREFERENCE
+    texts_only = columns.get("prompt") and not columns.get("response")
+    return Kind.PRETRAIN if texts_only and entry.get("formatting", "alpaca") == "alpaca" else Kind.SFT
+
+
+def _columns(entry: dict[str, Any], kind: str) -> dict[str, str | None] | None:
+    given = entry.get("columns")
+    return {"text": given["prompt"]} if kind == Kind.PRETRAIN and given else given
+
+
+def _refuse_what_we_do_not_read(entry: dict[str, Any], where: str) -> None:
+    """Raise for what this version cannot compile, naming it, instead of compiling something else."""
+    columns = entry.get("columns") or {}
+    other = {
+        "columns/audios": "audios" if columns.get("audios") else None,
+        "script_url": "a loading script, which would run its code"
+        if "script_url" in entry and not hub.named(entry)
+        else None,
+        "cloud_file_name": "files in cloud storage other than s3://"
+        if not entry.get("cloud_file_name", SCHEME).startswith(SCHEME) and "file_name" not in entry
+        else None,
+    }
+    for key, what in other.items():
+        if what:
+            raise UsageError(f"{where}/{key}", f"this version does not compile {what}")
+
+
+def _first_rows(file: File) -> list[Any]:
+    units = cut(open_source(file.path))
+    return list(islice((row.value for unit in units for row in read(unit) if row.reject is None), _PEEK))
+
+
+def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str, str]:
+    """Return (format, kind, what to say about it) from the first rows of a file."""
+    heard = {key for row in rows if isinstance(row, dict) for key in ("audios", "audio") if row.get(key)}
+    if heard:
+        raise UsageError(file.label, f"this version does not compile audios (its rows have the key {min(heard)!r})")
+    name, fits = recognise(rows, kind, repairs)
+    if name is None and kind == Kind.SFT and (found := recognise(rows, Kind.PRETRAIN, repairs))[0] is not None:
+        kind, (name, fits) = Kind.PRETRAIN, found  # a text with other keys beside it (url, timestamp), and no chat
+    if name is None:
+        keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
+        raise UsageError(
+            file.label, f"its rows match no known format (keys of the first: {keys})",
+            f"Name it with --format ({', '.join(formats.FORMATS)}), or map its columns in a dataset_info.json "
+            "(--registry).",
+        )  # fmt: skip
+    what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
+    return name, kind, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"
+
+
+def with_weights(dataset: Dataset, weights: str) -> Dataset:
+    """Return the dataset with `--weights` applied; "auto" leaves its own."""
+    return dataset if weights == "auto" else replace(dataset, weights=weights)

@@ -1,0 +1,135 @@
+"""A batch of examples as the Arrow columns of an object: flat buffers and offsets, no loop over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from compiler.conversation import Conversation
+from compiler.encode.runs import Who
+from compiler.encode.tokens import Encoded, labels_of
+from compiler.read import Row, Unit
+from schemas.arrow import MEDIA, OBJECT
+
+
+@dataclass(slots=True)
+class Example:
+    """One example of a row, ready to be written. `part` counts the examples of the row."""
+
+    row: Row
+    part: int
+    conversation: Conversation
+    encoded: Encoded
+    rejected: Encoded | None = None
+    """Preference: the same context with the other reply."""
+    piece: int = 0
+    """Which piece of its document it is."""
+
+    @property
+    def sides(self) -> list[Encoded]:
+        """The sequences of the example: one, or the two of a preference pair."""
+        return [self.encoded] if self.rejected is None else [self.encoded, self.rejected]
+
+
+def within(offset: int | None, unit: Unit) -> int | None:
+    """Return an offset counted from the unit's start: an object serves its unit wherever the unit stands in a file."""
+    return None if offset is None else offset - unit.offset
+
+
+def columns_of(kept: list[Example], unit: Unit, whos: dict[Who, int]) -> pa.RecordBatch:
+    """Return the batch's columns from flat buffers and offsets; `whos` numbers the speakers, new ones are added."""
+    wholes = [example.conversation.fingerprint() for example in kept]
+    groups = [example.conversation.group or whole for example, whole in zip(kept, wholes, strict=True)]
+    chosen, trained = _sequences("", [example.encoded for example in kept], whos)
+    rejected, also_trained = _sequences("rejected_", [example.rejected for example in kept], whos)
+    arrays = {
+        **chosen,
+        **rejected,
+        "images": pa.array([_media(example, "image") for example in kept], MEDIA),
+        "videos": pa.array([_media(example, "video") for example in kept], MEDIA),
+        "desirable": pa.array([example.conversation.desirable for example in kept], pa.bool_()),
+        "num_trained": pa.array((trained + also_trained).astype(np.int32)),
+        "repairs": pa.array([example.conversation.repairs or None for example in kept], pa.list_(pa.string())),
+        "part": pa.array([example.part for example in kept], pa.int32()),
+        "index": pa.array([example.row.index for example in kept], pa.int64()),
+        "offset": pa.array([within(example.row.offset, unit) for example in kept], pa.int64()),
+        "length": pa.array([sum(side.length for side in example.sides) for example in kept], pa.int32()),
+        "fingerprint": pa.array([_print(whole, one.piece) for whole, one in zip(wholes, kept, strict=True)]),
+        "group": pa.array(groups),
+    }
+    columns = [arrays[field.name].cast(field.type) for field in OBJECT]
+    return pa.RecordBatch.from_arrays(columns, schema=OBJECT)
+
+
+def _print(whole: bytes, piece: int) -> bytes:
+    """Return the conversation's fingerprint, another one for each further piece of a document."""
+    return xxhash.xxh3_128_digest(whole + piece.to_bytes(8)) if piece else whole
+
+
+def _sequences(
+    prefix: str, sides: Sequence[Encoded | None], whos: dict[Who, int]
+) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64]]:
+    """Return the token columns of one side of the examples, null where there is none, and how many it trains."""
+    present = [side for side in sides if side is not None]
+    absent = np.array([side is None for side in sides])
+    mask = pa.array(absent) if absent.any() else None
+    offsets = _offsets([0 if side is None else len(side.ids) for side in sides])
+    ids = np.concatenate([side.ids for side in present] or [np.empty(0, np.int32)])
+    weights = np.concatenate([side.weights for side in present] or [np.empty(0, np.float32)])
+    columns = {
+        "input_ids": pa.ListArray.from_arrays(offsets, ids, mask=mask),
+        "labels": pa.ListArray.from_arrays(offsets, labels_of(ids, weights), mask=mask),
+        "loss_weights": weights_array(offsets, weights),
+        "spans": _spans([[] if side is None else side.spans for side in sides], whos, mask),
+    }
+    return {f"{prefix}{name}": column for name, column in columns.items()}, _counts(weights > 0, offsets)
+
+
+def _counts(holds: npt.NDArray[np.bool_], offsets: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """Return for how many tokens of each row it holds, int64[N]."""
+    return np.diff(np.concatenate([[0], np.cumsum(holds)])[offsets])
+
+
+def _media(example: Example, kind: str) -> list[dict[str, Any]]:
+    """Return the references of one kind with where they stand in the ids."""
+    media = example.conversation.media()
+    found = []
+    for placed in example.encoded.placed:
+        one = media[placed.media]
+        if one.kind != kind or one.facts is None:
+            continue
+        found.append(
+            {
+                "uri": one.uri,
+                "sha256": one.facts.sha256,
+                "width": one.facts.width,
+                "height": one.facts.height,
+                "position": placed.position,
+                "num_tokens": placed.num_tokens,
+            }
+        )
+    return found
+
+
+def weights_array(offsets: npt.NDArray[np.integer[Any]], weights: npt.NDArray[np.float32]) -> pa.ListArray:
+    """Return the weights of rows that begin at `offsets` (and of the end), null where all of them are 0 or 1."""
+    uneven = _counts((weights != 0) & (weights != 1), offsets) > 0
+    lengths = np.diff(offsets)
+    kept = _offsets(np.where(uneven, lengths, 0).tolist())
+    return pa.ListArray.from_arrays(kept, weights[np.repeat(uneven, lengths)], mask=pa.array(~uneven))
+
+
+def _spans(rows: Sequence[list[tuple[Who, int]]], whos: dict[Who, int], absent: pa.Array | None) -> pa.ListArray:
+    flat = [number for spans in rows for who, count in spans for number in (whos.setdefault(who, len(whos)), count)]
+    values = np.array(flat, np.int32)
+    return pa.ListArray.from_arrays(_offsets([2 * len(spans) for spans in rows]), values, mask=absent)
+
+
+def _offsets(lengths: list[int]) -> npt.NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -1,0 +1,1 @@
+"""From a row's value to conversations: repaired, validated, lifted, cleaned."""

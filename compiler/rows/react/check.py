@@ -1,0 +1,123 @@
+"""ReAct replies checked against their own format: what a harness could not act on is found before it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from compiler.conversation import Conversation, Role
+from compiler.rows.react.parse import (
+    ACTION,
+    ACTION_INPUT,
+    FINAL_ANSWER,
+    OBSERVATION,
+    Api,
+    Part,
+    parse_apis,
+    parse_input,
+    parse_reply,
+)
+from schemas.errors import nearest
+
+Apis = dict[str, Api] | None
+Found = tuple[str, int] | None
+"""(message, where in the reply), or None where a rule has nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with a reply: `rule` is what counts are kept under, `start` a character of the message."""
+
+    rule: str
+    message: str
+    message_index: int
+    start: int
+
+
+def check(conversation: Conversation) -> list[Finding]:
+    """Return the findings of the replies that use ReAct, in order, at most one for each rule and reply.
+
+    * `react_action`: an action names an API of the system prompt (where the prompt lists any).
+    * `react_input`: an action's input is JSON or a Python literal and has the required parameters.
+    * `react_observation`: an observation follows an action and its input.
+    * `react_final`: nothing follows a final answer, and the last reply that uses ReAct ends with one.
+    """
+    replies = [
+        (i, parts)
+        for i, message in enumerate(conversation.messages)
+        if message.role is Role.ASSISTANT and (parts := parse_reply(message.content))
+    ]
+    if not replies:
+        return []
+    system = (message.content for message in conversation.messages if message.role is Role.SYSTEM)
+    apis = parse_apis("\n".join(system))
+    findings = []
+    for i, parts in replies:
+        last = i == replies[-1][0]
+        for rule, look in _RULES.items():
+            if (found := look(parts, apis, last)) is not None:
+                findings.append(Finding(rule, found[0], i, found[1]))
+    return findings
+
+
+def _action(parts: list[Part], apis: Apis, _: bool) -> Found:
+    for part in parts:
+        name = part.text.strip()
+        if part.keyword == ACTION and apis is not None and name not in apis:
+            return f"Action {_short(name)!r} is not an API of the system prompt; {nearest(name, apis)}", part.start
+    return None
+
+
+def _input(parts: list[Part], apis: Apis, _: bool) -> Found:
+    for before, part in _pairs(parts):
+        if part.keyword != ACTION_INPUT:
+            continue
+        try:
+            value = parse_input(part.text)
+        except ValueError as error:
+            return f"Action Input {_short(part.text)!r} is {error}", part.start
+        name = before.text.strip() if before is not None and before.keyword == ACTION else ""
+        required = apis[name].required if apis is not None and name in apis else None
+        missing = [key for key in required or () if not isinstance(value, dict) or key not in value]
+        if missing:
+            named = ", ".join(map(repr, missing))
+            return f"expected Action Input with the parameters that {name!r} requires, found no {named}", part.start
+    return None
+
+
+def _observation(parts: list[Part], _: Apis, __: bool) -> Found:
+    for i, part in enumerate(parts):
+        keywords = [before.keyword for before in parts[max(i - 2, 0) : i]]
+        if part.keyword == OBSERVATION and keywords != [ACTION, ACTION_INPUT]:
+            found = f"found it after {' and '.join(keywords)}" if keywords else "found it first"
+            return f"expected Observation after Action and Action Input, {found}", part.start
+    return None
+
+
+def _final(parts: list[Part], _: Apis, last: bool) -> Found:
+    for before, part in _pairs(parts):
+        if before is not None and before.keyword == FINAL_ANSWER:
+            return f"expected nothing after Final Answer, found {part.keyword}", part.start
+    if last and parts[-1].keyword != FINAL_ANSWER:
+        return f"expected the last reply to end with Final Answer, found {parts[-1].keyword}", parts[-1].start
+    return None
+
+
+_RULES: dict[str, Callable[[list[Part], Apis, bool], Found]] = {
+    "react_action": _action,
+    "react_input": _input,
+    "react_observation": _observation,
+    "react_final": _final,
+}
+RULES = tuple(_RULES)
+"""The names that findings are counted under."""
+
+
+def _pairs(parts: list[Part]) -> Iterator[tuple[Part | None, Part]]:
+    """Yield each part with the one before it."""
+    yield from zip([None, *parts], parts, strict=False)
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,0 +1,170 @@
+"""Rows against the JSON Schema of their format, with the user's own column and role names in it.
+
+A schema is specialised instead of renaming rows: every pointer in a reject is then a pointer into the row as it is
+in the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import jsonschema_rs
+
+from compiler.formats import FORMATS, Format, Names
+from compiler.formats.kinds import columns_for
+from compiler.rows.mend import mend
+from schemas import schema
+from schemas.errors import Reason, Reject, UsageError
+
+
+class Validator:
+    """Checks rows of one format under given column and tag names."""
+
+    def __init__(self, format_: Format, columns: Names, tags: Names, where: str, kind: str = "sft") -> None:
+        self.schema = specialise(_of_kind(schema(format_.name), kind), columns, tags, where)
+        self._validator = jsonschema_rs.validator_for(self.schema)
+
+    def check(self, row: Any) -> Reject | None:
+        """Return None for a valid row, else the reject that names the first thing wrong with it."""
+        if self._validator.is_valid(row):
+            return None
+        errors = sorted(self._validator.iter_errors(row), key=lambda e: [str(p).zfill(9) for p in e.instance_path])
+        return _reject(errors[0], row, self.schema)
+
+
+def _of_kind(node: Any, kind: str) -> Any:
+    """Return a schema for rows of one kind: `x-kinds` says what a property is for, `x-required` what a kind needs.
+
+    Everywhere in it: the properties of a list item may be for one kind too.
+    """
+    if isinstance(node, list):
+        return [_of_kind(item, kind) for item in node if not _is_for_other(item, kind)]
+    if not isinstance(node, dict):
+        return node
+    new = {key: _of_kind(value, kind) for key, value in node.items() if not _is_for_other(value, kind)}
+    needed = new.pop("x-required", {}).get(kind, [])
+    return new | ({"required": [*new.get("required", []), *needed]} if needed else {})
+
+
+def _is_for_other(node: Any, kind: str) -> bool:
+    return isinstance(node, dict) and kind not in node.get("x-kinds", [kind])
+
+
+def specialise(node: Any, columns: Names, tags: Names, where: str) -> Any:
+    """Return a schema with its `x-column`, `x-tag` and `x-roles` marks replaced by the user's names.
+
+    A name that is None takes its property out of the schema; a required one cannot be taken out.
+    """
+    if isinstance(node, list):
+        return [specialise(item, columns, tags, where) for item in node]
+    if not isinstance(node, dict):
+        return node
+    new = {
+        key: specialise(value, columns, tags, where)
+        for key, value in node.items()
+        if key not in ("properties", "examples")
+    }
+    if "x-roles" in node:
+        names = [role[1:] if role.startswith("=") else tags.get(role) for role in node["x-roles"]]
+        new["enum"] = [name for name in names if name is not None]
+    if "x-role" in node:
+        new["const"] = tags.get(node["x-role"])
+    properties: dict[str, Any] = {}
+    required = list(node.get("required", ()))
+    for name, value in node.get("properties", {}).items():
+        actual = _actual(name, value, columns, tags)
+        if actual is not None:
+            properties[actual] = specialise(value, columns, tags, where)
+        elif name in required:
+            kind, key = ("tags", value["x-tag"]) if "x-tag" in value else ("columns", value["x-column"])
+            raise UsageError(where, f"{kind!r} is given but does not name {key!r}", f'Add "{key}": "..." to {kind}.')
+        if name in required and actual is not None:
+            required[required.index(name)] = actual
+    return new | ({"properties": properties} if properties else {}) | ({"required": required} if required else {})
+
+
+def _actual(name: str, value: Any, columns: Names, tags: Names) -> str | None:
+    if isinstance(value, dict) and "x-column" in value:
+        return columns.get(value["x-column"])
+    if isinstance(value, dict) and "x-tag" in value:
+        return tags.get(value["x-tag"])
+    return name
+
+
+def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -> tuple[str | None, dict[str, int]]:
+    """Return (the format that fits the most of the rows, rows that fit by format); None if no format fits any.
+
+    The first of several that fit alike. Rows are repaired as that format would have it.
+    """
+    fits = {}
+    for name, format_ in FORMATS.items():
+        if kind not in format_.kinds:
+            continue
+        columns, tags = columns_for(format_, kind, rows), dict[str, str | None](format_.tags)
+        validator = Validator(format_, columns, tags, name, kind)
+        fits[name] = sum(validator.check(mend(row, repairs, columns, tags)[0]) is None for row in rows)
+    best = max(fits, key=lambda name: fits[name])
+    return (best if fits[best] else None), fits
+
+
+def _reject(error: Any, row: Any, root: Any) -> Reject:
+    pointer = "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in error.instance_path)
+    found = row
+    for part in error.instance_path:
+        found = found[part]
+    keyword = str(error.schema_path[-1]) if error.schema_path else ""
+    message = str(error.message)
+    kind = error.kind
+    if hasattr(kind, "types"):
+        message = f"expected {' or '.join(kind.types)}, found {kind_of(found)}"
+        if found is row and isinstance(row, list) and len(row) == 1 and isinstance(row[0], dict):
+            message += " of one object; --repair unwrap takes it out"
+    elif hasattr(kind, "property") and isinstance(found, dict):
+        keys = ", ".join(map(repr, list(found)[:8])) or "none"
+        message = f"expected the key {str(kind.property)!r}, found the keys {keys}"
+    elif hasattr(kind, "options"):
+        options = (option if isinstance(option, str) else json.dumps(option) for option in kind.options)
+        message = f"expected one of {', '.join(options)}, found {found!r}"
+    elif keyword in _LIMITS:
+        message = (
+            f"expected {_LIMITS[keyword].format(kind.limit, '' if kind.limit == 1 else 's')}, found {_size(found)}"
+        )
+    elif (expected := _expected(root, error.schema_path)) and isinstance(found, dict):
+        shown = [f"{key!r}{' (null)' if value is None else ''}" for key, value in islice(found.items(), 8)]
+        message = f"expected {expected}, found the keys {', '.join(shown) or 'none'}"
+    return Reject(Reason.SCHEMA, message[:500], pointer)
+
+
+_LIMITS = {
+    "minItems": "at least {} item{}",
+    "maxItems": "at most {} item{}",
+    "minimum": "at least {}",
+    "minLength": "text that is not empty",
+}
+
+
+def _size(found: Any) -> str:
+    return str(len(found)) if isinstance(found, list) else repr(found)
+
+
+def _expected(root: Any, path: list[str | int]) -> str | None:
+    """Return what the schema itself says it expected (`x-expected`) where no keyword says it well."""
+    node = root
+    for part in path[:-1]:
+        if part == "$ref":
+            target = node["$ref"].removeprefix("#/").split("/")
+            node = root
+            for name in target:
+                node = node[name]
+        else:
+            node = node[part]
+    return node.get("x-expected") if isinstance(node, dict) else None
+
+
+def kind_of(value: Any) -> str:
+    """Return what a JSON value is, in the words of JSON Schema."""
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

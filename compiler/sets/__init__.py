@@ -1,0 +1,1 @@
+"""From objects to a set: mix, pack, gather, link, manifest, publish."""

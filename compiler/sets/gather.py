@@ -1,0 +1,299 @@
+"""Rows of many objects as Arrow tables, in any order. What is heavy is copied once, from the objects' files.
+
+A set may be larger than memory. Then rows are first sorted into files of their own by the shard they go to
+(`scattered`), or every shard would read all of the set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from compiler.cache.objects import Object, stamp_of
+from compiler.encode.runs import Who
+from schemas.arrow import WORD_LISTS
+from schemas.errors import IntegrityError
+from schemas.order import Ints
+
+_SPANS = ("spans", "rejected_spans")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One unit's rows and where they come from: dataset, file label, number of the first row, byte of the unit."""
+
+    object: Object
+    dataset: str
+    file: str
+    first_row: int
+    offset: int
+
+
+Lists = dict[str, tuple[Ints, npt.NDArray[np.int32]]]
+"""By column: (where each row begins, int64[N + 1], its words int32[T])."""
+
+
+ROOM = 16
+"""Words behind those of a list, for who needs them (`link._with_what_follows`)."""
+
+
+Places = dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+"""By column: where the words of each row begin and end, int32[N] or int64[N], in what holds the row."""
+
+
+Words = int | memoryview
+"""What holds the words of a column: the descriptor of a file, or bytes."""
+
+
+class _Holder(Protocol):
+    """What rows are copied out of."""
+
+    @property
+    def path(self) -> Path:
+        """What a message names."""
+
+    def open(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Words]]:
+        """Return what holds the words of each column."""
+
+
+class _OfObject:
+    """An object's words, with its speakers numbered as `numbers` has them; None = as they are."""
+
+    def __init__(self, object_: Object, numbers: npt.NDArray[np.int32] | None) -> None:
+        self.object, self.numbers = object_, numbers
+        self._stamp = object_.stamp
+
+    def places(self, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Return where the words of each row begin and end."""
+        first, edges = self.object.lists[name]
+        edges = edges + np.int32(0 if self._is_renumbered(name) else first)
+        return edges[:-1], edges[1:]
+
+    def _is_renumbered(self, name: str) -> bool:
+        return self.numbers is not None and name in _SPANS
+
+    @property
+    def path(self) -> Path:
+        return self.object.path
+
+    @contextmanager
+    def open(self, names: Sequence[str]) -> Iterator[dict[str, Words]]:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise _gone(self.path) from error
+        try:
+            self._check(descriptor)
+            yield {n: self._renumbered(descriptor, n) if self._is_renumbered(n) else descriptor for n in names}
+        finally:
+            os.close(descriptor)
+
+    def _check(self, descriptor: int) -> None:
+        """Raise unless the file has the bytes that were loaded: another run may have compiled the unit again."""
+        stamp = stamp_of(descriptor)
+        if stamp != self._stamp:
+            if xxhash.xxh3_128_hexdigest(os.pread(descriptor, stamp[0], 0)) != self.object.digest:
+                raise _gone(self.path)
+            self._stamp = stamp
+
+    def _renumbered(self, descriptor: int, name: str) -> memoryview:
+        assert self.numbers is not None
+        first, edges = self.object.lists[name]
+        data = os.pread(descriptor, 4 * int(edges[-1]), 4 * first)
+        if len(data) != 4 * edges[-1]:
+            raise _gone(self.path)
+        spans = np.frombuffer(data, np.int32).copy()
+        spans[::2] = self.numbers[spans[::2]]
+        return spans.view(np.uint8).data
+
+
+def _gone(path: Path) -> IntegrityError:
+    what = "an object that was just there is gone or damaged"
+    return IntegrityError(str(path), what, "Run again; then check the disk.")
+
+
+class Bucket:
+    """Some rows' words in files of their own, one for each column, in the order of the rows' numbers."""
+
+    def __init__(self, folder: Path, names: Sequence[str], rows: Ints) -> None:
+        """Make the files; `rows` are the numbers of the rows that will be added, in order, each once."""
+        folder.mkdir(parents=True)
+        self.path, self._rows = folder, rows
+        self._paths = {name: folder / name for name in names}
+        self._lengths: dict[str, list[Ints]] = {name: [] for name in names}
+        self._places: Places = {}
+
+    def add(self, found: Lists) -> None:
+        """Add the next rows."""
+        for name, (offsets, values) in found.items():
+            self._lengths[name].append(np.diff(offsets))
+            with self._paths[name].open("ab") as file:
+                file.write(values.data)
+
+    def close(self) -> None:
+        """Note where each row begins."""
+        for name, lengths in self._lengths.items():
+            edges = np.cumsum(np.concatenate([[0], *lengths]))
+            self._places[name] = edges[:-1], edges[1:]
+
+    @contextmanager
+    def open(self, names: Sequence[str]) -> Iterator[dict[str, Words]]:
+        """Return what holds the words of each column."""
+        with ExitStack() as files:
+            yield {name: files.enter_context(self._paths[name].open("rb")).fileno() for name in names}
+
+    def first_with_words(self, rows: Ints, name: str) -> Ints:
+        """Return what `Rows.first_with_words` does."""
+        return _first_with_words(self._places[name], np.searchsorted(self._rows, rows), rows)
+
+    def words(self, rows: Ints, names: Sequence[str]) -> Lists:
+        """Return what `Rows.words` does."""
+        mine = np.searchsorted(self._rows, rows)
+        return _gathered(self._places, mine, np.arange(len(rows)), [(self, len(rows))], names)
+
+
+class Rows:
+    """All rows of the parts, one after the other; a row is named by its number among them."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        sizes = [part.object.num_rows for part in parts]
+        self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        """The number of the first row of each part, and how many rows there are, int64[P + 1]."""
+        self.whos: list[Who] = []
+        self._stores = self._numbered()
+        self._places = {name: self._place(name) for name in WORD_LISTS}
+        self.light = self._light(sizes)
+
+    def _numbered(self) -> list[_OfObject]:
+        """Return the parts' stores, speakers numbered alike in all of them."""
+        numbers: dict[Who, int] = {}
+        stores = []
+        for part in self.parts:
+            new = [numbers.setdefault((who[0], who[1]), len(numbers)) for who in part.object.info["whos"]]
+            stores.append(_OfObject(part.object, None if new == list(range(len(new))) else np.array(new, np.int32)))
+        self.whos = list(numbers)
+        return stores
+
+    def _place(self, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        begin, end = zip(*(store.places(name) for store in self._stores), strict=True)
+        return np.concatenate(begin), np.concatenate(end)
+
+    def _light(self, sizes: list[int]) -> pa.Table:
+        """Return the columns that are not word lists, with each row's provenance."""
+        parts = self.parts
+        names = ("images", "videos", "desirable", "num_trained", "repairs", "part", "offset", "index", "length")
+        table = pa.concat_tables([part.object.light.select(names) for part in parts]).combine_chunks()
+
+        def of_part(values: list[int]) -> Ints:
+            return np.repeat(np.array(values, np.int64), sizes)
+
+        def named(values: list[str]) -> pa.Array:
+            known = {value: i for i, value in enumerate(dict.fromkeys(values))}
+            codes = of_part([known[value] for value in values]).astype(np.int32)
+            return pa.DictionaryArray.from_arrays(codes, list(known))
+
+        offset = table.column("offset").combine_chunks()
+        moved = offset.fill_null(0).to_numpy() + of_part([part.offset for part in parts])
+        row = table.column("index").to_numpy() + of_part([part.first_row for part in parts])
+        return (
+            table.drop_columns(["index", "offset"])
+            .append_column("dataset", named([part.dataset for part in parts]))
+            .append_column("file", named([part.file for part in parts]))
+            .append_column("row", pa.array(row))
+            .append_column("offset", pa.array(moved, mask=np.asarray(offset.is_null())))
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the parts' files."""
+        return sum({part.object.path: part.object.nbytes for part in self.parts}.values())
+
+    def words(self, rows: Ints, names: Sequence[str]) -> Lists:
+        """Return of each word list (offsets int64[N + 1], values int32[T]) for the rows, in their order."""
+        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        order = np.argsort(part_of, kind="stable")
+        used, counts = np.unique(part_of, return_counts=True)
+        holders = [(self._stores[part], count) for part, count in zip(used.tolist(), counts.tolist(), strict=True)]
+        return _gathered(self._places, rows, order, holders, names)
+
+    def first_with_words(self, rows: Ints, name: str) -> Ints:
+        """Return the first of the rows whose word list is not empty, int64[1]; int64[0] where all are."""
+        return _first_with_words(self._places[name], rows, rows)
+
+    def scattered(self, shares: Sequence[Ints], names: Sequence[str], folder: Path) -> list[Bucket]:
+        """Return a bucket for each share of the rows (numbers, any order, repeats); every object is read just once."""
+        shares = [np.unique(share) for share in shares]
+        buckets = [Bucket(folder / str(i), names, share) for i, share in enumerate(shares)]
+        for low, high in pairwise(self.starts.tolist()):
+            for share, bucket in zip(shares, buckets, strict=True):
+                a, b = np.searchsorted(share, [low, high])
+                if b > a:
+                    bucket.add(self.words(share[a:b], names))
+        for bucket in buckets:
+            bucket.close()
+        return buckets
+
+
+def _first_with_words(places: tuple[npt.NDArray[Any], npt.NDArray[Any]], mine: Ints, rows: Ints) -> Ints:
+    begin, end = places
+    return rows[np.flatnonzero(end[mine] > begin[mine])[:1]]
+
+
+def _words_with_room(count: int) -> npt.NDArray[np.int32]:
+    """Return so many words, whatever they are, with ROOM words of 0 behind them."""
+    words = np.empty(count + ROOM, np.int32)
+    words[count:] = 0
+    return words[:count]
+
+
+def _gathered(
+    places: Places, rows: Ints, order: Ints, holders: Sequence[tuple[_Holder, int]], names: Sequence[str]
+) -> Lists:
+    """Return the word lists of the rows, which have those places.
+
+    `order` int64[N] sorts them by what holds them: the first holder has the first so many of them, and so on.
+    """
+    found, ranges = {}, {}
+    for name in names:
+        begin, end = (column[rows] for column in places[name])
+        offsets = np.concatenate([[0], np.cumsum(end - begin, dtype=np.int64)])
+        found[name] = (offsets, _words_with_room(int(offsets[-1])))
+        ranges[name] = tuple((4 * column[order].astype(np.int64)).tolist() for column in (begin, end, offsets[:-1]))
+    low = 0
+    for holder, count in holders:
+        high = low + count
+        with holder.open(names) as words:
+            for name, places_of in ranges.items():
+                some = zip(*(column[low:high] for column in places_of), strict=True)
+                if not _copied(words[name], some, found[name][1].view(np.uint8).data):
+                    raise _gone(holder.path)
+        low = high
+    return found
+
+
+def _copied(words: Words, places: Iterator[tuple[int, int, int]], into: memoryview) -> bool:
+    """Copy bytes from [begin, end) to where they belong; return whether they were all there.
+
+    Reading each row costs a call of the system. A mapped file costs as many page faults, and more where a block has few
+    rows of each object, as in a large set.
+    """
+    for begin, end, at in places:
+        if begin == end:
+            continue
+        target = into[at : at + end - begin]
+        if isinstance(words, memoryview):
+            target[:] = words[begin:end]
+        elif os.preadv(words, [target], begin) != end - begin:
+            return False
+    return True

@@ -1,0 +1,156 @@
+"""The manifest: what a compiled set is, and the proof that every row is accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import registry
+from compiler.cache.objects import library_versions, own_version
+from compiler.sets.mix import Examples, Plan
+from compiler.sets.readme import dataset_card
+from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.units.collect import Compiled
+from schemas.errors import IntegrityError
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides bytes."""
+    return library_versions() | {"finetune-data-compiler": own_version()}
+
+
+def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what identifies the tokenizer, and its control tokens."""
+    return {
+        "digest": tokenizer.digest,
+        "files": sorted(tokenizer.files),
+        "named_tokens": tokenizer.named_tokens,
+        "controls": dict(sorted(tokenizer.controls.items(), key=lambda item: item[1])),
+    }
+
+
+def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, dict[str, int]]:
+    """Return the engines that encoded the units, and how many of their texts were compared with the reference."""
+    found: dict[str, Counter[str]] = {}
+    for one in compiled:
+        for unit in one.loaded:
+            engine = found.setdefault(unit.info["engine"], Counter())
+            engine.update({"units": 1, "texts_compared": unit.info["texts_compared"]})
+    return {name: dict(count) for name, count in sorted(found.items())}
+
+
+def split_entry(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a split's totals and shards."""
+    counts = ("rows", "tokens", "trained_tokens", *(["sequences"] if shards and "sequences" in shards[0] else []))
+    totals = {what: sum(shard[what] for shard in shards) for what in counts}
+    return totals | {"shards": shards}
+
+
+def packing_entry(length: int, splits: dict[str, Any]) -> dict[str, Any]:
+    """Return what was packed into what."""
+    packs, tokens = (sum(split[what] for split in splits.values()) for what in ("rows", "tokens"))
+    return {
+        "length": length,
+        "packs": packs,
+        "sequences": sum(split.get("sequences", 0) for split in splits.values()),
+        "efficiency": tokens / (packs * length),
+    }
+
+
+def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) -> dict[str, Any]:
+    """Return one dataset's part: files, what was drawn, what became of every row."""
+    draw, rejected = plan.draws[number], one.rejected()
+    rows, used = len(draw.position), len(np.unique(draw.position))
+    return {
+        "name": one.dataset.name,
+        "format": one.dataset.format,
+        "clean": one.dataset.clean,
+        "weights": one.dataset.weights,
+        "policy": registry.weights(one.dataset.weights),
+        "sample": one.dataset.sample,
+        "source": one.dataset.source,
+        "files": _files(one),
+        "share": one.request.share,
+        "count": one.request.count,
+        "target": draw.target,
+        "realized": {
+            "rows": rows,
+            "tokens": int(examples.tokens[draw.position].sum()),
+            "trained_tokens": int(examples.trained[draw.position].sum()),
+            "val_rows": int((plan.val & (plan.dataset == number)).sum()),
+        },
+        "rejected": rejected,
+        "duplicates": draw.duplicates,
+        "notes": dict(sorted(one.notes().items())),
+        "balance": {
+            "read": one.counts()["read"],
+            "expanded": one.counts()["expanded"],
+            "repeats": rows - used,
+            "in_shards": rows,
+            "rejected": sum(rejected.values()),
+            "cleaned": one.cleaned(),
+            "sampled_out": len(examples.tokens) - draw.dropped - used,
+            "duplicates": draw.dropped,
+        },
+    }
+
+
+def _files(one: Compiled) -> list[dict[str, Any]]:
+    """Return each file's rows and a digest over the digests of its units."""
+    rows: Counter[str] = Counter()
+    digests: dict[str, Any] = {}
+    for record, loaded in zip(one.records, one.loaded, strict=True):
+        rows[record.file] += loaded.info["counts"].get("read", 0)
+        digests.setdefault(record.file, hashlib.sha256()).update(record.digest.encode())
+    return [{"file": file, "rows": rows[file], "digest": digest.hexdigest()} for file, digest in digests.items()]
+
+
+def total_balance(datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Return the balance over all datasets."""
+    total: Counter[str] = Counter()
+    for entry in datasets:
+        total.update(entry["balance"])
+    return dict(total)
+
+
+def check_balance(manifest: dict[str, Any]) -> None:
+    """Raise unless every row is accounted for, everywhere.
+
+    read + expanded + repeats = in shards + rejected + cleaned + sampled out + duplicates
+    """
+    hint = "This is a bug in the compiler; nothing was published."
+    balances = [(entry["name"], entry["balance"]) for entry in manifest["datasets"]]
+    for name, b in [*balances, ("all datasets", manifest["balance"])]:
+        rows_in = b["read"] + b["expanded"] + b["repeats"]
+        rows_out = b["in_shards"] + b["rejected"] + b["cleaned"] + b["sampled_out"] + b["duplicates"]
+        if rows_in != rows_out:
+            raise IntegrityError(f"balance of {name}", f"{rows_in:,} rows in, {rows_out:,} rows out: {b}", hint)
+    written = sum(
+        shard.get("sequences", shard["rows"]) for split in manifest["splits"].values() for shard in split["shards"]
+    )
+    planned = manifest["balance"]["in_shards"]
+    if written != planned:
+        raise IntegrityError("balance of the shards", f"{planned:,} rows were planned, {written:,} written", hint)
+
+
+def rejects_jsonl(compiled: list[Compiled]) -> bytes:
+    """Return `rejects.jsonl`: one object a line, in the order of datasets, files and rows."""
+    rejects = (reject for one in compiled for reject in one.rejects())
+    return b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
+
+
+def write_files(folder: Path, manifest: dict[str, Any], compiled: list[Compiled], tokenizer: Tokenizer) -> None:
+    """Write what stands beside the shards (rejects, card, tokenizer) and list it with its digest in the manifest."""
+    files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
+    beside = sorted((tokenizer.files | tokenizer.processor_files).items())
+    files |= {f"tokenizer/{name}": data for name, data in beside}
+    for name, data in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

@@ -1,0 +1,311 @@
+"""The plan: which example of which dataset goes where, how often, in which order. Arithmetic on arrays, no files.
+
+1. Exact duplicates are found across all datasets in the order of the mix; the first of each stays a first.
+2. Every dataset gets a number of rows: a count, everything it has, or a share. Shares are filled up to the largest
+   total at which no dataset uses a row more often than allowed.
+3. Rows are drawn in a seeded order; what is drawn n times is drawn evenly (each row q times, some once more).
+4. Rows of one conversation stay on one side of the train/validation split.
+5. One seeded shuffle over everything.
+
+Orders are made by hashing (seed, what, position, repeat), not by a random generator: they are the same on every
+machine, in every numpy, for any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from compiler.datasets.request import Request
+from schemas.errors import IntegrityError, UsageError
+from schemas.order import Ints, hashes, mix64, salt
+
+MOST_ROWS = 200_000_000
+"""A plan is held in memory: about fifty bytes a row. More is a slip, or the work of several sets."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the requests are filled."""
+
+    unit: str = "rows"
+    total: int | None = None
+    max_repeats: int | None = None
+    val_size: float = 0.0
+    dedup: bool = False
+    seed: int = 0
+    shuffle: bool = True
+
+
+@dataclass
+class Examples:
+    """A dataset's compiled rows, in the order of its files. tokens, trained int64[N]; fingerprints S16[N]."""
+
+    tokens: Ints
+    trained: Ints
+    fingerprints: npt.NDArray[np.bytes_]
+    cap: int | None = None
+    """At most so many rows of the source are used (`num_samples`)."""
+    groups: npt.NDArray[np.bytes_] | None = None
+    """S16[N]: rows of one group stay on one side of the split; None = each conversation is its own."""
+
+    def measure(self, unit: str) -> Ints:
+        """Return how much each row counts towards a share, int64[N]."""
+        return {"rows": np.ones_like(self.tokens), "tokens": self.tokens, "trained_tokens": self.trained}[unit]
+
+
+@dataclass
+class Draw:
+    """One dataset's part of the plan. position int64[M] (row among its examples), repeat int64[M]."""
+
+    position: Ints
+    repeat: Ints
+    target: float | None
+    """What the share asked for, in the unit of the mix; None for counts and for everything."""
+    duplicates: int
+    dropped: int
+    """Duplicates that were removed (--dedup exact)."""
+
+
+@dataclass
+class Plan:
+    """The whole plan in final order: dataset, position, repeat int64[M]; val bool[M]."""
+
+    dataset: Ints
+    position: Ints
+    repeat: Ints
+    val: npt.NDArray[np.bool_]
+    draws: list[Draw] = field(default_factory=list)
+
+
+def check_options(requests: Sequence[Request], options: Options) -> None:
+    """Raise for options that would do nothing: they are about shares, and no dataset has one."""
+    if any(request.share is not None for request in requests):
+        return
+    unit = None if options.unit == "rows" else options.unit
+    given = {"--total": options.total, "--max-repeats": options.max_repeats, "--mix-unit": unit}
+    for option, value in given.items():
+        if value is not None:
+            name = requests[0].name if requests else "NAME"
+            raise UsageError(f"{option} {value}", "it is about shares, and no dataset has one", f"--mix {name}:1")
+
+
+def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: Options) -> Plan:
+    """Return the plan for the datasets, in the order of the requests."""
+    duplicate = _duplicates(examples)
+    usable: list[Ints] = []
+    for request, rows, twice in zip(requests, examples, duplicate, strict=True):
+        positions = np.flatnonzero(~twice) if options.dedup else np.arange(len(rows.tokens))
+        usable.append(_capped(request.name, positions, rows.cap, options.seed))
+    amounts = _amounts(requests, examples, usable, options)
+    draws = []
+    for request, rows, positions, twice, (amount, target) in zip(
+        requests, examples, usable, duplicate, amounts, strict=True
+    ):
+        position, repeat = _draw(request, rows, positions, amount, options)
+        draw = Draw(position, repeat, target, int(twice.sum()), int(twice.sum()) if options.dedup else 0)
+        _check_realized(request, rows, draw, options)
+        draws.append(draw)
+    return _order(requests, examples, draws, options)
+
+
+def _duplicates(examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
+    """Return, per dataset, which rows repeat a conversation that came before."""
+    prints = np.concatenate([rows.fingerprints for rows in examples]) if examples else np.empty(0, "S16")
+    _, first = np.unique(prints, return_index=True)
+    twice = np.ones(len(prints), dtype=bool)
+    twice[first] = False
+    return np.split(twice, np.cumsum([len(rows.fingerprints) for rows in examples])[:-1])
+
+
+def _capped(name: str, positions: Ints, cap: int | None, seed: int) -> Ints:
+    if cap is None or cap >= len(positions):
+        return positions
+    return np.sort(positions[np.argsort(hashes(seed, f"cap:{name}", positions), kind="stable")][:cap])
+
+
+def _nothing_of(name: str, rows: Examples) -> UsageError:
+    if not len(rows.tokens):
+        return UsageError(f"--mix {name}", "the dataset has no row that could be used", "See its rejects.")
+    what = f"each of its {len(rows.tokens):,} rows repeats a conversation that came before"
+    return UsageError(f"--mix {name}", what, "Leave the dataset out, or --dedup.")
+
+
+def _amounts(
+    requests: Sequence[Request], examples: Sequence[Examples], usable: Sequence[Ints], options: Options
+) -> list[tuple[float, float | None]]:
+    """Return (how much, what the share asked for) per dataset, in rows for counts and in the unit for shares."""
+    shares = [request.share for request in requests]
+    capacity = [float(rows.measure(options.unit)[at].sum()) for rows, at in zip(examples, usable, strict=True)]
+    for request, rows, at in zip(requests, examples, usable, strict=True):
+        if not len(at) and (request.share is not None or request.count is not None):
+            raise _nothing_of(request.name, rows)
+    with_share = [(i, share) for i, share in enumerate(shares) if share is not None]
+    uses = 1 + (options.max_repeats or 0)
+    total = 0.0
+    if with_share:
+        whole = sum(share for _, share in with_share)
+        if options.total is not None:
+            total = options.total / whole
+        else:
+            total = min(capacity[i] * uses / share for i, share in with_share)
+        _check_repeats(requests, with_share, capacity, total, options)
+    targets = {i: share * total for i, share in with_share}
+    if options.unit == "rows":
+        targets = _whole_rows(targets, options)
+    amounts: list[tuple[float, float | None]] = []
+    for i, (request, at) in enumerate(zip(requests, usable, strict=True)):
+        if i in targets:
+            amounts.append((targets[i], (request.share or 0.0) * total))
+        else:
+            repeated = examples[i].cap or 0
+            amounts.append((request.count or max(len(at), repeated), None))
+    return amounts
+
+
+def _whole_rows(targets: dict[int, float], options: Options) -> dict[int, float]:
+    """Return whole numbers of rows: rounded down, and what --total still lacks given to the largest remainders."""
+    whole = {i: float(np.floor(target + 1e-9)) for i, target in targets.items()}
+    if options.total is not None:
+        missing = int(options.total - sum(whole.values()))
+        for i in sorted(targets, key=lambda i: (whole[i] - targets[i], i))[:missing]:
+            whole[i] += 1
+    return whole
+
+
+def _check_repeats(
+    requests: Sequence[Request],
+    with_share: list[tuple[int, float]],
+    capacity: list[float],
+    total: float,
+    options: Options,
+) -> None:
+    if options.total is None or options.max_repeats is None:
+        return
+    for i, share in with_share:
+        if share * total > capacity[i] * (1 + options.max_repeats) + 1e-6:
+            raise UsageError(
+                f"--total {options.total}",
+                f"{requests[i].name!r} would need {share * total:,.0f} {options.unit}, it has {capacity[i]:,.0f} "
+                f"and may use each row {1 + options.max_repeats} times",
+                "Raise --max-repeats, lower --total, or give it a smaller share.",
+            )
+
+
+def _draw(request: Request, rows: Examples, positions: Ints, amount: float, options: Options) -> tuple[Ints, Ints]:
+    """Return (positions, repeats): whole passes over the rows, then part of one more in seeded order."""
+    unit = options.unit if request.share is not None else "rows"
+    measure = rows.measure(unit)[positions]
+    each = float(measure.sum())
+    passes = int(amount // each) if each else 0
+    if passes * len(positions) > MOST_ROWS:
+        raise UsageError(
+            f"--mix {request.name}", f"it would be {passes * len(positions):,} rows, a set may have {MOST_ROWS:,}",
+            "Lower --total or the number of rows.",
+        )  # fmt: skip
+    rest = amount - passes * each
+    order = np.argsort(hashes(options.seed, f"draw:{request.name}:{passes}", positions), kind="stable")
+    reached = np.cumsum(measure[order])
+    # The cut that comes closest to what is left, so that the error is less than one row.
+    low = int(np.searchsorted(reached, rest, side="right"))
+    before = float(reached[low - 1]) if low else 0.0
+    if low < len(reached) and abs(float(reached[low]) - rest) < abs(before - rest):
+        low += 1
+    extra = np.sort(positions[order[:low]])
+    position = np.concatenate([np.tile(positions, passes), extra])
+    repeat = np.concatenate([np.repeat(np.arange(passes), len(positions)), np.full(len(extra), passes)])
+    return position.astype(np.int64), repeat.astype(np.int64)
+
+
+def _check_realized(request: Request, rows: Examples, draw: Draw, options: Options) -> None:
+    """Raise if a dataset misses its share by a row or more (of tokens: by its longest row or more)."""
+    if draw.target is None or not len(draw.position):
+        return
+    measure = rows.measure(options.unit)
+    got = float(measure[draw.position].sum())
+    if abs(got - draw.target) > float(measure.max()):
+        raise IntegrityError(
+            f"--mix {request.name}",
+            f"{draw.target:,.1f} {options.unit} were asked for, {got:,.0f} were drawn",
+        )
+
+
+def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: Options) -> Plan:
+    dataset = np.repeat(np.arange(len(draws)), [len(draw.position) for draw in draws])
+    position = np.concatenate([draw.position for draw in draws])
+    repeat = np.concatenate([draw.repeat for draw in draws])
+    if not len(dataset):
+        raise UsageError("compile", "there is no row to write", "Every row was rejected; see the rejects.")
+    prints = np.concatenate([rows.fingerprints[d.position] for rows, d in zip(examples, draws, strict=True)])
+    groups = [rows.fingerprints if rows.groups is None else rows.groups for rows in examples]
+    joined = np.concatenate([rows[d.position] for rows, d in zip(groups, draws, strict=True)])
+    val = _split(_kept_together(prints, joined), options)
+    if options.shuffle:
+        # Hashed with the dataset's name: adding a dataset does not reorder the others among themselves.
+        keys = np.concatenate(
+            [
+                hashes(options.seed, f"shuffle:{request.name}", draw.position, draw.repeat)
+                for request, draw in zip(requests, draws, strict=True)
+            ]
+        )
+        order = np.argsort(keys, kind="stable")
+        dataset, position, repeat, val = dataset[order], position[order], repeat[order], val[order]
+    return Plan(dataset, position, repeat, val, draws)
+
+
+def _kept_together(prints: npt.NDArray[np.bytes_], groups: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bytes_]:
+    """Return S16[M]: equal for rows that share a conversation or a group, directly or through others.
+
+    Every row takes the smallest print among the rows it shares one with, until nothing changes.
+    """
+    if np.array_equal(prints, groups):
+        return prints
+    keys = [np.unique(column, return_inverse=True)[1] for column in (prints, groups)]
+    _, label = np.unique(prints, return_inverse=True)
+    while True:
+        before = label
+        for key in keys:
+            smallest = np.full(int(key.max()) + 1, len(label))
+            np.minimum.at(smallest, key, label)
+            label = smallest[key]
+        if np.array_equal(before, label):
+            return np.unique(prints)[label]
+
+
+def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.bool_]:
+    """Return which rows are for validation: whole conversations, in seeded order, up to --val-size rows."""
+    size = options.val_size
+    if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
+        raise UsageError(
+            f"--val-size {size:g}", "expected a fraction below 1, or a whole number of rows", "--val-size 0.05"
+        )
+    wanted = round(size * len(prints)) if size < 1 else int(size)
+    val = np.zeros(len(prints), dtype=bool)
+    if not size:
+        return val
+    if not 0 < wanted < len(prints):
+        raise UsageError(
+            f"--val-size {size:g}",
+            f"it asks for {wanted:,} of {len(prints):,} rows, expected at least 1 and not all",
+            "Give a number of rows, or compile more rows.",
+        )
+    groups, member, sizes = np.unique(prints, return_inverse=True, return_counts=True)
+    keys = np.frombuffer(groups.astype("S16").tobytes(), dtype="<u8").reshape(-1, 2)[:, 0]
+    order = np.argsort(mix64(keys ^ salt(options.seed, "val")), kind="stable")
+    chosen = np.zeros(len(groups), dtype=bool)
+    left = wanted
+    for group in order.tolist():
+        if sizes[group] <= left:
+            chosen[group], left = True, left - sizes[group]
+            if not left:
+                break
+    val = chosen[member]
+    if not val.any() or val.all():
+        raise UsageError(
+            f"--val-size {size:g}", "no whole conversations (or trajectories) add up to that",
+            "Each has too many rows or repeats; ask for more rows.",
+        )  # fmt: skip
+    return val

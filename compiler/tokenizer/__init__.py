@@ -1,0 +1,1 @@
+"""A tokenizer's files as the compiler uses them, and the encoders that turn text into ids."""

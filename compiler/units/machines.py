@@ -1,0 +1,129 @@
+"""Units compiled on other machines: what must be the same there, checked before anything is compiled.
+
+Sources, tokenizer and cache are reached by path, so every machine must see them at the same place; and an object's
+name holds only if the code and libraries that make it are the ones that named it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+from compiler.cache import objects
+from compiler.tokenizer.encoders import REFERENCE, version_of
+from compiler.units.task import Task, object_key
+from schemas.errors import InputError, IntegrityError
+from schemas.stores import path_of
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a run needs of a machine. Picklable, of plain values: another version of this code can read it."""
+
+    code: str
+    """The digest of the compiler's source."""
+    libraries: tuple[tuple[str, str], ...]
+    """(name, version) of each library that decides bytes, and of the engine that encodes."""
+    cache: str
+    mark: str
+    """The name of a record in the cache: where it can be read, the folder is the same one."""
+    paths: tuple[str, ...] = ()
+    """What must be there besides."""
+
+
+def terms_of(cache: str, mark: str, engine: str, paths: tuple[str, ...] = ()) -> Terms:
+    """Return the terms of a run that is started here."""
+    libraries = dict(objects.library_versions())
+    if engine != REFERENCE:
+        libraries[engine] = version_of(engine)
+    return Terms(objects.code_digest(), tuple(sorted(libraries.items())), cache, mark, paths)
+
+
+@contextmanager
+def marked(cache: Path) -> Iterator[str]:
+    """Give a mark that is in the cache meanwhile."""
+    mark = objects.key_of("mark", uuid.uuid4().hex)
+    objects.store_record(cache, mark, {"host": socket.gethostname()})
+    try:
+        yield mark
+    finally:
+        objects.remove(cache, mark)
+
+
+@lru_cache(maxsize=1)
+def check(terms: Terms) -> None:
+    """Raise unless this machine is as the run needs it; looked at once in each process."""
+    check_code(socket.gethostname(), terms.code, dict(terms.libraries))
+    for path in terms.paths:
+        if not path_of(path).exists():
+            raise InputError(
+                f"{path} (on {socket.gethostname()})",
+                "it is not there on this machine",
+                "Sources and tokenizer must be at the same path on every machine: put them on a shared file system.",
+            )
+    check_cache(terms.cache, terms.mark)
+
+
+def check_code(where: str, code: str, libraries: dict[str, str]) -> None:
+    """Raise unless code and libraries here are those of the run: others would make other objects of the same name."""
+    theirs = {"the compiler's source": code[:12]} | libraries
+    ours = {"the compiler's source": objects.code_digest()[:12]} | {name: _version(name) for name in libraries}
+    differ = [name for name, version in theirs.items() if ours[name] != version]
+    if differ:
+        wanted = ", ".join(f"{name} {theirs[name]}" for name in differ)
+        found = ", ".join(ours[name] for name in differ)
+        raise IntegrityError(
+            where,
+            f"expected {wanted}, found {found}",
+            "Install the same version of everything on every machine; a plan can be made again.",
+        )
+
+
+def check_cache(cache: str, mark: str) -> None:
+    """Raise unless the cache is the folder that the run was started with, and can be written from here."""
+    where = f"{cache} (on {socket.gethostname()})"
+    if not Path(cache).is_dir():
+        found = "there is no such folder"
+    elif objects.load_record(Path(cache), mark) is None:
+        found = "this folder is another one"
+    else:
+        probe = objects.key_of("probe", socket.gethostname(), os.getpid())
+        objects.store_record(Path(cache), probe, {})
+        objects.remove(Path(cache), probe)
+        return
+    raise InputError(
+        where,
+        f"expected the cache of the run, {found}",
+        "Every machine must see the cache at the same path: --cache DIR on a shared file system.",
+    )
+
+
+def check_name(task: Task) -> None:
+    """Raise unless the unit's object would have the same name if it were planned here."""
+    if object_key(task.unit, task.layout, task.settings) != task.key:
+        raise IntegrityError(
+            socket.gethostname(),
+            "a unit's object has another name here: the weights policies or other data of the package differ",
+            "Install the same version of everything on every machine.",
+        )
+
+
+def portable(task: Task) -> Task:
+    """Return the task with paths that do not depend on the current folder."""
+    source = path_of(task.unit.path)
+    unit = replace(task.unit, path=str(source.absolute() if isinstance(source, Path) else source))
+    return replace(task, unit=unit, cache=str(Path(task.cache).absolute()))
+
+
+def _version(name: str) -> str:
+    try:
+        return version_of(name)
+    except PackageNotFoundError:
+        return "none"

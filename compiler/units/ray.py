@@ -1,0 +1,246 @@
+"""Units on a Ray cluster: the same `run_unit` as core tasks, one CPU each.
+
+A task carries where its unit is (and the bytes of a unit that cannot be read by range, which go through Ray's object
+store); the object goes straight into the cache, which every node sees, and only what came of it comes back.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from compiler.units.local import Done
+from compiler.units.machines import Terms, check, check_name, marked, portable, terms_of
+from compiler.units.task import Outcome, Task
+from compiler.units.unit import run_unit
+from schemas.errors import InputError, Problem, UsageError
+
+TRIES = 4
+"""How often a unit is started before it is given up, where workers or nodes are lost while they compile it."""
+STARTING = 60.0
+"""Seconds that a node has to start its first worker."""
+PATIENCE = 10.0
+"""Seconds without a result after which the cluster is looked at."""
+CONNECTING = 10.0
+"""Seconds that the cluster's address has to answer."""
+STOPPING = 10.0
+"""Seconds that units which are being compiled have to stop."""
+
+
+def run(tasks: Iterable[Task], workers: int, done: Done, *, address: str, say: Callable[[str], None]) -> str:
+    """Run the tasks, calling `done` for each as it ends. Return "", or what `done` said, which ends the run.
+
+    At most `workers` tasks are in flight; 0 = twice the CPUs of the cluster, so that none of them waits for this
+    process. `address` "" means $RAY_ADDRESS, or else a cluster on this machine for the time of the run.
+    """
+    iterator = map(portable, tasks)
+    first = next(iterator, None)
+    if first is None:
+        return ""
+    with marked(Path(first.cache)) as mark, _connected(address, workers) as ray:
+        terms = terms_of(first.cache, mark, first.engine, (first.settings.tokenizer, first.unit.path))
+        _check_nodes(ray, terms)
+        flight = _Flight(ray, terms, done, say)
+        try:
+            return flight.run(chain([first], iterator), workers or 2 * int(ray.cluster_resources()["CPU"]))
+        finally:
+            flight.stop()
+
+
+@contextmanager
+def _connected(address: str, workers: int) -> Iterator[Any]:
+    """Give Ray, connected. What it would print meanwhile is in its own logs; our stdout is for results."""
+    try:
+        import ray
+    except ImportError:
+        how = "pip install 'finetune-data-compiler[ray]'"
+        raise UsageError("--engine ray", "Ray is not installed", how) from None
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    where = f"--ray-address {address}" if address else "--engine ray"
+    _check_address(where, address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own = {"address": "local", "num_cpus": workers or None, "include_dashboard": False}
+    with redirect_stdout(io.StringIO()):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **({"address": address} if address else own))
+        except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
+            raise _unreachable(where, str(error).splitlines()[0]) from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _check_address(where: str, address: str) -> None:
+    """Raise for an address at which nobody listens, for which Ray itself would wait a quarter of an hour."""
+    if "://" in address:
+        what = "expected HOST:PORT or auto; Ray's client protocol is for machines outside of the cluster"
+        raise UsageError(where, what, "Run this on a machine of the cluster.")
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECTING).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(where, str(error)) from error
+
+
+def _unreachable(where: str, why: str) -> InputError:
+    how = "Start it with `ray start --head`, which says its HOST:PORT; Python and Ray must be the same everywhere."
+    return InputError(where, f"no Ray cluster could be reached: {why}", how)
+
+
+def _nodes(ray: Any) -> dict[str, str]:
+    """Return the names of the nodes that can run tasks, by their ids."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return {node["NodeID"]: node["NodeName"] for node in alive}
+
+
+def _check_nodes(ray: Any, terms: Terms) -> None:
+    """Raise unless every node that can run tasks is as the run needs it. Nodes that join later check themselves."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    names = _nodes(ray)
+    if not names:
+        raise InputError("--engine ray", "no node of the cluster has a CPU for tasks", "Add a node: ray start.")
+    probe = ray.remote(_look)
+    asked = {
+        probe.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+        ).remote(terms): name
+        for node, name in names.items()
+    }
+    for ref, name in asked.items():
+        try:
+            _get(ray, ref, timeout=STARTING)
+        except _lost(ray):
+            continue  # a node that is gone compiles nothing
+        except ray.exceptions.GetTimeoutError:
+            raise InputError(
+                f"node {name}", f"started no worker in {STARTING:.0f} seconds", "See its Ray logs."
+            ) from None
+        except ray.exceptions.RayTaskError as error:
+            what = f"the compiler does not run there: {error.cause!r}"
+            how = "Install the same version of everything on every machine."
+            raise InputError(f"node {name}", what, how) from error
+
+
+def _get(ray: Any, ref: Any, timeout: float | None = None) -> Any:
+    """Return what a task returned; what it raised for the user is raised as it was there."""
+    try:
+        return ray.get(ref, timeout=timeout)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, Problem | OSError):
+            raise error.cause from None
+        raise
+    except (*_lost(ray), ray.exceptions.GetTimeoutError):
+        raise
+    except ray.exceptions.RayError as error:
+        what = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise InputError("--engine ray", what, "See Ray's logs; what was compiled is kept.") from error
+
+
+def _lost(ray: Any) -> tuple[type[Exception], ...]:
+    """Return the errors that are nobody's fault: the worker or its node is gone, or what it answered is."""
+    of = ray.exceptions
+    return (of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError, of.ObjectLostError, of.TaskUnschedulableError)
+
+
+def _look(terms: Terms) -> None:
+    """Look at a node, in a worker of it."""
+    check(terms)
+
+
+def _compile(task: Task, terms: Terms) -> Outcome:
+    """Compile a unit in a worker of the cluster."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one engine thread per process: the workers are the parallelism
+    check(terms)
+    check_name(task)
+    try:
+        return run_unit(task)
+    except Problem as problem:
+        where = f"{problem.where} (on {socket.gethostname()})"
+        raise type(problem)(where, problem.what, problem.hint) from problem
+
+
+class _Flight:
+    """The tasks that were given to Ray and have not come back.
+
+    A task whose worker is lost is given to Ray again by us, not by Ray: it would do so without a word, and without
+    end where the memory of a node is not enough.
+    """
+
+    def __init__(self, ray: Any, terms: Terms, done: Done, say: Callable[[str], None]) -> None:
+        self.ray, self.terms, self.done, self.say = ray, terms, done, say
+        self.compile = ray.remote(_compile).options(num_cpus=1, max_retries=0)
+        self.flying: dict[Any, tuple[Task, int]] = {}
+        self.nodes = set(_nodes(ray))
+
+    def run(self, tasks: Iterable[Task], limit: int) -> str:
+        for task in tasks:
+            self._submit(task, 1)
+            while len(self.flying) >= limit:
+                if trouble := self._collect():
+                    return trouble
+        while self.flying:
+            if trouble := self._collect():
+                return trouble
+        return ""
+
+    def stop(self) -> None:
+        """Take back what has not come back, and wait until nothing of it is written any more."""
+        for ref in self.flying:
+            self.ray.cancel(ref)
+        if self.flying:
+            self.ray.wait(list(self.flying), num_returns=len(self.flying), timeout=STOPPING)
+
+    def _submit(self, task: Task, tries: int) -> None:
+        self.flying[self.compile.remote(task, self.terms)] = task, tries
+
+    def _collect(self) -> str:
+        """Wait for a task, and take whatever has come back by then."""
+        refs = list(self.flying)
+        if not self.ray.wait(refs, timeout=PATIENCE)[0]:
+            self._look_for_lost_nodes()
+            return ""
+        for ref in self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
+            task, tries = self.flying.pop(ref)
+            try:
+                outcome = _get(self.ray, ref)
+            except _lost(self.ray) as error:
+                self._again(task, tries, type(error).__name__)
+                continue
+            if trouble := self.done(task, outcome):
+                return trouble
+        return ""
+
+    def _look_for_lost_nodes(self) -> None:
+        """Do again what may have been on a node that is gone: one that falls silent answers nothing for minutes.
+
+        A unit that is compiled twice for that is the same object twice.
+        """
+        before, self.nodes = self.nodes, set(_nodes(self.ray))
+        if not self.nodes:
+            raise InputError("--engine ray", "no node of the cluster has a CPU any more", "Add nodes, and run again.")
+        if before - self.nodes:
+            given = list(self.flying.values())
+            self.flying.clear()
+            for task, tries in given:
+                self._again(task, tries, "its node is gone")
+
+    def _again(self, task: Task, tries: int, why: str) -> None:
+        where = f"{task.unit.path} at {task.unit.offset}"
+        if tries == TRIES:
+            raise InputError(
+                where, f"every worker that compiled this unit was lost, the last of {TRIES} with {why}",
+                "Most often that is memory: fewer --workers, or nodes with more of it. What was compiled is kept.",
+            )  # fmt: skip
+        self.say(f"{where}: the worker was lost ({why}); the unit is compiled again")
+        self._submit(task, tries + 1)

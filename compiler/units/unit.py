@@ -1,0 +1,263 @@
+"""One unit compiled: rows -> conversations -> runs of text -> columns -> one object in the cache.
+
+`run_unit` is pure: its object depends on the task alone, not on the worker, the engine or what ran before. It is what
+every engine calls.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import registry
+from compiler.cache import objects
+from compiler.conversation import Conversation, Kind
+from compiler.encode import length
+from compiler.encode.columns import Example, columns_of, within
+from compiler.encode.runs import Runs, Who
+from compiler.encode.sequences import Sequences
+from compiler.encode.tokens import Encoded, encode_runs
+from compiler.encode.weigh import Policy
+from compiler.read import Row, read
+from compiler.rows.lift import Preparer
+from compiler.templates.load import Template, load_template
+from compiler.templates.program import SkeletonMismatch
+from compiler.tokenizer.encoders import version_of
+from compiler.tokenizer.tokenizer import Sample, Tokenizer, Tried
+from compiler.units.task import Outcome, Settings, Task
+from schemas.arrow import OBJECT
+from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
+
+BATCH = 512
+"""Rows encoded in one call: enough for the tokenizer, small enough to bound memory."""
+
+
+@lru_cache(maxsize=2)
+def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
+    """Return the tokenizer and template of the settings, loaded once in each process."""
+    tokenizer = Tokenizer.load(Path(settings.tokenizer))
+    template = load_template(
+        settings.template,
+        tokenizer,
+        special_text=settings.special_text,
+        skeletons=settings.skeletons,
+        documents=settings.documents,
+    )
+    if (tokenizer.digest, template.digest) != (settings.tokenizer_digest, settings.template_digest):
+        raise IntegrityError(
+            settings.tokenizer, "the tokenizer or its chat template is not the one that the run was planned with",
+            "It was changed meanwhile, or this machine has another one there; run again with one for all.",
+        )  # fmt: skip
+    return tokenizer, template
+
+
+def warm_up(settings: Settings) -> None:
+    """Load what units with these settings will need, in the process that will compile them.
+
+    What is wrong with it is for the first unit to say.
+    """
+    with suppress(Problem):
+        tokenizer, _ = _tools(settings)
+        tokenizer.load_fast()
+
+
+def tried(settings: Settings) -> Tried:
+    """Return what the fast engine gives for awkward texts in this process."""
+    return _tools(settings)[0].tried()
+
+
+def run_unit(task: Task) -> Outcome:
+    """Compile the unit into the cache, unless the outcome says why that must be done in another way."""
+    compiler = _UnitCompiler(task)
+    try:
+        with _without_collections():
+            compiler.run()
+    except SkeletonMismatch:
+        return Outcome("a skeleton did not reproduce the chat template's rendering")
+    samples = compiler.samples()
+    objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
+    return Outcome(samples=samples, rows=compiler.counts["read"], rejected=len(compiler.rejects))
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Look for no cyclic garbage meanwhile; rows make little of it, and looking takes a fifth of their time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A conversation on its way to an example: its sequences' runs."""
+
+    row: Row
+    part: int
+    conversation: Conversation
+    sides: list[Runs]
+
+
+class _UnitCompiler:
+    """The state of compiling one unit: columns so far, rejects, counts.
+
+    Counts are of examples: a row that makes several counts once as read and the rest as "expanded".
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.settings, self.layout = task, task.settings, task.layout
+        self.tokenizer, self.template = _tools(self.settings)
+        rendering = self.template.program.rendering
+        self.preparer = Preparer(
+            self.layout,
+            self.settings.repairs,
+            self.settings.strict,
+            self.settings.dialect,
+            rendering.vision,
+            rendering.no_vision,
+        )
+        self.rejects: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+        self.notes = self.preparer.notes
+        policy = Policy.from_card(registry.weights(self.layout.weights))
+        self.sequences = Sequences(self.settings, self.tokenizer, self.template, policy, self.notes)
+        self.batches: list[pa.RecordBatch] = []
+        self.whos: dict[Who, int] = {}
+
+    def run(self) -> None:
+        pending: list[tuple[Row, Conversation | Reject]] = []
+        for row in read(self.task.unit):
+            self.counts["read"] += 1
+            pending += [(row, one) for one in self._conversations(row)]
+            if len(pending) >= BATCH:
+                self._encode(pending)
+                pending = []
+        if pending:
+            self._encode(pending)
+
+    def _conversations(self, row: Row) -> list[Conversation | Reject]:
+        """Return what the row makes; at least one conversation or reject."""
+        if row.reject is not None:
+            return [row.reject]
+        found = self.preparer.conversations(row.value)
+        self.counts["expanded"] += len(found) - 1
+        return found
+
+    def _encode(self, rows: list[tuple[Row, Conversation | Reject]]) -> None:
+        ready: list[_Pending] = []
+        before, part = None, 0
+        for row, conversation in rows:
+            part = part if row is before else 0
+            before = row
+            if isinstance(conversation, Reject):
+                self._reject(row, conversation)
+                part += 1
+                continue
+            try:
+                self.sequences.look_for_controls(conversation)
+                made = self.sequences.of(conversation)
+                self.counts["expanded"] += len(made) - 1
+                ready += [_Pending(row, part + n, one, sides) for n, (one, sides) in enumerate(made)]
+                part += len(made)
+            except RowError as error:
+                self._reject(row, error.reject)
+                part += 1
+        encoded = iter(self._encoded([side for one in ready for side in one.sides]))
+        kept: list[Example] = []
+        for one in ready:
+            sides = [next(encoded) for _ in one.sides]
+            try:
+                kept += self._examples(one, sides)
+            except RowError as error:
+                self._reject(one.row, error.reject)
+        if kept:
+            self.batches.append(columns_of(kept, self.task.unit, self.whos))
+
+    # -- length --
+
+    def _examples(self, one: _Pending, sides: list[Encoded]) -> list[Example]:
+        """Return the example at its final length: several only where a document is longer than --max-length."""
+        conversation, found, note = self._fitted(one.conversation, sides)
+        if not all(side.weights.any() for sides in found for side in sides):  # a weight is never negative
+            raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
+        if any(other and np.array_equal(first.ids, other[0].ids) for first, *other in found):
+            raise RowError(Reason.NOTHING_TRAINED, "both replies are the same, so there is nothing to prefer")
+        self.counts["expanded"] += len(found) - 1
+        self.notes.update([note] if note else [])
+        self.notes.update(f"repair:{name}" for name in conversation.repairs)
+        return [
+            Example(one.row, one.part + n, conversation, first, rejected=other[0] if other else None, piece=n)
+            for n, (first, *other) in enumerate(found)
+        ]
+
+    def _fitted(
+        self, conversation: Conversation, sides: list[Encoded]
+    ) -> tuple[Conversation, list[list[Encoded]], str]:
+        """Return the conversation, the sequences of each example made of it, and what happened to its length."""
+        limit, policy = self.settings.max_length, self.settings.overlength
+        document = self.layout.kind == Kind.PRETRAIN
+        if document and policy in ("turns", "last-turns"):
+            parts = length.pieces(sides[0], limit or len(sides[0].ids))
+            return conversation, [[part] for part in parts], "document_pieces" if len(parts) > 1 else ""
+        note = ""
+        if limit is not None and length.longest(sides) > limit:
+            conversation, sides = length.fit(conversation, sides, limit, policy, self._again)
+            note = "cut" if policy == "cut" else "shortened"
+        if document:
+            sides = length.pieces(sides[0], len(sides[0].ids))
+        return conversation, [sides], note
+
+    def _again(self, shorter: Conversation) -> list[Encoded]:
+        return self._encoded(self.sequences.sides(shorter))
+
+    def _encoded(self, sides: list[Runs]) -> list[Encoded]:
+        return encode_runs(sides, self.tokenizer, self.task.engine)
+
+    # -- what is left --
+
+    def _reject(self, row: Row, reject: Reject) -> None:
+        self.counts[f"rejected:{reject.reason}"] += 1
+        try:
+            raw = {"raw": row.raw.decode()}
+        except UnicodeDecodeError:
+            raw = {"raw_hex": row.raw.hex()}
+        self.rejects.append(
+            {
+                "index": row.index,
+                "offset": within(row.offset, self.task.unit),
+                "length": row.length,
+                "pointer": reject.pointer,
+                "reason": str(reject.reason),
+                "message": reject.message,
+                **raw,
+            }
+        )
+
+    def samples(self) -> list[Sample]:
+        """Return the texts to be compared, and forget them."""
+        found, self.tokenizer.samples = self.tokenizer.samples, []
+        return found
+
+    def table(self) -> pa.Table:
+        """Return the compiled rows."""
+        return pa.Table.from_batches(self.batches, OBJECT)
+
+    def info(self, compared: int) -> dict[str, Any]:
+        """Return counts, rejects and what encoded, as the object's record keeps them."""
+        self.rejects.sort(key=lambda reject: reject["index"])
+        found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
+        found |= {"dataset": self.task.dataset, "whos": list(self.whos)}
+        found |= {"files": dict(sorted(self.preparer.files.items()))}
+        return found | {"engine": f"{self.task.engine} {version_of(self.task.engine)}", "texts_compared": compared}

@@ -1,0 +1,114 @@
+"""`cli train`: parse, call, print; what it needs is imported when it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from schemas.errors import EXIT_CODES, Problem, UsageError
+
+
+def _need_libraries() -> None:
+    """Raise where the [train] extra is not installed."""
+    wanted = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml", "matplotlib")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError("train", f"not installed: {', '.join(missing)}", "pip install 'finetune-data-compiler[train]'")
+
+
+def _quiet() -> None:
+    """Keep what libraries say about their own future, and their progress bars, out of the run's lines."""
+    import logging
+    import warnings
+
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    said: Any = transformers.utils.logging  # untyped
+    said.disable_progress_bar()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("out")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--model", metavar="DIR", help="The model's folder, where CONFIG names none; --set model_name_or_path=DIR."
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Use another value for a key (in the names of cli train's own files); null unsets it. May be given again.",
+)  # fmt: skip
+@click.option("--resume", metavar="yes|N", help="Go on from the last complete checkpoint, or from checkpoint-N.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and load no weights.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary (or the dry run) as JSON.")
+def train(
+    out: str,
+    config: Path,
+    model: str | None,
+    overrides: tuple[str, ...],
+    resume: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Fine-tune a model on the set OUT as CONFIG says.
+
+    CONFIG is YAML with transformers' names (docs/train.md), or a file of CogAgent, ChatGLM3 or LLaMA-Factory as it is.
+    Runs alone on one device, or under torchrun or deepspeed on several.
+
+    \b
+    Examples:
+      cli train shards lora.yaml
+      cli train shards lora.yaml --dry-run
+      cli train shards lora.yaml --resume yes
+      cli train shards lora.yaml --model ./Qwen2.5-7B-Instruct --set learning_rate=1e-4 --set max_steps=100
+      torchrun --nproc_per_node 2 -m cli train shards lora.yaml
+    """
+    _need_libraries()
+    from trainer import device
+    from trainer.config import config as configs
+
+    given = [*([f"model_name_or_path={json.dumps(model)}"] if model else []), *overrides]
+    try:
+        loaded = configs.load(config, given)
+        summary = _train(out, loaded, resume, dry_run, as_json)
+    except Problem as problem:
+        if not device.first_to_say(str(problem)):
+            sys.exit(problem.exit_code)
+        raise
+    if summary is not None:
+        click.echo(json.dumps(summary, ensure_ascii=False) if as_json else _sentence(summary))
+
+
+def _sentence(summary: dict[str, Any]) -> str:
+    if not summary["trained"]:
+        return f"nothing left to do: {summary['checkpoint']} is the end of this run"
+    return f"{summary['trained']:,} steps, {summary['tokens']:,} tokens in all: {summary['checkpoint']}"
+
+
+def _train(out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bool) -> dict[str, Any] | None:
+    from trainer import device
+    from trainer.run import plan, report
+
+    found = device.find(use_cpu=loaded.config.use_cpu)
+    decided = plan.make(out, loaded, resume, found)
+    if dry_run:
+        click.echo(json.dumps(report.facts(decided), ensure_ascii=False) if as_json else report.text(decided))
+        return None
+    if found.rank == 0:
+        for line in (*decided.remarks, *report.lints(decided)):
+            click.echo(f"note: {line}", err=True)
+    from trainer.train import train as run
+
+    _quiet()
+    with device.process_group(found, loaded.config.ddp_timeout):
+        summary = run(decided)
+    return summary if found.rank == 0 else None
+
+
+"""What cli.py adds to its own."""

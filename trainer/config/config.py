@@ -1,0 +1,230 @@
+"""The configuration of a run: our own YAML or another tool's file, command-line overrides on top, checked as one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError
+
+from schemas import check_config, schema
+from schemas.errors import UsageError, nearest
+from trainer.config import dialects, yaml
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA, in PEFT's names."""
+
+    r: int = 8
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = "all"
+    modules_to_save: list[str] = field(default_factory=list)
+    use_rslora: bool = False
+    use_dora: bool = False
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """P-Tuning v2, in PEFT's names."""
+
+    num_virtual_tokens: int = 128
+    prefix_projection: bool = False
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What the set must be; None = anything."""
+
+    datasets: list[str] | None = None
+    template: str | None = None
+    max_length: int | None = None
+    max_samples: int | None = None
+    val_size: float | None = None
+    packing: bool | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's configuration; schemas/train_config.schema.json says what each key means and has the same defaults."""
+
+    model_name_or_path: str
+    output_dir: str
+    model_revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    quantization_bit: int | None = None
+    overwrite_output_dir: bool = False
+    media_dir: str | None = None
+    objective: str | None = None
+    beta: float = 0.1
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    tuning: str = "lora"
+    lora: Lora = field(default_factory=Lora)
+    prefix: Prefix = field(default_factory=Prefix)
+    freeze_vision: bool = False
+    freeze: list[str] = field(default_factory=list)
+    trainable: list[str] = field(default_factory=list)
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    warmup_ratio: float = 0.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    bf16: bool | str = "auto"
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+    zero_stage: int = 2
+    deepspeed: str | dict[str, Any] | None = None
+    use_cpu: bool = False
+    ddp_timeout: int = 1800
+    seed: int = 42
+    group_by_length: bool = True
+    dataloader_num_workers: int = 2
+    logging_steps: int = 10
+    report_to: list[str] = field(default_factory=list)
+    run_name: str | None = None
+    plot_loss: bool = True
+    save_strategy: str = "steps"
+    save_steps: int = 500
+    save_total_limit: int | None = None
+    eval_strategy: str = "no"
+    eval_steps: int | None = None
+    per_device_eval_batch_size: int | None = None
+    predict_with_generate: bool = False
+    generation_max_new_tokens: int = 512
+    expect: Expect = field(default_factory=Expect)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the configuration as JSON values, all defaults filled in."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration with where it is from and what must be said about it."""
+
+    config: Config
+    where: str
+    dialect: str
+    remarks: tuple[str, ...]
+    """One line for each key that has no effect here, with the reason."""
+
+
+Idle = tuple[str, Callable[[Config], bool], str]
+_IDLE: Sequence[Idle] = (
+    ("lora", lambda c: c.tuning != "lora", "tuning is not lora"),
+    ("prefix", lambda c: c.tuning != "prefix", "tuning is not prefix"),
+    ("freeze", lambda c: c.tuning != "full", "the base is frozen whole unless tuning is full"),
+    ("trainable", lambda c: c.tuning != "full", "the base is frozen whole unless tuning is full"),
+    ("zero_stage", lambda c: c.deepspeed is not None, "the deepspeed configuration has the stage"),
+    ("save_steps", lambda c: c.save_strategy != "steps", "save_strategy is not steps"),
+    ("eval_steps", lambda c: c.eval_strategy != "steps", "eval_strategy is not steps"),
+    ("per_device_eval_batch_size", lambda c: c.eval_strategy == "no", "nothing is evaluated: eval_strategy is no"),
+    ("predict_with_generate", lambda c: c.eval_strategy == "no", "nothing is evaluated: eval_strategy is no"),
+    ("generation_max_new_tokens", lambda c: not c.predict_with_generate, "predict_with_generate is false"),
+    ("run_name", lambda c: not {"wandb", "swanlab"} & set(c.report_to), "report_to has neither wandb nor swanlab"),
+    ("warmup_ratio", lambda c: c.warmup_steps > 0, "warmup_steps says how long"),
+    ("num_train_epochs", lambda c: c.max_steps > 0, "max_steps says how long"),
+    ("model_revision", lambda c: Path(c.model_name_or_path).is_dir(), "the model is a folder"),
+)
+"""(key, when it would do nothing, why): such a key is refused in our own file, and remarked in another tool's."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Return the configuration in a YAML file, with `KEY=VALUE` overrides (our names, YAML values; null = unset)."""
+    raw = yaml.read(path)
+    dialect, given, defaults, remarks = dialects.translate(raw, str(path))
+    values = dict(given)
+    for key, value in defaults.items():
+        first, _, inner = key.partition(".")
+        if key not in given and inner not in (given.get(first) or {}):
+            dialects.put(values, key, value)
+    overridden = {_override(values, override) for override in overrides}
+    asked = (set(given) | overridden) & set(values)
+    if "model_name_or_path" not in values:
+        raise UsageError(str(path), "no model is named", "Add --model DIR, or model_name_or_path: DIR to the file.")
+    check_config(values, "train_config", str(path))
+    config = _build(values)
+    _check_together(config, str(path))
+    idle = [(key, why) for key, when, why in _IDLE if key in asked and _is_set(config, key) and when(config)]
+    for key, why in idle:  # what an override has made idle is no mistake
+        if key in overridden or (dialect == dialects.OWN and not overridden):
+            raise UsageError(f"{path}#/{key}", f"it would have no effect: {why}", "Leave it out.")
+    return Loaded(config, str(path), dialect, (*remarks, *(f"{key} has no effect: {why}" for key, why in idle)))
+
+
+def _is_set(config: Config, key: str) -> bool:
+    """Return whether a key's value asks for something."""
+    return getattr(config, key) not in (None, False, [])
+
+
+def _override(values: dict[str, Any], override: str) -> str:
+    """Put `KEY=VALUE` into the values and return the top-level key."""
+    key, sign, text = override.partition("=")
+    if not sign:
+        raise UsageError(f"--set {override}", "expected KEY=VALUE", "--set learning_rate=1e-4")
+    known = schema("train_config")["properties"]
+    first, _, inner = key.partition(".")
+    inside = known.get(first, {}).get("properties", {})
+    if first not in known or (inner and inner not in inside):
+        names = [*known, *(f"{name}.{key}" for name, entry in known.items() for key in entry.get("properties", ()))]
+        raise UsageError(f"--set {key}", "no such key", nearest(key, names))
+    try:
+        dialects.put(values, key, yaml.parse(text))
+    except YAMLError as error:
+        raise UsageError(f"--set {override}", f"not a YAML value: {error}", "--set learning_rate=1e-4") from error
+    return first
+
+
+def _build(given: dict[str, Any]) -> Config:
+    values = {**given}
+    for name, kind in (("lora", Lora), ("prefix", Prefix), ("expect", Expect)):
+        values[name] = kind(**values.get(name, {}))
+    if values["lora"].lora_alpha is None:
+        values["lora"] = dataclasses.replace(values["lora"], lora_alpha=2 * values["lora"].r)
+    return Config(**values)
+
+
+def _check_together(c: Config, where: str) -> None:
+    """Raise for settings that contradict each other; what only the model or the set can tell is checked with them."""
+    refused: list[tuple[bool, str, str, str]] = [
+        (c.bf16 is True and c.fp16, "bf16", "bf16 and fp16 cannot both be true", "Choose one."),
+        (
+            c.tuning == "prefix" and c.gradient_checkpointing, "gradient_checkpointing",
+            "prefix tuning gives every layer its keys and values, which recomputed layers would see twice",
+            "Use tuning: lora, or leave gradient_checkpointing out.",
+        ),
+        (
+            c.quantization_bit is not None and c.tuning != "lora", "quantization_bit",
+            f"weights of {c.quantization_bit} bits cannot be trained, and tuning: {c.tuning} would train them",
+            "Use tuning: lora.",
+        ),
+        (
+            c.tuning == "prefix" and c.objective in ("dpo", "kto"), "objective",
+            f"the reference of {c.objective} is the model without its LoRA, and there is none with prefix tuning",
+            "Use tuning: lora.",
+        ),
+        (bool(c.freeze and c.trainable), "trainable", "freeze and trainable are two ways to say one thing", "Use one."),
+        (c.max_steps == 0, "max_steps", "0 steps train nothing", "Leave it out, or give a number above 0."),
+        (
+            c.tuning == "prefix" and c.freeze_vision, "freeze_vision",
+            "prefix tuning trains nothing of the model itself", "Leave it out.",
+        ),
+    ]  # fmt: skip
+    for wrong, key, what, hint in refused:
+        if wrong:
+            raise UsageError(f"{where}#/{key}", what, hint)

@@ -1,0 +1,123 @@
+"""Rows to a batch of tensors: what a forward pass and its loss take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainer.data.stream import Row
+from trainer.objectives import mismatch
+
+if TYPE_CHECKING:
+    from trainer.data.images import Images
+
+Batch = dict[str, Any]
+"""
+input_ids, labels       int64[B, T]; labels are unshifted, -100 = not trained, padding included
+loss_weights            float32[B, T], 0 where not trained
+position_ids            int64[B, T], from 0 at every sequence
+attention_mask          int64[B, T], 0 = padding; absent in packed batches
+num_sequences           int: sequences of the rows, padding not counted
+dataset                 list[str]: of each sequence
+rejected_...            the same for the other side of pairs
+kl_..., desirable       KTO: the same for mismatched pairs; bool[B]
+pixel_values, image_grid_thw, mm_token_type_ids     images, as the model takes them
+"""
+_SIDES = {"preference": ("", "rejected_"), "kto": ("", "kl_")}
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches of one set."""
+
+    kind: str
+    packed: bool
+    pad: int
+    images: Images | None = None
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        """Return the batch of some rows."""
+        if self.kind == "kto":
+            rows = [_with_mismatch(row) for row in rows]
+        batch: Batch = {"num_sequences": sum(len(row["seq_lens"]) for row in rows), "dataset": _datasets(rows)}
+        pixels: dict[str, torch.Tensor] = {}
+        if self.images:
+            pixels, rows = self.images.load(rows)
+        for side in _SIDES.get(self.kind, ("",)):
+            batch |= {side + name: value for name, value in self._side(rows, side).items()}
+            if self.images:
+                batch[f"{side}mm_token_type_ids"] = self.images.types(batch[f"{side}input_ids"])
+        if self.kind == "kto":
+            batch["desirable"] = torch.tensor([row["desirable"] for row in rows])
+        return batch | pixels
+
+    def nothing(self, row: Row) -> Batch:
+        """Return a batch of one row in which nothing is trained, for a process that has no row of its own left."""
+        batch = self([row])
+        for side in _SIDES.get(self.kind, ("",)):
+            batch[f"{side}labels"].fill_(-100)
+            batch[f"{side}loss_weights"].zero_()
+        return batch | {"num_sequences": 0, "dataset": []}
+
+    def _side(self, rows: Sequence[Row], side: str) -> Batch:
+        ids = [row[f"{side}input_ids"] for row in rows]
+        length = max(map(len, ids))
+        weights = [_weights(row, side) for row in rows]
+        if self.packed:
+            positions = [
+                np.concatenate([np.arange(n) for n in (*row["seq_lens"], length - len(row["input_ids"]))])
+                for row in rows
+            ]
+        else:
+            positions = [np.arange(length) for _ in rows]
+        batch = {
+            "input_ids": _pad(ids, length, self.pad, np.int64),
+            "labels": _pad([row[f"{side}labels"] for row in rows], length, -100, np.int64),
+            "loss_weights": _pad(weights, length, 0, np.float32),
+            "position_ids": torch.from_numpy(np.stack(positions).astype(np.int64)),
+        }
+        if not self.packed:
+            batch["attention_mask"] = _pad([np.ones(len(one)) for one in ids], length, 0, np.int64)
+        return batch
+
+
+def _with_mismatch(row: Row) -> Row:
+    """Return a KTO row with its mismatched pair under `kl_`; `next` is the row after it in the step."""
+    pair = mismatch(row, row["next"])
+    arrays = {f"kl_{name}": np.asarray(pair[name]) for name in ("input_ids", "labels")}
+    weights = pair["loss_weights"]
+    return row | arrays | {"kl_loss_weights": None if weights is None else np.asarray(weights, np.float32)}
+
+
+def _datasets(rows: Sequence[Row]) -> list[str]:
+    return [name for row in rows for name in ([row["dataset"]] if isinstance(row["dataset"], str) else row["dataset"])]
+
+
+def _weights(row: Row, side: str) -> npt.NDArray[np.float32]:
+    given = row[f"{side}loss_weights"]
+    trained = row[f"{side}labels"] != -100
+    return trained.astype(np.float32) if given is None else np.where(trained, given, 0).astype(np.float32)
+
+
+def _pad(values: Sequence[npt.NDArray[Any]], length: int, fill: int, dtype: Any) -> torch.Tensor:
+    padded = np.full((len(values), length), fill, dtype)
+    for line, value in zip(padded, values, strict=True):
+        line[: len(value)] = value
+    return torch.from_numpy(padded)
+
+
+def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the batch's tensors on the device."""
+    return {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+
+
+def pad_id(manifest: Mapping[str, Any]) -> int:
+    """Return a token to pad with, which is never attended to: the tokenizer's own, else its eos, else 0."""
+    tokenizer = manifest["tokenizer"]
+    named = (tokenizer["named_tokens"].get(name) for name in ("pad_token", "eos_token"))
+    return next((tokenizer["controls"][token] for token in named if token in tokenizer["controls"]), 0)

@@ -1,0 +1,109 @@
+"""Images, loaded when their batch is made: never stored in shards, checked against what the set says of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from schemas.errors import InputError, IntegrityError, UsageError
+from trainer.data.stream import Row
+
+
+@dataclass(frozen=True)
+class Images:
+    """The model's image processor and the folder that images are relative to."""
+
+    folder: Path | None
+    processor: Any
+    token: int
+    """The placeholder's id: each stands for one embedding of the picture."""
+
+    def load(self, rows: Sequence[Row]) -> tuple[dict[str, torch.Tensor], list[Row]]:
+        """Return (pixel_values float32[patches, values], image_grid_thw int64[images, 3]) and the rows.
+
+        Rows without any image get a small empty one after their last token, where it changes nothing: every process
+        must run the vision tower in every pass, or the others would wait for it.
+        """
+        found = [(image, row) for row in rows for image in row["images"]]
+        for row in rows:
+            if row["videos"]:
+                raise UsageError(
+                    "videos", f"{row['file']}:{row['row']} has one; videos are compiled, but not trained", ""
+                )
+        if not found:
+            side = self.processor.patch_size * self.processor.merge_size
+            made = self.processor(images=[np.zeros((2 * side, 2 * side, 3), np.uint8)], return_tensors="pt")
+            tokens = int(made["image_grid_thw"].prod()) // self.processor.merge_size**2
+            return _tensors(made), [self._with_placeholder(rows[0], tokens), *rows[1:]]
+        made = self.processor(images=[self._open(image, row) for image, row in found], return_tensors="pt")
+        for (image, row), grid in zip(found, made["image_grid_thw"], strict=True):
+            tokens = int(grid.prod()) // self.processor.merge_size**2
+            if tokens != image["num_tokens"]:
+                raise IntegrityError(
+                    f"{row['file']}:{row['row']}: {image['uri']}",
+                    f"the set has {image['num_tokens']} tokens for it, the model's processor makes {tokens}",
+                    "Compile the set with this model's folder as --tokenizer.",
+                )
+        return _tensors(made), list(rows)
+
+    def _open(self, image: dict[str, Any], row: Row) -> Any:
+        from PIL import Image, ImageOps
+
+        where = f"{row['file']}:{row['row']}: {image['uri']}"
+        if self.folder is None:
+            raise UsageError("media_dir", f"{where} is an image, and no folder is named", "Set media_dir.")
+        path = (self.folder / image["uri"]).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            raise UsageError(where, f"it leads out of the media folder {self.folder}", "Use a path inside it.")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(where, f"cannot be read in {self.folder}: {error.strerror}", "Set media_dir.") from error
+        if hashlib.sha256(data).hexdigest() != image["sha256"]:
+            raise IntegrityError(where, "it is not the image that was compiled", "Compile the set again.")
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+
+    def _with_placeholder(self, row: Row, tokens: int) -> Row:
+        longer = dict(row)
+        for key, fill in (("input_ids", self.token), ("labels", -100), ("loss_weights", 0)):
+            for name in (key, f"rejected_{key}", f"kl_{key}"):
+                if row.get(name) is not None:
+                    longer[name] = np.append(row[name], np.full(tokens, fill, row[name].dtype))
+        return longer
+
+    def types(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return int64[B, T] for the ids: 1 where an image stands, else 0."""
+        return (ids == self.token).long()
+
+
+def _tensors(made: Any) -> dict[str, torch.Tensor]:
+    return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+
+
+def load_images(model: Path, media_dir: str | None, token: int) -> Images:
+    """Return the loader of a model's images, with its processor in the form that needs no torchvision.
+
+    The same pixels come out wherever it runs: torchvision's resize differs from Pillow's in the last bit.
+    """
+    import transformers
+
+    path = model / "preprocessor_config.json"
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["image_processor_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(str(path), f"has no image_processor_type: {error}", "Use the model's own folder.") from error
+    kind = getattr(transformers, name.removesuffix("Fast").removesuffix("Pil") + "Pil", None)
+    if kind is None:
+        raise UsageError(f"{path}#/image_processor_type", f"no processor for {name} that works without torchvision", "")
+    folder = Path(media_dir) if media_dir else None
+    if folder and not folder.is_dir():
+        raise UsageError(f"media_dir: {folder}", "no such folder", "Give the folder that images are relative to.")
+    return Images(folder, kind.from_pretrained(model), token)

@@ -1,0 +1,76 @@
+"""Batches of coming steps, made by threads while the device works; their number changes nothing but the time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from schemas.order import Ints
+from trainer.data.collate import Batch, Collator
+from trainer.data.order import Order, micro_batches
+from trainer.data.stream import Row, Split
+
+AHEAD = 2
+"""Steps that each thread prepares in advance."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one process does in one step."""
+
+    number: int
+    rows: Ints
+    """Rows of the whole step, of all processes."""
+    mine: list[Ints]
+    """Those of each of this process's forward passes."""
+    batches: list[Batch]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """The steps of one process."""
+
+    split: Split
+    order: Order
+    collate: Collator
+    rank: int
+    world: int
+    micro: int
+    accumulation: int
+    threads: int
+
+    def steps(self, start: int, stop: int) -> Iterator[Step]:
+        """Yield steps `start` to `stop`; an error in one is raised when it is its turn."""
+        if not self.threads:
+            for number in range(start, stop):
+                yield self._make(number, self.order.step(number))
+            return
+        waiting: deque[Future[Step]] = deque()
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="batches")
+        try:
+            for number in range(start, stop):
+                while len(waiting) < self.threads * AHEAD and number + len(waiting) < stop:
+                    ahead = number + len(waiting)
+                    waiting.append(pool.submit(self._make, ahead, self.order.step(ahead)))
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _make(self, number: int, rows: Ints) -> Step:
+        mine = micro_batches(rows, self.rank, self.world, self.micro, self.accumulation)
+        batches = []
+        for part in mine:
+            read = [self._row(rows, int(row)) for row in part]
+            batches.append(self.collate(read) if read else self.collate.nothing(self._row(rows, int(rows[0]))))
+        return Step(number, rows, mine, batches)
+
+    def _row(self, rows: Ints, number: int) -> Row:
+        row = self.split.row(number)
+        if self.collate.kind != "kto":
+            return row
+        after = rows[(int((rows == number).argmax()) + 1) % len(rows)]
+        if after == number:  # a last step of one row: its pair is with a row of another step
+            after = (number + 1) % len(self.split)
+        return row | {"next": self.split.row(int(after))}

@@ -1,0 +1,205 @@
+"""predict_with_generate: what the model says where the rows of a split are trained, beside what they say.
+
+Every stretch of trained tokens is a reference and all before it in its sequence the prompt: what the model would see
+and have to write at that point. A conversation of three replies gives three; a ReAct reply whose observations are not
+trained one for each step of the agent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from schemas.errors import UsageError
+from trainer.models.pretrained import can_cache
+from trainer.objectives import evaluating
+from trainer.predict.metrics import score
+
+
+def predict_with_generate(
+    model: Any,
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, Any]],
+    manifest: Mapping[str, Any],
+    path: Path,
+    **settings: Any,
+) -> dict[str, float]:
+    """Write what the model says at the rows of a split to `path`, and return its scores (`metrics.score`).
+
+    `settings` are those of `predict`. All processes call it and get the scores; the first one writes.
+    """
+    wanted = [prompt for row in rows for prompt in prompts(row)]
+    found = predict(model, tokenizer, wanted, stops=stop_ids(manifest), words=stop_words(manifest), **settings)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        write_predictions(found, path)
+    return score([one.prediction for one in found], [one.reference for one in found])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids before a stretch of trained ones, those ones, and the row and the stretch of it that they are."""
+
+    prompt_ids: list[int]
+    reference_ids: list[int]
+    dataset: str
+    file: str
+    row: int
+    part: int
+    reply: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of predictions.jsonl: texts without the token that ends them; `row`, `part` as in the shard.
+
+    `stopped`: the model ended by itself; otherwise `max_new_tokens` ended it.
+    """
+
+    prompt: str
+    prediction: str
+    reference: str
+    stopped: bool
+    dataset: str
+    file: str
+    row: int
+    part: int
+    reply: int
+
+
+def prompts(row: Mapping[str, Any]) -> Iterator[Prompt]:
+    """Yield the prompts of a row of a shard, a pack included."""
+    if len(row.get("images") or ()) or len(row.get("videos") or ()):
+        raise UsageError(
+            "predict_with_generate", "rows with images or videos are not generated from",
+            "Leave predict_with_generate out; the evaluation loss is there.",
+        )  # fmt: skip
+    ids, labels = np.asarray(row["input_ids"]), np.asarray(row["labels"])
+    ends = np.cumsum(row["seq_lens"])
+    for sequence, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        at: dict[str, Any] = {name: row[name] for name in ("dataset", "file", "row", "part")}
+        at = {name: value[sequence] if np.ndim(value) else value for name, value in at.items()}  # lists in packs
+        at |= {"row": int(at["row"]), "part": int(at["part"])}
+        trained = np.concatenate([[False], labels[start:end] != -100, [False]])
+        first, after = np.flatnonzero(np.diff(trained.astype(np.int8))).reshape(-1, 2).T + start
+        for reply, (a, b) in enumerate(zip(first, after, strict=True)):
+            if a > start:  # nothing to generate from otherwise
+                yield Prompt(ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at)
+
+
+def stop_words(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the words after which something else writes: trained keywords whose content is not (`Observation:`)."""
+    found = set()
+    for dataset in manifest["datasets"]:
+        policies = [dataset["policy"], *dataset["policy"].get("then", ())]
+        keywords = (item for policy in policies for item in policy.get("keywords", {}).items())
+        found |= {word for word, weights in keywords if weights["keyword"] and not weights["content"]}
+    return sorted(found)
+
+
+def stop_ids(manifest: Mapping[str, Any]) -> list[int]:
+    """Return the tokens that end a reply of this set's template."""
+    controls = manifest["tokenizer"]["controls"]
+    return [controls[stop] for stop in manifest["template"]["certificate"]["stops"] if stop in controls]
+
+
+def predict(
+    model: Any,
+    tokenizer: Any,
+    wanted: Sequence[Prompt],
+    *,
+    stops: Sequence[int],
+    words: Sequence[str] = (),
+    max_new_tokens: int = 512,
+    batch_size: int = 8,
+    synced_gpus: bool = False,
+    progress: Callable[[int], object] = lambda _: None,
+) -> list[Prediction]:
+    """Return greedy predictions, in the order of `wanted`.
+
+    `model`: a Transformers or PEFT model (`engine.module` of DeepSpeed). `tokenizer`: a Transformers tokenizer of the
+    set, for decoding and for `words`, at the first of which a reply ends, included, as in the references. With several
+    processes each takes its share and all return all; `synced_gpus` as in `generate`, needed with ZeRO-3. `progress`
+    is told how many of this process's prompts are done.
+    """
+    group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
+    rank, world = (group.get_rank(), group.get_world_size()) if group else (0, 1)
+    longest_first = sorted(range(len(wanted)), key=lambda i: -len(wanted[i].prompt_ids))
+    mine = longest_first[rank::world]
+    if len(longest_first) % world and rank >= len(longest_first) % world:
+        mine = [*mine, longest_first[-1]]  # as many as every other process: ZeRO-3 generates in step; not kept twice
+    said: dict[int, tuple[list[int], bool]] = {}
+    for start in range(0, len(mine), batch_size):
+        chosen = mine[start : start + batch_size]
+        batch = [wanted[i].prompt_ids for i in chosen]
+        written = _generate(model, tokenizer, batch, stops, words, max_new_tokens, synced_gpus)
+        said |= dict(zip(chosen, written, strict=True))
+        progress(len(said))
+    if group:
+        parts: list[Any] = [None] * world
+        group.all_gather_object(parts, said)
+        said = {i: written for part in parts for i, written in part.items()}
+
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    return [
+        Prediction(
+            prompt=text(prompt.prompt_ids),
+            prediction=text(said[i][0]),
+            reference=text(_until(prompt.reference_ids, stops)[0]),
+            stopped=said[i][1],
+            **{name: getattr(prompt, name) for name in ("dataset", "file", "row", "part", "reply")},
+        )
+        for i, prompt in enumerate(wanted)
+    ]
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    batch: list[list[int]],
+    stops: Sequence[int],
+    words: Sequence[str],
+    max_new_tokens: int,
+    synced_gpus: bool,
+) -> list[tuple[list[int], bool]]:
+    """Return what the model writes after each prompt, and whether it stopped; padded on the left while it does."""
+    width = max(map(len, batch))
+    input_ids = torch.tensor([[stops[0]] * (width - len(ids)) + ids for ids in batch], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
+    with evaluating(model):
+        written = model.generate(
+            input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, use_cache=can_cache(model),
+            eos_token_id=list(stops), pad_token_id=stops[0], synced_gpus=synced_gpus,
+            **({"stop_strings": list(words), "tokenizer": tokenizer} if words else {}),
+        )  # fmt: skip
+    return [_until(ids, stops, words, tokenizer) for ids in written[:, width:].tolist()]
+
+
+def _until(
+    ids: list[int], stops: Sequence[int], words: Sequence[str] = (), tokenizer: Any = None
+) -> tuple[list[int], bool]:
+    """Return ids before the first stop, and whether there is one; a stop word ends them too, and stays."""
+    end = next((i for i, token in enumerate(ids) if token in stops), None)
+    kept = ids[:end]
+    ended = bool(words) and tokenizer.decode(kept).rstrip().endswith(tuple(words))
+    return kept, end is not None or ended
+
+
+def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
+    """Write predictions.jsonl, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)

@@ -1,0 +1,101 @@
+"""What a set, a model and a configuration must be for each other; one message where they are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.errors import UsageError
+from trainer.config import zero
+from trainer.config.config import Config
+from trainer.data import stream
+from trainer.models import model
+
+OBJECTIVES = {"sft": "sft", "pretrain": "pretrain", "dpo": "preference", "kto": "kto"}
+"""Objective -> the kind of set it is for."""
+_OF_KIND = {"beta": ("preference", "kto"), "desirable_weight": ("kto",), "undesirable_weight": ("kto",)}
+"""Settings of some objectives, by the kinds of set that these are for."""
+
+
+def check_objective(opened: stream.Set, config: Config, where: str) -> None:
+    """Raise where the objective, its settings or the tuning are not for this kind of set."""
+    asked = config.objective
+    if asked is not None and OBJECTIVES[asked] != opened.kind:
+        fitting = next(name for name, kind in OBJECTIVES.items() if kind == opened.kind)
+        what = f"{asked} needs a set of kind {OBJECTIVES[asked]}, and {opened.where} is of kind {opened.kind}"
+        raise UsageError(f"{where}#/objective", what, f"Use another set, or objective: {fitting} (or leave it out).")
+    for key, kinds in _OF_KIND.items():
+        if opened.kind not in kinds and getattr(config, key) != getattr(Config, key):
+            what = f"it would have no effect: the set is of kind {opened.kind}"
+            raise UsageError(f"{where}#/{key}", what, "Leave it out.")
+    if opened.kind in ("preference", "kto") and config.tuning != "lora":
+        what = f"the reference of a {opened.kind} set is the model without its LoRA; tuning is {config.tuning}"
+        raise UsageError(f"{where}#/tuning", what, "Use tuning: lora.")
+
+
+def check_expected(opened: stream.Set, config: Config, where: str) -> list[str]:
+    """Raise, naming all, where the set is not what the configuration expects; return what could not be compared."""
+    expect, manifest = config.expect, opened.manifest
+    wrong: list[tuple[str, str]] = []
+    remarks = []
+    names = [one["name"] for one in manifest["datasets"]]
+    if expect.datasets is not None and set(expect.datasets) != {n for n in names if n != "self-cognition"}:
+        wrong.append(("datasets", f"expected {', '.join(sorted(expect.datasets))}, the set has {', '.join(names)}"))
+    template = manifest["template"]
+    if expect.template not in (None, template["name"]):
+        if template["name"] == "auto":
+            remarks.append(f"template {expect.template}: the set has the chat template of the model's own tokenizer")
+        else:
+            wrong.append(("template", f"expected {expect.template}, the set was compiled with {template['name']}"))
+    if expect.max_length is not None:
+        longest = _longest(opened)
+        if longest > expect.max_length:
+            wrong.append(("max_length", f"expected at most {expect.max_length} tokens, the set has rows of {longest}"))
+    if expect.max_samples is not None:
+        more = [one["name"] for one in manifest["datasets"] if one["realized"]["rows"] > expect.max_samples]
+        if more:
+            wrong.append(("max_samples", f"expected at most {expect.max_samples} rows a dataset, {more[0]} has more"))
+    if expect.val_size is not None and expect.val_size != manifest["options"]["val_size"]:
+        found = manifest["options"]["val_size"]
+        wrong.append(("val_size", f"expected {expect.val_size}, the set was compiled with --val-size {found}"))
+    if expect.packing is not None and expect.packing != opened.packed:
+        wrong.append(("packing", f"expected {expect.packing}, the set is {'' if opened.packed else 'not '}packed"))
+    if wrong:
+        listed = "\n  ".join(f"{key}: {what}" for key, what in wrong)
+        hint = f"Compile the set so, or go without the check: --set expect.{wrong[0][0]}=null."
+        raise UsageError(f"{where}", f"the set {opened.where} is not what it expects\n  {listed}", hint)
+    return remarks
+
+
+def _longest(opened: stream.Set) -> int:
+    """Return the tokens of the longest sequence, or its limit where the set has one."""
+    limit = opened.manifest["options"].get("max_length")
+    if limit is not None:
+        return int(limit)
+    splits = [name for name, entry in opened.manifest["splits"].items() if entry["rows"]]
+    return max(int(opened.split(name).longest_sequence()) for name in splits)
+
+
+def check_model(
+    opened: stream.Set, source: model.Source, config: Config, deepspeed: dict[str, Any], where: str
+) -> None:
+    """Raise for combinations that would be wrong without a word."""
+    vocabulary = getattr(source.text_config, "vocab_size", None)
+    largest = max(opened.manifest["tokenizer"]["controls"].values(), default=0)
+    if vocabulary is not None and largest >= vocabulary:
+        what = f"the set has the token id {largest}, the model has {vocabulary} embeddings"
+        raise UsageError(str(source.folder), what, "Use the model that the set was compiled for.")
+    if opened.packed and config.tuning == "prefix":
+        what = "with a prefix, models do not see where sequences of a pack begin, and each would see those before it"
+        raise UsageError(f"{where}#/tuning", what, "Use tuning: lora, or compile the set without --pack.")
+    if opened.packed and opened.has_media:
+        what = "packs with images are not supported: positions of image tokens do not restart"
+        raise UsageError(opened.where, what, "Compile the set without --pack.")
+    if config.predict_with_generate and (opened.has_media or opened.kind == "pretrain"):
+        what = "documents have no replies to write" if opened.kind == "pretrain" else "images are not generated from"
+        raise UsageError(f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is there.")
+    if opened.has_media and not opened.manifest["media"]["repeats_pad"]:
+        what = f"models of the kind {opened.manifest['media']['name']} take images through code of their own"
+        raise UsageError(opened.where, what, "Train them with their own tools on this set, or use another model.")
+    if config.quantization_bit and zero.stage(deepspeed) == 3:
+        what = "weights of 4 or 8 bits cannot be cut up between processes"
+        raise UsageError(f"{where}#/quantization_bit", what, "Use zero_stage: 2, or leave quantization_bit out.")

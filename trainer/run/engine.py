@@ -1,0 +1,94 @@
+"""The model in DeepSpeed, ready to train, from the start or from a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import torch
+
+from trainer.config import zero
+from trainer.config.config import Config
+from trainer.models.model import count, load
+from trainer.run import checkpoints
+from trainer.run.plan import Plan
+
+
+def build(plan: Plan) -> Any:
+    """Return DeepSpeed's engine around the loaded model, with the checkpoint's state where the run goes on from one.
+
+    All processes call it together.
+    """
+    import deepspeed
+
+    settings = _settings(plan)
+    moved = plan.checkpoint is not None and plan.checkpoint.run["world"] != plan.device.world
+    moved &= zero.stage(plan.deepspeed) > 0  # without ZeRO every process has all of it
+    if moved:
+        settings["checkpoint"] = {"load_universal": True}
+    model = _load(plan, settings)
+    if zero.stage(settings) < 3:  # DeepSpeed's default takes a gigabyte for an adapter of some megabytes
+        settings["zero_optimization"].setdefault("reduce_bucket_size", min(5 * 10**8, count(model)[1]))
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=_optimizer(model, plan.config), config=settings, dist_init_required=False
+    )
+    if plan.checkpoint is not None:
+        _restore(engine, plan, moved=moved)
+    return engine
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    sizes = zero.Sizes(
+        world=plan.device.world,
+        micro=plan.micro,
+        accumulation=plan.accumulation,
+        hidden=getattr(plan.source.text_config, "hidden_size", None),
+        bf16=plan.bf16,
+        fp16=plan.fp16,
+    )
+    return zero.complete(plan.deepspeed, plan.config, sizes, plan.where)
+
+
+def _load(plan: Plan, settings: dict[str, Any]) -> torch.nn.Module:
+    """Load the model; for ZeRO-3 in pieces, so that no process ever holds all of it."""
+    import transformers.integrations.deepspeed as integration
+
+    known: Any = integration  # untyped
+    dtype = torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
+    in_pieces = known.HfDeepSpeedConfig(settings) if zero.stage(settings) == 3 else None  # found while it lives
+    try:
+        return load(plan.source, plan.config, plan.device, dtype, plan.where)
+    finally:
+        known.unset_hf_deepspeed_config()
+        del in_pieces
+
+
+def _optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
+    """Return AdamW over what is trained; biases and norms are not decayed, as in transformers."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    flat = {name for name, p in trained if len(getattr(p, "ds_shape", p.shape)) < 2}
+    groups = [
+        {"params": [p for name, p in trained if name not in flat], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in trained if name in flat], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
+    )  # fmt: skip
+
+
+def _restore(engine: Any, plan: Plan, *, moved: bool) -> None:
+    """Load the checkpoint's state; that of another number of processes is converted first, by the first process."""
+    checkpoint = plan.checkpoint
+    assert checkpoint is not None
+    if not moved:
+        checkpoints.load(engine, checkpoint.path / checkpoints.STATE)
+        return
+    folder = plan.output / f".universal-{checkpoint.step}"
+    if plan.device.rank == 0:
+        checkpoints.convert(checkpoint, folder)
+    torch.distributed.barrier()
+    checkpoints.load(engine, folder)
+    torch.distributed.barrier()
+    if plan.device.rank == 0:
+        shutil.rmtree(folder)

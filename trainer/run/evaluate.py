@@ -1,0 +1,91 @@
+"""The loss on the validation split, in all and by dataset; and what the model writes there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer import objectives
+from trainer.config import zero
+from trainer.data import stream
+from trainer.data.collate import Collator, tensors
+from trainer.models.pretrained import load_tokenizer
+from trainer.predict.generate import predict_with_generate
+from trainer.run.plan import Plan
+from trainer.run.step import settings
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model on the validation split. Packs are taken apart: each sequence is its dataset's."""
+
+    plan: Plan
+    collate: Collator
+    batches: list[list[tuple[int, int]]]
+    """(row, sequence in it) of each batch; those of one batch are of one dataset and of similar length."""
+
+    @classmethod
+    def make(cls, plan: Plan, collate: Collator) -> Evaluator:
+        """Return the evaluator of a plan with a validation split."""
+        assert plan.val is not None
+        found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
+        for number in range(len(plan.val)):
+            for place, one in enumerate(stream.sequences(plan.val.row(number))):
+                found.setdefault(one["dataset"], []).append((len(one["input_ids"]), (number, place)))
+        size = plan.config.per_device_eval_batch_size or plan.micro
+        batches = []
+        for name in sorted(found):
+            places = [place for _, place in sorted(found[name], reverse=True)]
+            batches += [places[i : i + size] for i in range(0, len(places), size)]
+        whole = Collator(collate.kind, packed=False, pad=collate.pad, images=collate.images)
+        return cls(plan, whole, batches)
+
+    def loss(self, engine: Any) -> tuple[float, dict[str, float]]:
+        """Return (loss, loss by dataset), each the sum of weighted losses over that of weights; for all processes."""
+        device, rank, world = self.plan.device.torch, self.plan.device.rank, self.plan.device.world
+        names = [one["name"] for one in self.plan.set.manifest["datasets"]]
+        sums = torch.zeros(len(names), 2, dtype=torch.float32, device=device)
+        engine.eval()
+        with torch.no_grad():
+            for start in range(0, len(self.batches), world):
+                mine = start + rank
+                rows = self._rows(min(mine, len(self.batches) - 1))
+                batch = self.collate(rows) if mine < len(self.batches) else self.collate.nothing(rows[0])
+                parts = objectives.compute(engine, tensors(batch, device), self.plan.kind, **settings(self.plan))
+                sums[names.index(rows[0]["dataset"])] += torch.stack([parts.loss_sum.float(), parts.weight_sum])
+        engine.train()
+        torch.distributed.all_reduce(sums)
+        total = float(sums[:, 0].sum() / sums[:, 1].sum())
+        by_dataset = {n: float(s[0] / s[1]) for n, s in zip(names, sums, strict=True) if s[1] > 0}
+        return total, by_dataset
+
+    def scores(self, engine: Any, path: Path) -> dict[str, float]:
+        """Return the scores of what the model writes at the rows of the split, and write that to `path`."""
+        assert self.plan.val is not None
+        return predict_with_generate(
+            engine.module,
+            load_tokenizer(self.plan.source.folder),
+            (self.plan.val.row(number) for number in range(len(self.plan.val))),
+            self.plan.set.manifest,
+            path,
+            max_new_tokens=self.plan.config.generation_max_new_tokens,
+            batch_size=self.plan.config.per_device_eval_batch_size or self.plan.micro,
+            synced_gpus=zero.stage(self.plan.deepspeed) == 3,
+        )
+
+    def _rows(self, number: int) -> list[stream.Row]:
+        assert self.plan.val is not None
+        places = self.batches[number]
+        rows = [stream.sequences(self.plan.val.row(row))[place] for row, place in places]
+        if self.plan.kind == "kto":
+            if len(rows) == 1:
+                return [rows[0] | {"next": self._neighbour(places[0][0])}]
+            return [row | {"next": rows[(i + 1) % len(rows)]} for i, row in enumerate(rows)]
+        return rows
+
+    def _neighbour(self, row: int) -> stream.Row:
+        assert self.plan.val is not None
+        return self.plan.val.row((row + 1) % len(self.plan.val))

@@ -1,0 +1,155 @@
+"""What a run will be, known before any weight is loaded: checks, steps, order. `--dry-run` ends here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry import PROCESSOR_FILES, TOKENIZER_FILES
+from schemas.errors import UsageError
+from trainer.config import zero
+from trainer.config.config import Config, Loaded
+from trainer.data import stream
+from trainer.data.order import Order
+from trainer.device import Device
+from trainer.models import model
+from trainer.run import checkpoints, checks
+from trainer.run.checkpoints import Checkpoint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, decided."""
+
+    config: Config
+    where: str
+    """The configuration file, for messages."""
+    set: stream.Set
+    train: stream.Split
+    val: stream.Split | None
+    source: model.Source
+    device: Device
+    order: Order
+    micro: int
+    accumulation: int
+    steps: int
+    bf16: bool
+    fp16: bool
+    deepspeed: dict[str, Any]
+    """As given; `zero.complete` fills it in."""
+    checkpoint: Checkpoint | None
+    """Where the run goes on; None = from the start."""
+    resumes: int
+    """How often the runs in the output folder went on, this time included."""
+    remarks: tuple[str, ...]
+
+    @property
+    def output(self) -> Path:
+        """The folder of checkpoints and logs."""
+        return Path(self.config.output_dir)
+
+    @property
+    def start(self) -> int:
+        """Steps that are done."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def kind(self) -> str:
+        """The kind of the set, which the objective is for."""
+        return self.set.kind
+
+    def is_due(self, strategy: str, every: int, step: int) -> bool:
+        """Return whether something that happens by "steps", "epoch" or "no" happens after `step` steps."""
+        if strategy == "epoch":
+            return step % self.order.steps_per_epoch == 0
+        return strategy == "steps" and step % every == 0
+
+
+def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> Plan:
+    """Return the plan of a run on the set at `where`; a Problem with one message where it cannot be."""
+    config = loaded.config
+    opened = stream.Set.open(where)
+    remarks = list(loaded.remarks)
+    checks.check_objective(opened, config, loaded.where)
+    train = opened.split("train")
+    val = None if config.eval_strategy == "no" else opened.split("val")
+    source = model.find(config)
+    stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
+    remarks += checks.check_expected(opened, config, loaded.where)
+    deepspeed = zero.read(config, loaded.where)
+    checks.check_model(opened, source, config, deepspeed, loaded.where)
+    checkpoint = _checkpoint(config, resume, remarks)
+    grouped = config.group_by_length and not opened.packed
+    accumulation = config.gradient_accumulation_steps
+    if checkpoint:
+        facts = {"set": opened.manifest["digest"], "seed": config.seed, "grouped": grouped, "tuning": config.tuning}
+        facts["zero_stage"] = zero.stage(deepspeed)
+        accumulation = _check_resume(checkpoint, facts, config, device, remarks)
+    micro = config.per_device_train_batch_size
+    rows = micro * accumulation * device.world
+    order = Order(len(train), rows, config.seed, train.lengths if grouped else None)
+    if opened.kind == "kto" and rows < 2:
+        what = "a step has 1 row, and its mismatched pair needs another"
+        raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Have at least 2 rows a step.")
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * order.steps_per_epoch)
+    earlier = [one.run["resumes"] for one in checkpoints.complete(Path(config.output_dir))]
+    resumes = max(earlier) + 1 if checkpoint else 0
+    bf16, fp16 = _precision(config, device, loaded.where)
+    return Plan(
+        config=config, where=loaded.where, set=opened, train=train, val=val, source=source, device=device, order=order,
+        micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
+        checkpoint=checkpoint, resumes=resumes, remarks=tuple(remarks),
+    )  # fmt: skip
+
+
+def _checkpoint(config: Config, resume: str | None, remarks: list[str]) -> Checkpoint | None:
+    output = Path(config.output_dir)
+    if resume is not None:
+        if config.overwrite_output_dir:
+            remarks.append("overwrite_output_dir has no effect: the run goes on where it was")
+        found = checkpoints.find(output, resume)
+        if found is None:
+            remarks.append(f"--resume yes: {output} has no complete checkpoint; the run starts from the beginning")
+        return found
+    existing = checkpoints.complete(output)
+    if existing and not config.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir: {output}", f"it has checkpoints, the last of step {existing[-1].step}",
+            "Go on with --resume yes, choose another output_dir, or set overwrite_output_dir: true to remove them.",
+        )  # fmt: skip
+    return None
+
+
+def _check_resume(
+    checkpoint: Checkpoint, facts: dict[str, Any], config: Config, device: Device, remarks: list[str]
+) -> int:
+    """Return the accumulation that keeps a step's rows as they were; UsageError where the run would be another one.
+
+    `facts` are what must be as in the checkpoint.
+    """
+    run, where = checkpoint.run, str(checkpoint.path)
+    for key, value in facts.items():
+        if run[key] != value:
+            what = f"it was made with another {key}: {run[key]}, now {value}"
+            raise UsageError(
+                where, what, "Resume with what it was made with, or start a new run in another output_dir."
+            )
+    rows, micro = run["step_rows"], config.per_device_train_batch_size
+    accumulation, left = divmod(rows, micro * device.world)
+    if left:
+        what = f"its steps have {rows} rows, which {device.world} processes cannot share in batches of {micro}"
+        raise UsageError(where, what, "Choose another per_device_train_batch_size or number of processes.")
+    if accumulation != config.gradient_accumulation_steps:
+        remarks.append(f"gradient_accumulation_steps is {accumulation}, so that steps keep their {rows} rows")
+    return accumulation
+
+
+def _precision(config: Config, device: Device, where: str) -> tuple[bool, bool]:
+    bf16 = config.bf16 is True or (config.bf16 == "auto" and not config.fp16 and device.has_bf16)
+    if config.fp16 and device.kind == "cpu":
+        raise UsageError(f"{where}#/fp16", "a cpu does not compute in fp16", "Use bf16: true, or neither.")
+    if bf16 and device.kind != "cpu" and not device.has_bf16:
+        raise UsageError(f"{where}#/bf16", f"{device.name} has no bf16", "Use fp16: true.")
+    return bf16, config.fp16

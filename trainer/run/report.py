@@ -1,0 +1,146 @@
+"""What a run would be, for `--dry-run`, and what of it is hardly meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trainer.config import yaml, zero
+from trainer.models import model
+from trainer.run.plan import Plan
+from trainer.run.schedule import warmup
+
+GIB = 2**30
+SAMPLE_STEPS = 200
+"""Steps whose padding is counted; more of a large set would have to be read for a few digits."""
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    """Return what a run would be, as JSON values."""
+    steps, tokens, positions = padding(plan)
+    total, trained = count_parameters(plan)
+    split = plan.set.manifest["splits"]["train"]
+    epochs = plan.steps / plan.order.steps_per_epoch
+    return {
+        "config": plan.config.as_dict(),
+        "device": {"kind": plan.device.kind, "name": plan.device.name, "processes": plan.device.world},
+        "precision": "bf16" if plan.bf16 else "fp16" if plan.fp16 else "fp32",
+        "zero_stage": zero.stage(plan.deepspeed),
+        "rows": len(plan.train),
+        "val_rows": len(plan.val) if plan.val else 0,
+        "step_rows": plan.order.step_rows,
+        "steps_per_epoch": plan.order.steps_per_epoch,
+        "steps": plan.steps,
+        "start": plan.start,
+        "epochs": epochs,
+        "tokens": round(split["tokens"] * epochs),
+        "trained_tokens": round(split["trained_tokens"] * epochs),
+        "padding": {"steps": steps, "tokens": tokens, "positions": positions, "efficiency": tokens / positions},
+        "packing": plan.set.manifest.get("packing"),
+        "parameters": total,
+        "trained_parameters": trained,
+        "memory": memory(plan, total, trained),
+        "remarks": list(plan.remarks),
+        "lints": list(lints(plan)),
+    }
+
+
+def text(plan: Plan) -> str:
+    """Return what a run would be, for people."""
+    f = facts(plan)
+    memory = "  ".join(f"{name} {size / GIB:.2f}" for name, size in f["memory"].items())
+    held = plan.device.memory()
+    of = f" of {held / GIB:.0f}" if held else ""
+    lines = [
+        yaml.dump(f["config"]).rstrip(),
+        "",
+        f"model      {plan.source.folder}: {f['trained_parameters']:,} of {f['parameters']:,} parameters are trained",
+        f"device     {f['device']['processes']} x {f['device']['name']}, {f['precision']}, ZeRO-{f['zero_stage']}",
+        f"rows       {f['rows']:,} for training, {f['val_rows']:,} for validation",
+        f"steps      {f['steps']:,} of {f['step_rows']} rows, {f['epochs']:.2f} epochs of {f['steps_per_epoch']:,}",
+        f"tokens     {f['tokens']:,}, {f['trained_tokens']:,} of them trained",
+        f"padding    {f['padding']['efficiency']:.1%} of positions are tokens (first {f['padding']['steps']} steps)",
+        f"memory     GiB on each device, roughly: {memory}{of}",
+    ]
+    if f["packing"]:
+        packing = f["packing"]
+        filled = f"{packing['sequences']:,} sequences in {packing['packs']:,} packs of {packing['length']:,}"
+        lines.append(f"packing    {filled}, {packing['efficiency']:.1%} full")
+    lines += [f"note: {line}" for line in (*f["remarks"], *f["lints"])]
+    return "\n".join(lines)
+
+
+def padding(plan: Plan) -> tuple[int, int, int]:
+    """Return (steps looked at, tokens, positions computed for them) over the first steps of the first epoch."""
+    steps = min(plan.order.steps_per_epoch, SAMPLE_STEPS)
+    tokens = positions = 0
+    for step in range(steps):
+        lengths = plan.train.lengths(plan.order.step(step))
+        for start in range(0, len(lengths), plan.micro):
+            part = lengths[start : start + plan.micro]
+            tokens += int(part.sum())
+            positions += int(part.max()) * len(part)
+    return steps, tokens, positions
+
+
+def lints(plan: Plan) -> Iterator[str]:
+    """Yield what is allowed and hardly meant."""
+    c, steps = plan.config, plan.steps
+    run = f"the {steps:,} steps of this run"
+    if c.eval_strategy == "steps" and (c.eval_steps or c.logging_steps) > steps:
+        yield f"eval_steps {c.eval_steps or c.logging_steps:,} is more than {run}: nothing is evaluated"
+    if c.save_strategy == "steps" and c.save_steps > steps:
+        yield f"save_steps {c.save_steps:,} is more than {run}: only its end is saved"
+    if c.logging_steps > steps:
+        yield f"logging_steps {c.logging_steps:,} is more than {run}: only its end is shown"
+    if warmup(c, steps) >= steps > 0:
+        yield f"warm-up takes {warmup(c, steps):,} steps, not less than {run}"
+    if plan.order.step_rows > len(plan.train):
+        yield f"a step takes {plan.order.step_rows:,} rows, the set has {len(plan.train):,}: an epoch is one step"
+    epochs = steps / plan.order.steps_per_epoch
+    if epochs > 20:
+        yield f"every row is trained {epochs:.0f} times"
+    if c.tuning == "full" and c.learning_rate > 1e-4:
+        yield f"learning_rate {c.learning_rate:g} is high for full fine-tuning (1e-5 to 5e-5 is usual)"
+    samples = [one["name"] for one in plan.set.manifest["datasets"] if one["sample"]]
+    if samples:
+        yield f"{', '.join(samples)}: embedded samples, good for trying things out"
+
+
+def memory(plan: Plan, parameters: int, trained: int) -> dict[str, int]:
+    """Return bytes on each device: weights, gradients with optimizer, activations of one pass (roughly), and all.
+
+    AdamW in mixed precision has 16 bytes for a trained weight (2 weight, 2 gradient, 12 fp32 copy and moments), in fp32
+    as many (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1); ZeRO divides by the number of processes: from
+    stage 1 the optimizer, from 2 the gradients, from 3 the weights. Activations: 34 x tokens x hidden bytes a layer in
+    half precision (Korthikanti et al. 2022, arXiv 2205.05198, without the attention's scores), 2 x where recomputed,
+    and the logits.
+    """
+    half, world, stage = plan.bf16 or plan.fp16, plan.device.world, zero.stage(plan.deepspeed)
+    size = 2 if half else 4
+    bits = plan.config.quantization_bit
+    frozen = (parameters - trained) * (bits / 8 if bits else size)
+    weights = (frozen + trained * size) / (world if stage == 3 else 1)
+    optimizer = trained * (12 if half else 8) / (world if stage >= 1 else 1)
+    gradients = trained * size / (world if stage >= 2 else 1)
+    text = plan.source.text_config
+    lengths = plan.train.lengths(np.arange(min(len(plan.train), 1024)))
+    tokens = plan.micro * int(lengths.max())
+    layers, hidden = getattr(text, "num_hidden_layers", 0), getattr(text, "hidden_size", 0)
+    factor = (2 if plan.config.gradient_checkpointing else 34) * size // 2
+    activations = factor * tokens * hidden * layers + 2 * size * tokens * getattr(text, "vocab_size", 0)
+    parts = {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations}
+    return {name: int(value) for name, value in parts.items()} | {"all": int(sum(parts.values()))}
+
+
+def count_parameters(plan: Plan) -> tuple[int, int]:
+    """Return (parameters, trained ones) of the model, without its weights."""
+    import torch
+
+    bare = replace(plan.config, quantization_bit=None)
+    with torch.device("meta"):
+        empty = model.auto_class(plan.source).from_config(plan.source.config, trust_remote_code=bare.trust_remote_code)
+        return model.count(model.tune(empty, bare, plan.where))

@@ -1,0 +1,32 @@
+"""The learning rate of every step, as transformers has it: a function of the step alone, so a resume needs no state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from schemas.errors import UsageError
+from trainer.config.config import Config
+
+
+def warmup(config: Config, steps: int) -> int:
+    """Return the steps of warm-up."""
+    return config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+
+
+def learning_rate(config: Config, steps: int) -> Callable[[int], float]:
+    """Return step (0-based) -> learning rate for a run of `steps` steps."""
+    import transformers
+
+    unused = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    try:
+        scheduler = transformers.get_scheduler(
+            config.lr_scheduler_type, unused, num_warmup_steps=warmup(config, steps), num_training_steps=steps,
+            scheduler_specific_kwargs=config.lr_scheduler_kwargs or None,
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise UsageError("lr_scheduler_kwargs", f"{config.lr_scheduler_type}: {error}", "See transformers.") from error
+    factor = scheduler.lr_lambdas[0]
+    return lambda step: config.learning_rate * factor(step)

@@ -1,0 +1,146 @@
+"""One step: the loss is the sum of weighted losses over the sum of weights, over all processes and all their passes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from schemas.errors import IntegrityError
+from schemas.order import Ints
+from trainer import objectives
+from trainer.data.collate import Batch, tensors
+from trainer.data.loader import Step
+from trainer.run.plan import Plan
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step did, over all processes."""
+
+    loss: float
+    grad_norm: float | None
+    """None where ZeRO 0 does not say, or fp16 overflowed."""
+    weight: float
+    """What the loss was divided by."""
+    tokens: int
+    """Of sequences, padding not counted."""
+    logs: dict[str, float]
+
+
+def weight_of(batch: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    """Return what a batch adds to the divisor of the loss, before any forward pass: a float32 scalar.
+
+    For tokens the sum of their weights, but of those that begin a sequence, which nothing predicts; for pairs and KTO
+    rows how many there are with anything trained.
+    """
+    trained = _trained(batch, "")
+    if kind == "preference":
+        return (trained.any(1) | _trained(batch, "rejected_").any(1)).sum().float()
+    if kind == "kto":
+        return trained.any(1).sum().float()
+    return (batch["loss_weights"] * trained).sum()
+
+
+def _trained(batch: dict[str, torch.Tensor], side: str) -> torch.Tensor:
+    return (batch[f"{side}labels"] != -100) & (batch[f"{side}position_ids"] > 0)
+
+
+def settings(plan: Plan) -> dict[str, Any]:
+    """Return the objective's settings."""
+    c = plan.config
+    if plan.kind == "preference":
+        return {"beta": c.beta}
+    if plan.kind == "kto":
+        return {"beta": c.beta, "desirable_weight": c.desirable_weight, "undesirable_weight": c.undesirable_weight}
+    return {}
+
+
+def run(engine: Any, plan: Plan, step: Step, learning_rate: float) -> Result:
+    """Train one step; IntegrityError where nothing is trained in it, or its loss or gradient is no number."""
+    device, world = plan.device.torch, plan.device.world
+    batches = [tensors(batch, device) for batch in step.batches]
+    divisor = torch.stack([weight_of(batch, plan.kind) for batch in batches]).sum()
+    torch.distributed.all_reduce(divisor)
+    if not divisor > 0:
+        raise IntegrityError(_where(plan, step.number), "nothing is trained in this step", _of(plan, step.rows))
+    given = settings(plan)
+    if plan.kind == "kto":
+        given["kl"] = objectives.kl_estimate(engine, batches)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    sums = torch.zeros(3, device=device)
+    logs: dict[str, torch.Tensor] = {}
+    losses = []
+    for i, (batch, made) in enumerate(zip(batches, step.batches, strict=True)):
+        torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # of dropout
+        parts = objectives.compute(engine, batch, plan.kind, **given)
+        losses.append(parts.loss_sum.detach())
+        sums += torch.stack([losses[-1].float(), parts.weight_sum, torch.tensor(float(_tokens(made)), device=device)])
+        for name, value in parts.logs.items():
+            logs[name] = logs.get(name, torch.zeros(2, device=device)) + value
+        # DeepSpeed takes the mean over passes and processes; what is wanted is the sum, divided once.
+        engine.backward(parts.loss_sum / divisor * (world * plan.accumulation))
+        if i == len(batches) - 1:
+            torch.distributed.all_reduce(sums)
+            _check_loss(plan, step, float(sums[0]), losses)
+        engine.step()
+    if not math.isclose(float(sums[1]), float(divisor), rel_tol=1e-4):
+        raise AssertionError(f"the objective counted {float(sums[1])} as its weights, the loop {float(divisor)}")
+    norm = engine.get_global_grad_norm()
+    norm = None if norm is None else float(norm)
+    if norm is not None and not math.isfinite(norm):
+        if not plan.fp16:
+            raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
+        norm = None  # DeepSpeed has left the step out, and scales the next ones less
+    return Result(float(sums[0] / divisor), norm, float(divisor), int(sums[2]), _reduce(logs))
+
+
+def _tokens(batch: Batch) -> int:
+    """Return the tokens of a batch's sequences: with a mask what it says; in packs, everything."""
+    if not batch["num_sequences"]:
+        return 0
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def _reduce(logs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return each log's mean over all processes."""
+    if not logs:
+        return {}
+    both = torch.stack([logs[name] for name in sorted(logs)])
+    torch.distributed.all_reduce(both)
+    means = (both[:, 0] / both[:, 1].clamp(min=1e-9)).tolist()
+    return dict(zip(sorted(logs), means, strict=True))
+
+
+def _seed(seed: int, step: int, part: int, rank: int) -> int:
+    digest = hashlib.sha256(f"{seed}:{step}:{part}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _check_loss(plan: Plan, step: Step, total: float, losses: list[torch.Tensor]) -> None:
+    if math.isfinite(total):
+        return
+    bad = [row for loss, rows in zip(losses, step.mine, strict=True) if not torch.isfinite(loss) for row in rows]
+    found: list[list[int]] = [[] for _ in range(plan.device.world)]
+    torch.distributed.all_gather_object(found, [int(row) for row in bad])
+    rows = [row for some in found for row in some]
+    raise IntegrityError(_where(plan, step.number), f"the loss is {total}", _of(plan, rows or step.rows))
+
+
+def _where(plan: Plan, step: int) -> str:
+    return f"{plan.set.where}: step {step + 1}"
+
+
+def _of(plan: Plan, rows: Ints | list[int]) -> str:
+    """Return where some rows are from, and what to do."""
+    listed = "; ".join(plan.train.describe(int(row)) for row in rows[:4])
+    more = f"; ... {len(rows) - 4} more" if len(rows) > 4 else ""
+    return (
+        f"Rows: {listed}{more}.\n  See them with cli inspect --row N. Where they are fine, a lower learning_rate, more"
+        " warm-up, or bf16 instead of fp16 help. Checkpoints before this step are whole."
+    )

@@ -1,0 +1,155 @@
+"""`cli chat`: a conversation with a model in its own chat template, in which the user can play the tools.
+
+A reply that ends with a stop word (`Observation:`) is not over: what is typed next becomes the observation, in the same
+reply, and the model goes on from there. The reply is encoded as one text again, as it was in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from schemas.errors import UsageError
+from trainer.models.pretrained import can_cache
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote in one go. `ended` by: "stop" (the template's), "word" (a stop word) or "length"."""
+
+    content: str
+    ended: str
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass
+class Chat:
+    """A conversation. `words`: stop words; temperature 0 is greedy; sampling draws from torch's generator."""
+
+    model: Any
+    tokenizer: Any
+    stops: Sequence[int]
+    words: Sequence[str] = ()
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    top_p: float = 1.0
+    messages: list[dict[str, str]] = field(default_factory=list)
+    partial: str = ""
+    """The reply so far, while it waits for an observation."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the reply waits for an observation."""
+        return bool(self.partial)
+
+    def clear(self) -> None:
+        """Forget all but the system message."""
+        self.messages, self.partial = [m for m in self.messages if m["role"] == "system"], ""
+
+    def system(self, text: str) -> None:
+        """Begin anew with this system message; "" = none."""
+        self.messages, self.partial = [{"role": "system", "content": text}] if text else [], ""
+
+    def say(self, text: str, show: Callable[[str], object] = lambda _: None) -> Reply:
+        """Return the model's reply to a user message, or to an observation it waits for; `show` gets it as it grows."""
+        if self.waits:
+            self.partial += f"{'' if self.partial[-1].isspace() else ' '}{text}\n"
+        else:
+            self.messages.append({"role": "user", "content": text})
+        ids = self._prompt()
+        stream = _Stream(self.tokenizer, self.stops, show)
+        draw = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        with torch.no_grad():
+            written = self.model.generate(
+                input_ids=torch.tensor([ids], device=self.model.device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.model.device),
+                max_new_tokens=self.max_new_tokens, eos_token_id=list(self.stops), pad_token_id=self.stops[0],
+                use_cache=can_cache(self.model), streamer=stream, **(draw if self.temperature else greedy),
+                **({"stop_strings": list(self.words), "tokenizer": self.tokenizer} if self.words else {}),
+            )[0, len(ids) :].tolist()  # fmt: skip
+        content = stream.text
+        if written[-1] in self.stops:
+            ended = "stop"
+        else:  # a stop word's last token may reach beyond it
+            cut = len(written) == self.max_new_tokens and not content.rstrip().endswith(tuple(self.words))
+            ended = "length" if cut or not self.words else "word"
+        self.partial += content
+        if ended != "word":
+            self.messages.append({"role": "assistant", "content": self.partial})
+            self.partial = ""
+        return Reply(content, ended, len(ids), len(written))
+
+    def _prompt(self) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise UsageError("the tokenizer", "it has no chat template", "Chat with an exported folder: cli export.")
+        import jinja2
+
+        try:
+            ids = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_dict=False)
+        except jinja2.TemplateError as error:
+            raise UsageError("the chat template", f"it refuses this conversation: {error}") from error
+        if self.partial:
+            ids = ids + self.tokenizer(self.partial, add_special_tokens=False)["input_ids"]
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and len(ids) + self.max_new_tokens > limit:
+            raise UsageError(
+                "the conversation", f"{len(ids):,} tokens and up to {self.max_new_tokens:,} new ones are more than the "
+                f"model's {limit:,}", "Begin anew with /clear, or lower --max-new-tokens.",
+            )  # fmt: skip
+        return list(ids)
+
+
+class _Stream:
+    """Takes ids from `generate` one by one and shows text when its characters are complete; stops are not shown."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[int], show: Callable[[str], object]) -> None:
+        self._tokenizer, self._stops, self._show = tokenizer, set(stops), show
+        self._ids: list[int] | None = None
+        self._shown = 0
+
+    @property
+    def text(self) -> str:
+        return self._tokenizer.decode(self._ids or [], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def put(self, ids: torch.Tensor) -> None:
+        if self._ids is None:  # the first call brings the prompt
+            self._ids = []
+            return
+        self._ids += [token for token in ids.flatten().tolist() if token not in self._stops]
+        text = self.text
+        if not text.endswith("\ufffd"):  # half a character
+            self._show(text[self._shown :])
+            self._shown = len(text)
+
+    def end(self) -> None:
+        self._show(self.text[self._shown :])
+
+
+def converse(chat: Chat, lines: Iterable[str], show: Callable[[str], object], done: Callable[[Reply], object]) -> None:
+    """Answer lines until they end or say /exit. A line that ends in a backslash goes on in the next one.
+
+    `/system TEXT` begins anew with a system message (`\\n` in it is a line break), `/clear` begins anew with the same.
+    """
+    held = ""
+    for line in lines:
+        text = held + line.rstrip("\r\n")
+        if text.endswith("\\"):
+            held = text[:-1] + "\n"
+            continue
+        held = ""
+        command, _, rest = text.partition(" ")
+        if command == "/exit":
+            return
+        if command == "/clear":
+            chat.clear()
+        elif command == "/system":
+            chat.system(rest.replace("\\n", "\n"))
+        elif text.strip() or chat.waits:
+            done(chat.say(text, show))
+    if held:
+        done(chat.say(held.rstrip("\n"), show))
