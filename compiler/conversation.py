@@ -173,3 +173,8 @@ class Segment:
             text, self.control, self.message, self.generated, self.boundary, self.fresh,
             self.weight, self.key, self.repeat, self.media,
         )  # fmt: skip
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Return JSON text exactly as the `tojson` filter of `transformers` writes it: spaces, no escapes."""
+    return json.dumps(value, ensure_ascii=False, **options)

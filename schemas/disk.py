@@ -1,8 +1,10 @@
-"""Writing what must still be there after a power cut."""
+"""Files: writing what must still be there after a power cut, and digests of several together."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -13,3 +15,12 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
+    """Return the sha256 over the names and bytes of files."""
+    total = hashlib.sha256()
+    for name, data in files:
+        total.update(f"{name}\0{len(data)}\0".encode())
+        total.update(data)
+    return total.hexdigest()

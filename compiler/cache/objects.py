@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import os
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,15 +74,6 @@ def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide bytes."""
     names = ("tokenizers", "pyarrow", "jinja2", "numpy", "orjson", "python-calamine")
     return {name: importlib.metadata.version(name) for name in names}
-
-
-def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
-    """Return the sha256 over the names and bytes of files."""
-    total = hashlib.sha256()
-    for name, data in files:
-        total.update(f"{name}\0{len(data)}\0".encode())
-        total.update(data)
-    return total.hexdigest()
 
 
 @cache

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from compiler.conversation import Conversation, Message, Role
+from compiler.encode.system import put_before
 from compiler.encode.tokens import Encoded, Placed, Stretch
-from compiler.rows.repair import put_before
 from schemas.errors import Reason, RowError
 
 POLICIES = ("turns", "last-turns", "reject", "cut")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from compiler.conversation import Conversation
 from compiler.encode.runs import Runs, runs_of
 from compiler.encode.shapes import Lowering
+from compiler.encode.system import merge_system
 from compiler.encode.weigh import Policy, last_round
-from compiler.rows.repair import merge_system
 from compiler.templates.document import document_segments
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.conversation import Call, Conversation, Message, Role
+from compiler.conversation import Call, Conversation, Message, Role, to_json
 from compiler.formats.common import asked_weight, column_of
-from compiler.templates.jinja import to_json
 from schemas.errors import Reason, RowError
 
 COLUMNS = {"messages": "conversations", "tools": "tools"}

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.conversation import Conversation, Message, Role
+from compiler.conversation import Conversation, Message, Role, to_json
 from compiler.formats.common import column_of, parse_call, parse_text
-from compiler.templates.jinja import to_json
 from schemas.errors import Reason, RowError
 
 COLUMNS = {"tools": "NLDocumentation", "instances": "Instances"}

@@ -7,7 +7,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from compiler.read import stamp_of
 from schemas.errors import Reason, RowError
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|data:|file:", re.IGNORECASE)
@@ -65,3 +67,11 @@ def located(pointer: str) -> Iterator[None]:
 
 def _why(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else "links in a circle, or no file name"
+
+
+def state_of(path: Path) -> list[Any] | None:
+    """Return where a path leads, size and time of change; None where it leads nowhere."""
+    try:
+        return [str(path.resolve()), *stamp_of(path)]
+    except (OSError, RuntimeError, ValueError):  # not there, links in a circle, no file name
+        return None

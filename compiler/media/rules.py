@@ -9,12 +9,12 @@ from typing import Any
 import orjson
 
 import registry
-from compiler.cache.objects import digest_of
 from compiler.conversation import MediaFacts
 from compiler.media.paths import located
 from compiler.media.resize import enlarge, pixel_limit, sample, smart_resize
 from compiler.media.settings import IMAGE, Numbers, Processor, read_numbers, read_processor
 from registry import PROCESSOR_FILES
+from schemas.disk import digest_of
 from schemas.errors import Reason, RowError, UsageError
 
 Grid = tuple[int, int, int]

@@ -14,7 +14,7 @@ import numpy as np
 
 import registry
 from compiler.cache import objects
-from compiler.rows.lift import state_of
+from compiler.media.paths import state_of
 from compiler.tokenizer.encoders import FAST, REFERENCE, version_of
 from compiler.tokenizer.tokenizer import Sample, Tokenizer, Tried
 

@@ -15,10 +15,9 @@ from compiler import formats
 from compiler.conversation import Conversation, Kind, Media, Role
 from compiler.formats.common import check_turns
 from compiler.formats.kinds import kind_of_row
-from compiler.media.paths import located, resolve
+from compiler.media.paths import located, resolve, state_of
 from compiler.media.probe import probe_frames, probe_image, probe_video
 from compiler.media.rules import Vision
-from compiler.read import stamp_of
 from compiler.rows.clean import clean
 from compiler.rows.mend import ROW_REPAIRS, mend
 from compiler.rows.persona import substitute, warnings
@@ -54,14 +53,6 @@ class Layout:
     """The card's clean-up rules; see compiler/rows/clean.py."""
     media: str = ""
     """The folder that media references are relative to."""
-
-
-def state_of(path: Path) -> list[Any] | None:
-    """Return where a path leads, size and time of change; None where it leads nowhere."""
-    try:
-        return [str(path.resolve()), *stamp_of(path)]
-    except (OSError, RuntimeError, ValueError):  # not there, links in a circle, no file name
-        return None
 
 
 @dataclass

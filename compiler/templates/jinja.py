@@ -36,11 +36,6 @@ class Slot(Mapping[str, Any]):
         return 1  # a template that asks whether there are arguments must find some
 
 
-def to_json(value: Any, **options: Any) -> str:
-    """Return JSON text exactly as the `tojson` filter of `transformers` writes it: spaces, no escapes."""
-    return json.dumps(value, ensure_ascii=False, **options)
-
-
 def _to_json_filter(
     value: Any,
     ensure_ascii: bool = False,

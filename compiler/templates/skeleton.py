@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from compiler.conversation import Conversation, Message, Segment
+from compiler.conversation import Conversation, Message, Segment, to_json
 from compiler.templates.guard import MAX_SLOTS, SLOT_PATTERN, slot, slot_number
-from compiler.templates.jinja import Slot, to_json
+from compiler.templates.jinja import Slot
 from compiler.templates.rendering import Rendering, are_one, as_dict, merge
 from schemas.errors import RowError
 

@@ -30,10 +30,10 @@ import orjson
 from tokenizers import Tokenizer as HFTokenizer
 
 import registry
-from compiler.cache.objects import digest_of
 from compiler.tokenizer import encoders
 from compiler.tokenizer.vocabularies import to_spec
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
+from schemas.disk import digest_of
 from schemas.errors import InputError, UsageError
 from schemas.stores import AnyPath
 

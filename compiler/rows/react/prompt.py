@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from compiler.templates.jinja import to_json
+from compiler.conversation import to_json
 from schemas.errors import Reason, RowError
 
 Language = Literal["en", "zh"]

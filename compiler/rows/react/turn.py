@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from compiler.conversation import Call, Media, Message, Role
+from compiler.conversation import Call, Media, Message, Role, to_json
 from compiler.rows.react.parse import ACTION, ACTION_INPUT, FINAL_ANSWER, KEYWORD_LINE, OBSERVATION, THOUGHT
-from compiler.templates.jinja import to_json
 from schemas.errors import RowError
 
 Refuse = Callable[[int, str], RowError]
