@@ -92,7 +92,7 @@ def _reword(text: str, number: int, rng: random.Random) -> str:
 
 
 def rendered(folder: Path) -> Iterator[str]:
-    """Yield the text of every example of a compiled set, as the raw engine is to encode it."""
+    """Yield the text of every example of a compiled set, as the raw encoder is to encode it."""
     from compiler.sets.folder import ShardSet
     from compiler.tokenizer.tokenizer import Tokenizer
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run`: ours against what users have, against the engines alone, against a copy; and by size.
+"""`python -m benchmarks.run`: ours against what users have, against the encoders alone, against a copy; and by size.
 
 Everything is run `--rounds` times, one after the other, start-up included; medians and ratios are printed. Machines are
 shared and noisy: only ratios of interleaved runs count. `--scale` measures time and memory by size, once each, and
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--scale", default="", metavar="ROWS,...", help="sizes to measure, such as 10000,50000,300000,1000000"
     )
-    parser.add_argument("--without-reference", action="store_true", help="leave out the engine that takes minutes")
+    parser.add_argument("--without-reference", action="store_true", help="leave out the encoder that takes minutes")
     given = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as name:
@@ -159,11 +159,11 @@ def _reference(spec: str) -> Reference:
     return Reference(HFTokenizer.from_str(spec))
 
 
-def _alone(engine: Callable[[str], Fast | Reference], tokenizer: Path, texts: list[str]) -> Measured:
-    """Encode what we encoded with nothing but an engine, one thread of it."""
+def _alone(encoder: Callable[[str], Fast | Reference], tokenizer: Path, texts: list[str]) -> Measured:
+    """Encode what we encoded with nothing but an encoder, one thread of it."""
     spec = Tokenizer.load(tokenizer).spec | {"added_tokens": [], "post_processor": None}
     start = time.perf_counter()
-    loaded = engine(json.dumps(spec))
+    loaded = encoder(json.dumps(spec))
     for at in range(0, len(texts), BATCH):
         loaded.encode(texts[at : at + BATCH])
     return Measured(time.perf_counter() - start, 0)

@@ -55,7 +55,7 @@ def _stages(task: Task, spent: Counter[str]) -> int:
     said = [(row, c) for row, some in zip(rows, made, strict=True) for c in some if isinstance(c, Conversation)]
     timed("look for control tokens", lambda: [one.sequences.look_for_controls(c) for _, c in said])
     runs = timed("lay the template around", lambda: [one.sequences.runs(c) for _, c in said])
-    encoded = timed("encode", lambda: encode_runs(runs, one.tokenizer, task.engine))
+    encoded = timed("encode", lambda: encode_runs(runs, one.tokenizer, task.encoder))
     kept = [Example(row, 0, c, e) for (row, c), e in zip(said, encoded, strict=True)]
     one.batches.append(timed("columns", lambda: columns_of(kept, one.task.unit, one.whos)))
     cache = Path(task.cache) / "stages"
@@ -68,7 +68,7 @@ def main() -> None:
     tokenizer, *files = sys.argv[1:]
     with tempfile.TemporaryDirectory() as name:
         tasks = tasks_of(Path(tokenizer), files, Path(name))
-        assert all(task.engine == FAST for task in tasks), "more rows: a small job is not encoded by the fast engine"
+        assert all(task.encoder == FAST for task in tasks), "more rows: a small job is not encoded by the fast encoder"
         measure(tasks)  # every shape has its skeleton then
         spent, rows = measure(tasks)
     for stage, seconds in spent.items():

@@ -69,7 +69,7 @@ def tokenizer_families() -> dict[str, dict[str, Any]]:
 
 @cache
 def awkward_texts() -> list[str]:
-    """Return pieces of text at which engines that encode differ, where they do."""
+    """Return pieces of text at which encoders differ, where they do."""
     loaded: list[str] = json.loads((ROOT / "tokenizers" / "awkward_texts.json").read_text(encoding="utf-8"))
     return loaded
 

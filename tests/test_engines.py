@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from click.testing import Result
-from test_bpe import manifest, rows, use_wrong
+from test_encoders import manifest, rows, use_wrong
 
 import registry
 from benchmarks.corpus import write
@@ -528,14 +528,14 @@ def original_of_another(name: str, file: Path) -> bytes:
     return file.read_bytes()
 
 
-def test_a_slice_whose_fast_engine_errs_is_encoded_again_and_no_other_slice_is_trusted(
+def test_a_slice_whose_fast_encoder_errs_is_encoded_again_and_no_other_slice_is_trusted(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = rows(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "right")
     (tmp_path / "cache").rename(tmp_path / "another")
     plan, units = plan_of(run, tmp_path, *files)
-    assert json.loads(plan.read_text().partition("\n")[0])["engine"] == encoders.FAST
+    assert json.loads(plan.read_text().partition("\n")[0])["encoder"] == encoders.FAST
     first = json.loads(run("run-unit", "--plan", plan, "--slice", "0/2", "--workers", 1, "--json").stdout)
     with monkeypatch.context() as patch:
         use_wrong(patch)

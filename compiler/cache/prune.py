@@ -1,7 +1,7 @@
 """What is in the cache, whether it is whole, and taking out what is not needed any more.
 
 An entry is an object (`KEY.arrow` and its record `KEY.json`) or a record alone: a template's certificate, the
-check of a fast engine. The time of change of a record is when it was last used. A compile holds a shared lock on the
+check of a fast encoder. The time of change of a record is when it was last used. A compile holds a shared lock on the
 cache from beginning to end; whatever removes takes it alone, and so never what a compile is using.
 """
 

@@ -53,7 +53,7 @@ _CACHE_OPTION = cache_option("folder", "The cache, as in compile.")
 def cache_list(folder: Path, as_json: bool) -> None:
     """Say what is in the cache: by version of the code that made it, and by dataset.
 
-    An object is a compiled unit; a record alone is a template's certificate or the check of a fast engine. What
+    An object is a compiled unit; a record alone is a template's certificate or the check of a fast encoder. What
     another version made, or this one with other libraries, is never used again by this one.
 
     \b

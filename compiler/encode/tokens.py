@@ -139,20 +139,20 @@ def labels_of(ids: npt.NDArray[np.int32], weights: npt.NDArray[np.float32]) -> n
 
 
 def encode(
-    batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer, engine: str = REFERENCE
+    batch: list[tuple[Conversation, list[Segment]]], tokenizer: Tokenizer, encoder: str = REFERENCE
 ) -> list[Encoded]:
     """Return the token columns of each weighed conversation."""
     return encode_runs(
-        [runs_of(conversation, segments, tokenizer) for conversation, segments in batch], tokenizer, engine
+        [runs_of(conversation, segments, tokenizer) for conversation, segments in batch], tokenizer, encoder
     )
 
 
-def encode_runs(rows: list[Runs], tokenizer: Tokenizer, engine: str = REFERENCE) -> list[Encoded]:
+def encode_runs(rows: list[Runs], tokenizer: Tokenizer, encoder: str = REFERENCE) -> list[Encoded]:
     """Return the token columns of each row."""
     if not rows:
         return []
     outlines = [row.outline for row in rows]
-    lengths, ids = _ids(rows, tokenizer, engine)
+    lengths, ids = _ids(rows, tokenizer, encoder)
     weights = np.repeat(np.concatenate([outline.weight for outline in outlines]), lengths)
     edges = np.cumsum([0, *(len(outline.control) for outline in outlines)]).tolist()
     ends = np.concatenate([[0], np.cumsum(lengths)])
@@ -228,7 +228,7 @@ def _widths(
     return widths if int(sizes[ids].sum()) == sum(widths) else []
 
 
-def _ids(rows: list[Runs], tokenizer: Tokenizer, engine: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+def _ids(rows: list[Runs], tokenizer: Tokenizer, encoder: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """Return (lengths int64[R], ids int32[T]) of all runs: control tokens placed by id, texts encoded in one call."""
     control = np.concatenate([row.outline.control for row in rows])
     lengths = np.concatenate([row.outline.repeat for row in rows])
@@ -236,7 +236,7 @@ def _ids(rows: list[Runs], tokenizer: Tokenizer, engine: str) -> tuple[npt.NDArr
     texts = [text for row in rows for text in row.texts]
     encoded = []
     if not tokenizer.has_prefix:
-        part, lengths[is_text] = tokenizer.encode(texts, fresh=True, engine=engine)
+        part, lengths[is_text] = tokenizer.encode(texts, fresh=True, encoder=encoder)
         encoded.append((is_text, part))
     else:
         is_fresh = np.concatenate([row.outline.fresh for row in rows])[is_text]
@@ -245,7 +245,7 @@ def _ids(rows: list[Runs], tokenizer: Tokenizer, engine: str) -> tuple[npt.NDArr
             mine = is_text.copy()
             mine[is_text] = some
             chosen = [text for text, is_mine in zip(texts, some.tolist(), strict=True) if is_mine]
-            part, lengths[mine] = tokenizer.encode(chosen, fresh=fresh, engine=engine)
+            part, lengths[mine] = tokenizer.encode(chosen, fresh=fresh, encoder=encoder)
             encoded.append((mine, part))
     ids = np.repeat(control, lengths)
     for mine, part in encoded:

@@ -1,4 +1,4 @@
-"""Whether what encoded is trusted, and what it made: a fast engine is, until it once gave other ids than the reference.
+"""Whether what encoded is trusted, and what it made: a fast one is, until it once gave other ids than the reference.
 
 What was found is kept in the cache, so that no later run and no other machine trusts it again.
 """
@@ -18,13 +18,13 @@ from compiler.media.paths import state_of
 from compiler.tokenizer.encoders import FAST, REFERENCE, version_of
 from compiler.tokenizer.tokenizer import Sample, Tokenizer, Tried
 
-ENGINES_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
+ENCODERS_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
 
 
 def why_not_fast(cache: Path, tokenizer: Tokenizer, tried: Callable[[], Tried | None]) -> str:
-    """Return why the fast engine is not to be used, "" if it is; found out once for a tokenizer and versions.
+    """Return why the fast encoder is not to be used, "" if it is; found out once for a tokenizer and versions.
 
-    `tried` returns what the fast engine gave in a process that has loaded it; where there is none, this one loads it.
+    `tried` returns what the fast encoder gave in a process that has loaded it; where there is none, this one loads it.
     """
     try:
         key = _key(tokenizer.digest, version_of(FAST))
@@ -39,7 +39,7 @@ def why_not_fast(cache: Path, tokenizer: Tokenizer, tried: Callable[[], Tried | 
 
 
 def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
-    """Return whether the reference gives the ids that a fast engine gave."""
+    """Return whether the reference gives the ids that a fast encoder gave."""
     for fresh in (True, False):
         some = [(text, ids) for is_fresh, text, ids in samples if is_fresh is fresh]
         ids, lengths = tokenizer.reference[0 if fresh else 1].encode([text for text, _ in some])
@@ -50,14 +50,14 @@ def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
 
 
 def refuse_fast(cache: Path, tokenizer: Tokenizer) -> None:
-    """Keep in the cache that the fast engine errs: it is not chosen again, and no object that it made is used."""
-    objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": ENGINES_DIFFER})
+    """Keep in the cache that the fast encoder errs: it is not chosen again, and no object that it made is used."""
+    objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": ENCODERS_DIFFER})
     is_refused.cache_clear()
 
 
 def usable(kept: objects.Object, cache: Path, tokenizer: Tokenizer) -> bool:
     """Return whether an object is still good: no doubt of what encoded it, every image and video as it was."""
-    return not is_refused(cache, tokenizer.digest, kept.info["engine"]) and media_as_they_were(kept)
+    return not is_refused(cache, tokenizer.digest, kept.info["encoder"]) and media_as_they_were(kept)
 
 
 @lru_cache(maxsize=16)
@@ -69,7 +69,7 @@ def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
 
 
 def _key(tokenizer_digest: str, version: str) -> str:
-    return objects.key_of("engine", tokenizer_digest, version, registry.awkward_texts())
+    return objects.key_of("encoder", tokenizer_digest, version, registry.awkward_texts())
 
 
 def media_as_they_were(kept: objects.Object) -> bool:

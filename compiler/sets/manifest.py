@@ -36,12 +36,12 @@ def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, dict[str, int]]:
-    """Return the engines that encoded the units, and how many of their texts were compared with the reference."""
+    """Return the encoders of the units, and how many of their texts were compared with the reference."""
     found: dict[str, Counter[str]] = {}
     for one in compiled:
         for unit in one.loaded:
-            engine = found.setdefault(unit.info["engine"], Counter())
-            engine.update({"units": 1, "texts_compared": unit.info["texts_compared"]})
+            encoder = found.setdefault(unit.info["encoder"], Counter())
+            encoder.update({"units": 1, "texts_compared": unit.info["texts_compared"]})
     return {name: dict(count) for name, count in sorted(found.items())}
 
 

@@ -1,8 +1,8 @@
-"""The engines that turn text into ids, and the choice of the fastest one that is exact.
+"""The encoders that turn text into ids, and the choice of the fastest one that is exact.
 
 `tokenizers` is the reference: what it says is right. `fastokens` gives the same ids about forty times as fast where it
 loads the tokenizer. It is used only after it agreed on a corpus of awkward texts, and while it runs a sample of the
-real texts is compared too (`compiler/proof/encoders.py`). So ids never depend on the engine.
+real texts is compared too (`compiler/proof/encoders.py`). So ids never depend on the encoder.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 
 REFERENCE, FAST = "tokenizers", "fastokens"
 REFUSALS = (ValueError, RuntimeError, NotImplementedError)
-"""What the fast engine raises for a tokenizer that it cannot do."""
+"""What the fast encoder raises for a tokenizer that it cannot do."""
 
 
-class Engine(Protocol):
+class Encoder(Protocol):
     """Encodes texts of which none becomes a control token."""
 
     def encode(self, texts: Sequence[str]) -> Ids:
@@ -36,7 +36,7 @@ class Engine(Protocol):
 
 
 class Reference:
-    """The engine of `tokenizers`."""
+    """The encoder of `tokenizers`."""
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self.tokenizer = tokenizer
@@ -47,7 +47,7 @@ class Reference:
 
 
 class Fast:
-    """The engine of `fastokens`, one thread a process: the workers are the parallelism."""
+    """The encoder of `fastokens`, one thread a process: the workers are the parallelism."""
 
     def __init__(self, spec: str) -> None:
         os.environ["FASTOKENS_BPE_THREADS"] = "1"
@@ -63,12 +63,12 @@ class Fast:
 
 
 def version_of(name: str) -> str:
-    """Return the version of an engine that is installed."""
+    """Return the version of an encoder that is installed."""
     return importlib.metadata.version(name)
 
 
 def fast_or_why(specs: Sequence[str]) -> list[Fast] | str:
-    """Return the fast engines for some tokenizer.json, or why there are none; whether they are right is not asked."""
+    """Return the fast encoders for some tokenizer.json, or why there are none; whether they are right is not asked."""
     try:
         return [Fast(spec) for spec in specs]
     except ImportError:
@@ -78,12 +78,12 @@ def fast_or_why(specs: Sequence[str]) -> list[Fast] | str:
 
 
 def same(mine: Ids, theirs: Ids) -> bool:
-    """Return whether two engines gave the same ids."""
+    """Return whether two encoders gave the same ids."""
     return np.array_equal(mine[0], theirs[0]) and np.array_equal(mine[1], theirs[1])
 
 
 def awkward_texts() -> Iterator[str]:
-    """Yield texts at which engines differ where they do: scripts, marks, controls, runs, and any two side by side."""
+    """Yield texts at which encoders differ where they do: scripts, marks, controls, runs, and any two side by side."""
     pieces = registry.awkward_texts()
     yield ""
     for i, first in enumerate(pieces):

@@ -68,7 +68,7 @@ class Tokenizer:
     processor_files: dict[str, bytes] = field(default_factory=dict)
     """The processor's files beside it, by name; none for most models."""
     samples: list[Sample] = field(default_factory=list)
-    """Texts that the fast engine encoded, for who compares them with the reference; `unit` takes them away."""
+    """Texts that it encoded fast, for who compares them with the reference; `unit` takes them away."""
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -157,7 +157,7 @@ class Tokenizer:
 
     @cached_property
     def reference(self) -> tuple[encoders.Reference, encoders.Reference]:
-        """The engines of `tokenizers`, for texts by themselves and for those that go on."""
+        """The encoders of `tokenizers`, for texts by themselves and for those that go on."""
         fresh, continued = self._plain
         return encoders.Reference(fresh), encoders.Reference(continued)
 
@@ -169,34 +169,34 @@ class Tokenizer:
     def _plain_texts(self) -> list[str]:
         """Return what encodes texts as JSON, twice where those that go on are encoded in another way.
 
-        The parsed file is let go of: it takes as much memory as the engine that is built next.
+        The parsed file is let go of: it takes as much memory as the encoder that is built next.
         """
         texts = [orjson.dumps(spec).decode() for spec in self._plain_specs if spec is not None]
         self.keep_small()
         return texts
 
     def load_fast(self) -> None:
-        """Load the fast engine where it takes this tokenizer: whether it is right is another question."""
+        """Load the fast encoder where it takes this tokenizer: whether it is right is another question."""
         _ = self._fast
 
     def tried(self) -> Tried:
-        """Return the ids that each encoder of the fast engine gives for awkward texts, or why there is none."""
+        """Return the ids that each of the fast encoders gives for awkward texts, or why there is none."""
         if isinstance(self._fast, str):
             return self._fast
         texts = list(encoders.awkward_texts())
-        return [engine.encode(texts) for engine in self._fast]
+        return [encoder.encode(texts) for encoder in self._fast]
 
     def why_not(self, tried: Tried) -> str:
-        """Return why the fast engine, which was tried, is not to be used; "" where it gave the ids of the reference."""
+        """Return why the fast encoder, once tried, is not to be used; "" where it gave the ids of the reference."""
         if isinstance(tried, str):
             return tried
         texts = list(encoders.awkward_texts())
-        if all(encoders.same(ids, engine.encode(texts)) for ids, engine in zip(tried, self.reference, strict=False)):
+        if all(encoders.same(ids, encoder.encode(texts)) for ids, encoder in zip(tried, self.reference, strict=False)):
             return ""
         return "its ids are not those of tokenizers on texts that were tried"
 
     def drop_fast(self) -> None:
-        """Let go of the fast engine: others encode."""
+        """Let go of the fast encoder: others encode."""
         self.__dict__.pop("_fast", None)
         self.keep_small()
 
@@ -288,17 +288,17 @@ class Tokenizer:
         with_text = self.official.encode("a", add_special_tokens=True).ids
         return [token for token, same in zip(ids, with_text, strict=False) if token == same and self.is_control[token]]
 
-    def encode(self, texts: Sequence[str], *, fresh: bool, engine: str = encoders.REFERENCE) -> encoders.Ids:
+    def encode(self, texts: Sequence[str], *, fresh: bool, encoder: str = encoders.REFERENCE) -> encoders.Ids:
         """Return (ids int32[T], lengths int64[len(texts)]) of the texts, one after the other.
 
-        Ids do not depend on the engine. No control token comes out of a text, whatever it spells: that is checked,
+        Ids do not depend on the encoder. No control token comes out of a text, whatever it spells: that is checked,
         not assumed.
         """
-        engines: Sequence[encoders.Engine] | str = self._fast if engine == encoders.FAST else self.reference
-        assert not isinstance(engines, str), engines
-        ids, lengths = engines[0 if fresh else -1].encode(texts)
+        chosen: Sequence[encoders.Encoder] | str = self._fast if encoder == encoders.FAST else self.reference
+        assert not isinstance(chosen, str), chosen
+        ids, lengths = chosen[0 if fresh else -1].encode(texts)
         self._check_plain(ids)
-        if engine == encoders.FAST:
+        if encoder == encoders.FAST:
             self._keep_samples(texts, ids, lengths, fresh)
         return ids, lengths
 

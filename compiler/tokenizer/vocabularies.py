@@ -1,7 +1,7 @@
 """Tokenizers without a tokenizer.json: sentencepiece and tiktoken files written as one, without running their code.
 
 What the model's own Python would add (the split pattern, control tokens that follow the vocabulary) is data in
-`registry/tokenizers/families.json`. The result goes through the same engine as every other tokenizer; tests compare
+`registry/tokenizers/families.json`. The result goes through the same encoder as every other tokenizer; tests compare
 it with the `sentencepiece` and `tiktoken` libraries.
 
 Both kinds merge the adjacent pair whose union has the best rank. BPE in `tokenizers` wants a list of pairs instead:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from compiler.cache import objects
 from compiler.datasets.catalogue import Dataset
 from compiler.datasets.request import Request
-from compiler.proof.encoders import ENGINES_DIFFER, agree, media_as_they_were, refuse_fast, usable, why_not_fast
+from compiler.proof.encoders import ENCODERS_DIFFER, agree, media_as_they_were, refuse_fast, usable, why_not_fast
 from compiler.read import cut, open_source, size_of
 from compiler.rows.lift import Layout
 from compiler.sets.mix import Examples
@@ -29,7 +29,7 @@ from compiler.units.task import Outcome, Settings, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
 FEW_UNITS = 4
-"""With this many units or fewer to compile, a fast engine takes longer to load than it gains."""
+"""With this many units or fewer to compile, a fast encoder takes longer to load than it gains."""
 UNITS_AHEAD = 4
 """That many units are looked up in the cache while others are cut."""
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
@@ -141,8 +141,8 @@ class Collector:
     certify: Callable[[], object] = str
     """Called before the first unit is compiled: what it raises ends the run."""
     tried: Callable[[], Tried | None] = lambda: None
-    """Returns what the fast engine gave where it is loaded (`why_not_fast`)."""
-    engine: str = ""
+    """Returns what the fast encoder gave where it is loaded (`why_not_fast`)."""
+    encoder: str = ""
     """What encodes; "" = not chosen yet, since nothing was to be encoded."""
     done: Done = field(default_factory=Done)
 
@@ -152,12 +152,12 @@ class Collector:
         found: dict[str, objects.Object] = {}
         quick = self.settings.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
         few = FEW_UNITS if quick else IN_PROCESS_UNITS
-        tasks, used = self._with_engine(self._missing(collected, found), few, workers)
+        tasks, used = self._with_encoder(self._missing(collected, found), few, workers)
         trouble = self.run_tasks(tasks, used, self._done)
         if trouble:
-            if trouble == ENGINES_DIFFER:
+            if trouble == ENCODERS_DIFFER:
                 self.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
-                self.engine = REFERENCE
+                self.encoder = REFERENCE
                 refuse_fast(self.cache, self.tokenizer)
             else:
                 self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
@@ -170,9 +170,9 @@ class Collector:
 
     def missing(self) -> Iterator[Task]:
         """Yield what `run` would compile, which is then for others to do."""
-        return self._with_engine(self._missing([Compiled(*one[:2]) for one in self.datasets], {}), FEW_UNITS, 0)[0]
+        return self._with_encoder(self._missing([Compiled(*one[:2]) for one in self.datasets], {}), FEW_UNITS, 0)[0]
 
-    def _with_engine(self, tasks: Iterator[Task], few: int, workers: int) -> tuple[Iterator[Task], int]:
+    def _with_encoder(self, tasks: Iterator[Task], few: int, workers: int) -> tuple[Iterator[Task], int]:
         """Return the tasks with what will encode them, and how many workers they are for: 1 for `few` or fewer."""
         first = list(islice(tasks, few + 1))
         workers = workers if len(first) > few else 1
@@ -183,12 +183,12 @@ class Collector:
         if not first:
             return
         self.certify()
-        if not self.engine:
-            self._choose_engine(len(first) > FEW_UNITS)
+        if not self.encoder:
+            self._choose_encoder(len(first) > FEW_UNITS)
         if others_encode:
             self.tokenizer.drop_fast()
         for task in chain(first, rest):
-            yield replace(task, engine=self.engine)
+            yield replace(task, encoder=self.encoder)
 
     def _missing(self, collected: list[Compiled], found: dict[str, objects.Object]) -> Iterator[Task]:
         """Yield a task for each unit that the cache does not have, and record every unit."""
@@ -237,23 +237,23 @@ class Collector:
         self.done.cache_had(task.dataset, kept.info)
         self.watcher.units(self.done)
 
-    def _choose_engine(self, many: bool) -> None:
-        """Choose what encodes: a fast engine where there is enough to do that loading and checking it pays."""
-        self.engine = REFERENCE
+    def _choose_encoder(self, many: bool) -> None:
+        """Choose what encodes: a fast encoder where there is enough to do that loading and checking it pays."""
+        self.encoder = REFERENCE
         if not many:
             return
         why = why_not_fast(self.cache, self.tokenizer, self.tried)
         if why:
             self.watcher.say(f"{FAST} is not used: {why}")
         else:
-            self.engine = FAST
+            self.encoder = FAST
 
     def _done(self, task: Task, outcome: Outcome) -> str:
         """Count a task and compare the texts it hands over; return why the run must be done in another way, or ""."""
         if outcome.trouble:
             return outcome.trouble
         if not agree(self.tokenizer, outcome.samples):
-            return ENGINES_DIFFER
+            return ENCODERS_DIFFER
         self.done.came_of(task, outcome)
         self.watcher.units(self.done)
         return ""

@@ -36,7 +36,7 @@ class Warm:
             pool.submit(warm_up, self.settings)
 
     def tried(self) -> Tried | None:
-        """Return what the fast engine of a worker gives for awkward texts; None while there are no workers."""
+        """Return what the fast encoder of a worker gives for awkward texts; None while there are no workers."""
         return None if self.pool is None else self.pool.submit(tried, self.settings).result()
 
 
@@ -47,7 +47,7 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, warm: Warm | None = 
     at once. Workers are spawned, not forked: nothing that was initialised in this process is half-inherited. They load
     what `warm` names while the first task is still being made ready.
     """
-    # One engine thread per process where workers are the parallelism. (The fast engine sees to that itself.)
+    # One encoder thread per process where workers are the parallelism. (The fast encoder sees to that itself.)
     os.environ["TOKENIZERS_PARALLELISM"] = "false" if workers > 1 else "true"
     iterator = iter(tasks)
     if workers == 1:

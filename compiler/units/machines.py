@@ -30,7 +30,7 @@ class Terms:
     code: str
     """The digest of the compiler's source."""
     libraries: tuple[tuple[str, str], ...]
-    """(name, version) of each library that decides bytes, and of the engine that encodes."""
+    """(name, version) of each library that decides bytes, and of the encoder."""
     cache: str
     mark: str
     """The name of a record in the cache: where it can be read, the folder is the same one."""
@@ -38,11 +38,11 @@ class Terms:
     """What must be there besides."""
 
 
-def terms_of(cache: str, mark: str, engine: str, paths: tuple[str, ...] = ()) -> Terms:
+def terms_of(cache: str, mark: str, encoder: str, paths: tuple[str, ...] = ()) -> Terms:
     """Return the terms of a run that is started here."""
     libraries = dict(objects.library_versions())
-    if engine != REFERENCE:
-        libraries[engine] = version_of(engine)
+    if encoder != REFERENCE:
+        libraries[encoder] = version_of(encoder)
     return Terms(objects.code_digest(), tuple(sorted(libraries.items())), cache, mark, paths)
 
 

@@ -44,7 +44,7 @@ class Written:
 
 def write(path: Path, collector: Collector) -> Written:
     """Write the units that the cache lacks as a plan, and a mark of it into the cache."""
-    units, engine, digest = 0, REFERENCE, hashlib.sha256()
+    units, encoder, digest = 0, REFERENCE, hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with tempfile.TemporaryFile(dir=path.parent) as lines:
@@ -52,15 +52,15 @@ def write(path: Path, collector: Collector) -> Written:
             line = _line(units, task)
             lines.write(line)
             digest.update(line)
-            units, engine = units + 1, task.engine
+            units, encoder = units + 1, task.encoder
         lines.seek(0)
-        terms = terms_of(str(collector.cache.absolute()), "", engine)
+        terms = terms_of(str(collector.cache.absolute()), "", encoder)
         head: dict[str, Any] = {
             "plan": VERSION,
             "units": units,
             "code": terms.code,
             "libraries": dict(terms.libraries),
-            "engine": engine,
+            "encoder": encoder,
             "cache": terms.cache,
             "settings": asdict(collector.settings),
             "layouts": {dataset.name: asdict(layout) for dataset, _, layout in collector.datasets},
@@ -166,7 +166,7 @@ class UnitPlan:
         """Yield the units of these numbers, and whether their bytes must be cut out of their file again."""
         settings = Settings(**self.head["settings"] | {"repairs": tuple(self.head["settings"]["repairs"])})
         layouts = {name: _layout(found) for name, found in self.head["layouts"].items()}
-        shared = {"settings": settings, "cache": self.head["cache"], "engine": self.head["engine"]}
+        shared = {"settings": settings, "cache": self.head["cache"], "encoder": self.head["encoder"]}
         with self.path.open("rb") as file:
             file.readline()
             for number, line in enumerate(file):

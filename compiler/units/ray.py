@@ -45,7 +45,7 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, address: str, say: C
     if first is None:
         return ""
     with marked(Path(first.cache)) as mark, _connected(address, workers) as ray:
-        terms = terms_of(first.cache, mark, first.engine, (first.settings.tokenizer, first.unit.path))
+        terms = terms_of(first.cache, mark, first.encoder, (first.settings.tokenizer, first.unit.path))
         _check_nodes(ray, terms)
         flight = _Flight(ray, terms, done, say)
         try:
@@ -160,7 +160,7 @@ def _look(terms: Terms) -> None:
 
 def _compile(task: Task, terms: Terms) -> Outcome:
     """Compile a unit in a worker of the cluster."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one engine thread per process: the workers are the parallelism
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one encoder thread per process: the workers are the parallelism
     check(terms)
     check_name(task)
     try:

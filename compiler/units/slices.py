@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.cache import objects
 from compiler.cache.prune import in_use
-from compiler.proof.encoders import ENGINES_DIFFER, agree, is_refused, refuse_fast, usable
+from compiler.proof.encoders import ENCODERS_DIFFER, agree, is_refused, refuse_fast, usable
 from compiler.read import Unit, cut, open_source
 from compiler.read.model import changed
 from compiler.tokenizer.encoders import REFERENCE, version_of
@@ -39,17 +39,19 @@ class Slice:
     def _run(self, workers: int) -> None:
         self.tokenizer = Tokenizer.load(Path(self.plan.head["settings"]["tokenizer"]))
         workers = max(1, min(workers, sum(map(len, self.ids))))
-        engine = self.plan.head["engine"]
-        if engine != REFERENCE and is_refused(self.plan.cache, self.tokenizer.digest, f"{engine} {version_of(engine)}"):
-            engine = REFERENCE
-        if local.run(self._tasks(engine), workers, self._done):
-            self.watcher.say(f"{ENGINES_DIFFER}; what it encoded is encoded again with {REFERENCE}")
+        encoder = self.plan.head["encoder"]
+        if encoder != REFERENCE and is_refused(
+            self.plan.cache, self.tokenizer.digest, f"{encoder} {version_of(encoder)}"
+        ):
+            encoder = REFERENCE
+        if local.run(self._tasks(encoder), workers, self._done):
+            self.watcher.say(f"{ENCODERS_DIFFER}; what it encoded is encoded again with {REFERENCE}")
             refuse_fast(self.plan.cache, self.tokenizer)
             self.done = Done()
             self.left.clear()
             local.run(self._tasks(REFERENCE), workers, self._done)
 
-    def _tasks(self, engine: str) -> Iterator[Task]:
+    def _tasks(self, encoder: str) -> Iterator[Task]:
         cutting: tuple[str, str, Iterator[Unit]] = "", "", iter(())
         for task, recut in self.plan.tasks(self.ids):
             kept = objects.load(self.plan.cache, task.key)
@@ -65,14 +67,14 @@ class Slice:
                 if found is None or found.digest != unit.digest:
                     raise changed(unit.path)
                 unit = found
-            yield replace(task, unit=unit, engine=engine)
+            yield replace(task, unit=unit, encoder=encoder)
 
     def _done(self, task: Task, outcome: Outcome) -> str:
         if outcome.trouble:
             self.left.append({"dataset": task.dataset, "file": task.unit.path, "key": task.key, "why": outcome.trouble})
             return ""
         if not agree(self.tokenizer, outcome.samples):
-            return ENGINES_DIFFER
+            return ENCODERS_DIFFER
         self.done.came_of(task, outcome)
         self._show()
         return ""

@@ -45,7 +45,7 @@ class Task:
     """Its name, for progress only."""
     key: str
     """The object's name, worked out once by whoever plans the run."""
-    engine: str = REFERENCE
+    encoder: str = REFERENCE
     """What encodes; the object does not depend on it."""
 
 
@@ -55,7 +55,7 @@ class Outcome:
 
     trouble: str = ""
     samples: list[Sample] = field(default_factory=list)
-    """Texts that a fast engine encoded, to be compared with the reference."""
+    """Texts that a fast encoder encoded, to be compared with the reference."""
     rows: int = 0
     rejected: int = 0
 

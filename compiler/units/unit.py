@@ -71,7 +71,7 @@ def warm_up(settings: Settings) -> None:
 
 
 def tried(settings: Settings) -> Tried:
-    """Return what the fast engine gives for awkward texts in this process."""
+    """Return what the fast encoder gives for awkward texts in this process."""
     return _tools(settings)[0].tried()
 
 
@@ -223,7 +223,7 @@ class _UnitCompiler:
         return self._encoded(self.sequences.sides(shorter))
 
     def _encoded(self, sides: list[Runs]) -> list[Encoded]:
-        return encode_runs(sides, self.tokenizer, self.task.engine)
+        return encode_runs(sides, self.tokenizer, self.task.encoder)
 
     # -- what is left --
 
@@ -260,4 +260,4 @@ class _UnitCompiler:
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
         found |= {"dataset": self.task.dataset, "whos": list(self.whos)}
         found |= {"files": dict(sorted(self.preparer.files.items()))}
-        return found | {"engine": f"{self.task.engine} {version_of(self.task.engine)}", "texts_compared": compared}
+        return found | {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}

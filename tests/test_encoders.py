@@ -1,4 +1,4 @@
-"""The fast engine gives the ids of the reference or is not used; where a token stands follows from its bytes."""
+"""The fast encoder gives the ids of the reference or is not used; where a token stands follows from its bytes."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def fast_and_reference(tokenizer: Tokenizer) -> list[tuple[encoders.Fast, encode
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_fast_engine_takes_every_tokenizer_of_the_tests(name: str) -> None:
+def test_the_fast_encoder_takes_every_tokenizer_of_the_tests(name: str) -> None:
     tokenizer = tools(name, TOKENIZERS[name])[0]
     assert tokenizer.why_not(tokenizer.tried()) == ""
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_fast_engine_gives_the_ids_of_tokenizers_on_real_texts(name: str) -> None:
+def test_the_fast_encoder_gives_the_ids_of_tokenizers_on_real_texts(name: str) -> None:
     tokenizer, _ = tools(name, TOKENIZERS[name])
     files = [*sorted((SHARED / "data").rglob("*.jsonl")), *sorted(registry.SAMPLES.glob("*.jsonl"))]
     lines = [line for path in files for line in path.read_text("utf-8").split("\n")]
@@ -55,7 +55,7 @@ def test_the_fast_engine_gives_the_ids_of_tokenizers_on_real_texts(name: str) ->
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_fast_engine_gives_the_ids_of_tokenizers_on_any_text(name: str) -> None:
+def test_the_fast_encoder_gives_the_ids_of_tokenizers_on_any_text(name: str) -> None:
     tokenizer, _ = tools(name, TOKENIZERS[name])
 
     @settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -136,16 +136,16 @@ def manifest(out: Path) -> Any:
     return json.loads((out / "manifest.json").read_text("utf-8"))
 
 
-def test_a_set_is_the_same_with_either_engine(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_the_same_with_either_encoder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = rows(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "fast")
-    [(engine, counts)] = manifest(tmp_path / "fast")["run"]["encoders"].items()
-    assert engine.startswith("fastokens ") and counts["texts_compared"] >= counts["units"] > 2
+    [(encoder, counts)] = manifest(tmp_path / "fast")["run"]["encoders"].items()
+    assert encoder.startswith("fastokens ") and counts["texts_compared"] >= counts["units"] > 2
 
     def slow(self: Collector, _many: bool) -> None:
-        self.engine = encoders.REFERENCE
+        self.encoder = encoders.REFERENCE
 
-    monkeypatch.setattr(Collector, "_choose_engine", slow)
+    monkeypatch.setattr(Collector, "_choose_encoder", slow)
     (tmp_path / "cache").rename(tmp_path / "other")
     run("compile", *files, "-o", tmp_path / "slow")
     assert next(iter(manifest(tmp_path / "slow")["run"]["encoders"])).startswith("tokenizers ")
@@ -157,17 +157,17 @@ def test_what_is_said_to_have_encoded_did_in_a_second_run_of_the_process_too(run
     for seed in (0, 1):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         run("compile", *files, "--workers", 1, "--seed", seed, "-o", tmp_path / "out")
-        [(engine, counts)] = manifest(tmp_path / "out")["run"]["encoders"].items()
-        assert engine.startswith("fastokens ") and counts["texts_compared"] >= counts["units"]
+        [(encoder, counts)] = manifest(tmp_path / "out")["run"]["encoders"].items()
+        assert encoder.startswith("fastokens ") and counts["texts_compared"] >= counts["units"]
 
 
-def test_a_little_is_encoded_without_loading_another_engine(run: Run, tmp_path: Path) -> None:
+def test_a_little_is_encoded_without_loading_another_encoder(run: Run, tmp_path: Path) -> None:
     run("compile", rows(tmp_path, 3)[0], "-o", tmp_path / "out")
     assert next(iter(manifest(tmp_path / "out")["run"]["encoders"])).startswith("tokenizers ")
 
 
 class Wrong(Fast):
-    """The fast engine with a fault that no awkward text shows: it takes the last id of some real texts for another."""
+    """The fast encoder with a fault that no awkward text shows: it takes the last id of some real texts for another."""
 
     def encode(self, texts: Sequence[str]) -> Ids:
         ids, lengths = super().encode(texts)
@@ -178,13 +178,13 @@ class Wrong(Fast):
 
 
 def use_wrong(patch: pytest.MonkeyPatch) -> None:
-    """Encode with the wrong engine, and with nothing that was loaded before."""
+    """Encode with the wrong encoder, and with nothing that was loaded before."""
     patch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
     patch.setattr("compiler.units.unit._tools", _tools.__wrapped__)
     patch.setattr(encoders, "Fast", Wrong)
 
 
-def test_an_engine_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kept(
+def test_an_encoder_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = rows(tmp_path, 1000)
@@ -198,7 +198,7 @@ def test_an_engine_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kep
     assert found["digest"] == manifest(tmp_path / "right")["digest"]
 
 
-def test_an_engine_that_does_not_take_a_tokenizer_is_not_used_and_why_is_said() -> None:
+def test_an_encoder_that_does_not_take_a_tokenizer_is_not_used_and_why_is_said() -> None:
     found = encoders.fast_or_why(['{"model": {"type": "Unigram"}}'])
     assert isinstance(found, str) and found.startswith("it does not take this tokenizer: ")
 
@@ -206,5 +206,5 @@ def test_an_engine_that_does_not_take_a_tokenizer_is_not_used_and_why_is_said() 
 def test_workers_load_no_reference() -> None:
     folder = tools("demo")[0].folder
     tokenizer = Tokenizer(folder, {n: (folder / n).read_bytes() for n in ("tokenizer.json", "tokenizer_config.json")})
-    tokenizer.encode(["Hello"], fresh=True, engine=encoders.FAST)
+    tokenizer.encode(["Hello"], fresh=True, encoder=encoders.FAST)
     assert "_plain" not in tokenizer.__dict__
