@@ -51,6 +51,7 @@ from compiler.units import local, plan_file, ray
 from compiler.units.collect import Collector, Compiled
 from compiler.units.progress import Watcher
 from compiler.units.task import Settings
+from schemas import install
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION, SPLITS
 from schemas.errors import Reason, TooManyRejects, UsageError
 from schemas.stores import AnyPath, StorePath
@@ -162,7 +163,7 @@ def _output(config: Config, watcher: Watcher) -> Output | StoreOutput:
         from compiler.sets.store import StoreOutput  # an extra
     except ImportError:
         what = "writing into object stores needs boto3"
-        raise UsageError(f"-o {config.out}", what, "pip install 'finetune-data-compiler[s3]'") from None
+        raise UsageError(f"-o {config.out}", what, install.extra("s3")) from None
     return StoreOutput(config.out, config.cache, watcher)
 
 

@@ -44,7 +44,7 @@ def test_a_machine_without_torch_is_told_what_to_install(tmp_path: Path) -> None
     assert named(report, "python")["status"] == "ok"
     for name in ("torch", "transformers", "peft", "deepspeed"):
         assert named(report, name)["status"] == "missing", name
-        assert "pip install 'finetune-data-compiler[train]'" in named(report, name)["hint"]
+        assert f"pip install -e '{ROOT}[train]'" in named(report, name)["hint"]
     assert named(report, "ray")["status"] == "missing" and not named(report, "ray")["needed"]
     assert "Not needed" in named(report, "ninja")["hint"] and "Not needed" in named(report, "g++")["hint"]
     assert named(report, "disk")["found"].endswith(str(tmp_path))

@@ -481,7 +481,7 @@ def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
 
 def test_without_pyav_the_message_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UsageError, match=r"pip install 'finetune-data-compiler\[video\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '/.*\[video\]'"):
         probe_video(put(tmp_path, b"anything"))
 
 

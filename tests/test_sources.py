@@ -25,7 +25,7 @@ from compiler.sets.folder import ShardSet
 Run = Callable[..., Result]
 Row = dict[str, Any]
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).resolve().parent / "data"
 FORMATS = ("alpaca", "sharegpt", "openai", "ms_agent")
 
 
@@ -659,7 +659,7 @@ def test_a_hub_dataset_without_a_copy_and_without_a_client_says_what_to_do(run: 
     assert result.stderr == (
         "error: dataset ms-agent: there is no local copy of iic/ms_agent, and no hub client is installed\n"
         "  Put its files into DIR/iic/ms_agent and add --registry DIR; or install the [hub] extra to download it "
-        "(pip install 'finetune-data-compiler[hub]'). The embedded samples are called agent and bench.\n"
+        f"(pip install -e '{DATA.parent.parent}[hub]'). The embedded samples are called agent and bench.\n"
     )
     folder = info(tmp_path / "reg", remote={"hf_hub_url": "org/remote"})
     result = run("compile", "--mix", "remote", "--registry", folder, "-o", tmp_path / "out", code=2)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from schemas import install
 from schemas.errors import InputError, UsageError
 
 KEYS = {"modelscope": "ms_hub_url", "huggingface": "hf_hub_url"}
@@ -54,7 +55,7 @@ def find(name: str, hubs: Mapping[str, str], registries: Sequence[Path]) -> tupl
 def _advice(name: str, repository: str) -> str:
     return (
         f"Put its files into DIR/{repository} and add --registry DIR; or install the [hub] extra to download it "
-        f"(pip install 'finetune-data-compiler[hub]'). The embedded samples are called agent and bench."
+        f"({install.extra('hub')}). The embedded samples are called agent and bench."
         if name.startswith("ms-")
         else f"Put its files into DIR/{repository} and add --registry DIR, or install the [hub] extra."
     )
@@ -92,7 +93,7 @@ def tokenizer_folder(name: str) -> Path:
     except ImportError:
         raise UsageError(
             f"--tokenizer {name}", "no such folder, and no hub client is installed to download it",
-            "Give a folder with a tokenizer.json, or pip install 'finetune-data-compiler[hub]'.",
+            f"Give a folder with a tokenizer.json, or install a hub client: {install.extra('hub')}",
         ) from None  # fmt: skip
     try:
         return Path(snapshot_download(name, allow_patterns=["tokenizer*", "special_tokens_map.json", "chat_template*"]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from compiler.conversation import MediaFacts
 from compiler.media.image import too_large
+from schemas import install
 from schemas.errors import Reason, RowError, UsageError
 
 MAX_BYTES = 8 * 2**30
@@ -23,7 +24,7 @@ def _pyav() -> Any:
         import av
     except ImportError as error:
         what = "reading a video needs PyAV, which is not installed"
-        hint = "pip install 'finetune-data-compiler[video]', or give the video as a list of frame images."
+        hint = f"{install.extra('video')}, or give the video as a list of frame images."
         raise UsageError("videos", what, hint) from error
     return av
 

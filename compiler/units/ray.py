@@ -20,6 +20,7 @@ from compiler.units.local import Done
 from compiler.units.machines import Terms, check, check_name, marked, portable, terms_of
 from compiler.units.task import Outcome, Task
 from compiler.units.unit import run_unit
+from schemas import install
 from schemas.errors import InputError, Problem, UsageError
 
 TRIES = 4
@@ -60,8 +61,7 @@ def _connected(address: str, workers: int) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        how = "pip install 'finetune-data-compiler[ray]'"
-        raise UsageError("--engine ray", "Ray is not installed", how) from None
+        raise UsageError("--engine ray", "Ray is not installed", install.extra("ray")) from None
     address = address or os.environ.get("RAY_ADDRESS", "")
     where = f"--ray-address {address}" if address else "--engine ray"
     _check_address(where, address)

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas import install
+
 TIMEOUT = 120
 """Seconds an import may take; DeepSpeed's first one on a slow disk is the longest."""
 _SHM = 1 << 30
@@ -34,7 +36,7 @@ class Finding:
     needed: bool = False
 
 
-_TRAIN = "pip install 'finetune-data-compiler[train]'"
+_TRAIN = install.extra("train")
 PACKAGES = {
     # name: (what is imported, needed to train, where it is missing)
     "transformers": ("from transformers import AutoModelForCausalLM; import transformers as m", True, _TRAIN),
@@ -43,12 +45,12 @@ PACKAGES = {
     "sacrebleu": ("import sacrebleu, rouge_chinese, rjieba; m = sacrebleu", False, f"Scores of predictions: {_TRAIN}"),
     "bitsandbytes": ("import bitsandbytes as m", False, "Only for quantization_bit 4 or 8."),
     "flash_attn": ("import flash_attn as m", False, "Only for attn_implementation: flash_attention_2."),
-    "boto3": ("import boto3 as m", False, "Only to write into object stores: pip install 'finetune-data-compiler[s3]'"),
+    "boto3": ("import boto3 as m", False, f"Only to write into object stores: {install.extra('s3')}"),
     "pyarrow S3": (
         "import pyarrow.fs, pyarrow as m; pyarrow.fs.S3FileSystem", False,
         "Only to read from object stores; this build of pyarrow leaves it out.",
     ),
-    "ray": ("import ray as m", False, "Only to compile on a cluster: pip install 'finetune-data-compiler[ray]'"),
+    "ray": ("import ray as m", False, f"Only to compile on a cluster: {install.extra('ray')}"),
 }  # fmt: skip
 
 _TORCH = """
@@ -185,7 +187,7 @@ def _npu() -> Iterator[Finding]:
     if facts is None:
         if "No module named 'torch_npu'" in error or "No module named 'torch'" in error:
             if device:
-                hint = "pip install 'finetune-data-compiler[npu]', with CANN installed and its set_env.sh sourced."
+                hint = f"{install.extra('npu')}, with CANN installed and its set_env.sh sourced."
                 yield Finding("npu", "missing", "there is an Ascend device, and torch_npu is not installed", hint)
             return
         yield Finding(

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from schemas import install
 from schemas.errors import EXIT_CODES, UsageError
 from schemas.stores import AnyPath, path_of
 
@@ -25,7 +26,7 @@ def _need_torch() -> None:
     except (ImportError, RuntimeError, OSError) as error:  # a broken device extension is a RuntimeError of torch
         raise UsageError(
             "the trainer", f"it needs torch, transformers and peft: {str(error).strip().splitlines()[0]}",
-            "pip install 'finetune-data-compiler[train]'; cli doctor says what is missing or broken.",
+            f"{install.extra('train')}; cli doctor says what is missing or broken.",
         ) from error  # fmt: skip
     warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries say to each other about their future
     if not sys.stderr.isatty():

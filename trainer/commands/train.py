@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from schemas import install
 from schemas.errors import EXIT_CODES, Problem, UsageError
 
 
@@ -18,7 +19,7 @@ def _need_libraries() -> None:
     wanted = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml", "matplotlib")
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError("train", f"not installed: {', '.join(missing)}", "pip install 'finetune-data-compiler[train]'")
+        raise UsageError("train", f"not installed: {', '.join(missing)}", install.extra("train"))
 
 
 def _quiet() -> None:

@@ -1,0 +1,50 @@
+"""The command that installs an extra, true for the way the project itself was installed.
+
+The project is on no package index, so its name alone finds nothing: a clone, a wheel or a repository must be named.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+NAME = "finetune-data-compiler"
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def extra(name: str) -> str:
+    """Return the command that adds an extra, such as `pip install -e '/home/me/clone[train]'`."""
+    if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "cli.py").is_file():  # code that runs from a clone
+        return f"pip install -e {shlex.quote(f'{_ROOT}[{name}]')}"
+    try:
+        installed = distribution(NAME)
+    except PackageNotFoundError:
+        return f"pip install '.[{name}]' in a clone"
+    return f"{_installer(installed)} {shlex.quote(_source(installed, name))}"
+
+
+def _source(installed: Distribution, name: str) -> str:
+    """Return where the project was installed from, with the extra, as pip takes it."""
+    origin = json.loads(installed.read_text("direct_url.json") or "{}")
+    address = origin.get("url", "")
+    if "vcs_info" in origin:
+        return f"{NAME}[{name}] @ {origin['vcs_info']['vcs']}+{address}"
+    if address.startswith("file:"):
+        path = Path(unquote(urlsplit(address).path))
+        return f"{path if path.exists() else path.name if path.suffix == '.whl' else '.'}[{name}]"
+    if address:
+        return f"{NAME}[{name}] @ {address}"
+    return f"{NAME.replace('-', '_')}-{installed.version}-py3-none-any.whl[{name}]"
+
+
+def _installer(installed: Distribution) -> str:
+    """Return the command that made this environment; pipx and uv tool replace theirs as a whole."""
+    if Path(sys.prefix, "pipx_metadata.json").exists():
+        return "pipx install --force"
+    if Path(sys.prefix, "uv-receipt.toml").exists():
+        return "uv tool install --force"
+    return "uv pip install" if (installed.read_text("INSTALLER") or "").strip() == "uv" else "pip install"
