@@ -25,9 +25,9 @@ from compiler import formats
 from compiler.conversation import Call, Conversation, Media, Message, Role
 from compiler.encode.weigh import KEYWORD, Policy, weigh
 from compiler.rows.clean import clean
-from compiler.rows.react.check import RULES, Finding, check
+from compiler.rows.react.check import RULES, ReactFinding, check
 from compiler.rows.react.dialect import to_text
-from compiler.rows.react.parse import MAX_LITERAL, Api, Part, parse_apis, parse_input, parse_reply
+from compiler.rows.react.parse import MAX_LITERAL, Api, ReplyPart, parse_apis, parse_input, parse_reply
 from schemas import check_config
 from schemas.errors import Reason, RowError, UsageError
 
@@ -70,8 +70,8 @@ def test_a_keyword_counts_at_the_start_of_a_line_only() -> None:
         ("Observation", " a\nb Final Answer: no"),
     ]
     assert parse_reply("Thought:\nAction:Action Input: x") == [
-        Part("Thought", "\n", 0, 9),
-        Part("Action", "Action Input: x", 9, 31),
+        ReplyPart("Thought", "\n", 0, 9),
+        ReplyPart("Action", "Action Input: x", 9, 31),
     ]
     assert parse_reply("Plain. Action: none") == []
 
@@ -286,7 +286,7 @@ def test_only_the_last_reply_that_uses_react_must_end_with_a_final_answer() -> N
     rows = [user(), reply(open_), user(), reply(GOOD), user("Thanks"), reply("You're welcome.")]
     assert check(Conversation([system(AGENT_PROMPT), *rows])) == []
     [finding] = check(Conversation([system(AGENT_PROMPT), *rows[:2], *rows[4:]]))
-    assert finding == Finding(
+    assert finding == ReactFinding(
         "react_final", "expected the last reply to end with Final Answer, found Observation", 2, open_.index("Obs")
     )
 

@@ -29,7 +29,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.read import MAX_DEPTH, Kind, Row, Unit, cut, open_source, read
+from compiler.read import MAX_DEPTH, FileKind, Row, Unit, cut, open_source, read
 from compiler.read.elements import Elements
 from schemas.errors import InputError, Reason
 
@@ -357,34 +357,34 @@ HAS_MARK = "skipped the UTF-8 byte order mark at the start"
 @pytest.mark.parametrize(
     ("name", "data", "kind", "notes"),
     [
-        ("a.jsonl", ROW, Kind.JSONL, ()),
-        ("a.NDJSON", ROW, Kind.JSONL, ()),
-        ("a.json", b"[1]", Kind.JSON, ()),
-        ("a.csv", b"a\n1", Kind.CSV, ()),
-        ("a.tsv", b"a\n1", Kind.TSV, ()),
-        ("a.txt", b"a", Kind.TXT, ()),
-        ("a.parquet", b"?", Kind.PARQUET, ()),
-        ("a.arrow", b"?", Kind.ARROW, ()),
-        ("a.feather", b"?", Kind.ARROW, ()),
-        ("a.xlsx", b"?", Kind.XLSX, ()),
-        ("a.jsonl", UTF8_BOM + ROW, Kind.JSONL, (HAS_MARK,)),
-        ("a.json", ROW + b"\n" + ROW, Kind.JSONL, (IS_LINES,)),
-        ("a.json", b"\n\n" + ROW, Kind.JSONL, (IS_LINES,)),
-        ("a.json", b'{"a": NaN}\n' + ROW, Kind.JSONL, (IS_LINES,)),
-        ("a.json", b'[{"a": 1}]\n[{"a": 1}]', Kind.JSON, ()),
-        ("a.jsonl", b"[\n1]", Kind.JSON, (IS_ARRAY,)),
+        ("a.jsonl", ROW, FileKind.JSONL, ()),
+        ("a.NDJSON", ROW, FileKind.JSONL, ()),
+        ("a.json", b"[1]", FileKind.JSON, ()),
+        ("a.csv", b"a\n1", FileKind.CSV, ()),
+        ("a.tsv", b"a\n1", FileKind.TSV, ()),
+        ("a.txt", b"a", FileKind.TXT, ()),
+        ("a.parquet", b"?", FileKind.PARQUET, ()),
+        ("a.arrow", b"?", FileKind.ARROW, ()),
+        ("a.feather", b"?", FileKind.ARROW, ()),
+        ("a.xlsx", b"?", FileKind.XLSX, ()),
+        ("a.jsonl", UTF8_BOM + ROW, FileKind.JSONL, (HAS_MARK,)),
+        ("a.json", ROW + b"\n" + ROW, FileKind.JSONL, (IS_LINES,)),
+        ("a.json", b"\n\n" + ROW, FileKind.JSONL, (IS_LINES,)),
+        ("a.json", b'{"a": NaN}\n' + ROW, FileKind.JSONL, (IS_LINES,)),
+        ("a.json", b'[{"a": 1}]\n[{"a": 1}]', FileKind.JSON, ()),
+        ("a.jsonl", b"[\n1]", FileKind.JSON, (IS_ARRAY,)),
         (
             "a.jsonl",
             b'[{"a": 1}, {}]\n',
-            Kind.JSON,
+            FileKind.JSON,
             (IS_ARRAY,),
         ),
-        ("a.jsonl", b'[{"a": 1}]\n[{"a": 2}]\n', Kind.JSONL, ()),  # rows that are lists of messages
-        ("a.jsonl", b"[1, 2]\n", Kind.JSONL, ()),
+        ("a.jsonl", b'[{"a": 1}]\n[{"a": 2}]\n', FileKind.JSONL, ()),  # rows that are lists of messages
+        ("a.jsonl", b"[1, 2]\n", FileKind.JSONL, ()),
         (
             "a.json",
             UTF8_BOM + ROW,
-            Kind.JSONL,
+            FileKind.JSONL,
             (
                 HAS_MARK,
                 IS_LINES,
@@ -394,7 +394,7 @@ HAS_MARK = "skipped the UTF-8 byte order mark at the start"
 )
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_the_name_decides_the_kind_unless_the_content_says_otherwise(
-    name: str, data: bytes, kind: Kind, notes: tuple[str, ...], suffix: str, tmp_path: Path
+    name: str, data: bytes, kind: FileKind, notes: tuple[str, ...], suffix: str, tmp_path: Path
 ) -> None:
     source = open_source(write(tmp_path / (name + suffix), COMPRESS[suffix](data)))
     assert (source.kind, source.compression, source.notes) == (kind, suffix[1:], notes)
@@ -679,20 +679,20 @@ def objects_with_keys_twice(draw: st.DrawFn) -> tuple[bytes, bool]:
 @given(objects_with_keys_twice())
 def test_a_key_twice_is_found_in_any_spelling_and_never_where_there_is_none(case: tuple[bytes, bool]) -> None:
     raw, twice = case
-    (row,) = read(unit_of(Kind.JSONL, raw))
+    (row,) = read(unit_of(FileKind.JSONL, raw))
     assert (row.reject is not None and row.reject.reason is Reason.DUPLICATE_KEY) == twice
     if not twice:
         assert row.value == json.loads(raw)
 
 
-def unit_of(kind: Kind, data: bytes) -> Unit:
+def unit_of(kind: FileKind, data: bytes) -> Unit:
     return Unit(path="x", kind=kind, offset=0, length=len(data), digest="", data=data)
 
 
 @settings(max_examples=1000)
 @given(st.binary(max_size=30) | st.text('{}[]":, 0129-eE.+\\ud8a\n', max_size=30).map(str.encode))
 def test_a_row_is_read_exactly_if_the_json_module_reads_it_without_complaint(raw: bytes) -> None:
-    for row in read(unit_of(Kind.JSONL, raw)):
+    for row in read(unit_of(FileKind.JSONL, raw)):
         if row.reject is None:
             assert repr(row.value) == repr(json.loads(row.raw))
         else:
@@ -702,7 +702,7 @@ def test_a_row_is_read_exactly_if_the_json_module_reads_it_without_complaint(raw
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.sampled_from([kind.value for kind in Kind]),
+    st.sampled_from([kind.value for kind in FileKind]),
     st.sampled_from(list(COMPRESS)),
     st.binary(max_size=60) | st.text('{}[]":,\t\r\n a1\\', max_size=60).map(str.encode),
 )

@@ -21,14 +21,14 @@ from compiler.formats.screens.operation import Operation, parse_operation
 from compiler.formats.screens.prompt import (
     ANSWER_FORMATS,
     PLATFORMS,
-    Prompt,
-    Step,
+    ScreenPrompt,
+    ScreenStep,
     group_of,
     parse_prompt,
     render_prompt,
 )
 from compiler.formats.screens.prompt import structure as prompt_structure
-from compiler.formats.screens.reply import Reply, parse_reply, render_reply
+from compiler.formats.screens.reply import ScreenReply, parse_reply, render_reply
 from compiler.formats.screens.reply import structure as reply_structure
 from compiler.rows.validate import Validator
 from schemas.errors import RowError
@@ -269,8 +269,10 @@ SEARCH = "CLICK(box=[[352,102,786,139]], element_info='Search')"
 HISTORY = f"\n0. {SEARCH}\tClick the search box.\n1. KEY_PRESS(key='A')\tPress A. "
 ASKED = "(Platform: WIN)\n(Answer in Action-Operation format.)\n"
 STEPS = (
-    Step(Operation("CLICK", {"box": (352, 102, 786, 139), "element_info": "Search"}), SEARCH, "Click the search box."),
-    Step(Operation("KEY_PRESS", {"key": "A"}), "KEY_PRESS(key='A')", "Press A. "),
+    ScreenStep(
+        Operation("CLICK", {"box": (352, 102, 786, 139), "element_info": "Search"}), SEARCH, "Click the search box."
+    ),
+    ScreenStep(Operation("KEY_PRESS", {"key": "A"}), "KEY_PRESS(key='A')", "Press A. "),
 )
 
 
@@ -279,29 +281,29 @@ STEPS = (
     [
         (
             f"Task: Buy a door\nHistory steps: {HISTORY}\n{ASKED}",
-            Prompt("Buy a door", "WIN", "Action-Operation", STEPS),
+            ScreenPrompt("Buy a door", "WIN", "Action-Operation", STEPS),
         ),
         (
             f"Task: Buy a door\n{ASKED}History steps: {HISTORY}\n",
-            Prompt("Buy a door", "WIN", "Action-Operation", STEPS),
+            ScreenPrompt("Buy a door", "WIN", "Action-Operation", STEPS),
         ),
-        (f"Task: Buy a door\nHistory steps: \n{ASKED}", Prompt("Buy a door", "WIN", "Action-Operation")),
-        (f"Task: Buy a door\nHistory steps:\n{ASKED[:-1]}", Prompt("Buy a door", "WIN", "Action-Operation")),
-        (f"Task: Buy a door\n{ASKED}History steps:", Prompt("Buy a door", "WIN", "Action-Operation")),
-        (f"Task: a\n\nb: c\nHistory steps: \n{ASKED}", Prompt("a\n\nb: c", "WIN", "Action-Operation")),
+        (f"Task: Buy a door\nHistory steps: \n{ASKED}", ScreenPrompt("Buy a door", "WIN", "Action-Operation")),
+        (f"Task: Buy a door\nHistory steps:\n{ASKED[:-1]}", ScreenPrompt("Buy a door", "WIN", "Action-Operation")),
+        (f"Task: Buy a door\n{ASKED}History steps:", ScreenPrompt("Buy a door", "WIN", "Action-Operation")),
+        (f"Task: a\n\nb: c\nHistory steps: \n{ASKED}", ScreenPrompt("a\n\nb: c", "WIN", "Action-Operation")),
         (
             f"Task: Buy it[Continue]\n\nHistory steps: \n{ASKED}",
-            Prompt("Buy it", "WIN", "Action-Operation", continued=True),
+            ScreenPrompt("Buy it", "WIN", "Action-Operation", continued=True),
         ),
     ],
 )
-def test_a_prompt_is_read_in_the_order_of_training_and_in_that_of_inference(text: str, prompt: Prompt) -> None:
+def test_a_prompt_is_read_in_the_order_of_training_and_in_that_of_inference(text: str, prompt: ScreenPrompt) -> None:
     assert parse_prompt(text) == prompt
 
 
 def test_a_prompt_is_written_as_the_model_is_asked_at_inference() -> None:
     """As CogAgent's README and app/client.py build it, space and line breaks included."""
-    assert render_prompt(Prompt("Buy a door", "Mac", "Status-Action-Operation", STEPS)) == (
+    assert render_prompt(ScreenPrompt("Buy a door", "Mac", "Status-Action-Operation", STEPS)) == (
         "Task: Buy a door\n"
         "History steps: \n"
         "0. CLICK(box=[[352,102,786,139]], element_info='Search')\tClick the search box.\n"
@@ -309,7 +311,7 @@ def test_a_prompt_is_written_as_the_model_is_asked_at_inference() -> None:
         "(Platform: Mac)\n"
         "(Answer in Status-Action-Operation format.)\n"
     )
-    assert render_prompt(Prompt("打开微信", "Mobile", "Action-Operation")) == (
+    assert render_prompt(ScreenPrompt("打开微信", "Mobile", "Action-Operation")) == (
         "Task: 打开微信\nHistory steps: \n(Platform: Mobile)\n(Answer in Action-Operation format.)\n"
     )
 
@@ -363,16 +365,16 @@ def test_a_variable_may_be_used_once_an_earlier_step_has_set_it() -> None:
 
 TASKS = TEXT.map(str.strip).filter(lambda task: task and not prompt_structure(task) and not task.endswith("[Continue]"))
 STEP_LISTS = st.lists(
-    st.tuples(operations(), LINE).map(lambda pair: Step(pair[0], str(pair[0]), pair[1])), max_size=4
+    st.tuples(operations(), LINE).map(lambda pair: ScreenStep(pair[0], str(pair[0]), pair[1])), max_size=4
 ).map(lambda steps: tuple(step for step in steps[:-1] if step.operation.name != "END") + tuple(steps[-1:]))
 PROMPTS = st.builds(
-    Prompt, TASKS, st.sampled_from(PLATFORMS), st.sampled_from(ANSWER_FORMATS), STEP_LISTS, st.booleans()
+    ScreenPrompt, TASKS, st.sampled_from(PLATFORMS), st.sampled_from(ANSWER_FORMATS), STEP_LISTS, st.booleans()
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(PROMPTS)
-def test_a_prompt_is_what_its_text_is_parsed_to(prompt: Prompt) -> None:
+def test_a_prompt_is_what_its_text_is_parsed_to(prompt: ScreenPrompt) -> None:
     assert parse_prompt(render_prompt(prompt)) == prompt
 
 
@@ -397,7 +399,7 @@ def test_the_steps_of_a_task_are_one_group_wherever_they_come_from() -> None:
 # -- replies --
 
 SAYS = f"Action: Click it.\nGrounded Operation: {SEARCH}"
-SAID = Reply("Click it.", STEPS[0].operation, SEARCH)
+SAID = ScreenReply("Click it.", STEPS[0].operation, SEARCH)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +424,7 @@ SAID = Reply("Click it.", STEPS[0].operation, SEARCH)
 def test_a_reply_has_the_parts_that_the_answer_format_asks_for(
     text: str, answer_format: str, more: dict[str, Any]
 ) -> None:
-    assert parse_reply(text, answer_format) == Reply(SAID.action, SAID.operation, SAID.written, **more)
+    assert parse_reply(text, answer_format) == ScreenReply(SAID.action, SAID.operation, SAID.written, **more)
 
 
 MARKS = "<<一般操作>>, <<敏感操作>> or <<END>>"
@@ -462,14 +464,14 @@ def test_a_mistake_in_a_reply_is_found_where_it_is(marked: str, answer_format: s
 
 
 @st.composite
-def replies(draw: st.DrawFn) -> tuple[Reply, str]:
+def replies(draw: st.DrawFn) -> tuple[ScreenReply, str]:
     answer_format = draw(st.sampled_from(ANSWER_FORMATS))
     free = TEXT.map(str.strip).filter(lambda text: text and not reply_structure(text))
     operation = draw(operations())
     ended = draw(st.booleans())
     marked = answer_format.endswith("Sensitive")
     sensitive = draw(st.sampled_from([True, False, *([None] if ended else [])])) if marked else None
-    return Reply(
+    return ScreenReply(
         draw(LINE.map(str.strip).filter(bool)),
         operation,
         str(operation),
@@ -483,7 +485,7 @@ def replies(draw: st.DrawFn) -> tuple[Reply, str]:
 
 @settings(max_examples=300, deadline=None)
 @given(replies())
-def test_a_reply_is_what_its_text_is_parsed_to(made: tuple[Reply, str]) -> None:
+def test_a_reply_is_what_its_text_is_parsed_to(made: tuple[ScreenReply, str]) -> None:
     reply, answer_format = made
     assert parse_reply(render_reply(reply), answer_format) == reply
 

@@ -14,7 +14,7 @@ from typing import Any
 from compiler.conversation import Conversation, Media, Message, Role
 from compiler.formats.common import asked_weight, column_of
 from compiler.formats.screens.located import GrammarError
-from compiler.formats.screens.prompt import Prompt, group_of, looks_like_prompt, parse_prompt, structure
+from compiler.formats.screens.prompt import ScreenPrompt, group_of, looks_like_prompt, parse_prompt, structure
 from compiler.formats.screens.reply import parse_reply
 from schemas.errors import Reason, RowError
 
@@ -48,7 +48,7 @@ def _message(source: dict[str, Any], pointer: str) -> Message:
     return message
 
 
-def _prompt(message: Message, pointer: str) -> Prompt | None:
+def _prompt(message: Message, pointer: str) -> ScreenPrompt | None:
     """Return the prompt that a message is, None for anything else."""
     if message.role is not Role.USER or not looks_like_prompt(message.content):
         return None
@@ -62,7 +62,7 @@ def _prompt(message: Message, pointer: str) -> Prompt | None:
         raise error.in_row(message.content, f"{pointer}/content") from error
 
 
-def _check_reply(content: str, prompt: Prompt, pointer: str) -> None:
+def _check_reply(content: str, prompt: ScreenPrompt, pointer: str) -> None:
     try:
         parse_reply(content, prompt.answer_format, prompt.variables)
     except GrammarError as error:

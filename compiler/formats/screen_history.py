@@ -19,8 +19,8 @@ from compiler.formats.screens import prompt as prompts
 from compiler.formats.screens import reply as replies
 from compiler.formats.screens.located import GrammarError
 from compiler.formats.screens.operation import parse_operation
-from compiler.formats.screens.prompt import Prompt, Step, group_of, render_prompt
-from compiler.formats.screens.reply import Reply, render_reply
+from compiler.formats.screens.prompt import ScreenPrompt, ScreenStep, group_of, render_prompt
+from compiler.formats.screens.reply import ScreenReply, render_reply
 from schemas.errors import Reason, RowError
 
 COLUMNS = {"task": "task", "platform": "platform", "answer_format": "answer_format", "steps": "steps"}
@@ -44,7 +44,7 @@ def lift(
     conversations = []
     for k, (source, step) in enumerate(zip(sources, steps, strict=True)):
         pointer = f"/{columns['steps']}/{k}"
-        asked = render_prompt(Prompt(task, platform, answer_format, tuple(steps[:k])))
+        asked = render_prompt(ScreenPrompt(task, platform, answer_format, tuple(steps[:k])))
         screenshot = Media("image", source["image"], at=0, pointer=f"{pointer}/image")
         answer = render_reply(_reply(source, step, answer_format, pointer))
         messages = [Message(Role.USER, asked, media=[screenshot]), Message(Role.ASSISTANT, answer)]
@@ -52,9 +52,9 @@ def lift(
     return conversations
 
 
-def _steps(sources: list[dict[str, Any]], pointer: str) -> list[Step]:
+def _steps(sources: list[dict[str, Any]], pointer: str) -> list[ScreenStep]:
     """Return the steps, each parsed with the variables that those before it have set."""
-    steps: list[Step] = []
+    steps: list[ScreenStep] = []
     variables: set[str] = set()
     for k, source in enumerate(sources):
         if steps and steps[-1].operation.name == "END":
@@ -67,13 +67,13 @@ def _steps(sources: list[dict[str, Any]], pointer: str) -> list[Step]:
         if not action or "\n" in action:
             what = "found more than one" if action else "found none"
             raise RowError(Reason.SCREEN, f"expected the action as one line of text, {what}", f"{pointer}/{k}/action")
-        steps.append(Step(operation, written, action))
+        steps.append(ScreenStep(operation, written, action))
         if operation.output:
             variables.add(operation.output)
     return steps
 
 
-def _fullest_format(sources: list[dict[str, Any]], steps: list[Step]) -> str:
+def _fullest_format(sources: list[dict[str, Any]], steps: list[ScreenStep]) -> str:
     """Return the answer format with every part that all the steps have."""
 
     def all_have(key: str) -> bool:
@@ -85,7 +85,7 @@ def _fullest_format(sources: list[dict[str, Any]], steps: list[Step]) -> str:
     return "-".join([*parts, "Action-Operation"] + ["Sensitive"] * sensitive)
 
 
-def _reply(source: dict[str, Any], step: Step, answer_format: str, pointer: str) -> Reply:
+def _reply(source: dict[str, Any], step: ScreenStep, answer_format: str, pointer: str) -> ScreenReply:
     """Return the reply of a step, with the parts that the answer format asks for."""
 
     def text(key: str) -> str | None:
@@ -101,7 +101,7 @@ def _reply(source: dict[str, Any], step: Step, answer_format: str, pointer: str)
     marked, ends = answer_format.endswith("Sensitive"), step.operation.name == "END"
     if marked and not ends and source.get("sensitive") is None:
         raise RowError(Reason.SCREEN, f"expected 'sensitive' (true or false) for {answer_format}, found none", pointer)
-    return Reply(
+    return ScreenReply(
         step.action,
         step.operation,
         step.written,

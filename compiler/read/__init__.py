@@ -14,7 +14,7 @@ The rules that hold for every kind:
   to begin where it seems to. `open_source`, `cut` and `read` all may raise InputError.
 
     module       what it knows
-    model.py     Kind, Source, Unit, Row
+    model.py     FileKind, SourceFile, Unit, Row
     source.py    names, contents that contradict the name, compression
     text.py      .jsonl .json .csv .tsv .txt
     elements.py  where the elements of a JSON array are
@@ -28,14 +28,25 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from compiler.read import text
-from compiler.read.model import COLUMNAR, MAX_DEPTH, Kind, Row, Source, Unit, changed, no_rows, size_of, stamp_of
+from compiler.read.model import (
+    COLUMNAR,
+    MAX_DEPTH,
+    FileKind,
+    Row,
+    SourceFile,
+    Unit,
+    changed,
+    no_rows,
+    size_of,
+    stamp_of,
+)
 from compiler.read.source import open_source
 from schemas.stores import StorePath
 
-__all__ = ["MAX_DEPTH", "Kind", "Row", "Source", "Unit", "cut", "open_source", "read", "size_of", "stamp_of"]
+__all__ = ["MAX_DEPTH", "FileKind", "Row", "SourceFile", "Unit", "cut", "open_source", "read", "size_of", "stamp_of"]
 
 
-def cut(source: Source, target_bytes: int = 1 << 20) -> Iterator[Unit]:
+def cut(source: SourceFile, target_bytes: int = 1 << 20) -> Iterator[Unit]:
     """Yield the units of a file, in order; each has about `target_bytes` (text) or one row group (columns).
 
     A row is never split: a row longer than the target makes a longer unit. Memory is bounded by a few

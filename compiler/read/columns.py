@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import python_calamine
 
-from compiler.read.model import Kind, Row, Source, Unit, changed, check_header, open_file, stamp_of, unreadable
+from compiler.read.model import FileKind, Row, SourceFile, Unit, changed, check_header, open_file, stamp_of, unreadable
 from compiler.read.source import open_stream
 from compiler.read.value import escape
 from schemas.errors import InputError, Reason, Reject, RowError
@@ -38,18 +38,18 @@ _MAX_TYPE_DEPTH = 250  # `Row.raw` is written by orjson, which stops at 254 leve
 Convert = Callable[[Any], Any]
 
 
-def cut(source: Source) -> Iterator[Unit]:
+def cut(source: SourceFile) -> Iterator[Unit]:
     """Yield a unit per row group (Parquet), per record batch (Arrow), or one for the first sheet (.xlsx)."""
     stamp = stamp_of(source.path)  # before the bytes are read: what is written from now on shows
     with open_stream(source) as stream:
-        data = stream.read() if source.compression or source.kind is Kind.XLSX else None
+        data = stream.read() if source.compression or source.kind is FileKind.XLSX else None
         if data is None:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # a BufferedReader
         elif data:
             sha256 = hashlib.sha256(data).hexdigest()
         else:
             return
-    if data is not None and source.kind is Kind.XLSX:
+    if data is not None and source.kind is FileKind.XLSX:
         yield from _cut_sheet(source, sha256, data)
         return
     for number, rows, packed in _groups(source, data):
@@ -59,7 +59,7 @@ def cut(source: Source) -> Iterator[Unit]:
 
 def read(unit: Unit) -> Iterator[Row]:
     """Yield the rows of a unit of a table; they have no offsets."""
-    if unit.kind is Kind.XLSX:
+    if unit.kind is FileKind.XLSX:
         values: Iterable[tuple[dict[str, Any], Reject | None]] = _read_sheet(unit)
     else:
         values = (row for batch in _batches(unit) for row in _rows_of(batch))
@@ -68,12 +68,12 @@ def read(unit: Unit) -> Iterator[Row]:
         yield Row(index, None, None, None if reject else value, raw, reject)
 
 
-def _unit(source: Source, sha256: str, number: int, data: bytes | None, header: tuple[str, ...] = ()) -> Unit:
+def _unit(source: SourceFile, sha256: str, number: int, data: bytes | None, header: tuple[str, ...] = ()) -> Unit:
     digest = _digest(source.kind, sha256, number)
     return Unit(str(source.path), source.kind, number, 1, digest, data, header)
 
 
-def _digest(kind: Kind, sha256: str, number: int) -> str:
+def _digest(kind: FileKind, sha256: str, number: int) -> str:
     """Return the digest of a unit: that of the file, and which part of it."""
     return hashlib.sha256(f"{kind}\0{sha256}\0{number}".encode()).hexdigest()
 
@@ -82,7 +82,7 @@ def _digest(kind: Kind, sha256: str, number: int) -> str:
 
 
 @contextlib.contextmanager
-def _arrow_errors(path: str, kind: Kind) -> Iterator[None]:
+def _arrow_errors(path: str, kind: FileKind) -> Iterator[None]:
     """Turn what pyarrow says about a file into an InputError."""
     try:
         yield
@@ -92,16 +92,16 @@ def _arrow_errors(path: str, kind: Kind) -> Iterator[None]:
         place = path_of(path)
         if isinstance(error, OSError) and isinstance(place, StorePath) and "AWS Error" in str(error):
             raise problem(place, str(error)) from error
-        name = "a Parquet file" if kind is Kind.PARQUET else "an Arrow file or stream"
+        name = "a Parquet file" if kind is FileKind.PARQUET else "an Arrow file or stream"
         what = f"cannot be read as {name}: {(str(error) or type(error).__name__).splitlines()[0]}"
         raise InputError(path, what, "Write it again, or check its suffix.") from error
 
 
-def _groups(source: Source, data: bytes | None) -> Iterator[tuple[int, int, bytes | None]]:
+def _groups(source: SourceFile, data: bytes | None) -> Iterator[tuple[int, int, bytes | None]]:
     """Yield (number, rows, data for the unit) of each row group or record batch."""
     path = str(source.path)
     with _arrow_errors(path, source.kind), _buffer(path, data) as file:
-        if source.kind is Kind.PARQUET:
+        if source.kind is FileKind.PARQUET:
             with pq.ParquetFile(file) as parquet:
                 _check_schema(path, parquet.schema_arrow)
                 for number in range(parquet.num_row_groups):
@@ -131,7 +131,7 @@ def _batches(unit: Unit) -> Iterator[pa.RecordBatch]:
             with pa.ipc.open_stream(file) as stream:
                 for batch in stream:
                     yield from _sliced(unit, batch)
-        elif unit.kind is Kind.PARQUET:
+        elif unit.kind is FileKind.PARQUET:
             with pq.ParquetFile(file) as parquet:
                 if unit.offset >= parquet.num_row_groups:
                     raise changed(unit.path)
@@ -391,7 +391,7 @@ def _sheet(path: str, data: bytes) -> list[list[str | bool]]:
     return [row[:width] for row in rows]
 
 
-def _cut_sheet(source: Source, sha256: str, data: bytes) -> Iterator[Unit]:
+def _cut_sheet(source: SourceFile, sha256: str, data: bytes) -> Iterator[Unit]:
     rows = _sheet(str(source.path), data)
     if not rows:
         return

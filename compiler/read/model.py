@@ -17,7 +17,7 @@ MAX_DEPTH = 256
 """How many objects and arrays may be open at once; `[[1]]` has depth 2."""
 
 
-class Kind(StrEnum):
+class FileKind(StrEnum):
     """What the (decompressed) bytes of a file are."""
 
     JSONL = "jsonl"
@@ -30,7 +30,7 @@ class Kind(StrEnum):
     TXT = "txt"
 
 
-COLUMNAR = frozenset({Kind.PARQUET, Kind.ARROW, Kind.XLSX})
+COLUMNAR = frozenset({FileKind.PARQUET, FileKind.ARROW, FileKind.XLSX})
 """Kinds whose rows are not byte ranges of the file."""
 
 
@@ -38,11 +38,11 @@ Stamp = tuple[int, int | str]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """A file that can be opened, and how it is read; `notes` say what the name alone does not tell."""
 
     path: AnyPath
-    kind: Kind
+    kind: FileKind
     compression: str  # "", "gz" or "zst"
     notes: tuple[str, ...] = ()
     start: int = 0  # where the text begins: 3 after a UTF-8 byte order mark
@@ -65,7 +65,7 @@ class Unit:
     """
 
     path: str
-    kind: Kind
+    kind: FileKind
     offset: int
     length: int
     digest: str
@@ -111,7 +111,7 @@ class Row:
     reject: Reject | None = None
 
 
-def digest_of(kind: Kind, header: tuple[str, ...], data: bytes) -> str:
+def digest_of(kind: FileKind, header: tuple[str, ...], data: bytes) -> str:
     """Return the digest of a unit of text; the header is written as JSON so that its end is certain."""
     digest = hashlib.sha256(kind.encode() + b"\0" + orjson.dumps(header) + b"\0")
     digest.update(data)

@@ -15,21 +15,21 @@ import orjson
 import zstandard
 
 from compiler.read.elements import BRACKETS, OPEN_STRING
-from compiler.read.model import COLUMNAR, Kind, Source, no_rows, open_file, unreadable
+from compiler.read.model import COLUMNAR, FileKind, SourceFile, no_rows, open_file, unreadable
 from schemas.errors import InputError
 from schemas.stores import AnyPath, StorePath, no_such, path_of
 
 KINDS = {
-    ".arrow": Kind.ARROW,
-    ".csv": Kind.CSV,
-    ".feather": Kind.ARROW,
-    ".json": Kind.JSON,
-    ".jsonl": Kind.JSONL,
-    ".ndjson": Kind.JSONL,
-    ".parquet": Kind.PARQUET,
-    ".tsv": Kind.TSV,
-    ".txt": Kind.TXT,
-    ".xlsx": Kind.XLSX,
+    ".arrow": FileKind.ARROW,
+    ".csv": FileKind.CSV,
+    ".feather": FileKind.ARROW,
+    ".json": FileKind.JSON,
+    ".jsonl": FileKind.JSONL,
+    ".ndjson": FileKind.JSONL,
+    ".parquet": FileKind.PARQUET,
+    ".tsv": FileKind.TSV,
+    ".txt": FileKind.TXT,
+    ".xlsx": FileKind.XLSX,
 }
 _UTF8_BOM = b"\xef\xbb\xbf"
 _FOREIGN_TEXT = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
@@ -49,7 +49,7 @@ _KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object t
 _TOKENS = re.compile(OPEN_STRING + rb"(?P<key>[ \t\r\n]*+:[ \t\r\n]*+)?|[\[\]{}]", re.DOTALL)
 
 
-def open_source(path: str | AnyPath) -> Source:
+def open_source(path: str | AnyPath) -> SourceFile:
     """Return what a file is and how to read it, from its name and, for JSON, its first bytes.
 
     `.json` that is JSON Lines and `.jsonl` that is one array are read as what they are, with a note: JSON
@@ -61,12 +61,12 @@ def open_source(path: str | AnyPath) -> Source:
     """
     path = path_of(path)
     _check_is_file(path)
-    source = Source(path, *_kind_of_name(path))
+    source = SourceFile(path, *_kind_of_name(path))
     return source if source.kind in COLUMNAR else _look_inside(source)
 
 
 @contextlib.contextmanager
-def open_stream(source: Source) -> Iterator[BinaryIO]:
+def open_stream(source: SourceFile) -> Iterator[BinaryIO]:
     """Yield the decompressed bytes from `source.start` on, as a buffered stream."""
     with contextlib.ExitStack() as stack:
         stream: BinaryIO = stack.enter_context(open_file(source.path))
@@ -116,7 +116,7 @@ def _check_is_in_store(path: StorePath) -> None:
         raise no_such(path)
 
 
-def _kind_of_name(path: AnyPath) -> tuple[Kind, str]:
+def _kind_of_name(path: AnyPath) -> tuple[FileKind, str]:
     """Return kind and compression; only the suffixes decide, in any case."""
     name = path.name.lower()
     compression = next((end for end in ("gz", "zst") if name.endswith("." + end)), "")
@@ -128,7 +128,7 @@ def _kind_of_name(path: AnyPath) -> tuple[Kind, str]:
     return kind, compression
 
 
-def _look_inside(source: Source) -> Source:
+def _look_inside(source: SourceFile) -> SourceFile:
     """Return the source with what the first bytes of a text file say about it."""
     path = source.path
     with open_stream(source) as stream:
@@ -146,17 +146,17 @@ def _look_inside(source: Source) -> Source:
     if head.startswith(_UTF8_BOM):
         start = len(_UTF8_BOM)
         notes.append("skipped the UTF-8 byte order mark at the start")
-    source = Source(path, kind, source.compression, tuple(notes), start)
-    if kind is Kind.JSON and _is_json_lines(source):
-        kind = Kind.JSONL
+    source = SourceFile(path, kind, source.compression, tuple(notes), start)
+    if kind is FileKind.JSON and _is_json_lines(source):
+        kind = FileKind.JSONL
         notes.append("read as JSON Lines although it is named .json")
-    elif kind is Kind.JSONL and _is_array(source):
-        kind = Kind.JSON
+    elif kind is FileKind.JSONL and _is_array(source):
+        kind = FileKind.JSON
         notes.append("read as one JSON array although it is named as JSON Lines")
-    return Source(path, kind, source.compression, tuple(notes), start)
+    return SourceFile(path, kind, source.compression, tuple(notes), start)
 
 
-def _is_json_lines(source: Source) -> bool:
+def _is_json_lines(source: SourceFile) -> bool:
     """Return whether a `.json` file is JSON Lines; InputError if it is neither that nor an array."""
     with open_stream(source) as stream:
         line = _first_line(stream)
@@ -178,7 +178,7 @@ def _is_json_lines(source: Source) -> bool:
     raise InputError(str(source.path), what, hint)
 
 
-def _is_array(source: Source) -> bool:
+def _is_array(source: SourceFile) -> bool:
     """Return whether a `.jsonl` is one array: `[` not closed on its line, or objects in it and no more."""
     with open_stream(source) as stream:
         line = _first_line(stream)

@@ -14,9 +14,9 @@ from typing import BinaryIO
 
 from compiler.read.elements import Elements
 from compiler.read.model import (
-    Kind,
+    FileKind,
     Row,
-    Source,
+    SourceFile,
     Unit,
     changed,
     check_header,
@@ -29,8 +29,8 @@ from compiler.read.value import excerpt, not_utf8, parse
 from schemas.errors import InputError, Reason, Reject
 from schemas.stores import StorePath
 
-_DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
-_LINES = frozenset({Kind.JSONL, Kind.TXT})
+_DELIMITERS = {FileKind.CSV: ",", FileKind.TSV: "\t"}
+_LINES = frozenset({FileKind.JSONL, FileKind.TXT})
 _JSON_SPACE = b" \t\r\n"
 
 MAX_FIELD = 1 << 26
@@ -38,7 +38,7 @@ MAX_FIELD = 1 << 26
 csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no other way
 
 
-def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
+def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
     """Yield units of consecutive spans of about `target_bytes`."""
     with open_stream(source) as stream:
         window = _Window(stream, source.start)
@@ -48,7 +48,7 @@ def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
             records = _Records(str(source.path), source.kind, window.lines(), source.start)
             header = _read_header(records)
             spans = records.spans()
-        elif source.kind is Kind.JSON:
+        elif source.kind is FileKind.JSON:
             spans = Elements(str(source.path), source.start).spans(blocks)
         else:
             spans = _line_runs(blocks, source.start)
@@ -69,11 +69,11 @@ def cut(source: Source, target_bytes: int) -> Iterator[Unit]:
 def read(unit: Unit) -> Iterator[Row]:
     """Yield the rows of a unit of text."""
     data = _bytes_of(unit) if unit.data is None else unit.data
-    if unit.kind is Kind.JSONL:
+    if unit.kind is FileKind.JSONL:
         return _read_json_lines(unit, data)
-    if unit.kind is Kind.JSON:
+    if unit.kind is FileKind.JSON:
         return _read_json_array(unit, data)
-    if unit.kind is Kind.TXT:
+    if unit.kind is FileKind.TXT:
         return _read_txt(unit, data)
     return _read_csv(unit, data)
 
@@ -214,7 +214,7 @@ class _Records:
     on the next line. A quote that is never closed leaves no next record: InputError.
     """
 
-    def __init__(self, path: str, kind: Kind, lines: Iterable[bytes], at: int) -> None:
+    def __init__(self, path: str, kind: FileKind, lines: Iterable[bytes], at: int) -> None:
         self.path, self._delimiter = path, _DELIMITERS[kind]
         self._at, self._line, self._ended = at, 1, False  # of the byte that the csv module reads next
         self._raw: list[bytes] = []

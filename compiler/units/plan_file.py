@@ -21,7 +21,7 @@ import orjson
 
 from compiler.cache import objects
 from compiler.datasets.files import readable
-from compiler.read import Kind, Unit
+from compiler.read import FileKind, Unit
 from compiler.rows.lift import Layout
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.units.collect import Collector
@@ -185,7 +185,7 @@ def _layout(found: dict[str, Any]) -> Layout:
 def _unit(found: dict[str, Any]) -> Unit:
     kept = {name: found[name] for name in ("path", "offset", "length", "digest")}
     stamp = found["stamp"] and (found["stamp"][0], found["stamp"][1])
-    return Unit(**kept, kind=Kind(found["kind"]), data=None, header=tuple(found["header"]), stamp=stamp)
+    return Unit(**kept, kind=FileKind(found["kind"]), data=None, header=tuple(found["header"]), stamp=stamp)
 
 
 @cache

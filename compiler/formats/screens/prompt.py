@@ -45,7 +45,7 @@ _INDEX = re.compile(r"([0-9]+)\. ?")
 
 
 @dataclass(frozen=True)
-class Step:
+class ScreenStep:
     """One step of the history: the operation, its text as it is written, and the action in words."""
 
     operation: Operation
@@ -54,13 +54,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ScreenPrompt:
     """What the agent is asked. `continued` is whether the task ends in `[Continue]`."""
 
     task: str
     platform: str
     answer_format: str
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ScreenStep, ...] = ()
     continued: bool = False
 
     @property
@@ -87,7 +87,7 @@ def group_of(task: str, platform: str) -> bytes:
     return xxhash.xxh3_128_digest(orjson.dumps([task.strip().removesuffix(_CONTINUE).strip(), platform]))
 
 
-def render_prompt(prompt: Prompt) -> str:
+def render_prompt(prompt: ScreenPrompt) -> str:
     """Return the prompt's text, in the order in which the model is asked at inference.
 
     That order is the one README calls strict and app/client.py and inference/cli_demo.py build; the order of the
@@ -100,7 +100,7 @@ def render_prompt(prompt: Prompt) -> str:
     return f"{task}\nHistory steps: {steps}\n{asked}"
 
 
-def parse_prompt(text: str) -> Prompt:
+def parse_prompt(text: str) -> ScreenPrompt:
     """Return what the text of a user message asks; GrammarError with the character where it breaks the grammar."""
     if not text.startswith("Task:"):
         raise GrammarError(0, f"expected a prompt to begin with 'Task:', found {found(text, 0)}")
@@ -113,7 +113,7 @@ def parse_prompt(text: str) -> Prompt:
     task = task.removesuffix(_CONTINUE).strip()
     if not task:
         raise GrammarError(len("Task:"), "expected a task after 'Task:', found none")
-    return Prompt(
+    return ScreenPrompt(
         task,
         _one_of(text, *parts["(Platform:"], _PLATFORM, "a platform as '(Platform: Mac)'", PLATFORMS),
         _one_of(
@@ -156,9 +156,9 @@ def _nothing_more(text: str, at: int, end: int) -> None:
         raise GrammarError(rest.end(), f"expected nothing more here, found {found(text, rest.end(), end)}")
 
 
-def _steps(text: str, start: int, end: int) -> tuple[Step, ...]:
+def _steps(text: str, start: int, end: int) -> tuple[ScreenStep, ...]:
     """Return the steps of the history, which the part that begins at "History steps:" lists line by line."""
-    steps: list[Step] = []
+    steps: list[ScreenStep] = []
     variables: set[str] = set()
     at = start + len("History steps:")
     line_end = _line_end(text, at, end)
@@ -177,7 +177,7 @@ def _steps(text: str, start: int, end: int) -> tuple[Step, ...]:
         if text[after : after + 1] != "\t":
             what = "expected a tab and the action in words after the operation"
             raise GrammarError(after, f"{what}, found {found(text, after, line_end)}")
-        steps.append(Step(operation, text[index.end() : after].strip(" "), text[after + 1 : line_end]))
+        steps.append(ScreenStep(operation, text[index.end() : after].strip(" "), text[after + 1 : line_end]))
         if operation.output:
             variables.add(operation.output)
     return tuple(steps)

@@ -28,7 +28,7 @@ _MARK = re.compile(r"<<[^<>\n]*>>")
 
 
 @dataclass(frozen=True)
-class Reply:
+class ScreenReply:
     """What the agent answers. `written` is the operation's text; `sensitive` is None where no mark says it."""
 
     action: str
@@ -46,7 +46,7 @@ def structure(text: str) -> re.Match[str] | None:
     return _KEY.search(text)
 
 
-def render_reply(reply: Reply) -> str:
+def render_reply(reply: ScreenReply) -> str:
     """Return the reply's text as the model writes it: with a space before the operation."""
     parts = [reply.summary] if reply.summary else []
     parts += [f"Status: {reply.status}"] if reply.status is not None else []
@@ -57,7 +57,7 @@ def render_reply(reply: Reply) -> str:
     return "\n".join([*parts, END] if reply.ended else parts)
 
 
-def parse_reply(text: str, answer_format: str, variables: Collection[str] = ()) -> Reply:
+def parse_reply(text: str, answer_format: str, variables: Collection[str] = ()) -> ScreenReply:
     """Return what a reply says; GrammarError with the character where it is not what `answer_format` asks for.
 
     `variables` are those that the history has set: the operation may use no others.
@@ -69,7 +69,7 @@ def parse_reply(text: str, answer_format: str, variables: Collection[str] = ()) 
     said = {key: _text_of(text, key, after, end) for (key, _, after), end in zip(keys[:-1], ends, strict=True)}
     operation, end = read_operation(text, keys[-1][2], len(text), variables)
     sensitive, ended = _marks(text, end, answer_format)
-    return Reply(
+    return ScreenReply(
         said["Action"],
         operation,
         text[keys[-1][2] : end].strip(" "),

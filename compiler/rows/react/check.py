@@ -12,7 +12,7 @@ from compiler.rows.react.parse import (
     FINAL_ANSWER,
     OBSERVATION,
     Api,
-    Part,
+    ReplyPart,
     parse_apis,
     parse_input,
     parse_reply,
@@ -25,7 +25,7 @@ Found = tuple[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ReactFinding:
     """What is wrong with a reply: `rule` is what counts are kept under, `start` a character of the message."""
 
     rule: str
@@ -34,7 +34,7 @@ class Finding:
     start: int
 
 
-def check(conversation: Conversation) -> list[Finding]:
+def check(conversation: Conversation) -> list[ReactFinding]:
     """Return the findings of the replies that use ReAct, in order, at most one for each rule and reply.
 
     * `react_action`: an action names an API of the system prompt (where the prompt lists any).
@@ -56,11 +56,11 @@ def check(conversation: Conversation) -> list[Finding]:
         last = i == replies[-1][0]
         for rule, look in _RULES.items():
             if (found := look(parts, apis, last)) is not None:
-                findings.append(Finding(rule, found[0], i, found[1]))
+                findings.append(ReactFinding(rule, found[0], i, found[1]))
     return findings
 
 
-def _action(parts: list[Part], apis: Apis, _: bool) -> Found:
+def _action(parts: list[ReplyPart], apis: Apis, _: bool) -> Found:
     for part in parts:
         name = part.text.strip()
         if part.keyword == ACTION and apis is not None and name not in apis:
@@ -68,7 +68,7 @@ def _action(parts: list[Part], apis: Apis, _: bool) -> Found:
     return None
 
 
-def _input(parts: list[Part], apis: Apis, _: bool) -> Found:
+def _input(parts: list[ReplyPart], apis: Apis, _: bool) -> Found:
     for before, part in _pairs(parts):
         if part.keyword != ACTION_INPUT:
             continue
@@ -85,7 +85,7 @@ def _input(parts: list[Part], apis: Apis, _: bool) -> Found:
     return None
 
 
-def _observation(parts: list[Part], _: Apis, __: bool) -> Found:
+def _observation(parts: list[ReplyPart], _: Apis, __: bool) -> Found:
     for i, part in enumerate(parts):
         keywords = [before.keyword for before in parts[max(i - 2, 0) : i]]
         if part.keyword == OBSERVATION and keywords != [ACTION, ACTION_INPUT]:
@@ -94,7 +94,7 @@ def _observation(parts: list[Part], _: Apis, __: bool) -> Found:
     return None
 
 
-def _final(parts: list[Part], _: Apis, last: bool) -> Found:
+def _final(parts: list[ReplyPart], _: Apis, last: bool) -> Found:
     for before, part in _pairs(parts):
         if before is not None and before.keyword == FINAL_ANSWER:
             return f"expected nothing after Final Answer, found {part.keyword}", part.start
@@ -103,7 +103,7 @@ def _final(parts: list[Part], _: Apis, last: bool) -> Found:
     return None
 
 
-_RULES: dict[str, Callable[[list[Part], Apis, bool], Found]] = {
+_RULES: dict[str, Callable[[list[ReplyPart], Apis, bool], Found]] = {
     "react_action": _action,
     "react_input": _input,
     "react_observation": _observation,
@@ -113,7 +113,7 @@ RULES = tuple(_RULES)
 """The names that findings are counted under."""
 
 
-def _pairs(parts: list[Part]) -> Iterator[tuple[Part | None, Part]]:
+def _pairs(parts: list[ReplyPart]) -> Iterator[tuple[ReplyPart | None, ReplyPart]]:
     """Yield each part with the one before it."""
     yield from zip([None, *parts], parts, strict=False)
 

@@ -35,7 +35,7 @@ JSON needs no such limit, and nesting is bounded by both readers.
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ReplyPart:
     """A keyword and what follows it: `reply[start:end]` is the keyword, a colon and `text`, which is not stripped."""
 
     keyword: str
@@ -52,12 +52,14 @@ class Api:
     required: tuple[str, ...] | None
 
 
-def parse_reply(text: str) -> list[Part]:
+def parse_reply(text: str) -> list[ReplyPart]:
     """Return the parts of a reply in order; text before the first keyword is none, so plain chat has no parts."""
     marks = list(KEYWORD_LINE.finditer(text))
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
     # Without a keyword there is no part, and the one end is left over.
-    return [Part(mark[1], text[mark.end() : end], mark.start(), end) for mark, end in zip(marks, ends, strict=False)]
+    return [
+        ReplyPart(mark[1], text[mark.end() : end], mark.start(), end) for mark, end in zip(marks, ends, strict=False)
+    ]
 
 
 def parse_input(text: str) -> Any:
