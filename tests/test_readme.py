@@ -58,7 +58,7 @@ def test_every_command_is_in_the_readme_and_has_examples(name: str) -> None:
 
 
 def test_every_column_of_a_shard_is_in_the_readme() -> None:
-    table = README.partition("| column | |")[2].partition("\n\n")[0]
+    table = README.partition("| column | content |")[2].partition("\n\n")[0]
     assert {name for name in SHARD.names if f"`{name}`" not in table} == set()
 
 

@@ -1,0 +1,54 @@
+"""What the documents say about installing and launching is true, and they link to what is there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md"))
+    if "out" not in path.relative_to(ROOT).parts
+)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_no_document_installs_from_an_index(path: Path) -> None:
+    """The project is on none: what works is a clone or a wheel."""
+    name = PROJECT["project"]["name"]
+    assert re.findall(rf"install '?\"?{name}", path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
+def test_several_processes_are_launched_with_the_installed_command(path: Path) -> None:
+    """`torchrun -m cli` would run a cli.py in the current folder."""
+    launched = re.findall(r"^(?:torchrun|deepspeed) .*", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [line for line in launched if not re.search(r" --no[-_]python .*?cli train ", line)] == []
+
+
+def test_the_document_on_installing_names_every_extra() -> None:
+    table = (ROOT / "docs" / "install.md").read_text(encoding="utf-8").partition("| extra |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_the_container_is_built_from_every_package() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    tools = PROJECT["tool"]["setuptools"]
+    packages = {name.partition(".")[0] for name in tools["packages"]}
+    modules = {f"{name}.py" for name in tools["py-modules"]}
+    assert packages | modules | {"pyproject.toml", "README.md", "LICENSE"} == set(" ".join(copied).split())
