@@ -22,6 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from benchmarks import corpus
+from tests.support.vision import vision_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "tokenizers"
@@ -74,9 +75,6 @@ def lines(folder: Path) -> Iterator[str]:
 def _tokenizer(example: str, folder: Path) -> Path:
     if example in TOKENIZERS:
         return TOKENIZERS[example]
-    sys.path.insert(0, str(ROOT / "tests"))
-    from test_examples import vision_model
-
     return vision_model(folder / "vision")
 
 

@@ -9,38 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
-from store import Store, credentials, running_store
 
-import registry
-from compiler.templates.load import Template, load_template
-from compiler.tokenizer.tokenizer import Tokenizer
+from tests.support.store import Store, credentials, running_store
 
 if TYPE_CHECKING:
-    from tests.agent import Agent
+    from tests.support.agent import Agent
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-def shared(*parts: str) -> Path:
-    """Return a path of the shared folder; skip the test where it is not there."""
-    path = SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs ../shared/{'/'.join(parts)}, which is not beside this checkout")
-    return path
-
-
-_loaded: dict[tuple[str, str], tuple[Tokenizer, Template]] = {}
-
-
-def tools(tokenizer: str, template: str = "auto") -> tuple[Tokenizer, Template]:
-    """Return a tokenizer ("demo", or a folder of ../shared/tokenizers) and one of its templates, loaded once."""
-    if (tokenizer, template) not in _loaded:
-        folder = registry.DEMO_TOKENIZER if tokenizer == "demo" else shared("tokenizers", tokenizer)
-        loaded = next((t for (name, _), (t, _) in _loaded.items() if name == tokenizer), None) or Tokenizer.load(folder)
-        _loaded[tokenizer, template] = (loaded, load_template(template, loaded))
-    return _loaded[tokenizer, template]
 
 
 @pytest.fixture
@@ -75,7 +50,7 @@ def one_process() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
     """Return a tiny model that knows a few conversations by heart, with its set."""
-    from tests.agent import make  # torch, which most tests do without
+    from tests.support.agent import make  # torch, which most tests do without
 
     return make(tmp_path_factory.mktemp("agent"))
 

@@ -18,8 +18,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from cli import main
-from tests.agent import FIRE, SYSTEM, Agent, checkpoint, compile_set
-from tests.tiny import greedy, lora, qwen2, strong_prefix
+from tests.support.agent import FIRE, SYSTEM, Agent, checkpoint, compile_set
+from tests.support.tiny import greedy, lora, qwen2, strong_prefix
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.use.chat import Chat, _Stream
 from trainer.use.export import export, open_checkpoint

@@ -11,14 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import Result
-from conftest import shared
 from tokenizers import Tokenizer
 
 import registry
@@ -27,80 +25,15 @@ from compiler.commands.terminal import line
 from compiler.datasets.catalogue import Catalogue
 from compiler.formats.kinds import kind_of_rows
 from compiler.pipeline import Config, compile_set
-from compiler.sets.folder import ShardSet
 from compiler.units.progress import Done, Watcher
+from tests.support.sets import Row, chat, manifest, one_message, qa, rejects, rows, text, tokenizer_of, trained, write
+from tests.support.shared import shared
 
 Run = Callable[..., Result]
-Row = dict[str, Any]
 
 CLI = [sys.executable, "-m", "cli"]
 COMMANDS = ["compile", "inspect", "verify", "formats"]
 EXIT_CODES = "0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked"
-
-
-def write(path: Path, *rows: Row | str) -> Path:
-    """Write rows as JSON Lines; a string is a line as it stands."""
-    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-    return path
-
-
-def qa(question: str, answer: str = "an answer", **more: Any) -> Row:
-    return {"instruction": question, "output": answer, **more}
-
-
-def chat(*turns: tuple[str, str] | tuple[str, str, Row]) -> Row:
-    """Return a sharegpt row of (who, text) or (who, text, more keys of the message)."""
-    names = {"u": "human", "a": "gpt", "s": "system", "c": "function_call", "o": "observation"}
-    return {
-        "conversations": [{"from": names[who], "value": said} | dict(*more) for who, said, *more in turns],
-    }
-
-
-def rows(out: Path, split: str = "train") -> list[Row]:
-    return list(ShardSet.open(out).rows(split))
-
-
-def manifest(out: Path) -> dict[str, Any]:
-    return json.loads((out / "manifest.json").read_text("utf-8"))
-
-
-def rejects(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_bytes().splitlines()]  # only "\n" ends a line of bytes here
-
-
-@cache
-def tokenizer_of(json_text: str) -> Tokenizer:
-    return Tokenizer.from_str(json_text)
-
-
-def decode(out: Path, ids: list[int]) -> str:
-    """Return ids as text, control tokens included."""
-    tokenizer = tokenizer_of((out / "tokenizer" / "tokenizer.json").read_text("utf-8"))
-    return tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def text(out: Path, row: Row) -> str:
-    """Return an example as text."""
-    return decode(out, row["input_ids"])
-
-
-def trained(out: Path, row: Row) -> list[str]:
-    """Return the trained stretches of an example as text."""
-    stretches: list[list[int]] = [[]]
-    for label in row["labels"]:
-        if label != -100:
-            stretches[-1].append(label)
-        elif stretches[-1]:
-            stretches.append([])
-    return [decode(out, ids) for ids in stretches if ids]
-
-
-def one_message(stderr: str) -> str:
-    """Return the one error message on stderr; nothing else may look like a failure."""
-    assert stderr.count("error:") == 1, stderr
-    assert "Traceback" not in stderr
-    return stderr[stderr.index("error:") :]
 
 
 # -- help --

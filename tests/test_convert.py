@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import shared, tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ import registry
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.tokenizer.vocabularies import to_spec
 from schemas.errors import InputError, UsageError
+from tests.support.shared import shared, tools
 
 PIECES = [" ", "  ", "\n", "\t", "\r\n", "▁", "é", "\u200d", "0123", "你好", "🙂", "<|user|>", "</s>", "'ll"]
 HOSTILE = st.lists(st.one_of(st.characters(codec="utf-8"), st.sampled_from(PIECES)), min_size=1, max_size=40).map(

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from click.testing import Result
-from conftest import SHARED, tools
-from conversations import texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,10 +17,12 @@ from compiler.encode.runs import Run as Texts
 from compiler.encode.runs import Runs, outline_of, pieces_of
 from compiler.encode.tokens import Spoken, _by_place, encode_runs
 from compiler.tokenizer import encoders
-from compiler.tokenizer.encoders import Fast, Ids
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.collect import Collector
-from compiler.units.unit import _tools
+from tests.support.conversations import texts
+from tests.support.encoders import long_files, use_wrong
+from tests.support.sets import manifest
+from tests.support.shared import SHARED, tools
 
 Run = Callable[..., Result]
 
@@ -115,29 +112,8 @@ def test_every_token_of_a_composed_character_weighs_what_the_lightest_part_of_it
 # -- a run --
 
 
-def rows(folder: Path, count: int) -> list[Path]:
-    """Write three files, each of more than a unit."""
-    paths = []
-    for name in "abc":
-        path = folder / f"{name}.jsonl"
-        said = ("Tides " * 150 + "潮汐 " * 50, "An answer. " * 120)
-        path.write_text(
-            "".join(
-                json.dumps({"instruction": f"{name}{i} {said[0]}", "output": f"{i} {said[1]}"}) + "\n"
-                for i in range(count)
-            ),
-            "utf-8",
-        )
-        paths.append(path)
-    return paths
-
-
-def manifest(out: Path) -> Any:
-    return json.loads((out / "manifest.json").read_text("utf-8"))
-
-
 def test_a_set_is_the_same_with_either_encoder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = rows(tmp_path, 1000)
+    files = long_files(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "fast")
     [(encoder, counts)] = manifest(tmp_path / "fast")["run"]["encoders"].items()
     assert encoder.startswith("fastokens ") and counts["texts_compared"] >= counts["units"] > 2
@@ -153,7 +129,7 @@ def test_a_set_is_the_same_with_either_encoder(run: Run, tmp_path: Path, monkeyp
 
 
 def test_what_is_said_to_have_encoded_did_in_a_second_run_of_the_process_too(run: Run, tmp_path: Path) -> None:
-    files = rows(tmp_path, 1000)
+    files = long_files(tmp_path, 1000)
     for seed in (0, 1):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         run("compile", *files, "--workers", 1, "--seed", seed, "-o", tmp_path / "out")
@@ -162,32 +138,14 @@ def test_what_is_said_to_have_encoded_did_in_a_second_run_of_the_process_too(run
 
 
 def test_a_little_is_encoded_without_loading_another_encoder(run: Run, tmp_path: Path) -> None:
-    run("compile", rows(tmp_path, 3)[0], "-o", tmp_path / "out")
+    run("compile", long_files(tmp_path, 3)[0], "-o", tmp_path / "out")
     assert next(iter(manifest(tmp_path / "out")["run"]["encoders"])).startswith("tokenizers ")
-
-
-class Wrong(Fast):
-    """The fast encoder with a fault that no awkward text shows: it takes the last id of some real texts for another."""
-
-    def encode(self, texts: Sequence[str]) -> Ids:
-        ids, lengths = super().encode(texts)
-        if any("潮汐" in text and len(text) > 900 for text in texts):
-            ids = ids.copy()
-            ids[np.cumsum(lengths) - 1] += 1
-        return ids, lengths
-
-
-def use_wrong(patch: pytest.MonkeyPatch) -> None:
-    """Encode with the wrong encoder, and with nothing that was loaded before."""
-    patch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
-    patch.setattr("compiler.units.unit._tools", _tools.__wrapped__)
-    patch.setattr(encoders, "Fast", Wrong)
 
 
 def test_an_encoder_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_kept(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = rows(tmp_path, 1000)
+    files = long_files(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "right")
     (tmp_path / "cache").rename(tmp_path / "other")
     use_wrong(monkeypatch)

@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from click.testing import Result
-from test_encoders import manifest, rows, use_wrong
 
 import registry
 from benchmarks.corpus import write
@@ -34,6 +33,8 @@ from compiler.tokenizer import encoders
 from compiler.units.machines import check, marked, terms_of
 from schemas import schema
 from schemas.errors import InputError
+from tests.support.encoders import long_files, use_wrong
+from tests.support.sets import manifest
 
 # Some versions of Ray leave files of a cluster that they start in this process to the garbage collector.
 pytestmark = [
@@ -531,7 +532,7 @@ def original_of_another(name: str, file: Path) -> bytes:
 def test_a_slice_whose_fast_encoder_errs_is_encoded_again_and_no_other_slice_is_trusted(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = rows(tmp_path, 1000)
+    files = long_files(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "right")
     (tmp_path / "cache").rename(tmp_path / "another")
     plan, units = plan_of(run, tmp_path, *files)

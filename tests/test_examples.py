@@ -23,11 +23,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from conftest import shared
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 import registry
+from tests.support.shared import shared
+from tests.support.vision import vision_model
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NAMES = ("chatglm3", "cogagent", "llama_factory", "ms_swift_agent")
@@ -37,18 +38,6 @@ CHATGLM3 = {"roles": {64794, 64795, 64796, 64797}, "assistant": 64796}
 GLM4 = {"roles": {151335, 151336, 151337, 151338}, "assistant": 151337}
 OBSERVATION = re.compile(r"^Observation:(.*?)(?=^(?:Thought|Action|Final Answer):)", re.MULTILINE | re.DOTALL)
 CALL = re.compile(r"^Action: .*?^Observation:", re.MULTILINE | re.DOTALL)
-VISION_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else %}
-{%- for part in message.content -%}
-{%- if part.type == 'text' %}{{ part.text }}{% else %}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>{% endif -%}
-{%- endfor -%}
-{%- endif %}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}<|im_start|>assistant
-{% endif -%}
-"""
 
 
 @dataclass
@@ -125,24 +114,6 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Walk]:
         return walks[example]
 
     return start
-
-
-def vision_model(folder: Path) -> Path:
-    """Write what of a Qwen2-VL's folder the compiler reads: the demo vocabulary with the tokens of pictures added."""
-    if folder.exists():
-        return folder
-    folder.mkdir()
-    tokenizer = Tokenizer.from_file(str(registry.DEMO_TOKENIZER / "tokenizer.json"))
-    names = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in names])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = json.loads((registry.DEMO_TOKENIZER / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["chat_template"] = VISION_TEMPLATE
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    processor = {"processor_class": "Qwen2VLProcessor", "image_processor_type": "Qwen2VLImageProcessor"}
-    sizes = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 1003520}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor | sizes), encoding="utf-8")
-    return folder
 
 
 def rows_of(path: Path) -> list[Any]:

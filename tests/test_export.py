@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from store import BUCKET, Store
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cli import main
-from tests.agent import Agent, checkpoint, compile_set
-from tests.tiny import lora, qwen2
+from tests.support.agent import Agent, checkpoint, compile_set
+from tests.support.store import BUCKET, Store
+from tests.support.tiny import lora, qwen2
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.predict.generate import predict, prompts, stop_ids, stop_words
 from trainer.use import export as export_module

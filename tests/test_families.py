@@ -16,9 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import shared
-from conversations import conversations
-from families import FAMILIES, Family, card_tools, family_folder, official_names, official_source, official_text
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +28,17 @@ from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import IntegrityError, Reason, RowError
+from tests.support.conversations import conversations
+from tests.support.families import (
+    FAMILIES,
+    Family,
+    card_tools,
+    family_folder,
+    official_names,
+    official_source,
+    official_text,
+)
+from tests.support.shared import shared
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
 EVEN = Policy("none", {}, ())

@@ -9,7 +9,6 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from conftest import shared
 from hypothesis import given
 
 from compiler.conversation import Call, Conversation, Message, Role
@@ -18,6 +17,7 @@ from compiler.read import cut, open_source, read
 from compiler.rows.validate import Validator, recognise
 from schemas import schema
 from schemas.errors import RowError
+from tests.support.shared import shared
 
 Row = dict[str, Any]
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from schemas.errors import UsageError
-from tests.agent import FIRE, Agent
-from tests.tiny import greedy, lora, qwen2, row, strong_prefix
+from tests.support.agent import FIRE, Agent
+from tests.support.tiny import greedy, lora, qwen2, row, strong_prefix
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.predict.generate import Prompt, predict, predict_with_generate, prompts, stop_ids, stop_words
 

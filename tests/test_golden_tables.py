@@ -10,13 +10,13 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import tools
-from families import card_tools
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role
 from compiler.encode.tokens import encode
 from compiler.encode.weigh import Policy, weigh
+from tests.support.families import card_tools
+from tests.support.shared import tools
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import shared, tools
 from PIL import Image
-from test_goldens import at_line_start, by_character, compiled, differing, goldens, lifted, text_of
 
 from cli import main
 from compiler.conversation import Conversation
@@ -25,6 +23,8 @@ from compiler.rows.react.dialect import to_text
 from compiler.rows.validate import recognise
 from compiler.sets.folder import ShardSet
 from schemas.errors import Reason, RowError
+from tests.support.goldens import at_line_start, by_character, compiled, differing, goldens, lifted, text_of
+from tests.support.shared import shared, tools
 
 Golden = dict[str, Any]
 Row = dict[str, Any]

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from conftest import shared
 from rich.cells import cell_len
 
 import registry
 from compiler.tokenizer.tokenizer import Tokenizer
+from tests.support.shared import shared
 
 Run = Callable[..., Result]
 

@@ -24,11 +24,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
-from conftest import shared
-from conversations import conversations, texts
 from hypothesis import HealthCheck, given, settings
-from test_cli import chat, manifest, one_message, qa, rejects, rows, text, write
-from test_laws import DEMO, Reference
 from tokenizers import Tokenizer
 
 import registry
@@ -37,6 +33,10 @@ from compiler.conversation import Conversation, Kind, Message, Role
 from compiler.sets.folder import ShardSet
 from compiler.sets.mix import _kept_together
 from schemas.arrow import shard_schema
+from tests.support.conversations import conversations, texts
+from tests.support.reference import DEMO, Reference
+from tests.support.sets import chat, manifest, one_message, qa, rejects, rows, text, write
+from tests.support.shared import shared
 
 Run = Callable[..., Result]
 Row = dict[str, Any]

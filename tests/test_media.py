@@ -25,7 +25,6 @@ import hypothesis.strategies as st
 import jsonschema
 import numpy as np
 import pytest
-from conftest import shared
 from hypothesis import HealthCheck, given, settings
 from PIL import ExifTags, Image
 
@@ -39,6 +38,7 @@ from compiler.media.rules import Vision, load_vision
 from compiler.tokenizer.tokenizer import Tokenizer
 from schemas import check_config, schema
 from schemas.errors import InputError, Reason, RowError, UsageError
+from tests.support.shared import shared
 
 CONTROLS = {
     "<|endoftext|>": 0, "<|vision_start|>": 1, "<|vision_end|>": 2, "<|image_pad|>": 3, "<|video_pad|>": 4,

@@ -21,13 +21,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from conftest import shared
-from conversations import texts
-from families import official_source
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
-from test_cli import chat, manifest, rejects, rows, write
-from test_laws import jinja_environment
 from tokenizers import Tokenizer
 
 import registry
@@ -40,57 +35,33 @@ from compiler.rows import lift
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer as Compiled
 from compiler.units import local
+from tests.support.conversations import texts
+from tests.support.families import official_source
+from tests.support.reference import jinja_environment
+from tests.support.sets import chat, manifest, rejects, rows, write
+from tests.support.shared import shared
+from tests.support.vision import (
+    END,
+    FRAMES,
+    IMAGE,
+    PROCESSOR,
+    SIZES,
+    START,
+    TEMPLATE,
+    VIDEO,
+    VISION,
+    Row,
+    draw_images,
+    make_model,
+)
 
 Run = Callable[..., Result]
-Row = dict[str, Any]
 
 IGNORED = -100
-VISION = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-START, END, IMAGE, VIDEO = range(8005, 8009)
-TEMPLATE = """{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.content is string -%}{{ message.content }}
-{%- else -%}
-{%- for part in message.content -%}
-{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
-{%- elif part.type == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
-{%- else -%}{{ part.text }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- for call in message.tool_calls or [] -%}<tool_call>{{ call | tojson }}</tool_call>{%- endfor -%}<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}<|im_start|>assistant
-{% endif -%}"""
-PROCESSOR = {
-    "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "patch_size": 14,
-    "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 12845056,
-}  # fmt: skip
-SIZES = {"a.png": (112, 56), "b.png": (56, 140), "c.png": (56, 56)}
 TOKENS = {"a.png": 8, "b.png": 10, "c.png": 4}
 """A token for every 28x28 pixels."""
-FRAMES = ("v/0.png", "v/1.png", "v/2.png")
 VIDEO_TOKENS = {2: 4, 3: 8}
 """By the number of frames of 56x56 pixels: two frames together are 4."""
-
-
-def make_model(folder: Path, processor: Row | None = PROCESSOR, template: str = TEMPLATE) -> Path:
-    """Return a folder with the demo tokenizer, four more control tokens, and what a vision model has beside it."""
-    folder.mkdir()
-    spec = json.loads((registry.DEMO_TOKENIZER / "tokenizer.json").read_text("utf-8"))
-    like = spec["added_tokens"][0]
-    spec["added_tokens"] += [like | {"id": START + n, "content": token} for n, token in enumerate(VISION)]
-    config = json.loads((registry.DEMO_TOKENIZER / "tokenizer_config.json").read_text("utf-8"))
-    (folder / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}), "utf-8")
-    if processor is not None:
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor), "utf-8")
-    return folder
-
-
-def draw_images(folder: Path) -> None:
-    for name, size in [*SIZES.items(), *((frame, (56, 56)) for frame in FRAMES)]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, "navy").save(folder / name)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from schemas.errors import UsageError
-from tests.tiny import Row, lora, packed, padded, qwen2, row, strong_prefix, weights_of
+from tests.support.tiny import Row, lora, packed, padded, qwen2, row, strong_prefix, weights_of
 from trainer import objectives
 from trainer.objectives import compute
 

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import Result
-from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from compiler.sets.folder import ShardSet
 from compiler.sets.gather import Bucket, Rows
 from compiler.sets.pack import pack
 from schemas.arrow import OF_SEQUENCES
+from tests.support.shared import shared
 
 Run = Callable[..., Result]
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from conftest import shared, tools
-from conversations import conversations, react_texts, texts
 from hypothesis import assume, event, given
 
 import registry
@@ -30,6 +28,8 @@ from compiler.rows.react.dialect import to_text
 from compiler.rows.react.parse import MAX_LITERAL, Api, ReplyPart, parse_apis, parse_input, parse_reply
 from schemas import check_config
 from schemas.errors import Reason, RowError, UsageError
+from tests.support.conversations import conversations, react_texts, texts
+from tests.support.shared import shared, tools
 
 REACT = Policy.from_card(registry.weights("react"))
 

@@ -13,7 +13,6 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from click.testing import Result
-from conftest import shared
 from hypothesis import given, settings
 
 from compiler.formats import FORMATS
@@ -24,6 +23,7 @@ from compiler.rows.mend import LISTS, OBJECTS, ROW_REPAIRS, Names
 from compiler.rows.validate import Validator
 from schemas import schema
 from schemas.errors import RowError
+from tests.support.shared import shared
 
 Row = dict[str, Any]
 Run = Callable[..., Result]

@@ -9,7 +9,6 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from conftest import shared
 from hypothesis import given, settings
 
 from compiler.conversation import Conversation, Media, Role
@@ -32,6 +31,7 @@ from compiler.formats.screens.reply import ScreenReply, parse_reply, render_repl
 from compiler.formats.screens.reply import structure as reply_structure
 from compiler.rows.validate import Validator
 from schemas.errors import RowError
+from tests.support.shared import shared
 
 DATA = Path(__file__).parent / "data"
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import Result
-from conftest import shared
+
+from tests.support.shared import shared
 
 SANITY = re.compile(r"'(.*?)': +(\d+) -> +(-?\d+)")
 

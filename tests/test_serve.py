@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent import FIRE, SYSTEM, Agent, checkpoint
+from tests.support.agent import FIRE, SYSTEM, Agent, checkpoint
 from trainer.models.pretrained import load_model
 from trainer.use.export import export, open_checkpoint
 

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from click.testing import Result
-from conftest import shared
 
 from compiler.datasets.catalogue import Catalogue
 from compiler.sets.folder import ShardSet
+from tests.support.shared import shared
 
 Run = Callable[..., Result]
 Row = dict[str, Any]

@@ -24,8 +24,6 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from click.testing import CliRunner, Result
-from store import BUCKET, Store, credentials, wire_to
-from test_media_rows import draw_images, make_model
 
 from cli import main
 from compiler.read import cut, open_source, read
@@ -36,6 +34,8 @@ from schemas import stores
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import files_of, read_manifest
 from schemas.stores import StorePath, path_of
+from tests.support.store import BUCKET, Store, credentials, wire_to
+from tests.support.vision import draw_images, make_model
 
 ROWS = [{"instruction": f"Question {n}?", "output": f"Answer {n}. " + "ö" * (n % 7)} for n in range(60)]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)

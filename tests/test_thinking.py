@@ -20,14 +20,14 @@ import hypothesis.strategies as st
 import jinja2
 import pytest
 from click.testing import CliRunner, Result
-from families import FAMILIES, family_folder, official_source
 from hypothesis import HealthCheck, given, settings
-from test_cli import manifest, rejects, rows, write
-from test_laws import jinja_environment
 from tokenizers import Tokenizer
 
 import registry
 from cli import main
+from tests.support.families import FAMILIES, family_folder, official_source
+from tests.support.reference import jinja_environment
+from tests.support.sets import manifest, rejects, rows, write
 
 Run = Callable[..., Result]
 Row = dict[str, Any]

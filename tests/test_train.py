@@ -16,7 +16,8 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from trained import (
+
+from tests.support.trained import (
     compile_set,
     config,
     losses,
@@ -26,7 +27,6 @@ from trained import (
     train,
     write,
 )
-
 from trainer.data import stream
 from trainer.run import checkpoints
 from trainer.run.checkpoints import COMPLETE
@@ -478,7 +478,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rows(tmp_path: Path, data:
 
 def test_a_step_in_which_nothing_is_trained_is_refused(tmp_path: Path, packed: Path, make: Make) -> None:
     """No compiler makes such a set; this one is written by hand."""
-    from trained import rewrite
+    from tests.support.trained import rewrite
 
     other = Path(shutil.copytree(packed, tmp_path / "other"))
     rewrite(other, lambda row: row | {"labels": [-100] * len(row["labels"]), "loss_weights": None})

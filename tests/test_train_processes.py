@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from trained import config, kill_after, losses, records, run_to_end, save_model, small_set, train
+
+from tests.support.trained import config, kill_after, losses, records, run_to_end, save_model, small_set, train
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future

@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from store import BUCKET, Store
-from trained import small_set, write_manifest
 
 from cli import main
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.order import Ints
+from tests.support.store import BUCKET, Store
+from tests.support.trained import small_set, write_manifest
 from trainer.data import stream
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader

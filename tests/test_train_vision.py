@@ -15,8 +15,9 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
-from test_media_rows import PROCESSOR, START, draw_images, make_model
-from trained import compile_set, config, losses, save_model, train, write
+
+from tests.support.trained import compile_set, config, losses, save_model, train, write
+from tests.support.vision import PROCESSOR, START, draw_images, make_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future

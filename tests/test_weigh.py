@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from conftest import tools
 
 import registry
 from compiler.conversation import Conversation, Message, Role
 from compiler.encode.weigh import Policy, weigh
 from compiler.encode.weigh import stretches as intervals
+from tests.support.shared import tools
 
 
 def stretches(policy: str, reply: str, user: str = "q", weight: float | None = None) -> list[tuple[str, float]]:

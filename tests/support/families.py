@@ -18,13 +18,13 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import pytest
-from conftest import shared
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 import registry
 from compiler.conversation import Conversation
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
+from tests.support.shared import shared
 
 
 def family_folder(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from compiler.sets.folder import ShardSet
-from tests.tiny import Row, padded, qwen2
+from tests.support.tiny import Row, padded, qwen2
 from trainer.objectives import compute
 
 SYSTEM = "You may call fire_recognition and fire_alert."

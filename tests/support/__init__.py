@@ -1,0 +1,1 @@
+"""What several test modules use: real tokenizers, tiny models, a store, random conversations, and second opinions."""
