@@ -52,11 +52,12 @@ def lines(folder: Path) -> Iterator[str]:
 
     def compiled(name: str, *arguments: str) -> str:
         command = ["cli", "compile", *arguments, "-o", str(folder / name)]
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
         return f"{name:32} {digests(folder / name)}"
 
     yield compiled("readme", "--mix", "agent:1,bench:2", "--self-cognition", "3000")
-    files = [str(path) for path in corpus.write(folder / "sources", 6000)]
+    # Named without the folder, whose name is another one each time: rows hold the names of their files.
+    files = [str(path.relative_to(folder)) for path in corpus.write(folder / "sources", 6000)]
     yield compiled("corpus", *files, "--val-size", "0.05")
     yield compiled("corpus-packed", *files, "--pack", "2048")
     if (SHARED / "qwen2.5").is_dir():
