@@ -6,16 +6,74 @@ Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/out
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-import compiler.commands
-import trainer.commands
-from schemas.errors import EXIT_CODES, INTERRUPTED, InputError, Problem, UsageError
+PROJECT = "finetune-data-compiler"
+_HERE = Path(__file__).resolve().parent
+_PACKAGES = ("compiler", "trainer", "registry", "schemas")
+
+
+def _stranger() -> str:
+    """Return the message where another package has the name of one of ours and would run instead, else "".
+
+    The names are common. A folder on PYTHONPATH can come before ours, and another distribution can be installed over
+    ours: each of our packages has the project's name in its `__init__.py`.
+    """
+    for name in _PACKAGES:
+        spec, ours = find_spec(name), _HERE / name
+        places = [Path(place).resolve() for place in (spec and spec.submodule_search_locations) or ()]
+        found = places[0] if places else Path(spec.origin).resolve() if spec and spec.origin else ours
+        if found != ours:
+            return f"{name}: expected the package in {_HERE}, found {found}{_owner(found)}\n  {_way_out(found.parent)}"
+        start = ours / "__init__.py"
+        if not start.is_file():
+            what = "was removed together with another package of that name; install this project again"
+            return f"{name}: expected {start}, found none\n  It {what}, {_ALONE}."
+        if PROJECT not in start.read_text(encoding="utf-8", errors="replace"):
+            what = f"expected the package of {PROJECT}, found another one installed over it{_owner(ours)}"
+            return f"{name}: {what}\n  Install this project again, {_ALONE}."
+    return ""
+
+
+_ALONE = "in an environment of its own: with pipx install, with uv tool install, or in a new venv"
+
+
+def _owner(found: Path) -> str:
+    """Return " (distribution NAME VERSION)" for a package that an installed distribution has, else ""."""
+    from importlib.metadata import distributions  # 30 ms, and only for the message
+
+    for installed in distributions():
+        start = f"{found.name}/__init__.py"
+        files = {str(file) for file in installed.files or ()} if installed.name != PROJECT else set()
+        if start in files and Path(str(installed.locate_file(start))).resolve().parent == found:
+            return f" (distribution {installed.name} {installed.version})"
+    return ""
+
+
+def _way_out(folder: Path) -> str:
+    """Return what to do about a folder from which Python takes a package before it looks here."""
+    listed = [Path(place or ".").resolve() for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    if "PYTHONPATH" in os.environ and folder in listed:
+        return f"PYTHONPATH has {folder}: run `env -u PYTHONPATH cli ...`, or take that folder out of it."
+    if folder == Path.cwd():
+        return "python -m looks into this folder first: run `cli ...`, or `torchrun --no-python cli ...`."
+    return f"Install this project {_ALONE}."
+
+
+if _message := _stranger():
+    click.echo(f"error: {_message}", err=True)
+    sys.exit(2)
+
+import compiler.commands  # noqa: E402  # only now is it known whose package that is
+import trainer.commands  # noqa: E402
+from schemas.errors import EXIT_CODES, INTERRUPTED, InputError, Problem, UsageError  # noqa: E402
 
 
 class _Group(click.Group):
@@ -23,7 +81,6 @@ class _Group(click.Group):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a terminal that is not UTF-8 shows escapes instead of failing
                 stream.reconfigure(errors="backslashreplace")
-        _check_names()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -64,25 +121,12 @@ def _one_line(error: click.UsageError) -> str:
     return message
 
 
-def _check_names() -> None:
-    """Say so when another installed package shadows one of ours: its code would run instead."""
-    import schemas
-
-    here = Path(__file__).resolve().parent
-    found = Path(schemas.__file__ or "").resolve().parent.parent
-    if found != here:
-        raise UsageError(
-            "import", f"the package 'schemas' comes from {found}, expected {here}",
-            "Another installed package or a folder on PYTHONPATH has the same name; use a fresh environment.",
-        )  # fmt: skip
-
-
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog=EXIT_CODES,
 )
-@click.version_option(package_name="finetune-data-compiler", message="%(version)s")
+@click.version_option(package_name=PROJECT, message="%(version)s")
 def main() -> None:
     """Compile chat and agent data into token ids and labels, see what is trained, check that it is whole.
 

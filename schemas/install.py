@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 NAME = "finetune-data-compiler"
 _ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +23,8 @@ def extra(name: str) -> str:
     """Return the command that adds an extra, such as `pip install -e '/home/me/clone[train]'`."""
     if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "cli.py").is_file():  # code that runs from a clone
         return f"pip install -e {shlex.quote(f'{_ROOT}[{name}]')}"
+    from importlib.metadata import PackageNotFoundError, distribution  # 10 ms that `cli --help` must not pay
+
     try:
         installed = distribution(NAME)
     except PackageNotFoundError:
