@@ -22,7 +22,8 @@ from tests.support.agent import FIRE, SYSTEM, Agent, checkpoint, compile_set
 from tests.support.tiny import greedy, lora, qwen2, strong_prefix
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.use.chat import Chat, _Stream
-from trainer.use.export import export, open_checkpoint
+from trainer.use.checkpoint import open_checkpoint
+from trainer.use.export import export
 
 QUESTION, OBSERVATION = "Is /tmp/1.jpg on fire?", "[{'on_fire': True}]"
 

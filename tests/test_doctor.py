@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from trainer.commands import doctor
+from trainer import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMINE = """
@@ -83,9 +83,9 @@ def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_terminal_gets_a_line_each_and_a_verdict() -> None:
     found = [
-        doctor.Finding("torch", "ok", "2.13.0", needed=True),
-        doctor.Finding("peft", "missing", "not installed", "pip install it", needed=True),
-        doctor.Finding("ray", "missing", "not installed"),
+        doctor.MachineFinding("torch", "ok", "2.13.0", needed=True),
+        doctor.MachineFinding("peft", "missing", "not installed", "pip install it", needed=True),
+        doctor.MachineFinding("ray", "missing", "not installed"),
     ]
     lines = list(doctor.lines(found))
     assert lines[0].split() == ["ok", "torch", "2.13.0"]
@@ -99,7 +99,7 @@ def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> 
 
     from cli import main
 
-    monkeypatch.setattr(doctor, "examine", lambda: [doctor.Finding("torch", "ok", "2", needed=True)])
+    monkeypatch.setattr(doctor, "examine", lambda: [doctor.MachineFinding("torch", "ok", "2", needed=True)])
     printed = CliRunner().invoke(main, ["doctor", "--json"], catch_exceptions=False)
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["ready"] is True

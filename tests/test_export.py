@@ -184,7 +184,7 @@ def test_what_cli_train_writes_is_exported(agent: Agent, base: Path, tmp_path: P
 def test_an_incomplete_checkpoint_is_refused(agent: Agent, tmp_path: Path, run: Run) -> None:
     path = checkpoint(agent, tmp_path, load_model(agent.model))
     (path / "COMPLETE").unlink()
-    assert "was not written to its end" in run("export", path, tmp_path / "out", code=4).stderr
+    assert "the checkpoint is unfinished" in run("export", path, tmp_path / "out", code=4).stderr
     assert not (tmp_path / "out").exists()
 
 

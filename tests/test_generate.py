@@ -16,7 +16,7 @@ from schemas.errors import UsageError
 from tests.support.agent import FIRE, Agent
 from tests.support.tiny import greedy, lora, qwen2, row, strong_prefix
 from trainer.models.pretrained import load_model, load_tokenizer
-from trainer.predict.generate import Prompt, predict, predict_with_generate, prompts, stop_ids, stop_words
+from trainer.predict.generate import ReplyPrompt, predict, predict_with_generate, prompts, stop_ids, stop_words
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def tokenizer(agent: Agent) -> Any:
 
 
 @pytest.fixture(scope="module")
-def wanted(agent: Agent) -> list[Prompt]:
+def wanted(agent: Agent) -> list[ReplyPrompt]:
     return [prompt for r in agent.rows for prompt in prompts(r)]
 
 
@@ -75,7 +75,7 @@ def test_the_stop_word_is_the_keyword_whose_content_is_not_trained(agent: Agent)
 
 
 def test_a_model_that_knows_the_rows_predicts_the_references(
-    agent: Agent, model: Any, tokenizer: Any, wanted: list[Prompt]
+    agent: Agent, model: Any, tokenizer: Any, wanted: list[ReplyPrompt]
 ) -> None:
     found = predict(model, tokenizer, wanted, batch_size=3, **settings(agent))
     assert len(found) == 5
@@ -85,7 +85,7 @@ def test_a_model_that_knows_the_rows_predicts_the_references(
 
 
 def test_a_batch_padded_on_the_left_is_its_prompts_one_by_one(
-    agent: Agent, tokenizer: Any, wanted: list[Prompt]
+    agent: Agent, tokenizer: Any, wanted: list[ReplyPrompt]
 ) -> None:
     model, short = qwen2(8005), settings(agent) | {"max_new_tokens": 6}
     whole = predict(model, tokenizer, wanted, batch_size=8, **short)
@@ -93,7 +93,9 @@ def test_a_batch_padded_on_the_left_is_its_prompts_one_by_one(
     assert not any(p.stopped for p in whole)
 
 
-def test_the_model_is_in_the_mode_it_was_in(agent: Agent, model: Any, tokenizer: Any, wanted: list[Prompt]) -> None:
+def test_the_model_is_in_the_mode_it_was_in(
+    agent: Agent, model: Any, tokenizer: Any, wanted: list[ReplyPrompt]
+) -> None:
     model.train()
     model.lm_head.eval()
     predict(model, tokenizer, wanted[:1], **settings(agent))
@@ -114,12 +116,12 @@ def test_predictions_are_lines_of_json_and_scored(agent: Agent, model: Any, toke
 
 RANK = """
 import json, sys, torch
-from trainer.generate import *
-from trainer.pretrained import load_model, load_tokenizer
+from trainer.predict.generate import *
+from trainer.models.pretrained import load_model, load_tokenizer
 torch.set_num_threads(1)
 rank, meet, model, tokenizer, wanted = int(sys.argv[1]), *sys.argv[2:]
 torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2)
-wanted = [Prompt(**one) for one in json.loads(wanted)]
+wanted = [ReplyPrompt(**one) for one in json.loads(wanted)]
 done = []
 found = predict(load_model(Path(model)), load_tokenizer(Path(tokenizer)), wanted, stops=[8002], words=["Observation:"],
                 max_new_tokens=80, batch_size=2, progress=done.append)
@@ -128,7 +130,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_share_the_prompts_and_both_have_all(agent: Agent, wanted: list[Prompt], tmp_path: Path) -> None:
+def test_two_processes_share_the_prompts_and_both_have_all(
+    agent: Agent, wanted: list[ReplyPrompt], tmp_path: Path
+) -> None:
     given = json.dumps([vars(prompt) for prompt in wanted])  # five: one process has one more
     command = [sys.executable, "-W", "ignore", "-c", RANK]
     places = [str(tmp_path / "meet"), str(agent.model), str(agent.set / "tokenizer"), given]
@@ -148,14 +152,14 @@ def test_two_processes_share_the_prompts_and_both_have_all(agent: Agent, wanted:
     assert done == done_too == [2, 3]  # as many batches each
 
 
-def test_a_prefix_is_not_lost_when_the_model_writes(agent: Agent, tokenizer: Any, wanted: list[Prompt]) -> None:
+def test_a_prefix_is_not_lost_when_the_model_writes(agent: Agent, tokenizer: Any, wanted: list[ReplyPrompt]) -> None:
     model = strong_prefix(load_model(agent.model))
     found = predict(model, tokenizer, wanted[:2], stops=[8002], max_new_tokens=5)
     assert [p.prediction for p in found] == [tokenizer.decode(greedy(model, p.prompt_ids, 5)) for p in wanted[:2]]
     assert found[0].prediction != found[0].reference
 
 
-def test_generation_knows_the_rows_of_a_lora_model_too(agent: Agent, tokenizer: Any, wanted: list[Prompt]) -> None:
+def test_generation_knows_the_rows_of_a_lora_model_too(agent: Agent, tokenizer: Any, wanted: list[ReplyPrompt]) -> None:
     adapted = lora(load_model(agent.model))
     found = predict(adapted, tokenizer, wanted[:2], **settings(agent))
     assert [p.prediction for p in found] == [p.reference for p in found]

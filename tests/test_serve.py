@@ -16,7 +16,8 @@ import pytest
 
 from tests.support.agent import FIRE, SYSTEM, Agent, checkpoint
 from trainer.models.pretrained import load_model
-from trainer.use.export import export, open_checkpoint
+from trainer.use.checkpoint import open_checkpoint
+from trainer.use.export import export
 
 openai = pytest.importorskip("openai", reason="needs the openai client")
 for _needed in ("fastapi", "uvicorn"):

@@ -16,7 +16,7 @@ from schemas import check_config, schema
 from schemas.errors import Problem, UsageError
 from trainer.config import config as configs
 from trainer.config import dialects, yaml, zero
-from trainer.config.config import Config, Expect, Loaded, Lora, Prefix
+from trainer.config.config import Expect, Loaded, Lora, Prefix, TrainConfig
 
 DATA = Path(__file__).parent / "data" / "train"
 MODEL = "model_name_or_path=m"
@@ -64,7 +64,7 @@ def test_what_is_not_a_mapping_in_yaml_is_refused_with_its_line(file: Path, text
 
 
 def test_what_is_dumped_is_read_back(file: Path) -> None:
-    values = Config(**NEED).as_dict() | {"learning_rate": 5e-05, "eval_strategy": "no"}
+    values = TrainConfig(**NEED).as_dict() | {"learning_rate": 5e-05, "eval_strategy": "no"}
     file.write_text(yaml.dump(values))
     assert yaml.read(file) == values
 
@@ -78,8 +78,8 @@ def test_the_schema_and_the_code_have_the_same_keys_and_defaults() -> None:
         inner = properties[name]["properties"]
         assert dataclasses.asdict(kind()) == {key: entry["default"] for key, entry in inner.items()}  # type: ignore[operator]
     plain = {key for key in properties if "properties" not in properties[key]}
-    assert {field.name for field in dataclasses.fields(Config)} == set(properties)
-    found = Config(**NEED).as_dict()
+    assert {field.name for field in dataclasses.fields(TrainConfig)} == set(properties)
+    found = TrainConfig(**NEED).as_dict()
     for key in plain - set(NEED):
         assert found[key] == properties[key]["default"], key
 
@@ -254,7 +254,7 @@ SIZES = zero.Sizes(world=2, micro=4, accumulation=8, hidden=64, bf16=True, fp16=
 
 def completed(name: str | dict[str, Any], **settings: Any) -> dict[str, Any]:
     given: Any = str(DATA / name) if isinstance(name, str) else name
-    config = Config(**NEED, deepspeed=given, **settings)
+    config = TrainConfig(**NEED, deepspeed=given, **settings)
     return zero.complete(zero.read(config, "run.yaml"), config, SIZES, "run.yaml")
 
 
@@ -303,7 +303,7 @@ def test_ms_swifts_zero_files_fit() -> None:
 
 def test_a_deepspeed_file_is_found_beside_the_configuration(tmp_path: Path) -> None:
     shutil.copy(DATA / "ds_zero_3.json", tmp_path)
-    config = Config(**NEED, deepspeed="ds_zero_3.json")
+    config = TrainConfig(**NEED, deepspeed="ds_zero_3.json")
     assert zero.stage(zero.read(config, str(tmp_path / "run.yaml"))) == 3
     with pytest.raises(Problem, match="neither here nor beside"):
         zero.read(config, "elsewhere/run.yaml")

@@ -30,6 +30,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from schemas.errors import UsageError
+from trainer.models.wrappers import evaluating, transformers_model, unwrapped
 
 Batch = dict[str, Tensor]
 
@@ -225,7 +226,7 @@ def _token_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     inputs = {name: value for name, value in batch.items() if not name.startswith(_PREFIXES) and name not in _OURS}
     if "attention_mask" not in batch:
         inputs["position_ids"] = positions
-    if keeps := "logits_to_keep" in inspect.signature(_base(model).forward).parameters:
+    if keeps := "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters:
         inputs["logits_to_keep"] = needed - 1
     # Without use_cache=False a cache is made, and with one Transformers does not look for packs.
     logits = model(**inputs, use_cache=False).logits
@@ -279,7 +280,7 @@ def _as_reference(model: nn.Module, reference: nn.Module | None) -> Iterator[nn.
         with torch.no_grad():
             yield reference
         return
-    adapted = _unwrapped(model)
+    adapted = unwrapped(model)
     if not hasattr(adapted, "disable_adapter"):
         raise UsageError(
             "reference", "DPO and KTO compare with the model before training, and full fine-tuning changes that",
@@ -287,30 +288,3 @@ def _as_reference(model: nn.Module, reference: nn.Module | None) -> Iterator[nn.
         )  # fmt: skip
     with evaluating(model), adapted.disable_adapter():
         yield model
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and gradients off; afterwards every module is in the mode it was in."""
-    inner = _unwrapped(model)
-    training = [module for module in inner.modules() if module.training]
-    inner.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _unwrapped(model: nn.Module) -> Any:
-    """Return the model inside DeepSpeed's or DDP's wrapper."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):
-        model = inner
-    return model
-
-
-def _base(model: nn.Module) -> Any:
-    """Return the Transformers model itself, inside PEFT's wrapper too."""
-    inner = _unwrapped(model)
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.metadata
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import LockedError, UsageError
@@ -19,17 +18,17 @@ from trainer.data import images
 from trainer.data.collate import Collator, pad_id
 from trainer.data.loader import Loader
 from trainer.models import model
-from trainer.run import checkpoints, engine, log, probe, sanity, step
+from trainer.run import checkpoints, deepspeed, log, probe, sanity, step
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
-from trainer.run.plan import Plan
+from trainer.run.plan import RunPlan
 from trainer.run.schedule import learning_rate
 
 MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
 """What is copied from the model's folder into every checkpoint, beside what PEFT or transformers write."""
 
 
-def train(plan: Plan) -> dict[str, Any]:
+def train(plan: RunPlan) -> dict[str, Any]:
     """Run the plan and return its summary. All processes call it, in a process group."""
     if plan.checkpoint and plan.start >= plan.steps:
         return _summary(plan, plan.checkpoint.run["tokens"], plan.start)
@@ -64,7 +63,7 @@ def _clear(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _run(plan: Plan, shown: Log | None) -> dict[str, Any]:
+def _run(plan: RunPlan, shown: Log | None) -> dict[str, Any]:
     config = plan.config
     collate = Collator(plan.kind, plan.set.packed, pad_id(plan.set.manifest), _images(plan))
     loader = Loader(
@@ -73,36 +72,36 @@ def _run(plan: Plan, shown: Log | None) -> dict[str, Any]:
     )  # fmt: skip
     rates = learning_rate(config, plan.steps)
     evaluator = Evaluator.make(plan, collate) if plan.val else None
-    trained = engine.build(plan)
+    wrapped = deepspeed.wrap(plan)
     if shown:
-        _introduce(plan, trained, shown)
+        _introduce(plan, wrapped, shown)
     if plan.set.packed:
-        difference = probe.check_packs(trained, plan, collate)
+        difference = probe.check_packs(wrapped, plan, collate)
         if shown and difference is not None:
             shown.say(f"packs: losses as of their sequences alone (difference {difference:.1e})")
     tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
-    trained.train()
+    wrapped.train()
     began = time.perf_counter()
     for one in loader.steps(plan.start, plan.steps):
         rate = rates(one.number)
-        result = step.run(trained, plan, one, rate)
+        result = step.run(wrapped, plan, one, rate)
         done, tokens = one.number + 1, tokens + result.tokens
         if shown:
             _record(plan, shown, done, rate, result, tokens, time.perf_counter() - began)
         if evaluator and plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
-            _evaluate(plan, evaluator, trained, done, shown)
+            _evaluate(plan, evaluator, wrapped, done, shown)
         if done == plan.steps or plan.is_due(config.save_strategy, config.save_steps, done):
-            _save(plan, trained, done, tokens, shown)
+            _save(plan, wrapped, done, tokens, shown)
         began = time.perf_counter()  # waiting for rows is a step's time, evaluating and saving are not
     return _summary(plan, tokens, plan.steps)
 
 
-def _summary(plan: Plan, tokens: int, done: int) -> dict[str, Any]:
+def _summary(plan: RunPlan, tokens: int, done: int) -> dict[str, Any]:
     path = checkpoints.folder(plan.output, done)
     return {"steps": plan.steps, "trained": done - plan.start, "tokens": tokens, "checkpoint": str(path)}
 
 
-def _images(plan: Plan) -> images.Images | None:
+def _images(plan: RunPlan) -> images.Images | None:
     if not plan.set.has_media:
         return None
     token = getattr(plan.source.config, "image_token_id", None)
@@ -114,20 +113,22 @@ def _images(plan: Plan) -> images.Images | None:
     return images.load_images(plan.source.folder, plan.config.media_dir, int(token))
 
 
-def _introduce(plan: Plan, trained: Any, shown: Log) -> None:
+def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     """Say what will run, and show the first sequence as it will be trained."""
-    total, some = model.count(trained.module)
+    total, some = model.count(wrapped.module)
     for line in sanity.lines(plan.train.row(int(plan.order.step(plan.start)[0])), plan.source.folder):
         shown.say(line)
     shown.say(
-        f"{type(trained.module).__name__}: {some:,} of {total:,} parameters are trained ({some / total:.2%}); "
+        f"{type(wrapped.module).__name__}: {some:,} of {total:,} parameters are trained ({some / total:.2%}); "
         f"steps {plan.start + 1:,} to {plan.steps:,} of {plan.order.step_rows} rows on {plan.device.world} x "
         f"{plan.device.name}"
     )
     shown.start(plan.start, plan.steps)
 
 
-def _record(plan: Plan, shown: Log, done: int, rate: float, result: step.Result, tokens: int, seconds: float) -> None:
+def _record(
+    plan: RunPlan, shown: Log, done: int, rate: float, result: step.StepResult, tokens: int, seconds: float
+) -> None:
     speed = result.tokens / seconds
     record = {
         "step": done, "epoch": round(done / plan.order.steps_per_epoch, 4), "loss": result.loss,
@@ -145,14 +146,14 @@ def _record(plan: Plan, shown: Log, done: int, rate: float, result: step.Result,
         shown.report(record | {"loss": mean})
 
 
-def _evaluate(plan: Plan, evaluator: Evaluator, trained: Any, done: int, shown: Log | None) -> None:
-    loss, by_dataset = evaluator.loss(trained)
+def _evaluate(plan: RunPlan, evaluator: Evaluator, wrapped: Any, done: int, shown: Log | None) -> None:
+    loss, by_dataset = evaluator.loss(wrapped)
     record = {"step": done, "eval_loss": loss, "eval_loss_by_dataset": by_dataset}
     parts = ", ".join(f"{name} {value:.4f}" for name, value in by_dataset.items())
     said = [f"step {done:,}  eval loss {loss:.4f} ({parts})"]
     if plan.config.predict_with_generate:
         path = plan.output / f"predictions-{done}.jsonl"
-        scores = evaluator.scores(trained, path)
+        scores = evaluator.scores(wrapped, path)
         record["eval_scores"] = scores
         said.append(f"step {done:,}  {'  '.join(f'{n} {v:.1f}' for n, v in scores.items())}  ({path})")
     if shown:
@@ -162,10 +163,10 @@ def _evaluate(plan: Plan, evaluator: Evaluator, trained: Any, done: int, shown: 
         shown.report(record)
 
 
-def _save(plan: Plan, trained: Any, done: int, tokens: int, shown: Log | None) -> None:
+def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None) -> None:
     files = {n: (plan.source.folder / n).read_bytes() for n in MODEL_FILES if (plan.source.folder / n).is_file()}
     path = checkpoints.save(
-        trained, plan.output, _run_record(plan, done, tokens), files, keep=plan.config.save_total_limit
+        wrapped, plan.output, _run_record(plan, done, tokens), files, keep=plan.config.save_total_limit
     )
     if shown:
         if plan.config.plot_loss:
@@ -173,7 +174,7 @@ def _save(plan: Plan, trained: Any, done: int, tokens: int, shown: Log | None) -
         shown.say(f"step {done:,}  saved {path}")
 
 
-def _run_record(plan: Plan, done: int, tokens: int) -> dict[str, Any]:
+def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
     """Return what a checkpoint says of the run, its data and its model."""
     manifest = plan.set.manifest
     return {
@@ -206,9 +207,4 @@ def _run_record(plan: Plan, done: int, tokens: int) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    import deepspeed
-    import peft
-    import transformers
-
-    libraries = {"torch": torch, "transformers": transformers, "peft": peft, "deepspeed": deepspeed}
-    return {name: library.__version__ for name, library in libraries.items()}
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "deepspeed")}

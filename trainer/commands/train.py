@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,29 +9,10 @@ from typing import Any
 
 import click
 
-from schemas import install
-from schemas.errors import EXIT_CODES, Problem, UsageError
+from schemas.errors import EXIT_CODES, Problem
+from trainer.commands import libraries
 
-
-def _need_libraries() -> None:
-    """Raise where the [train] extra is not installed."""
-    wanted = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml", "matplotlib")
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError("train", f"not installed: {', '.join(missing)}", install.extra("train"))
-
-
-def _quiet() -> None:
-    """Keep what libraries say about their own future, and their progress bars, out of the run's lines."""
-    import logging
-    import warnings
-
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    said: Any = transformers.utils.logging  # untyped
-    said.disable_progress_bar()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml", "matplotlib")
 
 
 @click.command(epilog=EXIT_CODES)
@@ -70,7 +50,7 @@ def train(
       cli train shards lora.yaml --model ./Qwen2.5-7B-Instruct --set learning_rate=1e-4 --set max_steps=100
       torchrun --nproc_per_node 2 -m cli train shards lora.yaml
     """
-    _need_libraries()
+    libraries.need("train", *LIBRARIES)
     from trainer import device
     from trainer.config import config as configs
 
@@ -106,7 +86,7 @@ def _train(out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bo
             click.echo(f"note: {line}", err=True)
     from trainer.train import train as run
 
-    _quiet()
+    libraries.quiet(bars=False)
     with device.process_group(found, loaded.config.ddp_timeout):
         summary = run(decided)
     return summary if found.rank == 0 else None

@@ -49,7 +49,7 @@ class Expect:
 
 
 @dataclass(frozen=True)
-class Config:
+class TrainConfig:
     """A run's configuration; schemas/train_config.schema.json says what each key means and has the same defaults."""
 
     model_name_or_path: str
@@ -117,14 +117,14 @@ class Config:
 class Loaded:
     """A configuration with where it is from and what must be said about it."""
 
-    config: Config
+    config: TrainConfig
     where: str
     dialect: str
     remarks: tuple[str, ...]
     """One line for each key that has no effect here, with the reason."""
 
 
-Idle = tuple[str, Callable[[Config], bool], str]
+Idle = tuple[str, Callable[[TrainConfig], bool], str]
 _IDLE: Sequence[Idle] = (
     ("lora", lambda c: c.tuning != "lora", "tuning is not lora"),
     ("prefix", lambda c: c.tuning != "prefix", "tuning is not prefix"),
@@ -167,7 +167,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     return Loaded(config, str(path), dialect, (*remarks, *(f"{key} has no effect: {why}" for key, why in idle)))
 
 
-def _is_set(config: Config, key: str) -> bool:
+def _is_set(config: TrainConfig, key: str) -> bool:
     """Return whether a key's value asks for something."""
     return getattr(config, key) not in (None, False, [])
 
@@ -190,16 +190,16 @@ def _override(values: dict[str, Any], override: str) -> str:
     return first
 
 
-def _build(given: dict[str, Any]) -> Config:
+def _build(given: dict[str, Any]) -> TrainConfig:
     values = {**given}
     for name, kind in (("lora", Lora), ("prefix", Prefix), ("expect", Expect)):
         values[name] = kind(**values.get(name, {}))
     if values["lora"].lora_alpha is None:
         values["lora"] = dataclasses.replace(values["lora"], lora_alpha=2 * values["lora"].r)
-    return Config(**values)
+    return TrainConfig(**values)
 
 
-def _check_together(c: Config, where: str) -> None:
+def _check_together(c: TrainConfig, where: str) -> None:
     """Raise for settings that contradict each other; what only the model or the set can tell is checked with them."""
     refused: list[tuple[bool, str, str, str]] = [
         (c.bf16 is True and c.fp16, "bf16", "bf16 and fp16 cannot both be true", "Choose one."),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError, UsageError, nearest
-from trainer.config.config import Config
+from trainer.config.config import TrainConfig
 
 AUTO = "auto"
 PASSED_ON = (
@@ -39,7 +39,7 @@ class Sizes:
     fp16: bool
 
 
-def read(config: Config, where: str) -> dict[str, Any]:
+def read(config: TrainConfig, where: str) -> dict[str, Any]:
     """Return the DeepSpeed configuration as given, or one with the stage alone; UsageError for keys without effect."""
     given = config.deepspeed
     if given is None:
@@ -70,7 +70,7 @@ def stage(given: Mapping[str, Any]) -> int:
     return int(given.get("zero_optimization", {}).get("stage", 0))
 
 
-def complete(given: dict[str, Any], config: Config, sizes: Sizes, where: str) -> dict[str, Any]:
+def complete(given: dict[str, Any], config: TrainConfig, sizes: Sizes, where: str) -> dict[str, Any]:
     """Return the configuration for `deepspeed.initialize`.
 
     The optimizer is torch's AdamW, made by the trainer: DeepSpeed's own would be compiled at the first start (minutes).
@@ -120,7 +120,7 @@ def _zero(section: dict[str, Any], hidden: int | None) -> dict[str, Any]:
     return section
 
 
-def _check_optimizer(section: Mapping[str, Any] | None, config: Config, where: str) -> None:
+def _check_optimizer(section: Mapping[str, Any] | None, config: TrainConfig, where: str) -> None:
     if section is None:
         return
     pointer = f"{where}#/optimizer"

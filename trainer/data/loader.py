@@ -17,7 +17,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Step:
+class StepBatches:
     """What one process does in one step."""
 
     number: int
@@ -41,13 +41,13 @@ class Loader:
     accumulation: int
     threads: int
 
-    def steps(self, start: int, stop: int) -> Iterator[Step]:
+    def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
         """Yield steps `start` to `stop`; an error in one is raised when it is its turn."""
         if not self.threads:
             for number in range(start, stop):
                 yield self._make(number, self.order.step(number))
             return
-        waiting: deque[Future[Step]] = deque()
+        waiting: deque[Future[StepBatches]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="batches")
         try:
             for number in range(start, stop):
@@ -58,13 +58,13 @@ class Loader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _make(self, number: int, rows: Ints) -> Step:
+    def _make(self, number: int, rows: Ints) -> StepBatches:
         mine = micro_batches(rows, self.rank, self.world, self.micro, self.accumulation)
         batches = []
         for part in mine:
             read = [self._row(rows, int(row)) for row in part]
             batches.append(self.collate(read) if read else self.collate.nothing(self._row(rows, int(rows[0]))))
-        return Step(number, rows, mine, batches)
+        return StepBatches(number, rows, mine, batches)
 
     def _row(self, rows: Ints, number: int) -> Row:
         row = self.split.row(number)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from schemas.errors import InputError, UsageError, nearest
-from trainer.config.config import Config
+from trainer.config.config import TrainConfig
 from trainer.device import Device
 
 VISION = ("visual", "vision", "vision_tower", "vision_model")
@@ -21,7 +21,7 @@ VISION = ("visual", "vision", "vision_tower", "vision_model")
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFolder:
     """A model on disk."""
 
     folder: Path
@@ -36,7 +36,7 @@ class Source:
         return self.config.get_text_config()
 
 
-def find(config: Config) -> Source:
+def find(config: TrainConfig) -> ModelFolder:
     """Return the model that a configuration names, nothing of its weights loaded; UsageError where there is none."""
     import transformers
 
@@ -65,7 +65,7 @@ def find(config: Config) -> Source:
             str(folder / "config.json"), f"transformers does not know this model: {str(error).splitlines()[0]}",
             "If it comes with its own code and you trust that: trust_remote_code: true.",
         ) from error  # fmt: skip
-    return Source(folder, loaded, record)
+    return ModelFolder(folder, loaded, record)
 
 
 def _download(name: str, revision: str | None, remote_code: bool) -> Path:
@@ -85,7 +85,7 @@ def _download(name: str, revision: str | None, remote_code: bool) -> Path:
         ) from error  # fmt: skip
 
 
-def load(source: Source, config: Config, device: Device, dtype: torch.dtype, where: str) -> nn.Module:
+def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.dtype, where: str) -> nn.Module:
     """Return the model in training form: adapters added or parameters frozen, gradient checkpointing as asked."""
     torch.manual_seed(config.seed)  # new weights: adapters and prefixes
     settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
@@ -106,7 +106,7 @@ def load(source: Source, config: Config, device: Device, dtype: torch.dtype, whe
     return tune(model, config, where)
 
 
-def auto_class(source: Source) -> Any:
+def auto_class(source: ModelFolder) -> Any:
     """Return transformers' class that knows the class of this model."""
     import transformers
 
@@ -137,7 +137,7 @@ def _bits(bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:
 # -- what is trained --
 
 
-def tune(model: Any, config: Config, where: str) -> nn.Module:
+def tune(model: Any, config: TrainConfig, where: str) -> nn.Module:
     """Return the model with adapters, a prefix, or some parameters frozen."""
     vision = sorted({path for name, _ in model.named_modules() if (path := _vision_path(name))})
     if config.freeze_vision and not vision:
@@ -171,7 +171,7 @@ def _vision_path(name: str) -> str | None:
     return None if found is None else ".".join(parts[: found + 1])
 
 
-def _freeze(model: nn.Module, config: Config, vision: list[str], where: str) -> None:
+def _freeze(model: nn.Module, config: TrainConfig, vision: list[str], where: str) -> None:
     names = [name for name, _ in model.named_parameters()]
     for key, patterns in (("freeze", config.freeze), ("trainable", config.trainable)):
         for pattern in patterns:
@@ -198,7 +198,7 @@ def _parts(names: list[str]) -> set[str]:
     return {part for name in names for part in name.split(".") if not part.isdigit()}
 
 
-def _lora(model: Any, config: Config, vision: list[str], where: str) -> Any:
+def _lora(model: Any, config: TrainConfig, vision: list[str], where: str) -> Any:
     import peft
 
     asked = config.lora.target_modules

@@ -19,7 +19,7 @@ import torch
 
 from schemas.errors import UsageError
 from trainer.models.pretrained import can_cache
-from trainer.objectives import evaluating
+from trainer.models.wrappers import evaluating
 from trainer.predict.metrics import score
 
 
@@ -43,7 +43,7 @@ def predict_with_generate(
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ReplyPrompt:
     """Token ids before a stretch of trained ones, those ones, and the row and the stretch of it that they are."""
 
     prompt_ids: list[int]
@@ -73,7 +73,7 @@ class Prediction:
     reply: int
 
 
-def prompts(row: Mapping[str, Any]) -> Iterator[Prompt]:
+def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
     """Yield the prompts of a row of a shard, a pack included."""
     if len(row.get("images") or ()) or len(row.get("videos") or ()):
         raise UsageError(
@@ -90,7 +90,7 @@ def prompts(row: Mapping[str, Any]) -> Iterator[Prompt]:
         first, after = np.flatnonzero(np.diff(trained.astype(np.int8))).reshape(-1, 2).T + start
         for reply, (a, b) in enumerate(zip(first, after, strict=True)):
             if a > start:  # nothing to generate from otherwise
-                yield Prompt(ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at)
+                yield ReplyPrompt(ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at)
 
 
 def stop_words(manifest: Mapping[str, Any]) -> list[str]:
@@ -112,7 +112,7 @@ def stop_ids(manifest: Mapping[str, Any]) -> list[int]:
 def predict(
     model: Any,
     tokenizer: Any,
-    wanted: Sequence[Prompt],
+    wanted: Sequence[ReplyPrompt],
     *,
     stops: Sequence[int],
     words: Sequence[str] = (),
@@ -123,7 +123,7 @@ def predict(
 ) -> list[Prediction]:
     """Return greedy predictions, in the order of `wanted`.
 
-    `model`: a Transformers or PEFT model (`engine.module` of DeepSpeed). `tokenizer`: a Transformers tokenizer of the
+    `model`: a Transformers or PEFT model (of a wrapped one, its `module`). `tokenizer`: a Transformers tokenizer of the
     set, for decoding and for `words`, at the first of which a reply ends, included, as in the references. With several
     processes each takes its share and all return all; `synced_gpus` as in `generate`, needed with ZeRO-3. `progress`
     is told how many of this process's prompts are done.

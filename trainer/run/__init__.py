@@ -1,1 +1,1 @@
-"""One run: its plan and checks, the engine and its steps, checkpoints, evaluation, logs."""
+"""One run: its plan and checks, DeepSpeed, steps, checkpoints, evaluation, logs."""

@@ -78,7 +78,7 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, int(run["step"]), run)
 
 
-def save(engine: Any, output: Path, run: dict[str, Any], model_files: dict[str, bytes], *, keep: int | None) -> Path:
+def save(wrapped: Any, output: Path, run: dict[str, Any], model_files: dict[str, bytes], *, keep: int | None) -> Path:
     """Write the checkpoint of `run["step"]` and return its folder; then remove those beyond the last `keep`.
 
     All processes call it. Whatever happens before the mark is written, earlier checkpoints stay as they are.
@@ -90,7 +90,7 @@ def save(engine: Any, output: Path, run: dict[str, Any], model_files: dict[str, 
         path.mkdir(parents=True)
     torch.distributed.barrier()
     try:
-        _write(engine, path, run, model_files, first)
+        _write(wrapped, path, run, model_files, first)
     except (OSError, RuntimeError) as error:  # torch's writer of archives has a RuntimeError for a full disk
         raise _unwritten(output, path, error) from error
     torch.distributed.barrier()
@@ -109,11 +109,11 @@ def save(engine: Any, output: Path, run: dict[str, Any], model_files: dict[str, 
     return path
 
 
-def _write(engine: Any, path: Path, run: dict[str, Any], model_files: dict[str, bytes], first: bool) -> None:
-    engine.save_checkpoint(
+def _write(wrapped: Any, path: Path, run: dict[str, Any], model_files: dict[str, bytes], first: bool) -> None:
+    wrapped.save_checkpoint(
         str(path / STATE), tag=TAG, client_state={"universal_checkpoint_info": {}}, exclude_frozen_parameters=True
     )
-    _save_weights(engine, path, first)
+    _save_weights(wrapped, path, first)
     if first:
         for name, data in model_files.items():
             (path / name).write_bytes(data)
@@ -133,11 +133,11 @@ def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
     return InputError(str(path), what, f"{last} Make room (save_total_limit keeps fewer), then --resume yes.")
 
 
-def _save_weights(engine: Any, path: Path, first: bool) -> None:
+def _save_weights(wrapped: Any, path: Path, first: bool) -> None:
     """Write the weights as PEFT or transformers do, gathered from all processes; an adapter is only its own weights."""
     import peft
 
-    model = engine.module
+    model = wrapped.module
     adapter = isinstance(model, peft.PeftModel)
     weights = dict(_gathered(model, only_trained=adapter, keep=first))
     if not first:
@@ -168,9 +168,9 @@ def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{name}" if path else name, value
 
 
-def load(engine: Any, state: Path) -> None:
-    """Put the state in a folder into the engine: a checkpoint's own, or a converted one."""
-    found, _ = engine.load_checkpoint(str(state), tag=TAG, load_module_strict=False)
+def load(wrapped: Any, state: Path) -> None:
+    """Restore the wrapped model from a state folder: that of a checkpoint, or a converted one."""
+    found, _ = wrapped.load_checkpoint(str(state), tag=TAG, load_module_strict=False)
     if found is None:
         raise InputError(str(state), "DeepSpeed's state is not there", "Use another checkpoint.")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from schemas.errors import UsageError
 from trainer.config import zero
-from trainer.config.config import Config
+from trainer.config.config import TrainConfig
 from trainer.data import stream
 from trainer.models import model
 
@@ -16,7 +16,7 @@ _OF_KIND = {"beta": ("preference", "kto"), "desirable_weight": ("kto",), "undesi
 """Settings of some objectives, by the kinds of set that these are for."""
 
 
-def check_objective(opened: stream.Set, config: Config, where: str) -> None:
+def check_objective(opened: stream.Set, config: TrainConfig, where: str) -> None:
     """Raise where the objective, its settings or the tuning are not for this kind of set."""
     asked = config.objective
     if asked is not None and OBJECTIVES[asked] != opened.kind:
@@ -24,7 +24,7 @@ def check_objective(opened: stream.Set, config: Config, where: str) -> None:
         what = f"{asked} needs a set of kind {OBJECTIVES[asked]}, and {opened.where} is of kind {opened.kind}"
         raise UsageError(f"{where}#/objective", what, f"Use another set, or objective: {fitting} (or leave it out).")
     for key, kinds in _OF_KIND.items():
-        if opened.kind not in kinds and getattr(config, key) != getattr(Config, key):
+        if opened.kind not in kinds and getattr(config, key) != getattr(TrainConfig, key):
             what = f"it would have no effect: the set is of kind {opened.kind}"
             raise UsageError(f"{where}#/{key}", what, "Leave it out.")
     if opened.kind in ("preference", "kto") and config.tuning != "lora":
@@ -32,7 +32,7 @@ def check_objective(opened: stream.Set, config: Config, where: str) -> None:
         raise UsageError(f"{where}#/tuning", what, "Use tuning: lora.")
 
 
-def check_expected(opened: stream.Set, config: Config, where: str) -> list[str]:
+def check_expected(opened: stream.Set, config: TrainConfig, where: str) -> list[str]:
     """Raise, naming all, where the set is not what the configuration expects; return what could not be compared."""
     expect, manifest = config.expect, opened.manifest
     wrong: list[tuple[str, str]] = []
@@ -76,7 +76,7 @@ def _longest(opened: stream.Set) -> int:
 
 
 def check_model(
-    opened: stream.Set, source: model.Source, config: Config, deepspeed: dict[str, Any], where: str
+    opened: stream.Set, source: model.ModelFolder, config: TrainConfig, deepspeed: dict[str, Any], where: str
 ) -> None:
     """Raise for combinations that would be wrong without a word."""
     vocabulary = getattr(source.text_config, "vocab_size", None)

@@ -14,7 +14,7 @@ from trainer.data import stream
 from trainer.data.collate import Collator, tensors
 from trainer.models.pretrained import load_tokenizer
 from trainer.predict.generate import predict_with_generate
-from trainer.run.plan import Plan
+from trainer.run.plan import RunPlan
 from trainer.run.step import settings
 
 
@@ -22,13 +22,13 @@ from trainer.run.step import settings
 class Evaluator:
     """Evaluates a model on the validation split. Packs are taken apart: each sequence is its dataset's."""
 
-    plan: Plan
+    plan: RunPlan
     collate: Collator
     batches: list[list[tuple[int, int]]]
     """(row, sequence in it) of each batch; those of one batch are of one dataset and of similar length."""
 
     @classmethod
-    def make(cls, plan: Plan, collate: Collator) -> Evaluator:
+    def make(cls, plan: RunPlan, collate: Collator) -> Evaluator:
         """Return the evaluator of a plan with a validation split."""
         assert plan.val is not None
         found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
@@ -43,30 +43,30 @@ class Evaluator:
         whole = Collator(collate.kind, packed=False, pad=collate.pad, images=collate.images)
         return cls(plan, whole, batches)
 
-    def loss(self, engine: Any) -> tuple[float, dict[str, float]]:
+    def loss(self, wrapped: Any) -> tuple[float, dict[str, float]]:
         """Return (loss, loss by dataset), each the sum of weighted losses over that of weights; for all processes."""
         device, rank, world = self.plan.device.torch, self.plan.device.rank, self.plan.device.world
         names = [one["name"] for one in self.plan.set.manifest["datasets"]]
         sums = torch.zeros(len(names), 2, dtype=torch.float32, device=device)
-        engine.eval()
+        wrapped.eval()
         with torch.no_grad():
             for start in range(0, len(self.batches), world):
                 mine = start + rank
                 rows = self._rows(min(mine, len(self.batches) - 1))
                 batch = self.collate(rows) if mine < len(self.batches) else self.collate.nothing(rows[0])
-                parts = objectives.compute(engine, tensors(batch, device), self.plan.kind, **settings(self.plan))
+                parts = objectives.compute(wrapped, tensors(batch, device), self.plan.kind, **settings(self.plan))
                 sums[names.index(rows[0]["dataset"])] += torch.stack([parts.loss_sum.float(), parts.weight_sum])
-        engine.train()
+        wrapped.train()
         torch.distributed.all_reduce(sums)
         total = float(sums[:, 0].sum() / sums[:, 1].sum())
         by_dataset = {n: float(s[0] / s[1]) for n, s in zip(names, sums, strict=True) if s[1] > 0}
         return total, by_dataset
 
-    def scores(self, engine: Any, path: Path) -> dict[str, float]:
+    def scores(self, wrapped: Any, path: Path) -> dict[str, float]:
         """Return the scores of what the model writes at the rows of the split, and write that to `path`."""
         assert self.plan.val is not None
         return predict_with_generate(
-            engine.module,
+            wrapped.module,
             load_tokenizer(self.plan.source.folder),
             (self.plan.val.row(number) for number in range(len(self.plan.val))),
             self.plan.set.manifest,

@@ -10,7 +10,7 @@ from typing import Any
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import UsageError
 from trainer.config import zero
-from trainer.config.config import Config, Loaded
+from trainer.config.config import Loaded, TrainConfig
 from trainer.data import stream
 from trainer.data.order import Order
 from trainer.device import Device
@@ -20,16 +20,16 @@ from trainer.run.checkpoints import Checkpoint
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A run, decided."""
 
-    config: Config
+    config: TrainConfig
     where: str
     """The configuration file, for messages."""
     set: stream.Set
     train: stream.Split
     val: stream.Split | None
-    source: model.Source
+    source: model.ModelFolder
     device: Device
     order: Order
     micro: int
@@ -67,7 +67,7 @@ class Plan:
         return strategy == "steps" and step % every == 0
 
 
-def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> Plan:
+def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunPlan:
     """Return the plan of a run on the set at `where`; a Problem with one message where it cannot be."""
     config = loaded.config
     opened = stream.Set.open(where)
@@ -97,14 +97,14 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> Plan
     earlier = [one.run["resumes"] for one in checkpoints.complete(Path(config.output_dir))]
     resumes = max(earlier) + 1 if checkpoint else 0
     bf16, fp16 = _precision(config, device, loaded.where)
-    return Plan(
+    return RunPlan(
         config=config, where=loaded.where, set=opened, train=train, val=val, source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
         checkpoint=checkpoint, resumes=resumes, remarks=tuple(remarks),
     )  # fmt: skip
 
 
-def _checkpoint(config: Config, resume: str | None, remarks: list[str]) -> Checkpoint | None:
+def _checkpoint(config: TrainConfig, resume: str | None, remarks: list[str]) -> Checkpoint | None:
     output = Path(config.output_dir)
     if resume is not None:
         if config.overwrite_output_dir:
@@ -123,7 +123,7 @@ def _checkpoint(config: Config, resume: str | None, remarks: list[str]) -> Check
 
 
 def _check_resume(
-    checkpoint: Checkpoint, facts: dict[str, Any], config: Config, device: Device, remarks: list[str]
+    checkpoint: Checkpoint, facts: dict[str, Any], config: TrainConfig, device: Device, remarks: list[str]
 ) -> int:
     """Return the accumulation that keeps a step's rows as they were; UsageError where the run would be another one.
 
@@ -146,7 +146,7 @@ def _check_resume(
     return accumulation
 
 
-def _precision(config: Config, device: Device, where: str) -> tuple[bool, bool]:
+def _precision(config: TrainConfig, device: Device, where: str) -> tuple[bool, bool]:
     bf16 = config.bf16 is True or (config.bf16 == "auto" and not config.fp16 and device.has_bf16)
     if config.fp16 and device.kind == "cpu":
         raise UsageError(f"{where}#/fp16", "a cpu does not compute in fp16", "Use bf16: true, or neither.")

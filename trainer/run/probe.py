@@ -14,7 +14,7 @@ from schemas.errors import UsageError
 from trainer import objectives
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
-from trainer.run.plan import Plan
+from trainer.run.plan import RunPlan
 
 PACKS = 16
 """Packs that are looked at for one of several sequences."""
@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 that were trained; on weights as small as new ones what they see may be next to nothing."""
 
 
-def check_packs(engine: Any, plan: Plan, collate: Collator) -> float | None:
+def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
     """Return the relative difference between packed and unpacked loss; None where no pack has two sequences.
 
     UsageError where the model mixes sequences. All processes call it, on the same pack.
@@ -32,16 +32,16 @@ def check_packs(engine: Any, plan: Plan, collate: Collator) -> float | None:
     if row is None:
         return None
     alone = Collator(collate.kind, packed=False, pad=collate.pad)
-    engine.eval()
+    wrapped.eval()
     with torch.no_grad():
-        packed = _losses(engine, plan, collate, [row])
-        apart = [_losses(engine, plan, alone, [one]) for one in stream.sequences(row)]
-    engine.train()
+        packed = _losses(wrapped, plan, collate, [row])
+        apart = [_losses(wrapped, plan, alone, [one]) for one in stream.sequences(row)]
+    wrapped.train()
     apart_flat = torch.cat(apart)
     difference = float((packed - apart_flat).abs().sum() / apart_flat.abs().sum().clamp(min=1e-9))
     dtype = torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
     if difference > TOLERANCE[dtype]:
-        name = type(engine.module).__name__
+        name = type(wrapped.module).__name__
         raise UsageError(
             plan.set.where,
             f"it is packed, and {name} lets a sequence of a pack see those before it: the losses of the tokens of a "
@@ -51,8 +51,8 @@ def check_packs(engine: Any, plan: Plan, collate: Collator) -> float | None:
     return difference
 
 
-def _losses(engine: Any, plan: Plan, collate: Collator, rows: list[stream.Row]) -> torch.Tensor:
+def _losses(wrapped: Any, plan: RunPlan, collate: Collator, rows: list[stream.Row]) -> torch.Tensor:
     """Return the weighted losses of the trained tokens, float32[trained], in order."""
     batch = tensors(collate(rows), plan.device.torch)
-    parts = objectives.compute(engine, batch, plan.kind)
+    parts = objectives.compute(wrapped, batch, plan.kind)
     return parts.losses[parts.weights > 0]

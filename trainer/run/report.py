@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.config import yaml, zero
 from trainer.models import model
-from trainer.run.plan import Plan
+from trainer.run.plan import RunPlan
 from trainer.run.schedule import warmup
 
 GIB = 2**30
@@ -18,7 +18,7 @@ SAMPLE_STEPS = 200
 """Steps whose padding is counted; more of a large set would have to be read for a few digits."""
 
 
-def facts(plan: Plan) -> dict[str, Any]:
+def facts(plan: RunPlan) -> dict[str, Any]:
     """Return what a run would be, as JSON values."""
     steps, tokens, positions = padding(plan)
     total, trained = count_parameters(plan)
@@ -48,7 +48,7 @@ def facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def text(plan: Plan) -> str:
+def text(plan: RunPlan) -> str:
     """Return what a run would be, for people."""
     f = facts(plan)
     memory = "  ".join(f"{name} {size / GIB:.2f}" for name, size in f["memory"].items())
@@ -73,7 +73,7 @@ def text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def padding(plan: Plan) -> tuple[int, int, int]:
+def padding(plan: RunPlan) -> tuple[int, int, int]:
     """Return (steps looked at, tokens, positions computed for them) over the first steps of the first epoch."""
     steps = min(plan.order.steps_per_epoch, SAMPLE_STEPS)
     tokens = positions = 0
@@ -86,7 +86,7 @@ def padding(plan: Plan) -> tuple[int, int, int]:
     return steps, tokens, positions
 
 
-def lints(plan: Plan) -> Iterator[str]:
+def lints(plan: RunPlan) -> Iterator[str]:
     """Yield what is allowed and hardly meant."""
     c, steps = plan.config, plan.steps
     run = f"the {steps:,} steps of this run"
@@ -110,7 +110,7 @@ def lints(plan: Plan) -> Iterator[str]:
         yield f"{', '.join(samples)}: embedded samples, good for trying things out"
 
 
-def memory(plan: Plan, parameters: int, trained: int) -> dict[str, int]:
+def memory(plan: RunPlan, parameters: int, trained: int) -> dict[str, int]:
     """Return bytes on each device: weights, gradients with optimizer, activations of one pass (roughly), and all.
 
     AdamW in mixed precision has 16 bytes for a trained weight (2 weight, 2 gradient, 12 fp32 copy and moments), in fp32
@@ -136,7 +136,7 @@ def memory(plan: Plan, parameters: int, trained: int) -> dict[str, int]:
     return {name: int(value) for name, value in parts.items()} | {"all": int(sum(parts.values()))}
 
 
-def count_parameters(plan: Plan) -> tuple[int, int]:
+def count_parameters(plan: RunPlan) -> tuple[int, int]:
     """Return (parameters, trained ones) of the model, without its weights."""
     import torch
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 import torch
 
 from schemas.errors import UsageError
-from trainer.config.config import Config
+from trainer.config.config import TrainConfig
 
 
-def warmup(config: Config, steps: int) -> int:
+def warmup(config: TrainConfig, steps: int) -> int:
     """Return the steps of warm-up."""
     return config.warmup_steps or math.ceil(config.warmup_ratio * steps)
 
 
-def learning_rate(config: Config, steps: int) -> Callable[[int], float]:
+def learning_rate(config: TrainConfig, steps: int) -> Callable[[int], float]:
     """Return step (0-based) -> learning rate for a run of `steps` steps."""
     import transformers
 

@@ -13,12 +13,12 @@ from schemas.errors import IntegrityError
 from schemas.order import Ints
 from trainer import objectives
 from trainer.data.collate import Batch, tensors
-from trainer.data.loader import Step
-from trainer.run.plan import Plan
+from trainer.data.loader import StepBatches
+from trainer.run.plan import RunPlan
 
 
 @dataclass(frozen=True)
-class Result:
+class StepResult:
     """What a step did, over all processes."""
 
     loss: float
@@ -49,7 +49,7 @@ def _trained(batch: dict[str, torch.Tensor], side: str) -> torch.Tensor:
     return (batch[f"{side}labels"] != -100) & (batch[f"{side}position_ids"] > 0)
 
 
-def settings(plan: Plan) -> dict[str, Any]:
+def settings(plan: RunPlan) -> dict[str, Any]:
     """Return the objective's settings."""
     c = plan.config
     if plan.kind == "preference":
@@ -59,7 +59,7 @@ def settings(plan: Plan) -> dict[str, Any]:
     return {}
 
 
-def run(engine: Any, plan: Plan, step: Step, learning_rate: float) -> Result:
+def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) -> StepResult:
     """Train one step; IntegrityError where nothing is trained in it, or its loss or gradient is no number."""
     device, world = plan.device.torch, plan.device.world
     batches = [tensors(batch, device) for batch in step.batches]
@@ -69,34 +69,34 @@ def run(engine: Any, plan: Plan, step: Step, learning_rate: float) -> Result:
         raise IntegrityError(_where(plan, step.number), "nothing is trained in this step", _of(plan, step.rows))
     given = settings(plan)
     if plan.kind == "kto":
-        given["kl"] = objectives.kl_estimate(engine, batches)
-    for group in engine.optimizer.param_groups:
+        given["kl"] = objectives.kl_estimate(wrapped, batches)
+    for group in wrapped.optimizer.param_groups:
         group["lr"] = learning_rate
     sums = torch.zeros(3, device=device)
     logs: dict[str, torch.Tensor] = {}
     losses = []
     for i, (batch, made) in enumerate(zip(batches, step.batches, strict=True)):
         torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # of dropout
-        parts = objectives.compute(engine, batch, plan.kind, **given)
+        parts = objectives.compute(wrapped, batch, plan.kind, **given)
         losses.append(parts.loss_sum.detach())
         sums += torch.stack([losses[-1].float(), parts.weight_sum, torch.tensor(float(_tokens(made)), device=device)])
         for name, value in parts.logs.items():
             logs[name] = logs.get(name, torch.zeros(2, device=device)) + value
         # DeepSpeed takes the mean over passes and processes; what is wanted is the sum, divided once.
-        engine.backward(parts.loss_sum / divisor * (world * plan.accumulation))
+        wrapped.backward(parts.loss_sum / divisor * (world * plan.accumulation))
         if i == len(batches) - 1:
             torch.distributed.all_reduce(sums)
             _check_loss(plan, step, float(sums[0]), losses)
-        engine.step()
+        wrapped.step()
     if not math.isclose(float(sums[1]), float(divisor), rel_tol=1e-4):
         raise AssertionError(f"the objective counted {float(sums[1])} as its weights, the loop {float(divisor)}")
-    norm = engine.get_global_grad_norm()
+    norm = wrapped.get_global_grad_norm()
     norm = None if norm is None else float(norm)
     if norm is not None and not math.isfinite(norm):
         if not plan.fp16:
             raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
         norm = None  # DeepSpeed has left the step out, and scales the next ones less
-    return Result(float(sums[0] / divisor), norm, float(divisor), int(sums[2]), _reduce(logs))
+    return StepResult(float(sums[0] / divisor), norm, float(divisor), int(sums[2]), _reduce(logs))
 
 
 def _tokens(batch: Batch) -> int:
@@ -122,7 +122,7 @@ def _seed(seed: int, step: int, part: int, rank: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _check_loss(plan: Plan, step: Step, total: float, losses: list[torch.Tensor]) -> None:
+def _check_loss(plan: RunPlan, step: StepBatches, total: float, losses: list[torch.Tensor]) -> None:
     if math.isfinite(total):
         return
     bad = [row for loss, rows in zip(losses, step.mine, strict=True) if not torch.isfinite(loss) for row in rows]
@@ -132,11 +132,11 @@ def _check_loss(plan: Plan, step: Step, total: float, losses: list[torch.Tensor]
     raise IntegrityError(_where(plan, step.number), f"the loss is {total}", _of(plan, rows or step.rows))
 
 
-def _where(plan: Plan, step: int) -> str:
+def _where(plan: RunPlan, step: int) -> str:
     return f"{plan.set.where}: step {step + 1}"
 
 
-def _of(plan: Plan, rows: Ints | list[int]) -> str:
+def _of(plan: RunPlan, rows: Ints | list[int]) -> str:
     """Return where some rows are from, and what to do."""
     listed = "; ".join(plan.train.describe(int(row)) for row in rows[:4])
     more = f"; ... {len(rows) - 4} more" if len(rows) > 4 else ""

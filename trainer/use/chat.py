@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from schemas.errors import UsageError
-from trainer.models.pretrained import can_cache
+from schemas.stores import AnyPath
+from trainer.models.pretrained import can_cache, load_model, load_tokenizer
+from trainer.predict.generate import stop_ids
+from trainer.use.checkpoint import open_checkpoint
+from trainer.use.tokenizer import card_template, copy_tokenizer
 
 
 @dataclass(frozen=True)
-class Reply:
+class ChatReply:
     """What the model wrote in one go. `ended` by: "stop" (the template's), "word" (a stop word) or "length"."""
 
     content: str
@@ -54,7 +60,7 @@ class Chat:
         """Begin anew with this system message; "" = none."""
         self.messages, self.partial = [{"role": "system", "content": text}] if text else [], ""
 
-    def say(self, text: str, show: Callable[[str], object] = lambda _: None) -> Reply:
+    def say(self, text: str, show: Callable[[str], object] = lambda _: None) -> ChatReply:
         """Return the model's reply to a user message, or to an observation it waits for; `show` gets it as it grows."""
         if self.waits:
             self.partial += f"{'' if self.partial[-1].isspace() else ' '}{text}\n"
@@ -82,7 +88,7 @@ class Chat:
         if ended != "word":
             self.messages.append({"role": "assistant", "content": self.partial})
             self.partial = ""
-        return Reply(content, ended, len(ids), len(written))
+        return ChatReply(content, ended, len(ids), len(written))
 
     def _prompt(self) -> list[int]:
         if not self.tokenizer.chat_template:
@@ -102,6 +108,29 @@ class Chat:
                 f"model's {limit:,}", "Begin anew with /clear, or lower --max-new-tokens.",
             )  # fmt: skip
         return list(ids)
+
+
+def open_chat(model: Path, adapter: Path | None, data: AnyPath | None, *, seed: int = 0, **settings: Any) -> Chat:
+    """Load a model for a chat; with an adapter, the tokenizer, template and stops are those it was trained with.
+
+    `data` says where the adapter's set is if it has moved; `settings` are those of `Chat`.
+    """
+    trained = open_checkpoint(adapter, data=data, base=model) if adapter else None
+    loaded = load_model(model, adapter)
+    with TemporaryDirectory() as copy:  # the set may be in an object store
+        if trained:
+            copy_tokenizer(trained, Path(copy))
+        tokenizer = load_tokenizer(Path(copy) if trained else model)
+    if trained and (template := card_template(trained.manifest)[0]) is not None:
+        tokenizer.chat_template = template
+    stops = stop_ids(trained.manifest) if trained else loaded.generation_config.eos_token_id
+    stops = [stops] if isinstance(stops, int) else list(stops or [])
+    if not stops:
+        raise UsageError(str(model), "no eos_token_id in its generation_config.json: replies would not end")
+    if torch.accelerator.is_available():
+        loaded.to(torch.accelerator.current_accelerator())
+    torch.manual_seed(seed)
+    return Chat(loaded, tokenizer, stops, **settings)
 
 
 class _Stream:
@@ -130,7 +159,9 @@ class _Stream:
         self._show(self.text[self._shown :])
 
 
-def converse(chat: Chat, lines: Iterable[str], show: Callable[[str], object], done: Callable[[Reply], object]) -> None:
+def converse(
+    chat: Chat, lines: Iterable[str], show: Callable[[str], object], done: Callable[[ChatReply], object]
+) -> None:
     """Answer lines until they end or say /exit. A line that ends in a backslash goes on in the next one.
 
     `/system TEXT` begins anew with a system message (`\\n` in it is a line break), `/clear` begins anew with the same.

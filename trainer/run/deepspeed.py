@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from trainer.config import zero
-from trainer.config.config import Config
+from trainer.config.config import TrainConfig
 from trainer.models.model import count, load
 from trainer.run import checkpoints
-from trainer.run.plan import Plan
+from trainer.run.plan import RunPlan
 
 
-def build(plan: Plan) -> Any:
-    """Return DeepSpeed's engine around the loaded model, with the checkpoint's state where the run goes on from one.
+def wrap(plan: RunPlan) -> Any:
+    """Load the plan's model and wrap it in DeepSpeed, with the checkpoint's state in a resumed run.
 
     All processes call it together.
     """
@@ -29,15 +29,15 @@ def build(plan: Plan) -> Any:
     model = _load(plan, settings)
     if zero.stage(settings) < 3:  # DeepSpeed's default takes a gigabyte for an adapter of some megabytes
         settings["zero_optimization"].setdefault("reduce_bucket_size", min(5 * 10**8, count(model)[1]))
-    engine, *_ = deepspeed.initialize(
+    wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(model, plan.config), config=settings, dist_init_required=False
     )
     if plan.checkpoint is not None:
-        _restore(engine, plan, moved=moved)
-    return engine
+        _restore(wrapped, plan, moved=moved)
+    return wrapped
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: RunPlan) -> dict[str, Any]:
     sizes = zero.Sizes(
         world=plan.device.world,
         micro=plan.micro,
@@ -49,7 +49,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     return zero.complete(plan.deepspeed, plan.config, sizes, plan.where)
 
 
-def _load(plan: Plan, settings: dict[str, Any]) -> torch.nn.Module:
+def _load(plan: RunPlan, settings: dict[str, Any]) -> torch.nn.Module:
     """Load the model; for ZeRO-3 in pieces, so that no process ever holds all of it."""
     import transformers.integrations.deepspeed as integration
 
@@ -63,7 +63,7 @@ def _load(plan: Plan, settings: dict[str, Any]) -> torch.nn.Module:
         del in_pieces
 
 
-def _optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
+def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """Return AdamW over what is trained; biases and norms are not decayed, as in transformers."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     flat = {name for name, p in trained if len(getattr(p, "ds_shape", p.shape)) < 2}
@@ -77,18 +77,18 @@ def _optimizer(model: torch.nn.Module, config: Config) -> torch.optim.AdamW:
     )  # fmt: skip
 
 
-def _restore(engine: Any, plan: Plan, *, moved: bool) -> None:
+def _restore(wrapped: Any, plan: RunPlan, *, moved: bool) -> None:
     """Load the checkpoint's state; that of another number of processes is converted first, by the first process."""
     checkpoint = plan.checkpoint
     assert checkpoint is not None
     if not moved:
-        checkpoints.load(engine, checkpoint.path / checkpoints.STATE)
+        checkpoints.load(wrapped, checkpoint.path / checkpoints.STATE)
         return
     folder = plan.output / f".universal-{checkpoint.step}"
     if plan.device.rank == 0:
         checkpoints.convert(checkpoint, folder)
     torch.distributed.barrier()
-    checkpoints.load(engine, folder)
+    checkpoints.load(wrapped, folder)
     torch.distributed.barrier()
     if plan.device.rank == 0:
         shutil.rmtree(folder)

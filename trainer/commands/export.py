@@ -1,0 +1,44 @@
+"""`cli export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from schemas.errors import EXIT_CODES
+from schemas.stores import AnyPath, path_of
+from trainer.commands import libraries
+
+
+@click.command("export", epilog=EXIT_CODES)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--set", "data", type=path_of, metavar="DIR", help="Where the compiled set is, if it has moved.")
+@click.option(
+    "--model", "base", type=click.Path(path_type=Path), metavar="DIR", help="Where the base model is, if it has moved."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the provenance as JSON.")
+def export_command(checkpoint: Path, out: Path, data: AnyPath | None, base: Path | None, as_json: bool) -> None:
+    """Write CHECKPOINT as a Hugging Face folder OUT: LoRA merged, tokenizer, chat template, stop tokens, provenance.
+
+    OUT is written completely or not at all. An earlier export in OUT is replaced; any other folder is left alone.
+
+    \b
+    Examples:
+      cli export output/checkpoint-600 exported
+      cli export output/checkpoint-600 exported --model /models/Qwen2.5-7B-Instruct --set /data/shards
+    """
+    libraries.load("export", "torch", "transformers", "peft")
+    libraries.quiet()
+    from trainer.use.checkpoint import open_checkpoint
+    from trainer.use.export import export
+
+    provenance = export(open_checkpoint(checkpoint, data=data, base=base), out)
+    if as_json:
+        click.echo(json.dumps(provenance, ensure_ascii=False))
+        return
+    names = ", ".join(entry["name"] for entry in provenance["set"]["datasets"])
+    click.echo(f"{out}: {provenance['base_model']} after {provenance['step']:,} steps on {names}")
+    click.echo(provenance["note"])

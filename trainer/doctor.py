@@ -1,0 +1,250 @@
+"""`cli doctor`: what this machine has and lacks for training. Whatever is missing or broken becomes a line.
+
+Every package is imported in a process of its own: one that crashes, hangs or breaks another cannot take this one along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas import install
+
+TIMEOUT = 120
+"""Seconds an import may take; DeepSpeed's first one on a slow disk is the longest."""
+_SHM = 1 << 30
+"""Bytes of shared memory under which data loaders and collectives are known to die (Docker gives 64 MiB)."""
+
+
+@dataclass(frozen=True)
+class MachineFinding:
+    """One line. `status`: ok, missing, broken, or note (good to know); `needed` to train at all."""
+
+    name: str
+    status: str
+    found: str
+    hint: str = ""
+    needed: bool = False
+
+
+_TRAIN = install.extra("train")
+PACKAGES = {
+    # name: (what is imported, needed to train, where it is missing)
+    "transformers": ("from transformers import AutoModelForCausalLM; import transformers as m", True, _TRAIN),
+    "peft": ("import peft as m", True, _TRAIN),
+    "deepspeed": ("import deepspeed as m", True, _TRAIN),
+    "sacrebleu": ("import sacrebleu, rouge_chinese, rjieba; m = sacrebleu", False, f"Scores of predictions: {_TRAIN}"),
+    "bitsandbytes": ("import bitsandbytes as m", False, "Only for quantization_bit 4 or 8."),
+    "flash_attn": ("import flash_attn as m", False, "Only for attn_implementation: flash_attention_2."),
+    "boto3": ("import boto3 as m", False, f"Only to write into object stores: {install.extra('s3')}"),
+    "pyarrow S3": (
+        "import pyarrow.fs, pyarrow as m; pyarrow.fs.S3FileSystem", False,
+        "Only to read from object stores; this build of pyarrow leaves it out.",
+    ),
+    "ray": ("import ray as m", False, f"Only to compile on a cluster: {install.extra('ray')}"),
+}  # fmt: skip
+
+_TORCH = """
+import json, torch
+facts = {"version": torch.__version__, "cuda": torch.version.cuda, "devices": []}
+if torch.cuda.is_available():
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        facts["devices"].append([p.name, p.total_memory])
+    facts["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+print(json.dumps(facts))
+"""
+_NPU = """
+import json, torch, torch_npu
+facts = {"version": torch_npu.__version__, "devices": []}
+for i in range(torch.npu.device_count() if torch.npu.is_available() else 0):
+    facts["devices"].append([torch.npu.get_device_name(i), torch.npu.get_device_properties(i).total_memory])
+    facts["bf16"] = torch.npu.is_bf16_supported()
+print(json.dumps(facts))
+"""
+
+
+def examine() -> list[MachineFinding]:
+    """Return everything that was found, in the order it is told."""
+    checks = [_torch, _npu, *((lambda name=name: [_package(name)]) for name in PACKAGES)]
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+        told = list(pool.map(lambda check: list(check()), checks))
+    return [*_machine(), *(finding for findings in told for finding in findings), *_compilers()]
+
+
+def ready(findings: list[MachineFinding]) -> bool:
+    """Return whether all that training needs is there."""
+    return not any(map(_lacks, findings))
+
+
+def _lacks(finding: MachineFinding) -> bool:
+    return finding.needed and finding.status in ("missing", "broken")
+
+
+def as_json(findings: list[MachineFinding]) -> str:
+    """Return the findings as one JSON object."""
+    return json.dumps({"ready": ready(findings), "findings": [asdict(f) for f in findings]}, ensure_ascii=False)
+
+
+def lines(findings: list[MachineFinding]) -> Iterator[str]:
+    """Yield the findings for a terminal."""
+    for finding in findings:
+        yield f"{finding.status:8} {finding.name:14} {finding.found}"
+        if finding.hint:
+            yield f"{'':23} {finding.hint}"
+    lacking = [f"{finding.name} is {finding.status}" for finding in findings if _lacks(finding)]
+    yield f"This machine cannot train yet: {', '.join(lacking)}." if lacking else "This machine can train."
+
+
+# -- the machine --
+
+
+def _machine() -> Iterator[MachineFinding]:
+    old = sys.version_info < (3, 11)
+    yield MachineFinding(
+        "python", "broken" if old else "ok", f"{platform.python_version()}, {platform.system()} {platform.machine()}",
+        "Python 3.11 or newer is needed." if old else "", needed=True,
+    )  # fmt: skip
+    yield MachineFinding("memory", "note", _memory())
+    here = shutil.disk_usage(Path.cwd())
+    yield MachineFinding("disk", "note", f"{_size(here.free)} free here, in {Path.cwd()}")
+    shared = Path("/dev/shm")
+    if shared.is_dir() and (total := shutil.disk_usage(shared).total) < _SHM:
+        hint = "Several processes may die for want of it; in a container: docker run --shm-size=8g"
+        yield MachineFinding("shared memory", "note", f"{_size(total)} in /dev/shm", hint)
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return "unknown"
+    limit = _cgroup_limit()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    inside = f", of which this container may use {_size(limit)}" if limit and limit < total else ""
+    return f"{_size(total)}{inside}; {cores} cores"
+
+
+def _cgroup_limit() -> int | None:
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(path).read_text(encoding="ascii"))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
+
+
+def _compilers() -> Iterator[MachineFinding]:
+    for name in ("ninja", "g++"):
+        found = shutil.which(name)
+        yield MachineFinding(
+            name, "note", found or "not found", "Not needed: nothing is compiled when training starts."
+        )
+
+
+# -- torch and its devices --
+
+
+def _torch() -> Iterator[MachineFinding]:
+    facts, error = _python(_TORCH, facts=True)
+    if facts is None:
+        status = "missing" if "No module named 'torch'" in error else "broken"
+        hint = f"{_TRAIN} (on a machine without CUDA: pip install torch from its CPU index first)"
+        yield MachineFinding("torch", status, error, hint if status == "missing" else "Install it again.", needed=True)
+        return
+    yield MachineFinding("torch", "ok", facts["version"], needed=True)
+    for name, memory in facts["devices"]:
+        yield MachineFinding("cuda", "ok", f"{name}, {_size(memory)}")
+    if facts["devices"]:
+        found = "supported" if facts["bf16"] else "not supported: use fp16"
+        yield MachineFinding("bf16", "ok" if facts["bf16"] else "note", found)
+        return
+    if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+        what = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "a build without CUDA"
+        hint = "Install a build of torch for the driver that nvidia-smi shows."
+        yield MachineFinding("cuda", "broken", f"there is an NVIDIA device, and torch ({what}) does not see it", hint)
+    yield MachineFinding("cpu", "ok", f"{platform.processor() or platform.machine()}, bf16 {_cpu_bf16()}")
+
+
+def _cpu_bf16() -> str:
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return "unknown"
+    return "in hardware" if {"avx512_bf16", "amx_bf16", "bf16"} & set(flags) else "emulated, slower than fp32"
+
+
+def _npu() -> Iterator[MachineFinding]:
+    facts, error = _python(_NPU, facts=True)
+    device = any(Path("/dev").glob("davinci[0-9]*"))
+    if facts is None:
+        if "No module named 'torch_npu'" in error or "No module named 'torch'" in error:
+            if device:
+                hint = f"{install.extra('npu')}, with CANN installed and its set_env.sh sourced."
+                yield MachineFinding(
+                    "npu", "missing", "there is an Ascend device, and torch_npu is not installed", hint
+                )
+            return
+        yield MachineFinding(
+            "npu", "broken", f"torch_npu is installed and cannot be imported: {error}",
+            "Install the CANN toolkit that this torch_npu names and source its set_env.sh (as in source "
+            "/usr/local/Ascend/ascend-toolkit/set_env.sh). Without it, torch itself imports only with "
+            "TORCH_DEVICE_BACKEND_AUTOLOAD=0 set; to train on the CPU, uninstall torch_npu.",
+            needed=True,
+        )  # fmt: skip
+        return
+    if not facts["devices"]:
+        hint = "Look at npu-smi info and at ASCEND_RT_VISIBLE_DEVICES."
+        yield MachineFinding("npu", "broken", f"torch_npu {facts['version']} sees no device", hint, needed=True)
+    for name, memory in facts["devices"]:
+        yield MachineFinding("npu", "ok", f"{name}, {_size(memory)}, torch_npu {facts['version']}")
+    if facts["devices"]:
+        yield MachineFinding(
+            "bf16", "ok" if facts["bf16"] else "note", "supported" if facts["bf16"] else "not supported: use fp16"
+        )
+
+
+# -- packages --
+
+
+def _package(name: str) -> MachineFinding:
+    statement, needed, hint = PACKAGES[name]
+    version, error = _python(f"{statement}\nprint(m.__version__)")
+    if version is not None:
+        return MachineFinding(name, "ok", version, needed=needed)
+    if f"No module named '{name}'" in error or (name == "pyarrow S3" and "cannot import name" in error):
+        return MachineFinding(name, "missing", "not installed", hint, needed=needed)
+    return MachineFinding(name, "broken" if needed else "note", f"cannot be imported: {error}", needed=needed)
+
+
+def _python(code: str, *, facts: bool = False) -> tuple[Any, str]:
+    """Run code in a Python of its own; return the last line it printed and "", or None and the last line of its error.
+
+    `facts`: that line is JSON, and what it means is returned.
+    """
+    # Without this torch imports torch_npu by itself, and fails with it where CANN is missing.
+    environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PYTHONWARNINGS": "ignore"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=environment, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None, f"its import took more than {TIMEOUT} seconds"
+    printed, failed = done.stdout.strip().splitlines(), done.stderr.strip().splitlines()
+    if done.returncode or not printed:
+        return None, failed[-1] if failed else f"its import ended the process with {done.returncode}"
+    return (json.loads(printed[-1]) if facts else printed[-1]), ""
+
+
+def _size(count: float) -> str:
+    return f"{count / (1 << 30):,.1f} GiB"

@@ -1,0 +1,61 @@
+"""A checkpoint with the set it was trained on and the model it belongs to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import InputError, IntegrityError
+from schemas.manifest import read_manifest
+from schemas.stores import AnyPath, path_of
+from trainer.run.checkpoints import COMPLETE, RUN
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A complete checkpoint, its set and, for an adapter, its base model."""
+
+    folder: Path
+    run: dict[str, Any]
+    set: AnyPath
+    manifest: dict[str, Any]
+    base: Path
+    adapter: dict[str, Any] | None
+
+
+def open_checkpoint(folder: Path, *, data: AnyPath | None = None, base: Path | None = None) -> TrainedModel:
+    """Open the checkpoint in `folder`; `data` and `base` say where set and model are if they have moved."""
+    if not (folder / RUN).is_file():
+        what = "no such folder" if not folder.is_dir() else f"no {RUN} in it: not a checkpoint"
+        raise InputError(str(folder), what, "Give a folder OUTPUT_DIR/checkpoint-N.")
+    if not (folder / COMPLETE).is_file():
+        what = f"no {COMPLETE} file: the checkpoint is unfinished"
+        raise IntegrityError(str(folder), what, "Use an earlier checkpoint.")
+    run = read_json(folder / RUN)
+    where = data or path_of(run["provenance"]["out"])
+    try:
+        manifest = read_manifest(where)
+    except InputError as error:
+        raise InputError(error.where, error.what, "Use --set to say where the compiled set is now.") from None
+    if manifest["digest"] != run["set"]:
+        raise IntegrityError(
+            str(where), f"expected the set {run['set'][:16]} the checkpoint was trained on, "
+            f"found {manifest['digest'][:16]}", "Use --set to say where the right set is.",
+        )  # fmt: skip
+    adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
+    return TrainedModel(folder, run, where, manifest, base or Path(run["base_model"]), adapter)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of a checkpoint or model; IntegrityError if it is not one."""
+    try:
+        loaded = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise IntegrityError(str(path), f"not JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise IntegrityError(str(path), "expected a JSON object")
+    return loaded

@@ -1,0 +1,76 @@
+"""Merge a LoRA into the weights of its model, and check that the merged model predicts the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from schemas.errors import IntegrityError, UsageError
+from trainer.data.store import store_of
+from trainer.data.stream import Set
+from trainer.models.pretrained import load_model
+from trainer.models.wrappers import evaluating
+from trainer.use.checkpoint import TrainedModel
+
+_PROBED = 64
+"""Tokens of a trained row on which the merged model must predict what the model with its adapter predicts."""
+
+
+def check_mergeable(trained: TrainedModel) -> None:
+    """Raise a UsageError for an adapter that cannot be merged into weights."""
+    kind = trained.adapter["peft_type"] if trained.adapter else "LORA"
+    if kind == "LORA":
+        return
+    why = "cannot be merged into weights"
+    if kind == "PREFIX_TUNING":
+        why = "is keys and values put in front of those of every layer, which no weight of a model can hold"
+    hint = "Use it beside its model: cli chat MODEL --adapter CHECKPOINT."
+    raise UsageError(str(trained.folder), f"a {kind} checkpoint {why}", hint)
+
+
+def merge(trained: TrainedModel, folder: Path) -> None:
+    """Write the model with its LoRA merged into `folder`; IntegrityError if its predictions change."""
+    model = load_model(trained.base, trained.folder)
+    probe = torch.tensor([_first_row(trained)[:_PROBED]])
+    before = _log_probs(model, probe)
+    _untie(model)
+    try:
+        merged = model.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # a NaN in the adapter
+        raise IntegrityError(str(trained.folder), f"cannot be merged: {error}") from error
+    allowed = 1e-3 if merged.dtype == torch.float32 else 0.3  # log-probabilities; bfloat16 has three digits
+    difference = (before - _log_probs(merged, probe)).abs().max().item()
+    if not difference <= allowed:
+        raise IntegrityError(
+            str(trained.folder),
+            f"the merged model predicts something else: log-probabilities differ by up to {difference:.3g}",
+            "Use the adapter beside its model: cli chat MODEL --adapter CHECKPOINT.",
+        )
+    merged.config.use_cache = True
+    merged.save_pretrained(folder)
+
+
+def _untie(model: Any) -> None:
+    """Give the output layer its own weights if the adapter changes those it shares with the embeddings."""
+    base = model.get_base_model()
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    inner = [getattr(layer, "base_layer", layer) for layer in layers]
+    adapted = any(one is not layer for one, layer in zip(inner, layers, strict=True))
+    if adapted and inner[1] is not None and inner[0].weight is inner[1].weight:
+        inner[1].weight = torch.nn.Parameter(inner[1].weight.detach().clone())
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
+
+
+def _first_row(trained: TrainedModel) -> list[int]:
+    where, manifest = trained.set, trained.manifest
+    name = next(name for name, split in manifest["splits"].items() if split["rows"])
+    row = Set(str(where), manifest, store_of(where, manifest)).split(name).row(0)
+    return [int(token) for token in row["input_ids"]]
+
+
+def _log_probs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with evaluating(model):
+        return torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float(), -1)
