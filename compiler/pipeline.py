@@ -183,7 +183,7 @@ def begin(config: Config, watcher: Watcher) -> tuple[str, Template, Callable[[],
     on_ray = partial(ray.run, address=config.ray_address, say=watcher.say)
     warm = local.Warm(settings)
     run_tasks = on_ray if config.engine == "ray" else partial(local.run, warm=warm)
-    collector = Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks, certified, warm.tried)
+    collector = Collector(datasets, settings, config.cache, watcher, tokenizer, run_tasks, certified, warm.trial)
     return kind, template, certified, collector
 
 

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from compiler.conversation import Conversation, Segment
 from compiler.encode.runs import Run as Texts
 from compiler.encode.runs import Runs, outline_of, pieces_of
 from compiler.encode.tokens import Spoken, _by_place, encode_runs
+from compiler.proof.encoders import Choice, Trial, choose, try_fast
 from compiler.tokenizer import encoders
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.collect import Collector
@@ -31,15 +33,15 @@ TOKENIZERS = {"demo": "auto", "qwen2.5": "auto", "mistral": "auto", "chatglm3": 
 
 def fast_and_reference(tokenizer: Tokenizer) -> list[tuple[encoders.Fast, encoders.Reference]]:
     """Return the encoders of texts by themselves, and where there are others those of texts that go on."""
-    assert not isinstance(tokenizer._fast, str)
-    assert len(tokenizer._fast) == 1 + tokenizer.has_prefix
-    return list(zip(tokenizer._fast, tokenizer.reference, strict=False))
+    assert not isinstance(tokenizer.fast, str)
+    assert len(tokenizer.fast) == 1 + tokenizer.has_prefix
+    return list(zip(tokenizer.fast, tokenizer.reference, strict=False))
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_fast_encoder_takes_every_tokenizer_of_the_tests(name: str) -> None:
+def test_the_fast_encoder_takes_every_tokenizer_of_the_tests(tmp_path: Path, name: str) -> None:
     tokenizer = tools(name, TOKENIZERS[name])[0]
-    assert tokenizer.why_not(tokenizer.tried()) == ""
+    assert choose(tmp_path, tokenizer, many=True) == Choice(encoders.FAST)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -107,6 +109,28 @@ def test_every_token_of_a_composed_character_weighs_what_the_lightest_part_of_it
     (encoded,) = encode_runs([Runs(outline_of([run], row), [run.text], row, pieces)], tokenizer)
     assert len(encoded.ids) > 3
     assert encoded.weights.tolist() == [2.0] + [0.0] * (len(encoded.ids) - 1)
+
+
+# -- the choice --
+
+
+def test_an_encoder_whose_ids_differ_on_awkward_texts_is_not_chosen_and_that_is_kept(tmp_path: Path) -> None:
+    tokenizer = tools("demo")[0]
+    [(ids, lengths)] = try_fast(tokenizer).ids
+    wrong = Trial([(np.append(ids[:-1], ids[-1] + 1), lengths)])
+    refused = Choice(encoders.REFERENCE, "its ids are not those of tokenizers on texts that were tried")
+    assert choose(tmp_path, tokenizer, many=True, trial=lambda: wrong) == refused
+    assert choose(tmp_path, tokenizer, many=True) == refused
+
+
+def test_for_a_few_units_the_reference_is_chosen_without_a_trial(tmp_path: Path) -> None:
+    assert choose(tmp_path, tools("demo")[0], many=False, trial=pytest.fail) == Choice(encoders.REFERENCE)
+
+
+def test_why_the_fast_encoder_could_not_be_loaded_is_said(tmp_path: Path) -> None:
+    trial = Trial(why_not="it does not take this tokenizer: no")
+    choice = choose(tmp_path, tools("demo")[0], many=True, trial=lambda: trial)
+    assert choice == Choice(encoders.REFERENCE, trial.why_not)
 
 
 # -- a run --

@@ -1,11 +1,20 @@
-"""Whether what encoded is trusted, and what it made: a fast one is, until it once gave other ids than the reference.
+"""Which encoder a run uses, and the proof that its ids are those of the reference.
 
-What was found is kept in the cache, so that no later run and no other machine trusts it again.
+The fast encoder is used if all of this holds; otherwise the reference is:
+
+1. There are enough units that loading it pays.
+2. It is installed, and it loads the tokenizer.
+3. It gave the reference's ids for the awkward texts. They are tried once for each tokenizer and version: the verdict is
+   kept in the cache.
+4. It gives the reference's ids for samples of every unit's texts (`agree`). A run that finds a difference starts again
+   with the reference and keeps the verdict (`refuse`): no later run and no other machine uses the fast encoder for this
+   tokenizer, or an object that it made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -15,61 +24,120 @@ import numpy as np
 import registry
 from compiler.cache import objects
 from compiler.media.paths import state_of
-from compiler.tokenizer.encoders import FAST, REFERENCE, version_of
-from compiler.tokenizer.tokenizer import Sample, Tokenizer, Tried
+from compiler.tokenizer.encoders import FAST, REFERENCE, Ids, same, version_of
+from compiler.tokenizer.tokenizer import Sample, Tokenizer
 
-ENCODERS_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
+IDS_DIFFER = f"{FAST} and {REFERENCE} gave different ids for a text of the data"
 
 
-def why_not_fast(cache: Path, tokenizer: Tokenizer, tried: Callable[[], Tried | None]) -> str:
-    """Return why the fast encoder is not to be used, "" if it is; found out once for a tokenizer and versions.
+@dataclass(frozen=True)
+class Choice:
+    """The encoder of a run; `why_not_fast` says why it is the reference where the fast one was wanted, else ""."""
 
-    `tried` returns what the fast encoder gave in a process that has loaded it; where there is none, this one loads it.
+    encoder: str
+    why_not_fast: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The fast encoder's ids for the awkward texts: as texts of their own, then continued where that is different.
+
+    Where it could not be loaded there are no ids, and `why_not` says why. Picklable: a worker may try, so that the main
+    process loads the reference alone.
     """
+
+    ids: list[Ids] = field(default_factory=list)
+    why_not: str = ""
+
+
+def try_fast(tokenizer: Tokenizer) -> Trial:
+    """Encode the awkward texts with the fast encoder, which is loaded for that."""
+    if isinstance(tokenizer.fast, str):
+        return Trial(why_not=tokenizer.fast)
+    texts = list(awkward_texts())
+    return Trial([encoder.encode(texts) for encoder in tokenizer.fast])
+
+
+def choose(
+    cache: Path, tokenizer: Tokenizer, *, many: bool, trial: Callable[[], Trial | None] = lambda: None
+) -> Choice:
+    """Choose the encoder of a run. `many`: whether there are units enough that loading the fast one pays.
+
+    `trial` is called if the cache has no verdict yet; it returns the trial of a process that has loaded the fast
+    encoder, or None: then this process loads it.
+    """
+    if not many:
+        return Choice(REFERENCE)
     try:
         key = _key(tokenizer.digest, version_of(FAST))
     except PackageNotFoundError:
-        return "it is not installed"
-    kept = objects.load_record(cache, key)
-    if kept is None:
-        ids = tried()
-        kept = {"why": tokenizer.why_not(tokenizer.tried() if ids is None else ids)}
-        objects.store_record(cache, key, kept)
-    return str(kept["why"])
+        return Choice(REFERENCE, "it is not installed")
+    verdict = objects.load_record(cache, key)
+    if verdict is None:
+        verdict = {"why": _why_not(trial() or try_fast(tokenizer), tokenizer)}
+        objects.store_record(cache, key, verdict)
+    why_not = str(verdict["why"])
+    return Choice(REFERENCE if why_not else FAST, why_not)
+
+
+def _why_not(trial: Trial, tokenizer: Tokenizer) -> str:
+    """Return why the fast encoder must not be used after this trial, "" if it may."""
+    if trial.why_not:
+        return trial.why_not
+    texts = list(awkward_texts())
+    for ids, reference in zip(trial.ids, tokenizer.reference, strict=False):
+        if not same(ids, reference.encode(texts)):
+            return "its ids are not those of tokenizers on texts that were tried"
+    return ""
 
 
 def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
-    """Return whether the reference gives the ids that a fast encoder gave."""
+    """Return whether the reference gives the same ids for texts that the fast encoder encoded."""
     for fresh in (True, False):
         some = [(text, ids) for is_fresh, text, ids in samples if is_fresh is fresh]
         ids, lengths = tokenizer.reference[0 if fresh else 1].encode([text for text, _ in some])
-        expected = np.split(ids, np.cumsum(lengths))  # with what follows the last text, which is nothing
+        expected = np.split(ids, np.cumsum(lengths))  # and an empty array after the last text
         if any(a.tolist() != b for a, (_, b) in zip(expected, some, strict=False)):
             return False
     return True
 
 
-def refuse_fast(cache: Path, tokenizer: Tokenizer) -> None:
+def refuse(cache: Path, tokenizer: Tokenizer) -> None:
     """Keep in the cache that the fast encoder errs: it is not chosen again, and no object that it made is used."""
-    objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": ENCODERS_DIFFER})
+    objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": IDS_DIFFER})
     is_refused.cache_clear()
-
-
-def usable(kept: objects.Object, cache: Path, tokenizer: Tokenizer) -> bool:
-    """Return whether an object is still good: no doubt of what encoded it, every image and video as it was."""
-    return not is_refused(cache, tokenizer.digest, kept.info["encoder"]) and media_as_they_were(kept)
 
 
 @lru_cache(maxsize=16)
 def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
-    """Return whether what made an object was found to err: by an earlier run, or by another machine of this one."""
+    """Return whether the encoder "NAME VERSION" was found to err: by an earlier run, or another machine of this one."""
     name, version = encoder.split()
-    kept = objects.load_record(cache, _key(tokenizer_digest, version)) if name == FAST else None
-    return kept is not None and kept["why"] != ""
+    verdict = objects.load_record(cache, _key(tokenizer_digest, version)) if name == FAST else None
+    return verdict is not None and verdict["why"] != ""
 
 
 def _key(tokenizer_digest: str, version: str) -> str:
     return objects.key_of("encoder", tokenizer_digest, version, registry.awkward_texts())
+
+
+def awkward_texts() -> Iterator[str]:
+    """Yield texts at which encoders are likely to differ: scripts, marks, controls, runs, and any two side by side."""
+    pieces = registry.awkward_texts()
+    yield ""
+    for i, first in enumerate(pieces):
+        yield first
+        yield f" {first}"
+        for step in (1, 7, 19, 37):
+            second = pieces[(i + step) % len(pieces)]
+            yield f"{first}{second}"
+            yield f"{first} {second}{first}\n{second}"
+    yield " ".join(pieces)
+    yield "".join(pieces)
+
+
+def usable(kept: objects.Object, cache: Path, tokenizer: Tokenizer) -> bool:
+    """Return whether an object of the cache may be used: its encoder is not refused, and its media did not change."""
+    return not is_refused(cache, tokenizer.digest, kept.info["encoder"]) and media_as_they_were(kept)
 
 
 def media_as_they_were(kept: objects.Object) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Protocol
 
@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding
 from tokenizers import Tokenizer as HFTokenizer
-
-import registry
 
 Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """(ids int32[T], lengths int64[N]) of N texts, one after the other."""
@@ -80,21 +78,6 @@ def fast_or_why(specs: Sequence[str]) -> list[Fast] | str:
 def same(mine: Ids, theirs: Ids) -> bool:
     """Return whether two encoders gave the same ids."""
     return np.array_equal(mine[0], theirs[0]) and np.array_equal(mine[1], theirs[1])
-
-
-def awkward_texts() -> Iterator[str]:
-    """Yield texts at which encoders differ where they do: scripts, marks, controls, runs, and any two side by side."""
-    pieces = registry.awkward_texts()
-    yield ""
-    for i, first in enumerate(pieces):
-        yield first
-        yield f" {first}"
-        for step in (1, 7, 19, 37):
-            second = pieces[(i + step) % len(pieces)]
-            yield f"{first}{second}"
-            yield f"{first} {second}{first}\n{second}"
-    yield " ".join(pieces)
-    yield "".join(pieces)
 
 
 def _flatten(encodings: list[Encoding]) -> Ids:

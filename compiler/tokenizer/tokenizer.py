@@ -42,8 +42,6 @@ _LOADED: dict[str, Tokenizer] = {}
 
 Sample = tuple[bool, str, list[int]]
 """(whether it was encoded as a text of its own, the text, its ids)."""
-Tried = list[encoders.Ids] | str
-"""What `Tokenizer.tried` returns."""
 SAMPLE_LENGTH = 4096
 """Characters of the longest text that is compared while a run goes on."""
 
@@ -162,7 +160,7 @@ class Tokenizer:
         return encoders.Reference(fresh), encoders.Reference(continued)
 
     @cached_property
-    def _fast(self) -> list[encoders.Fast] | str:
+    def fast(self) -> list[encoders.Fast] | str:
         """As `reference`, or one for both; or why there is none."""
         return encoders.fast_or_why(self._plain_texts())
 
@@ -177,27 +175,11 @@ class Tokenizer:
 
     def load_fast(self) -> None:
         """Load the fast encoder where it takes this tokenizer: whether it is right is another question."""
-        _ = self._fast
-
-    def tried(self) -> Tried:
-        """Return the ids that each of the fast encoders gives for awkward texts, or why there is none."""
-        if isinstance(self._fast, str):
-            return self._fast
-        texts = list(encoders.awkward_texts())
-        return [encoder.encode(texts) for encoder in self._fast]
-
-    def why_not(self, tried: Tried) -> str:
-        """Return why the fast encoder, once tried, is not to be used; "" where it gave the ids of the reference."""
-        if isinstance(tried, str):
-            return tried
-        texts = list(encoders.awkward_texts())
-        if all(encoders.same(ids, encoder.encode(texts)) for ids, encoder in zip(tried, self.reference, strict=False)):
-            return ""
-        return "its ids are not those of tokenizers on texts that were tried"
+        _ = self.fast
 
     def drop_fast(self) -> None:
         """Let go of the fast encoder: others encode."""
-        self.__dict__.pop("_fast", None)
+        self.__dict__.pop("fast", None)
         self.keep_small()
 
     def keep_small(self) -> None:
@@ -294,7 +276,7 @@ class Tokenizer:
         Ids do not depend on the encoder. No control token comes out of a text, whatever it spells: that is checked,
         not assumed.
         """
-        chosen: Sequence[encoders.Encoder] | str = self._fast if encoder == encoders.FAST else self.reference
+        chosen: Sequence[encoders.Encoder] | str = self.fast if encoder == encoders.FAST else self.reference
         assert not isinstance(chosen, str), chosen
         ids, lengths = chosen[0 if fresh else -1].encode(texts)
         self._check_plain(ids)

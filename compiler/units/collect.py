@@ -17,12 +17,12 @@ import pyarrow as pa
 from compiler.cache import objects
 from compiler.datasets.catalogue import Dataset
 from compiler.datasets.request import Request
-from compiler.proof.encoders import ENCODERS_DIFFER, agree, media_as_they_were, refuse_fast, usable, why_not_fast
+from compiler.proof.encoders import IDS_DIFFER, Trial, agree, choose, media_as_they_were, refuse, usable
 from compiler.read import cut, open_source, size_of
 from compiler.rows.lift import Layout
 from compiler.sets.mix import Examples
 from compiler.tokenizer.encoders import FAST, REFERENCE
-from compiler.tokenizer.tokenizer import Tokenizer, Tried
+from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units import local
 from compiler.units.progress import Done, Watcher
 from compiler.units.task import Outcome, Settings, Task, object_key
@@ -140,8 +140,8 @@ class Collector:
     run_tasks: RunTasks = local.run
     certify: Callable[[], object] = str
     """Called before the first unit is compiled: what it raises ends the run."""
-    tried: Callable[[], Tried | None] = lambda: None
-    """Returns what the fast encoder gave where it is loaded (`why_not_fast`)."""
+    trial: Callable[[], Trial | None] = lambda: None
+    """Tries the fast encoder in a process that has loaded it (`choose`)."""
     encoder: str = ""
     """What encodes; "" = not chosen yet, since nothing was to be encoded."""
     done: Done = field(default_factory=Done)
@@ -155,10 +155,10 @@ class Collector:
         tasks, used = self._with_encoder(self._missing(collected, found), few, workers)
         trouble = self.run_tasks(tasks, used, self._done)
         if trouble:
-            if trouble == ENCODERS_DIFFER:
+            if trouble == IDS_DIFFER:
                 self.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
                 self.encoder = REFERENCE
-                refuse_fast(self.cache, self.tokenizer)
+                refuse(self.cache, self.tokenizer)
             else:
                 self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
                 self.settings = replace(self.settings, skeletons=False)
@@ -238,22 +238,17 @@ class Collector:
         self.watcher.units(self.done)
 
     def _choose_encoder(self, many: bool) -> None:
-        """Choose what encodes: a fast encoder where there is enough to do that loading and checking it pays."""
-        self.encoder = REFERENCE
-        if not many:
-            return
-        why = why_not_fast(self.cache, self.tokenizer, self.tried)
-        if why:
-            self.watcher.say(f"{FAST} is not used: {why}")
-        else:
-            self.encoder = FAST
+        choice = choose(self.cache, self.tokenizer, many=many, trial=self.trial)
+        if choice.why_not_fast:
+            self.watcher.say(f"{FAST} is not used: {choice.why_not_fast}")
+        self.encoder = choice.encoder
 
     def _done(self, task: Task, outcome: Outcome) -> str:
         """Count a task and compare the texts it hands over; return why the run must be done in another way, or ""."""
         if outcome.trouble:
             return outcome.trouble
         if not agree(self.tokenizer, outcome.samples):
-            return ENCODERS_DIFFER
+            return IDS_DIFFER
         self.done.came_of(task, outcome)
         self.watcher.units(self.done)
         return ""

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 
-from compiler.tokenizer.tokenizer import Tried
+from compiler.proof.encoders import Trial
 from compiler.units.task import Outcome, Settings, Task
-from compiler.units.unit import run_unit, tried, warm_up
+from compiler.units.unit import run_unit, trial, warm_up
 from schemas.errors import InputError
 
 Done = Callable[[Task, Outcome], str]
@@ -35,9 +35,9 @@ class Warm:
         for _ in range(workers):
             pool.submit(warm_up, self.settings)
 
-    def tried(self) -> Tried | None:
-        """Return what the fast encoder of a worker gives for awkward texts; None while there are no workers."""
-        return None if self.pool is None else self.pool.submit(tried, self.settings).result()
+    def trial(self) -> Trial | None:
+        """Try the fast encoder of a worker on awkward texts; None while there are no workers."""
+        return None if self.pool is None else self.pool.submit(trial, self.settings).result()
 
 
 def run(tasks: Iterable[Task], workers: int, done: Done, *, warm: Warm | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from compiler.cache import objects
 from compiler.cache.prune import in_use
-from compiler.proof.encoders import ENCODERS_DIFFER, agree, is_refused, refuse_fast, usable
+from compiler.proof.encoders import IDS_DIFFER, agree, is_refused, refuse, usable
 from compiler.read import Unit, cut, open_source
 from compiler.read.model import changed
 from compiler.tokenizer.encoders import REFERENCE, version_of
@@ -45,8 +45,8 @@ class Slice:
         ):
             encoder = REFERENCE
         if local.run(self._tasks(encoder), workers, self._done):
-            self.watcher.say(f"{ENCODERS_DIFFER}; what it encoded is encoded again with {REFERENCE}")
-            refuse_fast(self.plan.cache, self.tokenizer)
+            self.watcher.say(f"{IDS_DIFFER}; what it encoded is encoded again with {REFERENCE}")
+            refuse(self.plan.cache, self.tokenizer)
             self.done = Done()
             self.left.clear()
             local.run(self._tasks(REFERENCE), workers, self._done)
@@ -74,7 +74,7 @@ class Slice:
             self.left.append({"dataset": task.dataset, "file": task.unit.path, "key": task.key, "why": outcome.trouble})
             return ""
         if not agree(self.tokenizer, outcome.samples):
-            return ENCODERS_DIFFER
+            return IDS_DIFFER
         self.done.came_of(task, outcome)
         self._show()
         return ""

@@ -27,12 +27,13 @@ from compiler.encode.runs import Runs, Who
 from compiler.encode.sequences import Sequences
 from compiler.encode.tokens import Encoded, encode_runs
 from compiler.encode.weigh import Policy
+from compiler.proof.encoders import Trial, try_fast
 from compiler.read import Row, read
 from compiler.rows.lift import Preparer
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
 from compiler.tokenizer.encoders import version_of
-from compiler.tokenizer.tokenizer import Sample, Tokenizer, Tried
+from compiler.tokenizer.tokenizer import Sample, Tokenizer
 from compiler.units.task import Outcome, Settings, Task
 from schemas.arrow import OBJECT
 from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
@@ -70,9 +71,9 @@ def warm_up(settings: Settings) -> None:
         tokenizer.load_fast()
 
 
-def tried(settings: Settings) -> Tried:
-    """Return what the fast encoder gives for awkward texts in this process."""
-    return _tools(settings)[0].tried()
+def trial(settings: Settings) -> Trial:
+    """Try the fast encoder of this process on awkward texts."""
+    return try_fast(_tools(settings)[0])
 
 
 def run_unit(task: Task) -> Outcome:
