@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,6 @@ import registry
 from cli import main
 from compiler.commands.terminal import line
 from compiler.datasets.catalogue import Catalogue
-from compiler.formats.kinds import kind_of_rows
 from compiler.pipeline import Config, compile_set
 from compiler.units.progress import Done, Watcher
 from tests.support.sets import Row, chat, manifest, one_message, qa, rejects, rows, text, tokenizer_of, trained, write
@@ -353,21 +353,42 @@ def test_the_json_of_verify_has_stable_keys(run: Run, tmp_path: Path) -> None:
 def test_the_json_of_formats_has_stable_keys(run: Run) -> None:
     found = json.loads(run("formats", "--json").stdout)
     assert all(
-        set(entry) == {"name", "description", "columns", "tags", "weights", "kinds", "examples"} for entry in found
+        set(entry) == {"name", "title", "description", "columns", "tags", "weights", "kinds", "examples"}
+        for entry in found
     )
     assert {"alpaca", "sharegpt", "openai", "ms_agent"} <= {entry["name"] for entry in found}
     assert [entry["name"] for entry in json.loads(run("formats", "openai", "--json").stdout)] == ["openai"]
 
 
-def test_formats_lists_every_format_with_an_example_that_is_a_row_of_it(run: Run, tmp_path: Path) -> None:
-    shown = run("formats").stdout
-    for name in ("alpaca", "sharegpt", "openai", "ms_agent"):
-        block = shown[shown.index(f"{name}: ") :].split("\n\n")[0].splitlines()
-        examples = [json.loads(line) for line in block if line.startswith("  {")]
-        assert examples
-        examples = [row for row in examples if kind_of_rows([row]) == "sft"]
-        run("compile", write(tmp_path / "x.jsonl", *examples), "--format", name, "-o", tmp_path / "out")
-        assert len(rows(tmp_path / "out")) == len(examples)
+def test_formats_is_a_table_of_every_format_that_fits_80_columns(run: Run) -> None:
+    described = json.loads(run("formats", "--json").stdout)
+    done = subprocess.run(
+        [*CLI, "formats"], env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[1:-2] if not line.startswith(" ")] == [one["name"] for one in described]
+    assert lines[1:3] == [
+        "alpaca              an instruction and its reply            sft, preference, kto",
+        "                    {instruction, input, output}",
+    ]
+    words = set(" ".join(lines).split())
+    assert all(word in words for one in described for word in one["title"].split())
+
+
+@pytest.mark.parametrize("name", ["alpaca", "sharegpt", "openai", "ms_agent", "toolbench"])
+def test_formats_of_one_name_shows_an_example_that_is_a_row_of_it(run: Run, tmp_path: Path, name: str) -> None:
+    shown = run("formats", name).stdout
+    assert shown.startswith(f"{name}: ")
+    assert re.search(r"^columns  \S", shown, re.MULTILINE)
+    example = shown[shown.index("\n{") :]
+    row, _ = json.JSONDecoder().raw_decode(example.strip())
+    described = json.loads(run("formats", name, "--json").stdout)
+    assert row == described[0]["examples"][0]
+    file = tmp_path / "x.json"  # a file of ToolBench's is one object
+    file.write_text(json.dumps(row if name == "toolbench" else [row]), "utf-8")
+    run("compile", file, "--format", name, "-o", tmp_path / "out")
+    assert len(rows(tmp_path / "out")) >= 1
 
 
 def test_progress_and_notes_go_to_stderr_and_the_result_to_stdout(run: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from compiler.commands.cache import cache
 from compiler.commands.compile import compile_, run_unit
-from compiler.commands.sets import formats, inspect, verify
+from compiler.commands.formats import formats
+from compiler.commands.sets import inspect, verify
 
 COMMANDS = (compile_, run_unit, inspect, verify, formats, cache)

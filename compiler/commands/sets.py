@@ -1,4 +1,4 @@
-"""`cli inspect`, `cli verify` and `cli formats`: what a set holds, whether it is whole, what rows may look like."""
+"""`cli inspect` and `cli verify`: what a set holds, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -99,42 +99,3 @@ def verify(out: AnyPath, as_json: bool) -> None:
             click.echo(problem, err=True)
     if problems:
         sys.exit(4)
-
-
-@click.command(epilog=EXIT_CODES)
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print the formats as JSON.")
-def formats(name: str | None, as_json: bool) -> None:
-    """List the source formats, each with an example row from its schema.
-
-    \b
-    Examples:
-      cli formats
-      cli formats sharegpt
-    """
-    from compiler.formats import FORMATS, get
-    from schemas import schema
-
-    chosen = [get(name, "formats")] if name else list(FORMATS.values())
-    described = [
-        {
-            "name": f.name,
-            "description": schema(f.name)["description"],
-            "columns": f.columns,
-            "tags": f.tags,
-            "weights": f.weights,
-            "kinds": list(f.kinds),
-            "examples": schema(f.name)["examples"],
-        }
-        for f in chosen
-    ]
-    if as_json:
-        click.echo(json.dumps(described, ensure_ascii=False))
-        return
-    for entry in described:
-        click.echo(f"{entry['name']}: {entry['description']}")
-        kinds = "" if entry["kinds"] == ["sft"] else f"   kinds: {', '.join(entry['kinds'])}"
-        click.echo(f"  columns: {', '.join(entry['columns'].values())}   weights: {entry['weights']}{kinds}")
-        for example in entry["examples"]:
-            click.echo(f"  {json.dumps(example, ensure_ascii=False)}")
-        click.echo()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from typing import TypeVar
 
 import rich.progress
@@ -64,8 +66,13 @@ def track(items: Sequence[T]) -> Iterable[T]:
 
 
 def print_out(renderable: RenderableType) -> None:
-    """Print to stdout; as wide as needed where stdout is not a terminal."""
+    """Print to stdout, as wide as the terminal is; elsewhere as wide as needed, or as COLUMNS says."""
     console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, width=160)
-    console.print(renderable, markup=False, highlight=False)
+    if console.is_terminal:
+        console.print(renderable, markup=False, highlight=False)
+        return
+    console = Console(file=StringIO(), width=None if "COLUMNS" in os.environ else 160)
+    with console.capture() as capture:
+        console.print(renderable, markup=False, highlight=False)
+    for line in capture.get().splitlines():
+        print(line.rstrip())  # rich fills the cells of a table with spaces
