@@ -52,3 +52,10 @@ def test_the_container_is_built_from_every_package() -> None:
     packages = {name.partition(".")[0] for name in tools["packages"]}
     modules = {f"{name}.py" for name in tools["py-modules"]}
     assert packages | modules | {"pyproject.toml", "README.md", "LICENSE"} == set(" ".join(copied).split())
+
+
+def test_decisions_are_numbered_without_gaps_and_say_what_would_change_them() -> None:
+    text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
+    numbered = re.findall(r"^\*\*(\d+)\. (.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    assert [int(number) for number, _ in numbered] == list(range(1, 37))
+    assert [number for number, said in numbered if "*Would change it:*" not in " ".join(said.split())] == []
