@@ -12,12 +12,11 @@ from typing import TypeVar
 
 from compiler.cache import objects
 from compiler.conversation import Conversation
-from compiler.datasets.catalogue import Catalogue
 from compiler.encode.columns import Example, columns_of
 from compiler.encode.tokens import encode_runs
-from compiler.pipeline import Config, begin
+from compiler.options import CompileOptions
+from compiler.pipeline import begin
 from compiler.read import read
-from compiler.sets.mix import Options
 from compiler.tokenizer.encoders import FAST
 from compiler.units.progress import Watcher
 from compiler.units.task import Task
@@ -28,9 +27,8 @@ T = TypeVar("T")
 
 def tasks_of(tokenizer: Path, files: list[str], folder: Path) -> list[Task]:
     """Return the units of the files as a run would compile them."""
-    catalogue = Catalogue(tuple(files), (), "auto", None, ())
-    config = Config(catalogue, [], folder / "out", folder / "cache", tokenizer, options=Options())
-    return list(begin(config, Watcher())[-1].missing())
+    options = CompileOptions(folder / "out", folder / "cache", tuple(files), tokenizer=tokenizer)
+    return list(begin(options, Watcher())[-1].missing())
 
 
 def measure(tasks: list[Task]) -> tuple[Counter[str], int]:

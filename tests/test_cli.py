@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 import registry
 from cli import main
 from compiler.commands.terminal import line
-from compiler.datasets.catalogue import Catalogue
-from compiler.pipeline import Config, compile_set
+from compiler.options import CompileOptions
+from compiler.pipeline import compile_set
 from compiler.units.progress import Done, Watcher
 from tests.support.sets import Row, chat, manifest, one_message, qa, rejects, rows, text, tokenizer_of, trained, write
 from tests.support.shared import shared
@@ -723,9 +723,9 @@ def test_a_run_tells_how_far_it_is_from_the_first_unit_to_the_last(tmp_path: Pat
 
     lines = [json.dumps({"instruction": f"{i} " * 400, "output": "x" * 400}) for i in range(3000)]
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"instruction": 1}']) + "\n")
-    catalogue = Catalogue((str(tmp_path / "a.jsonl"),), (), "auto", None, ())
+    options = CompileOptions(tmp_path / "out", tmp_path / "cache", (str(tmp_path / "a.jsonl"),))
     for _ in range(2):
-        compile_set(Config(catalogue, [], tmp_path / "out", tmp_path / "cache"), Noted())
+        compile_set(options, Noted())
     first, again = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     for some in (first, again):
         assert [one.share for one in some] == sorted(one.share or 0.0 for one in some)

@@ -15,9 +15,9 @@ import pytest
 from click.testing import Result
 from hypothesis import given, settings
 
-from compiler.datasets.request import Request, parse_mix
+from compiler.options import MixOptions, Request, parse_mix
 from compiler.sets.folder import ShardSet
-from compiler.sets.mix import Examples, Options, Plan, make_plan
+from compiler.sets.mix import Examples, Plan, make_plan
 from schemas.errors import UsageError
 
 Run = Callable[..., Result]
@@ -60,7 +60,7 @@ def is_even(counts: Sequence[int]) -> bool:
 def test_shares_with_a_count_give_the_table_of_the_seed_article() -> None:
     # 30,000 agent rows in share 1, 380,000 chat rows in share 2, and 3,000 rows of who the model is from 128.
     requests = [Request("ms-agent", 1), Request("ms-bench", 2), Request("self-cognition", count=3000)]
-    plan = make_plan(requests, [rows("a", 30_000), rows("b", 380_000), rows("c", 128)], Options())
+    plan = make_plan(requests, [rows("a", 30_000), rows("b", 380_000), rows("c", 128)], MixOptions())
     assert Counter(plan.dataset.tolist()) == {0: 30_000, 1: 60_000, 2: 3_000}
     assert uses(plan, 0, 30_000) == [1] * 30_000
     assert max(uses(plan, 1, 380_000)) == 1
@@ -73,7 +73,7 @@ def test_every_dataset_is_within_one_row_of_its_share_and_no_row_repeats(
     given_: list[tuple[int, float]], seed: int
 ) -> None:
     requests = [Request(f"d{i}", share) for i, (_, share) in enumerate(given_)]
-    plan = make_plan(requests, [rows(f"d{i}", size) for i, (size, _) in enumerate(given_)], Options(seed=seed))
+    plan = make_plan(requests, [rows(f"d{i}", size) for i, (size, _) in enumerate(given_)], MixOptions(seed=seed))
     total = min(size / share for size, share in given_)
     for i, (size, share) in enumerate(given_):
         counts = uses(plan, i, size)
@@ -90,7 +90,7 @@ def test_a_total_is_met_to_the_row_and_its_repeats_are_even(
 ) -> None:
     requests = [Request(f"d{i}", share) for i, (_, share) in enumerate(given_)]
     examples = [rows(f"d{i}", size) for i, (size, _) in enumerate(given_)]
-    plan = make_plan(requests, examples, Options(total=total, seed=seed))
+    plan = make_plan(requests, examples, MixOptions(total=total, seed=seed))
     whole = sum(share for _, share in given_)
     assert len(plan.dataset) == total
     for i, (size, share) in enumerate(given_):
@@ -106,7 +106,7 @@ def test_max_repeats_r_uses_a_row_at_most_r_times_more(
 ) -> None:
     requests = [Request(f"d{i}", share) for i, (_, share) in enumerate(given_)]
     examples = [rows(f"d{i}", size) for i, (size, _) in enumerate(given_)]
-    plan = make_plan(requests, examples, Options(max_repeats=repeats, seed=seed))
+    plan = make_plan(requests, examples, MixOptions(max_repeats=repeats, seed=seed))
     total = min(size * (repeats + 1) / share for size, share in given_)
     every = [uses(plan, i, size) for i, (size, _) in enumerate(given_)]
     for (_, share), counts in zip(given_, every, strict=True):
@@ -118,7 +118,7 @@ def test_max_repeats_r_uses_a_row_at_most_r_times_more(
 
 def test_max_repeats_0_is_the_default_and_1_doubles_the_total() -> None:
     requests, examples = [Request("a", 1), Request("b", 2)], [rows("a", 10), rows("b", 100)]
-    none, zero, one = (make_plan(requests, examples, Options(max_repeats=r)) for r in (None, 0, 1))
+    none, zero, one = (make_plan(requests, examples, MixOptions(max_repeats=r)) for r in (None, 0, 1))
     assert order(none) == order(zero)
     assert Counter(none.dataset.tolist()) == {0: 10, 1: 20}
     assert Counter(one.dataset.tolist()) == {0: 20, 1: 40}
@@ -128,12 +128,12 @@ def test_max_repeats_0_is_the_default_and_1_doubles_the_total() -> None:
 def test_a_total_that_needs_more_repeats_than_allowed_names_the_dataset() -> None:
     requests, examples = [Request("small", 1), Request("big", 1)], [rows("small", 10), rows("big", 1000)]
     with pytest.raises(UsageError) as error:
-        make_plan(requests, examples, Options(total=100, max_repeats=1))
+        make_plan(requests, examples, MixOptions(total=100, max_repeats=1))
     assert str(error.value) == (
         "--total 100: 'small' would need 50 rows, it has 10 and may use each row 2 times\n"
         "  Raise --max-repeats, lower --total, or give it a smaller share."
     )
-    plan = make_plan(requests, examples, Options(total=100, max_repeats=4))
+    plan = make_plan(requests, examples, MixOptions(total=100, max_repeats=4))
     assert uses(plan, 0, 10) == [5] * 10
     assert sum(uses(plan, 1, 1000)) == 50
 
@@ -141,19 +141,19 @@ def test_a_total_that_needs_more_repeats_than_allowed_names_the_dataset() -> Non
 @pytest.mark.parametrize(
     ("request_", "options"),
     [
-        (Request("a", 1), Options(total=10**12)),
-        (Request("a", 1), Options(total=10**12, unit="tokens")),
-        (Request("a", count=10**12), Options()),
+        (Request("a", 1), MixOptions(total=10**12)),
+        (Request("a", 1), MixOptions(total=10**12, mix_unit="tokens")),
+        (Request("a", count=10**12), MixOptions()),
     ],
 )
-def test_a_set_that_would_not_fit_into_memory_is_refused_in_words(request_: Request, options: Options) -> None:
+def test_a_set_that_would_not_fit_into_memory_is_refused_in_words(request_: Request, options: MixOptions) -> None:
     with pytest.raises(UsageError, match=r"--mix a: it would be [0-9,]{11,} rows, a set may have 200,000,000"):
         make_plan([request_], [rows("a", 5)], options)
 
 
 def test_a_total_below_what_there_is_needs_no_repeat() -> None:
     plan = make_plan(
-        [Request("a", 1), Request("b", 3)], [rows("a", 50), rows("b", 50)], Options(total=40, max_repeats=0)
+        [Request("a", 1), Request("b", 3)], [rows("a", 50), rows("b", 50)], MixOptions(total=40, max_repeats=0)
     )
     assert Counter(plan.dataset.tolist()) == {0: 10, 1: 30}
     assert not plan.repeat.any()
@@ -187,7 +187,7 @@ def test_shares_of_tokens_are_met_to_less_than_one_row(
     if total is not None:
         scale = total / sum(share for _, share in given_)
     try:
-        plan = make_plan(requests, examples, Options(unit=unit, total=total, seed=seed))
+        plan = make_plan(requests, examples, MixOptions(mix_unit=unit, total=total, seed=seed))
     except UsageError:
         # Nothing to write, and said so: every dataset was asked for less than a row.
         assert all(share * scale < max(m) for m, (_, share) in zip(measures, given_, strict=True))
@@ -201,14 +201,14 @@ def test_shares_of_tokens_are_met_to_less_than_one_row(
 
 def test_shares_of_tokens_give_fewer_of_the_longer_rows() -> None:
     examples = [rows("long", [100] * 50), rows("short", [10] * 1000)]
-    plan = make_plan([Request("long", 1), Request("short", 1)], examples, Options(unit="tokens"))
+    plan = make_plan([Request("long", 1), Request("short", 1)], examples, MixOptions(mix_unit="tokens"))
     assert Counter(plan.dataset.tolist()) == {0: 50, 1: 500}  # 5,000 tokens each
     assert [draw.target for draw in plan.draws] == [5000, 5000]
 
 
 def test_shares_of_trained_tokens_look_at_labels_only() -> None:
     examples = [rows("quiet", [100] * 50, trained=[1] * 50), rows("loud", [100] * 50, trained=[100] * 50)]
-    plan = make_plan([Request("quiet", 1), Request("loud", 4)], examples, Options(unit="trained_tokens"))
+    plan = make_plan([Request("quiet", 1), Request("loud", 4)], examples, MixOptions(mix_unit="trained_tokens"))
     assert Counter(plan.dataset.tolist()) == {0: 50, 1: 2}  # 50 and 200 trained tokens
 
 
@@ -217,24 +217,24 @@ def test_shares_of_trained_tokens_look_at_labels_only() -> None:
 
 @pytest.mark.parametrize(("count", "expected"), [(1, {0: 9, 1: 1}), (10, {1: 10}), (25, {2: 5, 3: 5})])
 def test_a_count_is_exact_and_repeats_evenly(count: int, expected: dict[int, int]) -> None:
-    plan = make_plan([Request("a", count=count)], [rows("a", 10)], Options(seed=5))
+    plan = make_plan([Request("a", count=count)], [rows("a", 10)], MixOptions(seed=5))
     assert Counter(uses(plan, 0, 10)) == expected
 
 
 @pytest.mark.parametrize(("cap", "expected"), [(4, {0: 6, 1: 4}), (10, {1: 10}), (23, {2: 7, 3: 3})])
 def test_num_samples_takes_that_many_rows_and_repeats_evenly(cap: int, expected: dict[int, int]) -> None:
-    plan = make_plan([Request("a")], [rows("a", 10, cap=cap)], Options())
+    plan = make_plan([Request("a")], [rows("a", 10, cap=cap)], MixOptions())
     assert Counter(uses(plan, 0, 10)) == expected
 
 
 def test_num_samples_limits_what_a_share_can_use() -> None:
     examples = [rows("a", 100, cap=10), rows("b", 100)]
-    plan = make_plan([Request("a", 1), Request("b", 3)], examples, Options())
+    plan = make_plan([Request("a", 1), Request("b", 3)], examples, MixOptions())
     assert Counter(plan.dataset.tolist()) == {0: 10, 1: 30}
 
 
 def test_num_samples_and_counts_are_samples_and_not_the_first_rows() -> None:
-    plan = make_plan([Request("a"), Request("b", count=50)], [rows("a", 1000, cap=50), rows("b", 1000)], Options())
+    plan = make_plan([Request("a"), Request("b", count=50)], [rows("a", 1000, cap=50), rows("b", 1000)], MixOptions())
     for dataset in (0, 1):
         used = np.flatnonzero(uses(plan, dataset, 1000))
         assert used.max() > 900
@@ -245,7 +245,7 @@ def test_a_dataset_without_share_or_count_is_used_whole() -> None:
     plan = make_plan(
         [Request("a"), Request("b", 1), Request("c", 1)],
         [rows(n, s) for n, s in zip("abc", (7, 5, 50), strict=True)],
-        Options(),
+        MixOptions(),
     )
     assert Counter(plan.dataset.tolist()) == {0: 7, 1: 5, 2: 5}
 
@@ -255,8 +255,8 @@ def test_a_dataset_without_share_or_count_is_used_whole() -> None:
 
 def test_duplicates_are_counted_and_kept_unless_dedup_is_asked_for() -> None:
     examples = [rows("a", 5, conversations="xyxxz"), rows("b", 4, conversations="zwwv")]
-    kept = make_plan([Request("a"), Request("b")], examples, Options())
-    dropped = make_plan([Request("a"), Request("b")], examples, Options(dedup=True))
+    kept = make_plan([Request("a"), Request("b")], examples, MixOptions())
+    dropped = make_plan([Request("a"), Request("b")], examples, MixOptions(dedup="exact"))
     assert [(d.duplicates, d.dropped) for d in kept.draws] == [(2, 0), (2, 0)]
     assert [(d.duplicates, d.dropped) for d in dropped.draws] == [(2, 2), (2, 2)]
     assert [uses(kept, 0, 5), uses(kept, 1, 4)] == [[1] * 5, [1] * 4]
@@ -266,15 +266,15 @@ def test_duplicates_are_counted_and_kept_unless_dedup_is_asked_for() -> None:
 
 def test_dedup_happens_before_the_shares_are_filled() -> None:
     examples = [rows("a", 6, conversations="xxxyyz"), rows("b", 100)]
-    plan = make_plan([Request("a", 1), Request("b", 2)], examples, Options(dedup=True))
+    plan = make_plan([Request("a", 1), Request("b", 2)], examples, MixOptions(dedup="exact"))
     assert Counter(plan.dataset.tolist()) == {0: 3, 1: 6}
 
 
 def test_a_dataset_that_is_all_duplicates_cannot_have_a_share() -> None:
     examples = [rows("a", 2, conversations="xy"), rows("b", 2, conversations="yx")]
     with pytest.raises(UsageError, match="--mix b: each of its 2 rows repeats a conversation that came before"):
-        make_plan([Request("a", 1), Request("b", 1)], examples, Options(dedup=True))
-    plan = make_plan([Request("a", 1), Request("b")], examples, Options(dedup=True))
+        make_plan([Request("a", 1), Request("b", 1)], examples, MixOptions(dedup="exact"))
+    plan = make_plan([Request("a", 1), Request("b")], examples, MixOptions(dedup="exact"))
     assert Counter(plan.dataset.tolist()) == {0: 2}
 
 
@@ -293,7 +293,7 @@ def test_a_conversation_is_never_on_both_sides_and_the_split_is_as_full_as_it_ca
     ]
     requests = [Request("a"), Request("b", count=len(groups))]  # b's rows are repeated
     try:
-        plan = make_plan(requests, examples, Options(val_size=wanted, seed=seed))
+        plan = make_plan(requests, examples, MixOptions(val_size=wanted, seed=seed))
     except UsageError:
         return
     conversation = [groups[p if d == 0 else half + p] for d, p, _ in order(plan)]
@@ -312,7 +312,7 @@ def test_a_conversation_is_never_on_both_sides_and_the_split_is_as_full_as_it_ca
 @given(st.integers(2, 400), st.floats(0.001, 0.999), SEEDS)
 def test_the_split_is_exact_where_every_conversation_is_there_once(size: int, fraction: float, seed: int) -> None:
     for asked, expected in ((fraction, round(fraction * size)), (max(1, size // 3), max(1, size // 3))):
-        options = Options(val_size=asked, seed=seed)
+        options = MixOptions(val_size=asked, seed=seed)
         if 0 < expected < size:
             assert make_plan([Request("a")], [rows("a", size)], options).val.sum() == expected
         else:
@@ -321,7 +321,7 @@ def test_the_split_is_exact_where_every_conversation_is_there_once(size: int, fr
 
 
 def test_the_split_is_exact_where_every_conversation_is_there_twice() -> None:
-    plan = make_plan([Request("a", count=200)], [rows("a", 100)], Options(val_size=0.1))
+    plan = make_plan([Request("a", count=200)], [rows("a", 100)], MixOptions(val_size=0.1))
     assert plan.val.sum() == 20
     assert len({p for (_, p, _), side in zip(order(plan), plan.val, strict=True) if side}) == 10
 
@@ -329,8 +329,8 @@ def test_the_split_is_exact_where_every_conversation_is_there_twice() -> None:
 def test_more_rows_do_not_move_a_conversation_between_orders_of_the_split() -> None:
     """The split goes by conversation, not by place: the same rows in another order give the same validation set."""
     keys = list(range(100))
-    one = make_plan([Request("a")], [rows("a", 100, conversations=keys)], Options(val_size=10))
-    two = make_plan([Request("a")], [rows("a", 100, conversations=keys[::-1])], Options(val_size=10))
+    one = make_plan([Request("a")], [rows("a", 100, conversations=keys)], MixOptions(val_size=10))
+    two = make_plan([Request("a")], [rows("a", 100, conversations=keys[::-1])], MixOptions(val_size=10))
     first = {p for (_, p, _), side in zip(order(one), one.val, strict=True) if side}
     assert {99 - p for (_, p, _), side in zip(order(two), two.val, strict=True) if side} == first
 
@@ -342,11 +342,11 @@ def test_more_rows_do_not_move_a_conversation_between_orders_of_the_split() -> N
 @given(SEEDS)
 def test_a_seed_decides_order_sample_and_split(seed: int) -> None:
     requests, examples = [Request("a", 1), Request("b", 1)], [rows("a", 60), rows("b", 500)]
-    options = Options(seed=seed, val_size=20)
+    options = MixOptions(seed=seed, val_size=20)
     plan, again = (make_plan(requests, examples, options) for _ in range(2))
     assert order(plan) == order(again)
     assert plan.val.tolist() == again.val.tolist()
-    other = make_plan(requests, examples, Options(seed=seed + 1, val_size=20))
+    other = make_plan(requests, examples, MixOptions(seed=seed + 1, val_size=20))
     assert order(plan) != order(other)
     assert uses(plan, 1, 500) != uses(other, 1, 500)
     assert {x for x, v in zip(order(plan), plan.val, strict=True) if v} != {
@@ -355,7 +355,7 @@ def test_a_seed_decides_order_sample_and_split(seed: int) -> None:
 
 
 def test_the_shuffle_mixes_datasets_and_repeats() -> None:
-    plan = make_plan([Request("a", count=500), Request("b", count=500)], [rows("a", 100), rows("b", 500)], Options())
+    plan = make_plan([Request("a", count=500), Request("b", count=500)], [rows("a", 100), rows("b", 500)], MixOptions())
     first_half = Counter(plan.dataset[:500].tolist())
     assert 150 < first_half[0] < 350
     assert len(set(plan.repeat[:100].tolist())) == 5
@@ -363,11 +363,11 @@ def test_the_shuffle_mixes_datasets_and_repeats() -> None:
 
 
 def test_another_dataset_does_not_reorder_the_others() -> None:
-    two = make_plan([Request("a"), Request("b")], [rows("a", 200), rows("b", 300)], Options(seed=9))
+    two = make_plan([Request("a"), Request("b")], [rows("a", 200), rows("b", 300)], MixOptions(seed=9))
     three = make_plan(
         [Request("a"), Request("new"), Request("b")],
         [rows("a", 200), rows("new", 100), rows("b", 300)],
-        Options(seed=9),
+        MixOptions(seed=9),
     )
     renumbered = [({0: 0, 2: 1}[d], p, r) for d, p, r in order(three) if d != 1]
     assert renumbered == order(two)
@@ -375,7 +375,7 @@ def test_another_dataset_does_not_reorder_the_others() -> None:
 
 def test_no_shuffle_keeps_datasets_in_the_order_of_the_mix_and_rows_in_file_order() -> None:
     plan = make_plan(
-        [Request("b", count=5), Request("a")], [rows("b", 2), rows("a", 3)], Options(shuffle=False, seed=1)
+        [Request("b", count=5), Request("a")], [rows("b", 2), rows("a", 3)], MixOptions(shuffle=False, seed=1)
     )
     *passes, last = order(plan)[:5]
     assert passes == [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
@@ -501,7 +501,7 @@ def test_a_mix_that_cannot_be_read_says_where(mix: str, message: str) -> None:
 def test_a_dataset_without_a_usable_row_cannot_have_a_share_or_a_count() -> None:
     for request in (Request("empty", 1), Request("empty", count=3)):
         with pytest.raises(UsageError, match="--mix empty: the dataset has no row that could be used"):
-            make_plan([request, Request("a", 1)], [rows("empty", 0), rows("a", 5)], Options())
+            make_plan([request, Request("a", 1)], [rows("empty", 0), rows("a", 5)], MixOptions())
 
 
 @pytest.mark.parametrize("size", ["nan", "inf", "1e400", "1.5", "-1"])

@@ -19,6 +19,7 @@ import zstandard
 from click.testing import Result
 
 from compiler.datasets.catalogue import Catalogue
+from compiler.options import CompileOptions
 from compiler.sets.folder import ShardSet
 from tests.support.shared import shared
 
@@ -580,8 +581,8 @@ def test_the_real_dataset_info_says_of_which_kind_its_files_are(run: Run, tmp_pa
     folder = shared("data", "llamafactory")
     entries = json.loads((folder / "dataset_info.json").read_text("utf-8"))
     assert {name for name, entry in entries.items() if "file_name" in entry} == {*NOT_COMPILED, *OF_KIND}
-    catalogue = Catalogue([], [folder])
-    assert {name: catalogue.resolve(name).kind for name in OF_KIND} == OF_KIND
+    catalogue = Catalogue(CompileOptions(tmp_path / "out", tmp_path / "cache", registries=(folder,)))
+    assert {name: catalogue.resolve(name).options.kind for name in OF_KIND} == OF_KIND
     for name, reason in NOT_COMPILED.items():
         code = 5 if reason.startswith("no such file") else 2
         result = run("compile", "--registry", folder, "--mix", name, "-o", tmp_path / "out", code=code)

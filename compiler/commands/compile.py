@@ -6,14 +6,20 @@ import gc
 import json
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from compiler.commands.cache import cache_option
 from schemas.errors import EXIT_CODES, UsageError
 from schemas.stores import path_of
+
+if TYPE_CHECKING:
+    from compiler.options import CompileOptions
+
+T = TypeVar("T")
 
 
 def _workers() -> int:
@@ -38,7 +44,6 @@ def _workers() -> int:
 )
 @click.option(
     "--self-cognition-file",
-    "pool",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Rows {query, response, tag: zh|en} with {{NAME}} and {{AUTHOR}} to draw from instead.",
@@ -55,7 +60,6 @@ def _workers() -> int:
 )
 @click.option(
     "--format",
-    "format_name",
     default="auto",
     show_default=True,
     metavar="auto|NAME",
@@ -152,7 +156,6 @@ def _workers() -> int:
 @click.option("--strict", is_flag=True, help="Reject ReAct replies that do not hold together.  [default: count them]")
 @click.option(
     "--tools",
-    "dialect",
     type=click.Choice(["template", "react", "react_zh"]),
     default="template",
     show_default=True,
@@ -231,10 +234,10 @@ def compile_(**given: Any) -> None:
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_set, plan_units
 
-    config = _config(given)
+    options = _options(given)
     if given["plan_only"]:
         with terminal.watch() as watcher:
-            written = plan_units(config, watcher)
+            written = plan_units(options, watcher)
         if given["as_json"]:
             plan = {"plan": str(written.path), "units": written.units, "units_cached": written.cached}
             click.echo(json.dumps(plan, ensure_ascii=False))
@@ -242,7 +245,7 @@ def compile_(**given: Any) -> None:
             terminal.print_out(report.plan_summary(written))
         return
     with terminal.watch() as watcher:
-        result = compile_set(config, watcher)
+        result = compile_set(options, watcher)
     if given["as_json"]:
         summary = {key: result.manifest[key] for key in ("kind", "datasets", "balance", "options", "seed")}
         summary["splits"] = {
@@ -264,16 +267,44 @@ def _check_engine(given: dict[str, Any]) -> None:
         raise UsageError("--plan-only --engine ray", "a plan is compiled by cli run-unit", "Leave out --engine ray.")
 
 
-def _config(given: dict[str, Any]) -> Any:
-    """Return the run's configuration from the options, with everything that can be checked without files checked."""
-    from compiler import pipeline
-    from compiler.datasets import catalogue, files, request
-    from compiler.formats import get
+def _options(given: dict[str, Any]) -> CompileOptions:
+    """Turn what was given into options, with everything that can be checked without files checked."""
+    from compiler.datasets import files, hub
+    from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_mix
+
+    _check(given)
+    _check_engine(given)
+    given["repairs"] = _repairs(given["repair"])
+    given["max_length"] = given["max_length"] or given["pack"]
+    given["mix"] = parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else ()
+    given |= {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
+    given["tokenizer"] = given["tokenizer"] and hub.tokenizer_folder(given["tokenizer"])
+    given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else _workers())
+    given |= {"units": _filled(UnitOptions, given), "mixing": _filled(MixOptions, given)}
+    return _filled(CompileOptions, given)
+
+
+def _filled(options: type[T], given: dict[str, Any]) -> T:
+    """The options with each value that was given for a field of theirs; the others keep their defaults."""
+    names = [field.name for field in fields(options)]  # type: ignore[arg-type]
+    return options(**{name: given[name] for name in names if given.get(name) is not None})
+
+
+def _repairs(text: str) -> tuple[str, ...]:
     from compiler.rows.mend import ROW_REPAIRS
     from compiler.rows.repair import REPAIRS
-    from compiler.sets import mix
-    from registry import weights
     from schemas.errors import nearest
+
+    asked, known = [name.strip() for name in text.split(",")], (*ROW_REPAIRS, *REPAIRS)
+    for name in filter(None, asked):
+        if name not in known:
+            raise UsageError(f"--repair {name}", "unknown repair", nearest(name, known))
+    return tuple(name for name in known if name in asked)
+
+
+def _check(given: dict[str, Any]) -> None:
+    from compiler.formats import get
+    from registry import weights
 
     if not given["files"] and not given["mix"] and not given["self_cognition"]:
         raise UsageError(
@@ -281,15 +312,10 @@ def _config(given: dict[str, Any]) -> Any:
             "nothing to compile",
             "Name files, --mix, or --self-cognition N; see cli compile --help.",
         )
-    if given["format_name"] != "auto":
-        get(given["format_name"], "--format")
+    if given["format"] != "auto":
+        get(given["format"], "--format")
     if given["weights"] != "auto":
         weights(given["weights"])
-    asked, known = [name.strip() for name in given["repair"].split(",")], (*ROW_REPAIRS, *REPAIRS)
-    for name in filter(None, asked):
-        if name not in known:
-            raise UsageError(f"--repair {name}", "unknown repair", nearest(name, known))
-    repairs = tuple(name for name in known if name in asked)
     if given["pack"] and (given["max_length"] or 0) > given["pack"]:
         what = f"an example of that length does not fit into a pack of {given['pack']}"
         raise UsageError(f"--max-length {given['max_length']}", what, "Leave --max-length out, or raise --pack.")
@@ -305,49 +331,12 @@ def _config(given: dict[str, Any]) -> Any:
             "they name the model in self-cognition rows, and none are asked for",
             "Add --self-cognition N.",
         )
-    _check_engine(given)
-    if given["pool"] and not given["self_cognition"]:
+    if given["self_cognition_file"] and not given["self_cognition"]:
         raise UsageError("--self-cognition-file", "no self-cognition rows are asked for", "Add --self-cognition N.")
     if bool(given["name"]) != bool(given["author"]):
         raise UsageError(
             "--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai"
         )
-    persona = {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
-    return pipeline.Config(
-        catalogue=catalogue.Catalogue(
-            given["files"], given["registries"], given["format_name"], given["media_dir"], repairs
-        ),
-        mix=request.parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else [],
-        out=given["out"],
-        cache=given["cache"],
-        tokenizer=pipeline.tokenizer_path(given["tokenizer"]),
-        template=given["template"],
-        weights=given["weights"],
-        special_text=given["special_text"],
-        max_length=given["max_length"] or given["pack"],
-        pack=given["pack"],
-        overlength=given["overlength"],
-        merge_system=given["system"] == "merge",
-        repairs=repairs,
-        strict=given["strict"],
-        dialect=given["dialect"],
-        max_rejects=given["max_rejects"],
-        self_cognition=given["self_cognition"],
-        pool=given["pool"],
-        options=mix.Options(
-            unit=given["mix_unit"],
-            total=given["total"],
-            max_repeats=given["max_repeats"],
-            val_size=given["val_size"],
-            dedup=given["dedup"] == "exact",
-            seed=given["seed"],
-            shuffle=given["shuffle"],
-        ),
-        workers=given["workers"] or (0 if given["engine"] == "ray" else _workers()),
-        engine=given["engine"],
-        ray_address=given["ray_address"] or "",
-        **persona,
-    )
 
 
 @click.command("run-unit", epilog=EXIT_CODES)

@@ -8,8 +8,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from compiler.options import DEMO_NAME
 from compiler.pipeline import Result
-from compiler.rows.persona import DEMO_NAME
 from compiler.sets.readme import mix_rows
 from compiler.units.plan_file import Written
 from compiler.units.slices import Slice

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from compiler import formats
 from compiler.conversation import Kind
 from compiler.datasets import hub
 from compiler.datasets.files import File, data_files, readable
-from compiler.datasets.request import Request, unknown_dataset
 from compiler.formats.kinds import columns_for, kind_of_rows, of_kind
+from compiler.options import CompileOptions, DatasetOptions, Names, Request
 from compiler.read import cut, open_source, read
 from compiler.rows.mend import mend
-from compiler.rows.persona import COLUMNS as PERSONA_COLUMNS
+from compiler.rows.persona import COLUMNS, persona
 from compiler.rows.validate import recognise
 from schemas import check_config
-from schemas.errors import InputError, UsageError
+from schemas.errors import InputError, UsageError, nearest
 from schemas.stores import SCHEME, AnyPath, StorePath, path_of
 
 SELF_COGNITION = "self-cognition"
@@ -38,20 +38,10 @@ class Dataset:
     """A dataset ready to be read."""
 
     name: str
-    format: str
-    columns: formats.Names
-    tags: formats.Names
     files: list[File]
-    weights: str
-    media: AnyPath
-    """The folder that references to images and videos are relative to."""
-    kind: str = Kind.SFT
-    clean: dict[str, list[str]] = field(default_factory=dict)
-    kind_by_rows: bool = False
-    """Whether its first rows said of which kind it is."""
-    react: bool = False
-    """Whether replies are ReAct text, which is checked: the format's, unless the card says that they are plain."""
+    options: DatasetOptions
     sample: bool = False
+    """Whether it is an embedded sample, too small to train on."""
     num_samples: int | None = None
     notes: list[str] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
@@ -62,21 +52,16 @@ _UNREADABLE = "openai", str(Kind.SFT), "no row of it can be read, so its format 
 """(format, kind, note): every row is a reject, whatever the format."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Catalogue:
     """Everything that can be named on this command line."""
 
-    files: Sequence[str]
-    registries: Sequence[Path]
-    format: str = "auto"
-    media: Path | None = None
-    """`--media-dir`: instead of the folder of each dataset."""
-    repairs: Sequence[str] = ()
-    """Those that mend rows are made before a format is recognised."""
+    options: CompileOptions
 
-    def requests(self, mix: list[Request]) -> list[Request]:
-        """Return the requests, or one for each file where no mix is given."""
-        for folder in self.registries:
+    def requests(self) -> list[Request]:
+        """The requests of the mix, or one for each file where no mix is given."""
+        mix = self.options.mix
+        for folder in self.options.registries:
             if not folder.is_dir():
                 raise UsageError(f"--registry {folder}", "no such folder")
             if not any(folder.glob("*/")) and not (folder / "dataset_info.json").is_file():
@@ -91,25 +76,26 @@ class Catalogue:
                 f"--mix {','.join(r.name for r in mix)}", f"the file {readable(stems[unused[0]])!r} is not in it",
                 f"Add {unused[0]}:SHARE to --mix, or leave the file out.",
             )  # fmt: skip
-        return mix
+        return list(mix)
 
     def resolve(self, name: str) -> Dataset:
         """Return the dataset called `name`."""
         stems = self._stems()
         if name in stems:
             return self._from_paths(name, [_file(stems[name])])
-        infos = [(folder, _dataset_info(folder)) for folder in self.registries]
+        infos = [(folder, _dataset_info(folder)) for folder in self.options.registries]
         for folder, info in infos:
             if name in info:
                 return self._from_info(name, info[name], folder)
         cards = registry.datasets()
         if name in cards:
             return self._from_card(cards[name])
-        raise unknown_dataset(name, [*stems, *(key for _, info in infos for key in info), *cards])
+        known = [*stems, *(key for _, info in infos for key in info), *cards]
+        raise UsageError(f"--mix {name}", "unknown dataset", nearest(name, known))
 
     def _stems(self) -> dict[str, str]:
         stems: dict[str, str] = {}
-        for file in self.files:
+        for file in self.options.files:
             stem = readable(path_of(file).name.split(".")[0] or file)
             if stem in stems:
                 other = readable(stems[stem])
@@ -119,21 +105,21 @@ class Catalogue:
 
     def _from_paths(self, name: str, files: list[File]) -> Dataset:
         file, first = next(((file, rows) for file in files if (rows := _first_rows(file))), (files[0], []))
-        rows = [mend(row, self.repairs, {}, {})[0] for row in first]
+        rows = [mend(row, self.options.units.repairs, {}, {})[0] for row in first]
         kind = kind_of_rows(rows)
-        chosen, notes = self.format, []
+        chosen, notes = self.options.format, []
         if chosen == "auto":
-            chosen, kind, note = _recognise(file, rows, kind, self.repairs) if rows else _UNREADABLE
+            chosen, kind, note = _recognise(file, rows, kind, self.options.units.repairs) if rows else _UNREADABLE
             notes.append(note)
         format_ = formats.get(chosen, "--format")
         if kind not in format_.kinds:
             kind = format_.kinds[0]
         columns = columns_for(format_, kind, rows)
-        media = self.media or files[0].path.parent
-        return Dataset(
-            name, chosen, columns, dict(format_.tags), files, format_.weights, media, kind, notes=notes,
-            kind_by_rows=True, react=format_.react,
+        options = DatasetOptions(
+            chosen, columns, dict(format_.tags), self._weights(format_.weights), kind,
+            kind_by_rows=True, react=format_.react, media=self._media(files[0].path.parent),
         )  # fmt: skip
+        return Dataset(name, files, options, notes=notes)
 
     def _from_card(self, card: dict[str, Any]) -> Dataset:
         format_ = formats.get(card["format"], f"dataset {card['name']}")
@@ -142,14 +128,16 @@ class Catalogue:
             folder = registry.ROOT
             files = [File(folder / file, file) for file in card["files"]]
         else:
-            folder, revision = hub.find(card["name"], card["hub"], self.registries)
+            folder, revision = hub.find(card["name"], card["hub"], self.options.registries)
             files = data_files(folder, card["name"], {})
             source |= {"hub": card["hub"]} | ({"revision": revision} if revision else {})
-        return Dataset(
-            card["name"], card["format"], dict(format_.columns), dict(format_.tags), files,
-            card.get("weights", format_.weights), self.media or folder, clean=card.get("clean", {}),
-            react=format_.react and card.get("weights") != "none", sample=card.get("sample", False), source=source,
+        weights = card.get("weights", format_.weights)
+        options = DatasetOptions(
+            card["format"], dict(format_.columns), dict(format_.tags), self._weights(weights),
+            react=format_.react and card.get("weights") != "none", clean=card.get("clean", {}),
+            media=self._media(folder),
         )  # fmt: skip
+        return Dataset(card["name"], files, options, sample=card.get("sample", False), source=source)
 
     def _from_info(self, name: str, entry: dict[str, Any], folder: Path) -> Dataset:
         """Return the dataset of a `dataset_info.json` entry, in LLaMA-Factory's meaning of its keys."""
@@ -163,21 +151,46 @@ class Catalogue:
         columns = of_kind(_names(format_.columns, _columns(entry, kind)), kind)
         source: dict[str, Any] = {}
         hubs = {hub_name: entry[key] for hub_name, key in hub.KEYS.items() if key in entry}
-        media = self.media or folder
+        media: AnyPath = folder
         if hubs:
-            path, revision = hub.find(name, hubs, self.registries)
+            path, revision = hub.find(name, hubs, self.options.registries)
             source = {"hub": hubs} | ({"revision": revision} if revision else {})
-            files, media = data_files(path, where, entry), self.media or path
+            files, media = data_files(path, where, entry), path
         elif (cloud := entry.get("cloud_file_name", "")).startswith(SCHEME):  # before file_name, as upstream has it
             files = _named(cloud, where, entry, folder)
         elif "file_name" in entry:
             files = _named(entry["file_name"], where, entry, folder)
         else:
             raise UsageError(where, "names no file_name and no hub", 'Add "file_name": "data.json".')
-        return Dataset(
-            name, format_.name, columns, _names(format_.tags, entry.get("tags")), files, format_.weights, media, kind,
-            num_samples=entry.get("num_samples"), source=source, react=format_.react,
+        options = DatasetOptions(
+            format_.name, columns, _names(format_.tags, entry.get("tags")), self._weights(format_.weights), kind,
+            react=format_.react, media=self._media(media),
         )  # fmt: skip
+        return Dataset(name, files, options, num_samples=entry.get("num_samples"), source=source)
+
+    def self_cognition(self) -> Dataset:
+        """The pool of self-cognition rows: the file that was given, or the embedded one; with who the model is."""
+        given, whose = self.options.self_cognition_file, persona(self.options.name, self.options.author)
+        pool = File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
+        file = File(given, readable(str(given))) if given else pool
+        media = str(registry.ROOT.resolve())
+        return Dataset(
+            SELF_COGNITION, [file], DatasetOptions("alpaca", dict(COLUMNS), {}, "none", persona=whose, media=media)
+        )
+
+    def _weights(self, own: str) -> str:
+        """The weights policy of a dataset, from what is its own; ReAct text needs one that trains no result."""
+        given = self.options.weights
+        if self.options.units.tools == "template" or "react" in given.split("+"):
+            return own if given == "auto" else given
+        if given != "auto":
+            what = "--tools writes results into replies, and only the policy react leaves them untrained"
+            raise UsageError(f"--weights {given}", what, "Use --weights react, or last_round+react.")
+        return "react"
+
+    def _media(self, folder: AnyPath) -> str:
+        folder = self.options.media_dir or folder
+        return str(folder.resolve() if isinstance(folder, Path) else folder)
 
 
 def _file(text: str) -> File:
@@ -193,12 +206,6 @@ def _named(place: str, where: str, entry: dict[str, Any], folder: Path) -> list[
     return data_files(folder / path, where, entry, label=place)
 
 
-def self_cognition(given: Path | None) -> Dataset:
-    """Return the self-cognition pool: the file that was given, or the embedded one."""
-    file = File(given, readable(str(given))) if given else File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
-    return Dataset(SELF_COGNITION, "alpaca", dict(PERSONA_COLUMNS), {}, [file], "none", registry.ROOT)
-
-
 def _dataset_info(folder: Path) -> dict[str, Any]:
     path = folder / "dataset_info.json"
     try:
@@ -212,7 +219,7 @@ def _dataset_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def _names(defaults: dict[str, str], given: dict[str, str | None] | None) -> formats.Names:
+def _names(defaults: dict[str, str], given: dict[str, str | None] | None) -> Names:
     """Return names as LLaMA-Factory does: where the object is present, what it does not list is not there."""
     return dict(defaults) if given is None else {key: given.get(key) for key in defaults}
 
@@ -272,8 +279,3 @@ def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -
         )  # fmt: skip
     what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
     return name, kind, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"
-
-
-def with_weights(dataset: Dataset, weights: str) -> Dataset:
-    """Return the dataset with `--weights` applied; "auto" leaves its own."""
-    return dataset if weights == "auto" else replace(dataset, weights=weights)

@@ -10,12 +10,12 @@ from compiler.encode.runs import Runs, runs_of
 from compiler.encode.shapes import Lowering
 from compiler.encode.system import merge_system
 from compiler.encode.weigh import Policy, last_round
+from compiler.options import UnitOptions
 from compiler.templates.document import document_segments
 from compiler.templates.history import by_reply
-from compiler.templates.load import Template
+from compiler.templates.load import DOCUMENT, Template
 from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.units.task import Settings
 from schemas.errors import Reason, RowError
 
 
@@ -23,7 +23,7 @@ from schemas.errors import Reason, RowError
 class Sequences:
     """Makes the sequences of one dataset's conversations; `notes` counts what happened to them."""
 
-    settings: Settings
+    options: UnitOptions
     tokenizer: Tokenizer
     template: Template
     policy: Policy
@@ -52,7 +52,7 @@ class Sequences:
 
     def sides(self, conversation: Conversation) -> list[Runs]:
         """Return the weighed runs of the conversation's sequences: one, or the two of a pair."""
-        if self.settings.documents:
+        if self.template.name == DOCUMENT:
             segments = document_segments(conversation, self.tokenizer, self.template)
             return [runs_of(conversation, segments, self.tokenizer)]
         sides = [self._runs_or_merged(conversation)]
@@ -79,8 +79,8 @@ class Sequences:
             return self.runs(conversation)
         except RowError as error:
             refused = error.reject.reason is Reason.TEMPLATE_REFUSED
-            if not (refused and self.settings.merge_system and merge_system(conversation)):
-                if refused and conversation.messages[0].role == "system" and not self.settings.merge_system:
+            if not (refused and self.options.system == "merge" and merge_system(conversation)):
+                if refused and conversation.messages[0].role == "system" and self.options.system != "merge":
                     hint = "; if it takes no system message, --system merge puts it before the first user message"
                     raise RowError(error.reject.reason, error.reject.message + hint) from error
                 raise
@@ -95,6 +95,6 @@ class Sequences:
         found = self.rendering.spells_control(self._with_reasoning(said))
         if found is None:
             return
-        if self.settings.special_text == "reject":
+        if self.options.special_text == "reject":
             raise RowError(Reason.SPECIAL_TEXT, f"the text spells the control token {found!r}")
         self.notes["special_text"] += 1

@@ -23,7 +23,7 @@ from compiler.formats import (
     toolalpaca,
     toolbench,
 )
-from compiler.formats.kinds import Names
+from compiler.options import Names
 from schemas.errors import RowError, UsageError, nearest
 
 __all__ = ["CHAT_KINDS", "FORMATS", "Format", "Names", "get"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from compiler.conversation import Kind
+from compiler.options import Names
 
-Names = dict[str, str | None]
 KIND_COLUMNS = {"chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"}
 """The columns that make a row a pair or a KTO row, and what they are called where nobody says otherwise."""
 _OTHER_NAMES = {

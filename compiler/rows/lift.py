@@ -18,6 +18,7 @@ from compiler.formats.kinds import kind_of_row
 from compiler.media.paths import located, resolve, state_of
 from compiler.media.probe import probe_frames, probe_image, probe_video
 from compiler.media.rules import Vision
+from compiler.options import DatasetOptions, UnitOptions
 from compiler.rows.clean import clean
 from compiler.rows.mend import ROW_REPAIRS, mend
 from compiler.rows.persona import substitute, warnings
@@ -34,35 +35,12 @@ DIALECTS = ("template", *_LANGUAGES)
 """What tools and calls are written as: whatever the chat template renders, or ReAct text."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How the rows of one dataset are read: format, kind, names of columns and tags, weights policy, substitutions."""
-
-    format: str
-    columns: formats.Names
-    tags: formats.Names
-    weights: str
-    kind: str = Kind.SFT
-    persona: tuple[tuple[str, str], ...] = ()
-    """(placeholder with its language, value) pairs of the self-cognition pool; see compiler/rows/persona.py."""
-    kind_by_rows: bool = False
-    """Whether the rows themselves said of which kind they are, so that one of another kind is a reject."""
-    react: bool = False
-    """Whether replies are ReAct text, which is checked."""
-    clean: dict[str, list[str]] = field(default_factory=dict)
-    """The card's clean-up rules; see compiler/rows/clean.py."""
-    media: str = ""
-    """The folder that media references are relative to."""
-
-
 @dataclass
 class Preparer:
     """Prepares the rows of one unit; `notes` counts what happened to them, `files` the media that were read."""
 
-    layout: Layout
-    repairs: tuple[str, ...]
-    strict: bool
-    dialect: str
+    layout: DatasetOptions
+    options: UnitOptions
     vision: Vision | None
     no_vision: str = ""
     """Why there is no vision."""
@@ -85,7 +63,7 @@ class Preparer:
         if not any(isinstance(one, Reject) and "--repair" not in one.message for one in made):
             return made
         found = self._repairs_for(value)
-        hint = f"; --repair {','.join([*self.repairs, *found])} would make the row good" if found else ""
+        hint = f"; --repair {','.join([*self.options.repairs, *found])} would make the row good" if found else ""
         return [replace(one, message=one.message + hint) if isinstance(one, Reject) else one for one in made]
 
     def _repairs_for(self, value: Any) -> list[str]:
@@ -96,9 +74,10 @@ class Preparer:
 
     def _changed_by(self, repairs: list[str], value: Any) -> list[str]:
         """Return those of the repairs that change a row which is good with them and those asked for; else []."""
-        repairs = [name for name in repairs if name not in self.repairs]
+        repairs = [name for name in repairs if name not in self.options.repairs]
         other = copy(self)
-        other.repairs, other.notes = (*self.repairs, *repairs), Counter()
+        other.options = replace(self.options, repairs=(*self.options.repairs, *repairs))
+        other.notes = Counter()
         made = other._made_or_not(value)
         if any(isinstance(one, Reject) for one in made):
             return []
@@ -112,7 +91,7 @@ class Preparer:
             return [error.reject]
 
     def _made(self, value: Any) -> list[Conversation | Reject]:
-        value, repaired = mend(value, self.repairs, self.layout.columns, self.layout.tags)
+        value, repaired = mend(value, self.options.repairs, self.layout.columns, self.layout.tags)
         reject = self.validator.check(value) or self._other_kind(value)
         if reject is not None:
             return [reject]
@@ -142,7 +121,7 @@ class Preparer:
 
     def _prepared(self, conversation: Conversation, repaired: list[str]) -> Conversation:
         conversation.repairs += repaired
-        for name in self.repairs:
+        for name in self.options.repairs:
             if name in REPAIRS and REPAIRS[name](conversation):
                 conversation.repairs.append(name)
         if self.layout.kind == Kind.PRETRAIN:
@@ -156,10 +135,10 @@ class Preparer:
         self._look_at_media(conversation)
         if self.layout.kind != Kind.SFT:  # only the last reply is trained (decision 12)
             conversation.messages[:-1] = [replace(message, weight=0.0) for message in conversation.messages[:-1]]
-        if self.dialect == "template":
+        if self.options.tools == "template":
             return conversation
         tools = self.layout.columns.get("tools") or ""
-        return to_text(conversation, _LANGUAGES[self.dialect], turns=pointer, tools=f"/{tools}" if tools else "")
+        return to_text(conversation, _LANGUAGES[self.options.tools], turns=pointer, tools=f"/{tools}" if tools else "")
 
     def _check_react(self, conversation: Conversation, pointer: str | None) -> None:
         """Count what is wrong with ReAct replies; with --strict the first one rejects the row."""
@@ -170,7 +149,7 @@ class Preparer:
             place = finding.message_index
             if conversation.places is not None:
                 place = conversation.places[place]
-            if self.strict:
+            if self.options.strict:
                 where = "" if pointer is None else f"{pointer}/{place}"
                 raise RowError(Reason.REACT, f"{finding.rule}: {finding.message}", where)
         self.notes.update({f"warning:{rule}" for rule in {finding.rule for finding in findings}})

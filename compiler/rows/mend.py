@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from compiler.options import Names
 from compiler.read.literal import parse_text
 from compiler.read.value import parse
 
-Names = dict[str, str | None]
 RowRepair = Callable[[Any, Names, Names], Any]
 """(row, columns, tags) -> the row, repaired, or the same object."""
 

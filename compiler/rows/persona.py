@@ -15,8 +15,6 @@ import registry
 from schemas.errors import Reason, RowError, UsageError
 
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-DEMO_NAME, DEMO_AUTHOR = "小样,Demi", "示例团队,the Demo Team"
-"""Who the model is where nobody says: good for trying out, and the summary says that it was used."""
 
 COLUMNS = {
     "prompt": "query",

@@ -7,7 +7,7 @@ A set may be larger than memory. Then rows are first sorted into files of their 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +21,7 @@ import xxhash
 
 from compiler.cache.objects import Object, stamp_of
 from compiler.encode.runs import Who
+from compiler.units.collect import Compiled
 from schemas.arrow import WORD_LISTS
 from schemas.errors import IntegrityError
 from schemas.order import Ints
@@ -243,6 +244,17 @@ class Rows:
         for bucket in buckets:
             bucket.close()
         return buckets
+
+
+def rows_of(compiled: Iterable[Compiled]) -> Rows:
+    """The rows of all datasets, one after the other."""
+    return Rows(
+        [
+            Part(unit, one.dataset.name, record.file, first, record.offset)
+            for one in compiled
+            for unit, record, first in zip(one.loaded, one.records, one.first_rows(), strict=True)
+        ]
+    )
 
 
 def _first_with_words(places: tuple[npt.NDArray[Any], npt.NDArray[Any]], mine: Ints, rows: Ints) -> Ints:

@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from compiler.encode.runs import Who
 from compiler.sets.gather import ROOM, Bucket, Lists, Rows
 from compiler.sets.mix import Plan
 from compiler.sets.pack import Packs, pack, packed_light, packed_tokens
-from schemas.arrow import SPANS, WORD_LISTS, shard_schema
+from compiler.units.collect import Compiled
+from schemas.arrow import SPANS, SPLITS, WORD_LISTS, shard_schema
 from schemas.disk import flush
 from schemas.order import Ints
 
@@ -75,6 +76,16 @@ def split_of(plan: Plan, val: bool, starts: Ints) -> Split:
     """Return the plan's rows of one split; `starts` is the number of each dataset's first row, int64[D]."""
     chosen = np.flatnonzero(plan.val == val)
     return Split(starts[plan.dataset[chosen]] + plan.position[chosen], plan.repeat[chosen])
+
+
+def splits_of(plan: Plan, compiled: Iterable[Compiled], rows: Rows, pack_length: int | None) -> dict[str, Split]:
+    """What is written of each split, in order."""
+    sizes = [sum(unit.num_rows for unit in one.loaded) for one in compiled]
+    starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    splits = {name: split_of(plan, name == "val", starts) for name in SPLITS}
+    if pack_length is None:
+        return splits
+    return {name: packed(split, rows, pack_length) for name, split in splits.items()}
 
 
 def packed(split: Split, rows: Rows, length: int) -> Split:

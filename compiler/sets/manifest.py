@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import numpy as np
 
 import registry
 from compiler.cache.objects import library_versions, own_version
+from compiler.options import CompileOptions
 from compiler.sets.mix import Examples, Plan
 from compiler.sets.readme import dataset_card
+from compiler.sets.rejects import rejects_jsonl
+from compiler.templates.load import Template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.collect import Compiled
 from schemas.errors import IntegrityError
@@ -33,6 +36,33 @@ def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
         "named_tokens": tokenizer.named_tokens,
         "controls": dict(sorted(tokenizer.controls.items(), key=lambda item: item[1])),
     }
+
+
+def template_entry(template: Template, certificate: dict[str, Any]) -> dict[str, Any]:
+    """What identifies the template, where it came from, and the proof that it is rendered as published."""
+    return {
+        "name": template.name,
+        "digest": template.digest,
+        "provenance": template.provenance,
+        "reply_start": template.reply_start,
+        "certificate": certificate,
+    }
+
+
+def media_entry(template: Template) -> dict[str, Any] | None:
+    """How this model takes images and videos; None where it takes none."""
+    vision = template.program.rendering.vision
+    if vision is None:
+        return None
+    return {"name": vision.name, "digest": vision.digest, "repeats_pad": vision.repeats_pad}
+
+
+def options_entry(options: CompileOptions) -> dict[str, Any]:
+    """The options that decide bytes, by their names on the command line."""
+    persona = {"name": options.name, "author": options.author} if options.self_cognition else None
+    found = asdict(options.mixing) | asdict(options.units)
+    del found["seed"]  # it stands beside the options
+    return found | {"max_rejects": options.max_rejects, "persona": persona}
 
 
 def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, dict[str, int]]:
@@ -69,10 +99,10 @@ def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) ->
     rows, used = len(draw.position), len(np.unique(draw.position))
     return {
         "name": one.dataset.name,
-        "format": one.dataset.format,
-        "clean": one.dataset.clean,
-        "weights": one.dataset.weights,
-        "policy": registry.weights(one.dataset.weights),
+        "format": one.dataset.options.format,
+        "clean": one.dataset.options.clean,
+        "weights": one.dataset.options.weights,
+        "policy": registry.weights(one.dataset.options.weights),
         "sample": one.dataset.sample,
         "source": one.dataset.source,
         "files": _files(one),
@@ -137,12 +167,6 @@ def check_balance(manifest: dict[str, Any]) -> None:
     planned = manifest["balance"]["in_shards"]
     if written != planned:
         raise IntegrityError("balance of the shards", f"{planned:,} rows were planned, {written:,} written", hint)
-
-
-def rejects_jsonl(compiled: list[Compiled]) -> bytes:
-    """Return `rejects.jsonl`: one object a line, in the order of datasets, files and rows."""
-    rejects = (reject for one in compiled for reject in one.rejects())
-    return b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
 
 
 def write_files(folder: Path, manifest: dict[str, Any], compiled: list[Compiled], tokenizer: Tokenizer) -> None:

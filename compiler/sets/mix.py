@@ -19,25 +19,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from compiler.datasets.request import Request
+from compiler.options import MixOptions, Request
 from schemas.errors import IntegrityError, UsageError
 from schemas.order import Ints, hashes, mix64, salt
 
 MOST_ROWS = 200_000_000
 """A plan is held in memory: about fifty bytes a row. More is a slip, or the work of several sets."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the requests are filled."""
-
-    unit: str = "rows"
-    total: int | None = None
-    max_repeats: int | None = None
-    val_size: float = 0.0
-    dedup: bool = False
-    seed: int = 0
-    shuffle: bool = True
 
 
 @dataclass
@@ -81,19 +68,7 @@ class Plan:
     draws: list[Draw] = field(default_factory=list)
 
 
-def check_options(requests: Sequence[Request], options: Options) -> None:
-    """Raise for options that would do nothing: they are about shares, and no dataset has one."""
-    if any(request.share is not None for request in requests):
-        return
-    unit = None if options.unit == "rows" else options.unit
-    given = {"--total": options.total, "--max-repeats": options.max_repeats, "--mix-unit": unit}
-    for option, value in given.items():
-        if value is not None:
-            name = requests[0].name if requests else "NAME"
-            raise UsageError(f"{option} {value}", "it is about shares, and no dataset has one", f"--mix {name}:1")
-
-
-def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: Options) -> Plan:
+def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: MixOptions) -> Plan:
     """Return the plan for the datasets, in the order of the requests."""
     duplicate = _duplicates(examples)
     usable: list[Ints] = []
@@ -135,11 +110,11 @@ def _nothing_of(name: str, rows: Examples) -> UsageError:
 
 
 def _amounts(
-    requests: Sequence[Request], examples: Sequence[Examples], usable: Sequence[Ints], options: Options
+    requests: Sequence[Request], examples: Sequence[Examples], usable: Sequence[Ints], options: MixOptions
 ) -> list[tuple[float, float | None]]:
     """Return (how much, what the share asked for) per dataset, in rows for counts and in the unit for shares."""
     shares = [request.share for request in requests]
-    capacity = [float(rows.measure(options.unit)[at].sum()) for rows, at in zip(examples, usable, strict=True)]
+    capacity = [float(rows.measure(options.mix_unit)[at].sum()) for rows, at in zip(examples, usable, strict=True)]
     for request, rows, at in zip(requests, examples, usable, strict=True):
         if not len(at) and (request.share is not None or request.count is not None):
             raise _nothing_of(request.name, rows)
@@ -154,7 +129,7 @@ def _amounts(
             total = min(capacity[i] * uses / share for i, share in with_share)
         _check_repeats(requests, with_share, capacity, total, options)
     targets = {i: share * total for i, share in with_share}
-    if options.unit == "rows":
+    if options.mix_unit == "rows":
         targets = _whole_rows(targets, options)
     amounts: list[tuple[float, float | None]] = []
     for i, (request, at) in enumerate(zip(requests, usable, strict=True)):
@@ -166,7 +141,7 @@ def _amounts(
     return amounts
 
 
-def _whole_rows(targets: dict[int, float], options: Options) -> dict[int, float]:
+def _whole_rows(targets: dict[int, float], options: MixOptions) -> dict[int, float]:
     """Return whole numbers of rows: rounded down, and what --total still lacks given to the largest remainders."""
     whole = {i: float(np.floor(target + 1e-9)) for i, target in targets.items()}
     if options.total is not None:
@@ -181,7 +156,7 @@ def _check_repeats(
     with_share: list[tuple[int, float]],
     capacity: list[float],
     total: float,
-    options: Options,
+    options: MixOptions,
 ) -> None:
     if options.total is None or options.max_repeats is None:
         return
@@ -189,15 +164,15 @@ def _check_repeats(
         if share * total > capacity[i] * (1 + options.max_repeats) + 1e-6:
             raise UsageError(
                 f"--total {options.total}",
-                f"{requests[i].name!r} would need {share * total:,.0f} {options.unit}, it has {capacity[i]:,.0f} "
+                f"{requests[i].name!r} would need {share * total:,.0f} {options.mix_unit}, it has {capacity[i]:,.0f} "
                 f"and may use each row {1 + options.max_repeats} times",
                 "Raise --max-repeats, lower --total, or give it a smaller share.",
             )
 
 
-def _draw(request: Request, rows: Examples, positions: Ints, amount: float, options: Options) -> tuple[Ints, Ints]:
+def _draw(request: Request, rows: Examples, positions: Ints, amount: float, options: MixOptions) -> tuple[Ints, Ints]:
     """Return (positions, repeats): whole passes over the rows, then part of one more in seeded order."""
-    unit = options.unit if request.share is not None else "rows"
+    unit = options.mix_unit if request.share is not None else "rows"
     measure = rows.measure(unit)[positions]
     each = float(measure.sum())
     passes = int(amount // each) if each else 0
@@ -220,20 +195,20 @@ def _draw(request: Request, rows: Examples, positions: Ints, amount: float, opti
     return position.astype(np.int64), repeat.astype(np.int64)
 
 
-def _check_realized(request: Request, rows: Examples, draw: Draw, options: Options) -> None:
+def _check_realized(request: Request, rows: Examples, draw: Draw, options: MixOptions) -> None:
     """Raise if a dataset misses its share by a row or more (of tokens: by its longest row or more)."""
     if draw.target is None or not len(draw.position):
         return
-    measure = rows.measure(options.unit)
+    measure = rows.measure(options.mix_unit)
     got = float(measure[draw.position].sum())
     if abs(got - draw.target) > float(measure.max()):
         raise IntegrityError(
             f"--mix {request.name}",
-            f"{draw.target:,.1f} {options.unit} were asked for, {got:,.0f} were drawn",
+            f"{draw.target:,.1f} {options.mix_unit} were asked for, {got:,.0f} were drawn",
         )
 
 
-def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: Options) -> Plan:
+def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: MixOptions) -> Plan:
     dataset = np.repeat(np.arange(len(draws)), [len(draw.position) for draw in draws])
     position = np.concatenate([draw.position for draw in draws])
     repeat = np.concatenate([draw.repeat for draw in draws])
@@ -275,7 +250,7 @@ def _kept_together(prints: npt.NDArray[np.bytes_], groups: npt.NDArray[np.bytes_
             return np.unique(prints)[label]
 
 
-def _split(prints: npt.NDArray[np.bytes_], options: Options) -> npt.NDArray[np.bool_]:
+def _split(prints: npt.NDArray[np.bytes_], options: MixOptions) -> npt.NDArray[np.bool_]:
     """Return which rows are for validation: whole conversations, in seeded order, up to --val-size rows."""
     size = options.val_size
     if not 0 <= size < float("inf") or (size > 1 and size != int(size)):

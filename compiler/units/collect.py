@@ -16,16 +16,15 @@ import pyarrow as pa
 
 from compiler.cache import objects
 from compiler.datasets.catalogue import Dataset
-from compiler.datasets.request import Request
+from compiler.options import Request
 from compiler.proof.encoders import IDS_DIFFER, Trial, agree, choose, media_as_they_were, refuse, usable
 from compiler.read import cut, open_source, size_of
-from compiler.rows.lift import Layout
 from compiler.sets.mix import Examples
 from compiler.tokenizer.encoders import FAST, REFERENCE
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units import local
 from compiler.units.progress import Done, Watcher
-from compiler.units.task import Outcome, Settings, Task, object_key
+from compiler.units.task import Outcome, Setup, Task, object_key
 from schemas.errors import IntegrityError, Reason
 
 FEW_UNITS = 4
@@ -132,8 +131,8 @@ def _prints(table: pa.Table, name: str) -> npt.NDArray[np.bytes_]:
 class Collector:
     """One pass over the datasets: what is found in the cache, what is compiled."""
 
-    datasets: list[tuple[Dataset, Request, Layout]]
-    settings: Settings
+    datasets: list[tuple[Dataset, Request]]
+    setup: Setup
     cache: Path
     watcher: Watcher
     tokenizer: Tokenizer
@@ -148,9 +147,9 @@ class Collector:
 
     def run(self, workers: int) -> list[Compiled]:
         """Return the datasets with their objects, every one of them loaded and checked."""
-        collected = [Compiled(dataset, request) for dataset, request, _ in self.datasets]
+        collected = [Compiled(dataset, request) for dataset, request in self.datasets]
         found: dict[str, objects.Object] = {}
-        quick = self.settings.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
+        quick = self.setup.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
         few = FEW_UNITS if quick else IN_PROCESS_UNITS
         tasks, used = self._with_encoder(self._missing(collected, found), few, workers)
         trouble = self.run_tasks(tasks, used, self._done)
@@ -161,7 +160,7 @@ class Collector:
                 refuse(self.cache, self.tokenizer)
             else:
                 self.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
-                self.settings = replace(self.settings, skeletons=False)
+                self.setup = replace(self.setup, skeletons=False)
             self.done = Done()
             return self.run(workers)
         for one in collected:
@@ -170,7 +169,7 @@ class Collector:
 
     def missing(self) -> Iterator[Task]:
         """Yield what `run` would compile, which is then for others to do."""
-        return self._with_encoder(self._missing([Compiled(*one[:2]) for one in self.datasets], {}), FEW_UNITS, 0)[0]
+        return self._with_encoder(self._missing([Compiled(*one) for one in self.datasets], {}), FEW_UNITS, 0)[0]
 
     def _with_encoder(self, tasks: Iterator[Task], few: int, workers: int) -> tuple[Iterator[Task], int]:
         """Return the tasks with what will encode them, and how many workers they are for: 1 for `few` or fewer."""
@@ -206,9 +205,9 @@ class Collector:
 
     def _units(self, collected: list[Compiled]) -> Iterator[Task]:
         """Yield every unit as the task that compiles it, and record it."""
-        sizes = [[size_of(file.path) for file in dataset.files] for dataset, _, _ in self.datasets]
+        sizes = [[size_of(file.path) for file in dataset.files] for dataset, _ in self.datasets]
         total, before = sum(map(sum, sizes)), 0
-        for one, (dataset, _, layout), mine in zip(collected, self.datasets, sizes, strict=True):
+        for one, (dataset, _), mine in zip(collected, self.datasets, sizes, strict=True):
             for file, size in zip(dataset.files, mine, strict=True):
                 source = open_source(file.path)
                 for note in source.notes:
@@ -216,9 +215,9 @@ class Collector:
                 for unit in cut(source):
                     self.done.bytes = before + min(unit.offset + unit.length, size)
                     self.done.share = self.done.bytes / total if total else None
-                    key = object_key(unit, layout, self.settings)
+                    key = object_key(unit, dataset.options, self.setup)
                     one.records.append(Record(file.label, key, unit.digest, unit.offset))
-                    yield Task(unit, layout, self.settings, str(self.cache), dataset.name, key)
+                    yield Task(unit, dataset.options, self.setup, str(self.cache), dataset.name, key)
                 before += size
 
     def _kept(self, key: str) -> objects.Object | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 
 from compiler.proof.encoders import Trial
-from compiler.units.task import Outcome, Settings, Task
+from compiler.units.task import Outcome, Setup, Task
 from compiler.units.unit import run_unit, trial, warm_up
 from schemas.errors import InputError
 
@@ -26,18 +26,18 @@ Done = Callable[[Task, Outcome], str]
 class Warm:
     """What workers load before there is a task for them."""
 
-    settings: Settings
+    setup: Setup
     pool: ProcessPoolExecutor | None = None
 
     def up(self, pool: ProcessPoolExecutor, workers: int) -> None:
         """Let the workers load it."""
         self.pool = pool
         for _ in range(workers):
-            pool.submit(warm_up, self.settings)
+            pool.submit(warm_up, self.setup)
 
     def trial(self) -> Trial | None:
         """Try the fast encoder of a worker on awkward texts; None while there are no workers."""
-        return None if self.pool is None else self.pool.submit(trial, self.settings).result()
+        return None if self.pool is None else self.pool.submit(trial, self.setup).result()
 
 
 def run(tasks: Iterable[Task], workers: int, done: Done, *, warm: Warm | None = None) -> str:

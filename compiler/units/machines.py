@@ -107,7 +107,7 @@ def check_cache(cache: str, mark: str) -> None:
 
 def check_name(task: Task) -> None:
     """Raise unless the unit's object would have the same name if it were planned here."""
-    if object_key(task.unit, task.layout, task.settings) != task.key:
+    if object_key(task.unit, task.read_as, task.setup) != task.key:
         raise IntegrityError(
             socket.gethostname(),
             "a unit's object has another name here: the weights policies or other data of the package differ",

@@ -21,12 +21,12 @@ import orjson
 
 from compiler.cache import objects
 from compiler.datasets.files import readable
+from compiler.options import DatasetOptions, UnitOptions
 from compiler.read import FileKind, Unit
-from compiler.rows.lift import Layout
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.units.collect import Collector
 from compiler.units.machines import check_cache, check_code, check_name, portable, terms_of
-from compiler.units.task import Settings, Task
+from compiler.units.task import Setup, Task
 from schemas import schema
 from schemas.errors import InputError, IntegrityError, UsageError
 
@@ -62,8 +62,8 @@ def write(path: Path, collector: Collector) -> Written:
             "libraries": dict(terms.libraries),
             "encoder": encoder,
             "cache": terms.cache,
-            "settings": asdict(collector.settings),
-            "layouts": {dataset.name: asdict(layout) for dataset, _, layout in collector.datasets},
+            "setup": asdict(collector.setup),
+            "layouts": {dataset.name: asdict(dataset.options) for dataset, _ in collector.datasets},
             "lines": digest.hexdigest(),
         }
         head["digest"] = _digest(head)
@@ -164,9 +164,14 @@ class UnitPlan:
 
     def tasks(self, ids: list[range]) -> Iterator[tuple[Task, bool]]:
         """Yield the units of these numbers, and whether their bytes must be cut out of their file again."""
-        settings = Settings(**self.head["settings"] | {"repairs": tuple(self.head["settings"]["repairs"])})
+        setup = self.head["setup"]
+        asked = setup["options"] | {"repairs": tuple(setup["options"]["repairs"])}
         layouts = {name: _layout(found) for name, found in self.head["layouts"].items()}
-        shared = {"settings": settings, "cache": self.head["cache"], "encoder": self.head["encoder"]}
+        shared = {
+            "setup": Setup(**setup | {"options": UnitOptions(**asked)}),
+            "cache": self.head["cache"],
+            "encoder": self.head["encoder"],
+        }
         with self.path.open("rb") as file:
             file.readline()
             for number, line in enumerate(file):
@@ -178,8 +183,8 @@ class UnitPlan:
                     yield task, found["recut"]
 
 
-def _layout(found: dict[str, Any]) -> Layout:
-    return Layout(**found | {"persona": tuple((name, value) for name, value in found["persona"])})
+def _layout(found: dict[str, Any]) -> DatasetOptions:
+    return DatasetOptions(**found | {"persona": tuple((name, value) for name, value in found["persona"])})
 
 
 def _unit(found: dict[str, Any]) -> Unit:

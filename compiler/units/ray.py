@@ -46,7 +46,7 @@ def run(tasks: Iterable[Task], workers: int, done: Done, *, address: str, say: C
     if first is None:
         return ""
     with marked(Path(first.cache)) as mark, _connected(address, workers) as ray:
-        terms = terms_of(first.cache, mark, first.encoder, (first.settings.tokenizer, first.unit.path))
+        terms = terms_of(first.cache, mark, first.encoder, (first.setup.tokenizer, first.unit.path))
         _check_nodes(ray, terms)
         flight = _Flight(ray, terms, done, say)
         try:

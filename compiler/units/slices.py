@@ -37,7 +37,7 @@ class Slice:
             self._run(workers)
 
     def _run(self, workers: int) -> None:
-        self.tokenizer = Tokenizer.load(Path(self.plan.head["settings"]["tokenizer"]))
+        self.tokenizer = Tokenizer.load(Path(self.plan.head["setup"]["tokenizer"]))
         workers = max(1, min(workers, sum(map(len, self.ids))))
         encoder = self.plan.head["encoder"]
         if encoder != REFERENCE and is_refused(

@@ -6,31 +6,27 @@ from dataclasses import asdict, dataclass, field
 
 import registry
 from compiler.cache import objects
+from compiler.options import DatasetOptions, UnitOptions
 from compiler.read import Unit
-from compiler.rows.lift import Layout
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.tokenizer.tokenizer import Sample
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a run asks of every unit, and what decides the objects besides the input."""
+class Setup:
+    """What all units of a run are compiled with: the options, the tokenizer and the template. Picklable."""
 
+    options: UnitOptions
     tokenizer: str
+    """Its folder."""
     tokenizer_digest: str
     template: str
+    """Its name, as it was asked for."""
     template_digest: str
-    special_text: str
-    max_length: int | None
-    overlength: str
-    merge_system: bool
-    repairs: tuple[str, ...]
-    strict: bool = False
-    dialect: str = "template"
-    skeletons: bool = True
     documents: bool = False
     vision: bool = False
     """Whether the model takes images: then the folder they are in decides what is read."""
+    skeletons: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class Task:
     """A unit and everything that decides its object. Picklable."""
 
     unit: Unit
-    layout: Layout
-    settings: Settings
+    read_as: DatasetOptions
+    setup: Setup
     cache: str
     dataset: str
     """Its name, for progress only."""
@@ -60,13 +56,12 @@ class Outcome:
     rejected: int = 0
 
 
-def object_key(unit: Unit, layout: Layout, settings: Settings) -> str:
-    """Return the name of the object that a unit compiled this way becomes."""
-    asked = asdict(settings)
+def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
+    """The name of the object that a unit compiled this way becomes."""
+    asked, how = asdict(setup), asdict(read_as) | {"policy": registry.weights(read_as.weights)}
     del asked["tokenizer"]  # where the files are does not matter, only what they say
-    read_as = asdict(layout) | {"policy": registry.weights(layout.weights)}
-    if layout.persona:
-        read_as["other_models"] = registry.other_models()
-    if not settings.vision:
-        del read_as["media"]
-    return objects.key_of(unit.kind, unit.digest, list(unit.header), read_as, asked)
+    if read_as.persona:
+        how["other_models"] = registry.other_models()
+    if not setup.vision:
+        del how["media"]
+    return objects.key_of(unit.kind, unit.digest, list(unit.header), how, asked)

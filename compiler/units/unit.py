@@ -34,7 +34,7 @@ from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
 from compiler.tokenizer.encoders import version_of
 from compiler.tokenizer.tokenizer import Sample, Tokenizer
-from compiler.units.task import Outcome, Settings, Task
+from compiler.units.task import Outcome, Setup, Task
 from schemas.arrow import OBJECT
 from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
 
@@ -43,37 +43,37 @@ BATCH = 512
 
 
 @lru_cache(maxsize=2)
-def _tools(settings: Settings) -> tuple[Tokenizer, Template]:
+def _tools(setup: Setup) -> tuple[Tokenizer, Template]:
     """Return the tokenizer and template of the settings, loaded once in each process."""
-    tokenizer = Tokenizer.load(Path(settings.tokenizer))
+    tokenizer = Tokenizer.load(Path(setup.tokenizer))
     template = load_template(
-        settings.template,
+        setup.template,
         tokenizer,
-        special_text=settings.special_text,
-        skeletons=settings.skeletons,
-        documents=settings.documents,
+        special_text=setup.options.special_text,
+        skeletons=setup.skeletons,
+        documents=setup.documents,
     )
-    if (tokenizer.digest, template.digest) != (settings.tokenizer_digest, settings.template_digest):
+    if (tokenizer.digest, template.digest) != (setup.tokenizer_digest, setup.template_digest):
         raise IntegrityError(
-            settings.tokenizer, "the tokenizer or its chat template is not the one that the run was planned with",
+            setup.tokenizer, "the tokenizer or its chat template is not the one that the run was planned with",
             "It was changed meanwhile, or this machine has another one there; run again with one for all.",
         )  # fmt: skip
     return tokenizer, template
 
 
-def warm_up(settings: Settings) -> None:
-    """Load what units with these settings will need, in the process that will compile them.
+def warm_up(setup: Setup) -> None:
+    """Load what units with this setup will need, in the process that will compile them.
 
     What is wrong with it is for the first unit to say.
     """
     with suppress(Problem):
-        tokenizer, _ = _tools(settings)
+        tokenizer, _ = _tools(setup)
         tokenizer.load_fast()
 
 
-def trial(settings: Settings) -> Trial:
+def trial(setup: Setup) -> Trial:
     """Try the fast encoder of this process on awkward texts."""
-    return try_fast(_tools(settings)[0])
+    return try_fast(_tools(setup)[0])
 
 
 def run_unit(task: Task) -> Outcome:
@@ -118,22 +118,15 @@ class _UnitCompiler:
     """
 
     def __init__(self, task: Task) -> None:
-        self.task, self.settings, self.layout = task, task.settings, task.layout
-        self.tokenizer, self.template = _tools(self.settings)
+        self.task, self.options, self.read_as = task, task.setup.options, task.read_as
+        self.tokenizer, self.template = _tools(task.setup)
         rendering = self.template.program.rendering
-        self.preparer = Preparer(
-            self.layout,
-            self.settings.repairs,
-            self.settings.strict,
-            self.settings.dialect,
-            rendering.vision,
-            rendering.no_vision,
-        )
+        self.preparer = Preparer(self.read_as, self.options, rendering.vision, rendering.no_vision)
         self.rejects: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.notes = self.preparer.notes
-        policy = Policy.from_card(registry.weights(self.layout.weights))
-        self.sequences = Sequences(self.settings, self.tokenizer, self.template, policy, self.notes)
+        policy = Policy.from_card(registry.weights(self.read_as.weights))
+        self.sequences = Sequences(self.options, self.tokenizer, self.template, policy, self.notes)
         self.batches: list[pa.RecordBatch] = []
         self.whos: dict[Who, int] = {}
 
@@ -207,8 +200,8 @@ class _UnitCompiler:
         self, conversation: Conversation, sides: list[Encoded]
     ) -> tuple[Conversation, list[list[Encoded]], str]:
         """Return the conversation, the sequences of each example made of it, and what happened to its length."""
-        limit, policy = self.settings.max_length, self.settings.overlength
-        document = self.layout.kind == Kind.PRETRAIN
+        limit, policy = self.options.max_length, self.options.overlength
+        document = self.read_as.kind == Kind.PRETRAIN
         if document and policy in ("turns", "last-turns"):
             parts = length.pieces(sides[0], limit or len(sides[0].ids))
             return conversation, [[part] for part in parts], "document_pieces" if len(parts) > 1 else ""

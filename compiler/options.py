@@ -1,0 +1,161 @@
+"""Everything that a compile can be asked, as plain frozen values, written down once.
+
+A field has the name of its option on the command line, and that name again where the manifest lists the options.
+
+    CompileOptions    one run of `cli compile`
+      .mixing         MixOptions: which rows are drawn, and in which order
+      .units          UnitOptions: how rows become tokens
+    DatasetOptions    how the rows of one dataset are read; its card, its format and the command line decide
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import registry
+from compiler.conversation import Kind
+from schemas.errors import UsageError
+from schemas.stores import AnyPath
+
+DEMO_NAME, DEMO_AUTHOR = "小样,Demi", "示例团队,the Demo Team"
+"""Who the model is where nobody says: good for trying out, and the summary says that it was used."""
+MOST = 10**12
+"""The largest number that can be asked for: more rows or tokens than any set has."""
+
+Names = dict[str, str | None]
+"""Standard name -> the name in the user's rows; None where the rows do not have it."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a mix asks of one dataset: a share, a count of rows, or (neither) everything it has."""
+
+    name: str
+    share: float | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class MixOptions:
+    """How the requests of a mix are filled, split and ordered."""
+
+    mix_unit: str = "rows"
+    total: int | None = None
+    max_repeats: int | None = None
+    val_size: float = 0.0
+    dedup: str | None = None
+    """ "exact" drops conversations that came before."""
+    shuffle: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class UnitOptions:
+    """How rows become tokens."""
+
+    special_text: str = "text"
+    max_length: int | None = None
+    overlength: str = "turns"
+    system: str | None = None
+    """ "merge" puts a system text that the template refuses before the first user message."""
+    repairs: tuple[str, ...] = ()
+    strict: bool = False
+    tools: str = "template"
+    """How tools and calls are written: as the chat template does, or as ReAct text."""
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """How the rows of one dataset are read: format, kind, names of columns and tags, weights policy, substitutions."""
+
+    format: str
+    columns: Names
+    tags: Names
+    weights: str
+    kind: str = Kind.SFT
+    persona: tuple[tuple[str, str], ...] = ()
+    """(placeholder with its language, value) pairs of the self-cognition pool; see compiler/rows/persona.py."""
+    kind_by_rows: bool = False
+    """Whether the first rows decided the kind, so that a row of another kind is a reject."""
+    react: bool = False
+    """Whether replies are ReAct text, which is checked: the format's, unless the card says that they are plain."""
+    clean: dict[str, list[str]] = field(default_factory=dict)
+    """The card's clean-up rules; see compiler/rows/clean.py."""
+    media: str = ""
+    """The folder that references to images and videos are relative to."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """One run of `cli compile`."""
+
+    out: AnyPath
+    cache: Path
+    files: tuple[str, ...] = ()
+    mix: tuple[Request, ...] = ()
+    """Empty = all of `files`."""
+    registries: tuple[Path, ...] = ()
+    format: str = "auto"
+    media_dir: Path | None = None
+    """None = the folder of each dataset."""
+    self_cognition: int = 0
+    """Rows about who the model is."""
+    self_cognition_file: Path | None = None
+    """The rows to draw from instead of the embedded ones."""
+    name: str = DEMO_NAME
+    author: str = DEMO_AUTHOR
+    tokenizer: Path = registry.DEMO_TOKENIZER
+    template: str = "auto"
+    weights: str = "auto"
+    units: UnitOptions = field(default_factory=UnitOptions)
+    mixing: MixOptions = field(default_factory=MixOptions)
+    pack: int | None = None
+    """Tokens of a pack; None = each example is a row of its own."""
+    max_rejects: str = "1%"
+    engine: str = "local"
+    ray_address: str = ""
+    workers: int = 1
+    """0 = as many as the cluster has."""
+
+
+def parse_mix(text: str) -> tuple[Request, ...]:
+    """Parse `agent:1,bench:2,extra#500,all`: shares, counts, or everything."""
+    requests: list[Request] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        name, mark, number = part, "", ""
+        for sign in (":", "#"):
+            if sign in part:
+                name, mark, number = part.rpartition(sign)
+        if any(request.name == name for request in requests):
+            raise UsageError(f"--mix {text}", f"{name!r} is named twice", "Add its shares up.")
+        try:
+            share = float(number) if mark == ":" else None
+            count = int(number) if mark == "#" else None
+        except ValueError:
+            raise UsageError(
+                f"--mix {text}",
+                f"expected a number after {name!r}, found {number!r}",
+                "--mix agent:1,bench:2",
+            ) from None
+        bad_share = share is not None and not 0 < share < float("inf")
+        if not name or bad_share or (count is not None and not 0 < count <= MOST):
+            most = f" and at most {MOST:,} rows" if (count or 0) > MOST else ""
+            expected = f"expected NAME:SHARE or NAME#ROWS with a number above 0{most}"
+            raise UsageError(f"--mix {text}", f"{expected}, found {part!r}")
+        requests.append(Request(name, share, count))
+    if not requests:
+        raise UsageError("--mix", "names no dataset", "--mix agent:1,bench:2")
+    return tuple(requests)
+
+
+def check_mix(requests: list[Request], mixing: MixOptions) -> None:
+    """Raise for options that would do nothing: they are about shares, and no dataset has one."""
+    if any(request.share is not None for request in requests):
+        return
+    unit = None if mixing.mix_unit == "rows" else mixing.mix_unit
+    given = {"--total": mixing.total, "--max-repeats": mixing.max_repeats, "--mix-unit": unit}
+    for option, value in given.items():
+        if value is not None:
+            name = requests[0].name if requests else "NAME"
+            raise UsageError(f"{option} {value}", "it is about shares, and no dataset has one", f"--mix {name}:1")

@@ -1,0 +1,68 @@
+"""Rejects: `rejects.jsonl` of a set, and the end of a run that has too many of them."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from compiler.options import CompileOptions
+from compiler.units.collect import Compiled
+from schemas.errors import Reason, TooManyRejects
+from schemas.stores import StorePath
+
+
+def rejects_jsonl(compiled: list[Compiled]) -> bytes:
+    """The bytes of `rejects.jsonl`: one object a line, in the order of datasets, files and rows."""
+    rejects = (reject for one in compiled for reject in one.rejects())
+    return b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
+
+
+def check_rejects(compiled: list[Compiled], options: CompileOptions) -> None:
+    """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are kept for the user then."""
+    nothing_left = not any(unit.num_rows for one in compiled for unit in one.loaded)
+    for one in compiled:
+        read, reasons = one.num_examples(), one.rejected()
+        what = "examples" if one.counts()["expanded"] else "rows"
+        number = float(options.max_rejects.rstrip("%"))
+        allowed = int(number * read / 100) if options.max_rejects.endswith("%") else int(number)
+        rejected = sum(reasons.values())
+        if rejected <= allowed and not nothing_left:
+            continue
+        limit = "No row is left" if nothing_left else f"--max-rejects {options.max_rejects} allows {allowed:,}"
+        first = min(one.rejects(), key=lambda reject: reject["reason"] == Reason.CLEANED, default=None)
+        if first is None:
+            continue
+        counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
+        raise TooManyRejects(
+            f"{first['file']}:{first['row']}#{first['pointer']}",
+            f"{first['reason']}: {first['message']}",
+            f"{rejected:,} of {read:,} {what} of {one.dataset.name!r} were rejected ({counted}). {limit}.\n"
+            f"  Nothing was published. All rejects are in {_keep_rejects(compiled, options)}; what was compiled is "
+            "kept for the next run.",
+        )
+
+
+def forget_rejects(options: CompileOptions) -> None:
+    """Remove the rejects of an earlier run that failed: OUT/rejects.jsonl says what is true now."""
+    for path in _kept_in(options):
+        path.unlink(missing_ok=True)
+
+
+def _keep_rejects(compiled: list[Compiled], options: CompileOptions) -> Path:
+    """Write the rejects beside the output, or into the cache where that cannot be written."""
+    data = rejects_jsonl(compiled)
+    *beside, in_cache = _kept_in(options)
+    for path in beside:
+        with suppress(OSError):
+            path.write_bytes(data)
+            return path
+    in_cache.write_bytes(data)
+    return in_cache
+
+
+def _kept_in(options: CompileOptions) -> list[Path]:
+    """Where the rejects of a run that failed may be: beside the output, or in the cache."""
+    name = f"{options.out.name}.rejects.jsonl"
+    folders = [options.cache] if isinstance(options.out, StorePath) else [options.out.parent, options.cache]
+    return [folder / name for folder in folders]
