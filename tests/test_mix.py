@@ -466,9 +466,9 @@ def test_counts_and_shares_and_everything_can_be_mixed(run: Run, tmp_path: Path)
 
 
 def test_a_mix_names_shares_counts_and_everything() -> None:
-    assert parse_mix("agent:1, bench:2.5 ,extra#500,all") == [
+    assert parse_mix("agent:1, bench:2.5 ,extra#500,all") == (
         Request("agent", share=1.0), Request("bench", share=2.5), Request("extra", count=500), Request("all"),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
