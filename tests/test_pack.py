@@ -19,7 +19,7 @@ from compiler.sets import link
 from compiler.sets.folder import ShardSet
 from compiler.sets.gather import Bucket, Rows
 from compiler.sets.pack import pack
-from schemas.arrow import OF_SEQUENCES
+from schemas.arrow import OF_SEQUENCES, shard_schema
 from tests.support.shared import shared
 
 Run = Callable[..., Result]
@@ -170,20 +170,31 @@ def test_a_set_larger_than_memory_has_the_same_bytes(
     }
 
 
+@pytest.mark.parametrize("packing", [(), ("--pack", "1024")], ids=["rows", "packs"])
 def test_the_bytes_of_a_shard_do_not_depend_on_how_many_rows_are_gathered_at_once(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, packing: tuple[str, ...]
 ) -> None:
-    run("compile", *MIX, "-o", tmp_path / "at-once")
-    blocks: list[slice] = []
-    really = link.Split.blocks
-    monkeypatch.setattr(link.Split, "blocks", lambda *given: blocks.extend(really(*given)) or list(blocks))
+    monkeypatch.setattr(link, "BATCH_ROWS", 64)
+    run("compile", *MIX, *packing, "-o", tmp_path / "at-once")
     monkeypatch.setattr(link, "BLOCK_TOKENS", 1)
-    run("compile", *MIX, "-o", tmp_path / "in-blocks")
-    assert len(blocks) > 3
-    assert (
-        ShardSet.open(tmp_path / "in-blocks").manifest["digest"]
-        == ShardSet.open(tmp_path / "at-once").manifest["digest"]
-    )
+    run("compile", *MIX, *packing, "-o", tmp_path / "in-blocks")
+    at_once, in_blocks = (ShardSet.open(tmp_path / name).manifest for name in ("at-once", "in-blocks"))
+    assert len(at_once["splits"]["train"]["shards"][0]["batches"]) > 3
+    assert in_blocks["digest"] == at_once["digest"]
+
+
+@pytest.mark.parametrize("packing", [(), ("--pack", "1024")], ids=["rows", "packs"])
+def test_the_bytes_of_a_batch_depend_on_its_rows_alone(tmp_path: Path, run: Run, packing: tuple[str, ...]) -> None:
+    """Written anew from Python values, each batch has the bytes that it has in the shard: no padding but zeros."""
+    run("compile", *MIX, *packing, "-o", tmp_path / "out")
+    opened = ShardSet.open(tmp_path / "out")
+    schema = shard_schema("sft", packed=bool(packing))
+    for shard in opened.shards("train"):
+        data = (tmp_path / "out" / shard["file"]).read_bytes()
+        for entry in shard["batches"]:
+            found = data[entry["offset"] : entry["offset"] + entry["length"]]
+            rows = pa.ipc.read_record_batch(pa.py_buffer(found), schema).to_pylist()
+            assert pa.RecordBatch.from_pylist(rows, schema).serialize().to_pybytes() == found
 
 
 def test_an_error_while_the_last_block_is_written_publishes_nothing(

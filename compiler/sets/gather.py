@@ -44,16 +44,8 @@ Lists = dict[str, tuple[Ints, npt.NDArray[np.int32]]]
 """By column: (where each row begins, int64[N + 1], its words int32[T])."""
 
 
-ROOM = 16
-"""Words behind those of a list, for who needs them (`link._with_what_follows`)."""
-
-
 Places = dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 """By column: where the words of each row begin and end, int32[N] or int64[N], in what holds the row."""
-
-
-Words = int | memoryview
-"""What holds the words of a column: the descriptor of a file, or bytes."""
 
 
 class _Holder(Protocol):
@@ -63,39 +55,36 @@ class _Holder(Protocol):
     def path(self) -> Path:
         """What a message names."""
 
-    def open(self, names: Sequence[str]) -> AbstractContextManager[dict[str, Words]]:
-        """Return what holds the words of each column."""
+    def open(self, names: Sequence[str]) -> AbstractContextManager[dict[str, int]]:
+        """Return the descriptor of the file that holds the words of each column."""
 
 
 class _OfObject:
-    """An object's words, with its speakers numbered as `numbers` has them; None = as they are."""
+    """An object's words."""
 
-    def __init__(self, object_: Object, numbers: npt.NDArray[np.int32] | None) -> None:
-        self.object, self.numbers = object_, numbers
+    def __init__(self, object_: Object) -> None:
+        self.object = object_
         self._stamp = object_.stamp
 
     def places(self, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return where the words of each row begin and end."""
         first, edges = self.object.lists[name]
-        edges = edges + np.int32(0 if self._is_renumbered(name) else first)
+        edges = edges + np.int32(first)
         return edges[:-1], edges[1:]
-
-    def _is_renumbered(self, name: str) -> bool:
-        return self.numbers is not None and name in _SPANS
 
     @property
     def path(self) -> Path:
         return self.object.path
 
     @contextmanager
-    def open(self, names: Sequence[str]) -> Iterator[dict[str, Words]]:
+    def open(self, names: Sequence[str]) -> Iterator[dict[str, int]]:
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise _gone(self.path) from error
         try:
             self._check(descriptor)
-            yield {n: self._renumbered(descriptor, n) if self._is_renumbered(n) else descriptor for n in names}
+            yield dict.fromkeys(names, descriptor)
         finally:
             os.close(descriptor)
 
@@ -106,16 +95,6 @@ class _OfObject:
             if xxhash.xxh3_128_hexdigest(os.pread(descriptor, stamp[0], 0)) != self.object.digest:
                 raise _gone(self.path)
             self._stamp = stamp
-
-    def _renumbered(self, descriptor: int, name: str) -> memoryview:
-        assert self.numbers is not None
-        first, edges = self.object.lists[name]
-        data = os.pread(descriptor, 4 * int(edges[-1]), 4 * first)
-        if len(data) != 4 * edges[-1]:
-            raise _gone(self.path)
-        spans = np.frombuffer(data, np.int32).copy()
-        spans[::2] = self.numbers[spans[::2]]
-        return spans.view(np.uint8).data
 
 
 def _gone(path: Path) -> IntegrityError:
@@ -148,14 +127,10 @@ class Bucket:
             self._places[name] = edges[:-1], edges[1:]
 
     @contextmanager
-    def open(self, names: Sequence[str]) -> Iterator[dict[str, Words]]:
-        """Return what holds the words of each column."""
+    def open(self, names: Sequence[str]) -> Iterator[dict[str, int]]:
+        """Return the descriptor of the file that holds the words of each column."""
         with ExitStack() as files:
             yield {name: files.enter_context(self._paths[name].open("rb")).fileno() for name in names}
-
-    def first_with_words(self, rows: Ints, name: str) -> Ints:
-        """Return what `Rows.first_with_words` does."""
-        return _first_with_words(self._places[name], np.searchsorted(self._rows, rows), rows)
 
     def words(self, rows: Ints, names: Sequence[str]) -> Lists:
         """Return what `Rows.words` does."""
@@ -171,26 +146,22 @@ class Rows:
         sizes = [part.object.num_rows for part in parts]
         self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         """The number of the first row of each part, and how many rows there are, int64[P + 1]."""
-        self.whos: list[Who] = []
-        self._stores = self._numbered()
+        self._stores = [_OfObject(part.object) for part in parts]
         self._places = {name: self._place(name) for name in WORD_LISTS}
-        self.light = self._light(sizes)
-
-    def _numbered(self) -> list[_OfObject]:
-        """Return the parts' stores, speakers numbered alike in all of them."""
         numbers: dict[Who, int] = {}
-        stores = []
-        for part in self.parts:
-            new = [numbers.setdefault((who[0], who[1]), len(numbers)) for who in part.object.info["whos"]]
-            stores.append(_OfObject(part.object, None if new == list(range(len(new))) else np.array(new, np.int32)))
+        known = [part.object.info["whos"] for part in parts]
+        alike = [numbers.setdefault((who[0], who[1]), len(numbers)) for whos in known for who in whos]
         self.whos = list(numbers)
-        return stores
+        self._numbers = np.array(alike, np.int32)
+        """The numbers in `whos` of each part's own speakers, part after part."""
+        self._first_number = np.cumsum([0, *map(len, known)])
+        self.light = self._light(sizes)
 
     def _place(self, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         begin, end = zip(*(store.places(name) for store in self._stores), strict=True)
         return np.concatenate(begin), np.concatenate(end)
 
-    def _light(self, sizes: list[int]) -> pa.Table:
+    def _light(self, sizes: list[int]) -> pa.RecordBatch:
         """Return the columns that are not word lists, with each row's provenance."""
         parts = self.parts
         names = ("images", "videos", "desirable", "num_trained", "repairs", "part", "offset", "index", "length")
@@ -207,13 +178,15 @@ class Rows:
         offset = table.column("offset").combine_chunks()
         moved = offset.fill_null(0).to_numpy() + of_part([part.offset for part in parts])
         row = table.column("index").to_numpy() + of_part([part.first_row for part in parts])
-        return (
+        [light] = (
             table.drop_columns(["index", "offset"])
             .append_column("dataset", named([part.dataset for part in parts]))
             .append_column("file", named([part.file for part in parts]))
             .append_column("row", pa.array(row))
             .append_column("offset", pa.array(moved, mask=np.asarray(offset.is_null())))
+            .to_batches()
         )
+        return light
 
     @property
     def nbytes(self) -> int:
@@ -226,11 +199,13 @@ class Rows:
         order = np.argsort(part_of, kind="stable")
         used, counts = np.unique(part_of, return_counts=True)
         holders = [(self._stores[part], count) for part, count in zip(used.tolist(), counts.tolist(), strict=True)]
-        return _gathered(self._places, rows, order, holders, names)
-
-    def first_with_words(self, rows: Ints, name: str) -> Ints:
-        """Return the first of the rows whose word list is not empty, int64[1]; int64[0] where all are."""
-        return _first_with_words(self._places[name], rows, rows)
+        found = _gathered(self._places, rows, order, holders, names)
+        for name in _SPANS:
+            if name in found:
+                offsets, values = found[name]
+                first = np.repeat(self._first_number[part_of], np.diff(offsets) // 2)
+                values[::2] = self._numbers[first + values[::2]]
+        return found
 
     def scattered(self, shares: Sequence[Ints], names: Sequence[str], folder: Path) -> list[Bucket]:
         """Return a bucket for each share of the rows (numbers, any order, repeats); every object is read just once."""
@@ -257,18 +232,6 @@ def rows_of(compiled: Iterable[Compiled]) -> Rows:
     )
 
 
-def _first_with_words(places: tuple[npt.NDArray[Any], npt.NDArray[Any]], mine: Ints, rows: Ints) -> Ints:
-    begin, end = places
-    return rows[np.flatnonzero(end[mine] > begin[mine])[:1]]
-
-
-def _words_with_room(count: int) -> npt.NDArray[np.int32]:
-    """Return so many words, whatever they are, with ROOM words of 0 behind them."""
-    words = np.empty(count + ROOM, np.int32)
-    words[count:] = 0
-    return words[:count]
-
-
 def _gathered(
     places: Places, rows: Ints, order: Ints, holders: Sequence[tuple[_Holder, int]], names: Sequence[str]
 ) -> Lists:
@@ -280,7 +243,7 @@ def _gathered(
     for name in names:
         begin, end = (column[rows] for column in places[name])
         offsets = np.concatenate([[0], np.cumsum(end - begin, dtype=np.int64)])
-        found[name] = (offsets, _words_with_room(int(offsets[-1])))
+        found[name] = (offsets, np.empty(int(offsets[-1]), np.int32))
         ranges[name] = tuple((4 * column[order].astype(np.int64)).tolist() for column in (begin, end, offsets[:-1]))
     low = 0
     for holder, count in holders:
@@ -294,7 +257,7 @@ def _gathered(
     return found
 
 
-def _copied(words: Words, places: Iterator[tuple[int, int, int]], into: memoryview) -> bool:
+def _copied(descriptor: int, places: Iterator[tuple[int, int, int]], into: memoryview) -> bool:
     """Copy bytes from [begin, end) to where they belong; return whether they were all there.
 
     Reading each row costs a call of the system. A mapped file costs as many page faults, and more where a block has few
@@ -303,9 +266,6 @@ def _copied(words: Words, places: Iterator[tuple[int, int, int]], into: memoryvi
     for begin, end, at in places:
         if begin == end:
             continue
-        target = into[at : at + end - begin]
-        if isinstance(words, memoryview):
-            target[:] = words[begin:end]
-        elif os.preadv(words, [target], begin) != end - begin:
+        if os.preadv(descriptor, [into[at : at + end - begin]], begin) != end - begin:
             return False
     return True

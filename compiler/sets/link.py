@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ import pyarrow as pa
 import xxhash
 
 from compiler.encode.runs import Who
-from compiler.sets.gather import ROOM, Bucket, Lists, Rows
+from compiler.sets.gather import Bucket, Lists, Rows
 from compiler.sets.mix import Plan
-from compiler.sets.pack import Packs, pack, packed_light, packed_tokens
+from compiler.sets.pack import Packs, pack, packed_columns
 from compiler.units.collect import Compiled
 from schemas.arrow import SPANS, SPLITS, WORD_LISTS, shard_schema
 from schemas.disk import flush
@@ -36,10 +37,7 @@ SHARD_TOKENS = 32 << 20
 """Tokens after which a shard is closed: about 256 MB."""
 BATCH_ROWS = 512
 BLOCK_TOKENS = 8 << 20
-"""Tokens that are gathered at once: every object that has some of their rows is opened for them.
-
-Of packed sets it decides a few bytes of padding, as BATCH_ROWS does of all: neither depends on the machine.
-"""
+"""Tokens that are gathered at once: every object that has some of their rows is opened for them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,15 @@ class Split:
 
     def blocks(self, shard: slice, before: Ints) -> list[slice]:
         """Return the examples of a shard in blocks that are gathered at once: whole batches, of some tokens."""
-        edges = self.edges[(self.edges >= shard.start) & (self.edges <= shard.stop)]
-        return _cut(np.append(edges[:-1:BATCH_ROWS], shard.stop), before, BLOCK_TOKENS)
+        return _cut(self._batch_edges(shard), before, BLOCK_TOKENS)
+
+    def batches(self, block: slice) -> list[slice]:
+        """Return the examples of a block, or of a shard, in batches."""
+        return [slice(a, b) for a, b in pairwise(self._batch_edges(block).tolist())]
+
+    def _batch_edges(self, part: slice) -> Ints:
+        edges = self.edges[(self.edges >= part.start) & (self.edges <= part.stop)]
+        return np.append(edges[:-1:BATCH_ROWS], part.stop)
 
 
 def _cut(edges: Ints, before: Ints, size: int) -> list[slice]:
@@ -114,10 +119,11 @@ def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[
     with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as disk:
         for number, (shard, store) in enumerate(zip(shards, stores, strict=True)):
             file = _Shard(folder / f"shard-{number:05d}.arrow", schema, split.packs is not None)
-            for table in _blocks(split, split.blocks(shard, before), rows, store, schema, words):
+            for block in split.blocks(shard, before):
+                batches = list(_batches(split, block, rows, store.words(split.rows[block], words), schema))
                 for one in written[-1:]:
                     one.result()  # two blocks in memory are enough; an error ends the run here
-                written.append(writer.submit(file.write, table))
+                written.append(writer.submit(file.write, batches))
             closed = writer.submit(file.close, int(before[shard.stop] - before[shard.start]))
             entries.append(disk.submit(_flushed, file.path, closed))
     shutil.rmtree(_buckets(folder), ignore_errors=True)
@@ -153,60 +159,38 @@ def _stores(folder: Path, shards: list[Ints], rows: Rows, names: list[str]) -> l
     return [buckets[group] for group in group_of]
 
 
-def _blocks(
-    split: Split, blocks: list[slice], rows: Rows, store: Rows | Bucket, schema: pa.Schema, words: list[str]
-) -> Iterator[pa.Table]:
-    """Yield the rows of a shard in blocks. Only tokens are gathered block by block; all else of a shard is small."""
-    shard = slice(blocks[0].start, blocks[-1].stop)
-    spans = [name for name in words if name.endswith("spans")]
-    light = _light(rows, store, split.rows[shard], split.repeats[shard], spans)
-    if split.packs is not None:
-        light = packed_light(light, split.packs.within(shard))
-    light = light.select([name for name in schema.names if name in light.column_names])
-    light = light.cast(pa.schema([schema.field(name) for name in light.column_names]))
-    names = [name for name in words if name not in spans]
-    at = 0
-    for block in blocks:
-        found = store.words(split.rows[block], names)
-        if split.packs is None:
-            _with_what_follows(found, store, split.rows[block.stop : shard.stop])
-        heavy = pa.table({name: _list_array(name, *lists) for name, lists in found.items()})
-        if split.packs is not None:
-            heavy = packed_tokens(heavy, split.packs.within(block))
-        part = light.slice(at, heavy.num_rows)
-        at += heavy.num_rows
-        columns = [(heavy if name in heavy.column_names else part).column(name) for name in schema.names]
-        columns = [column.cast(field.type) for column, field in zip(columns, schema, strict=True)]
-        yield pa.Table.from_arrays(columns, schema=schema)
+def _batches(split: Split, block: slice, rows: Rows, lists: Lists, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a block; `lists` are those of all its examples.
 
-
-def _with_what_follows(found: Lists, store: Rows | Bucket, others: Ints) -> None:
-    """Put behind the words of each list the one that follows in the shard, and some more.
-
-    Arrow fills a batch's buffers up to eight bytes with what stands there (and up to 64, where there is no more): so a
-    shard's bytes do not depend on blocks.
+    Each has buffers of its own size. Arrow fills a buffer up to eight bytes with zeros then, and not with what stands
+    behind it in a larger one: the bytes of a shard depend on its rows alone.
     """
-    for name, (offsets, values) in found.items():
-        row = store.first_with_words(others, name)
-        if len(row):
-            _, following = store.words(row, [name])[name]
-            with_room = values.base
-            assert with_room is not None
-            with_room[-ROOM] = following[0]
-            found[name] = offsets, with_room
+    for batch in split.batches(block):
+        first, last = batch.start - block.start, batch.stop - block.start
+        some = {name: _part(*of_block, first, last) for name, of_block in lists.items()}
+        examples = _examples(split.rows[batch], split.repeats[batch], rows, some)
+        if split.packs is not None:
+            examples = packed_columns(examples, split.packs.within(batch))
+        yield pa.RecordBatch.from_arrays([examples[field.name].cast(field.type) for field in schema], schema=schema)
 
 
-def _light(rows: Rows, store: Rows | Bucket, chosen: Ints, repeats: Ints, spans: list[str]) -> pa.Table:
-    """Return everything but the tokens of the rows, in this order, with their provenance."""
-    table = rows.light.take(pa.array(chosen)).combine_chunks()
-    columns: dict[str, Any] = {name: table.column(name) for name in table.column_names}
-    for name, (offsets, values) in store.words(chosen, spans).items():
-        columns[name] = _span_array(offsets, values, rows.whos)
-    edges, counts = columns["spans"].offsets.to_numpy(), columns["spans"].values.field("num_tokens").to_numpy()
-    lengths = np.add.reduceat(counts, edges[:-1], dtype=np.int32)
+def _part(offsets: Ints, values: npt.NDArray[np.int32], first: int, last: int) -> tuple[Ints, npt.NDArray[np.int32]]:
+    """Return the lists of the rows from `first` to `last`."""
+    offsets = offsets[first : last + 1]
+    return offsets - offsets[0], values[offsets[0] : offsets[-1]]
+
+
+def _examples(chosen: Ints, repeats: Ints, rows: Rows, lists: Lists) -> dict[str, pa.Array]:
+    """Return the columns of the rows, in this order, with their provenance."""
+    light = rows.light.take(pa.array(chosen))
+    columns: dict[str, pa.Array] = dict(zip(light.schema.names, light.columns, strict=True))
+    for name, (offsets, values) in lists.items():
+        is_spans = name.endswith("spans")
+        columns[name] = _span_array(offsets, values, rows.whos) if is_spans else _list_array(name, offsets, values)
+    lengths = np.diff(lists["input_ids"][0]).astype(np.int32)
     columns["seq_lens"] = pa.ListArray.from_arrays(np.arange(len(chosen) + 1, dtype=np.int32), lengths)
     columns["repeat"] = pa.array(repeats.astype(np.int32))
-    return pa.table(columns)
+    return columns
 
 
 def _span_array(offsets: Ints, values: npt.NDArray[np.int32], whos: list[Who]) -> pa.ListArray:
@@ -274,9 +258,9 @@ class _Shard:
         self.batches: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
 
-    def write(self, table: pa.Table) -> None:
+    def write(self, batches: list[pa.RecordBatch]) -> None:
         """Write the next rows."""
-        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+        for batch in batches:
             start = self.file.tell()
             self.writer.write_batch(batch)
             entry = {"offset": start, "length": self.file.tell() - start, "rows": batch.num_rows}

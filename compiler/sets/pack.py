@@ -100,31 +100,24 @@ def pack(lengths: Ints, length: int) -> tuple[Ints, Packs]:
     return order, Packs(edges.astype(np.int64))
 
 
-def packed_light(table: pa.Table, packs: Packs) -> pa.Table:
-    """Return what a table of examples has beside its tokens as a table of packs."""
+def packed_columns(columns: dict[str, pa.Array], packs: Packs) -> dict[str, pa.Array]:
+    """Return the columns of examples as those of packs."""
     edges = packs.edges
-    columns: dict[str, Any] = {}
+    found: dict[str, pa.Array] = {}
     for name in OF_SEQUENCES:
-        column = table.column(name).combine_chunks()
-        columns[name] = _lists(edges, column.cast(pa.string()) if name in ("dataset", "file") else column)
-    lengths = table.column("seq_lens").combine_chunks().values
-    columns["seq_lens"] = _lists(edges, lengths)
-    spans = table.column("spans").combine_chunks()
-    columns["spans"] = _lists(spans.offsets.to_numpy()[edges], spans.values)
+        of_examples = columns[name]
+        found[name] = _lists(edges, of_examples.cast(pa.string()) if name in ("dataset", "file") else of_examples)
+    lengths = columns["seq_lens"].values
+    found["seq_lens"] = _lists(edges, lengths)
+    found["spans"] = _lists(columns["spans"].offsets.to_numpy()[edges], columns["spans"].values)
     starts = np.concatenate([[0], np.cumsum(lengths.to_numpy())])
     for name in _MEDIA:
-        columns[name] = _media(table.column(name).combine_chunks(), starts, edges)
-    trained = table.column("num_trained").to_numpy().astype(np.int64)
-    columns["num_trained"] = pa.array(np.add.reduceat(trained, edges[:-1]).astype(np.int32))
-    return pa.table(columns)
-
-
-def packed_tokens(table: pa.Table, packs: Packs) -> pa.Table:
-    """Return the ids, labels and weights of examples as those of packs."""
-    ids, labels = (table.column(name).combine_chunks() for name in ("input_ids", "labels"))
-    edges = ids.offsets.to_numpy()[packs.edges]
-    columns = {"input_ids": _lists(edges, ids.values), "labels": _lists(edges, labels.values)}
-    return pa.table(columns | {"loss_weights": _weights(table, packs.edges)})
+        found[name] = _media(columns[name], starts, edges)
+    trained = columns["num_trained"].to_numpy().astype(np.int64)
+    found["num_trained"] = pa.array(np.add.reduceat(trained, edges[:-1]).astype(np.int32))
+    found |= {name: _lists(starts[edges], columns[name].values) for name in ("input_ids", "labels")}
+    found["loss_weights"] = _weights(columns["loss_weights"], columns["labels"], edges)
+    return found
 
 
 def unpacked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -159,13 +152,12 @@ def _lists(edges: npt.NDArray[Any], values: Any) -> pa.ListArray:
     return pa.ListArray.from_arrays(edges.astype(np.int32), values)
 
 
-def _weights(table: pa.Table, edges: Ints) -> pa.ListArray:
+def _weights(weights: pa.ListArray, labels: pa.ListArray, edges: Ints) -> pa.ListArray:
     """Return the packs' weights, null where those of all their examples are."""
-    column, labels = (table.column(name).combine_chunks() for name in ("loss_weights", "labels"))
     starts = labels.offsets.to_numpy()
-    weights = (labels.values.to_numpy() != IGNORED).astype(np.float32)
-    weights[np.repeat(np.asarray(column.is_valid()), np.diff(starts))] = column.flatten().to_numpy()
-    return weights_array(starts[edges], weights)
+    of_packs = (labels.values.to_numpy() != IGNORED).astype(np.float32)
+    of_packs[np.repeat(np.asarray(weights.is_valid()), np.diff(starts))] = weights.flatten().to_numpy()
+    return weights_array(starts[edges], of_packs)
 
 
 def _media(column: pa.ListArray, starts: Ints, edges: Ints) -> pa.ListArray:
