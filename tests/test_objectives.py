@@ -15,10 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from schemas import schema
 from schemas.errors import UsageError
 from tests.support.tiny import Row, lora, packed, padded, qwen2, row, strong_prefix, weights_of
-from trainer import objectives
-from trainer.objectives import compute
+from trainer.config.config import TrainConfig
+from trainer.objectives import OBJECTIVES, default
+from trainer.objectives import log_probs as log_probs_module
+from trainer.objectives.kto import kl_estimate, mismatch
+from trainer.objectives.objective import Parts
 
 RNG = random.Random(7)
 
@@ -39,16 +43,30 @@ GOOD, BAD = ROWS[:2], [row([*ROWS[0]["input_ids"][:3], *ids(4)], 3), row([*ROWS[
 DESIRABLE = [True, False, False, True]
 
 
+def compute(model: nn.Module, batch: dict[str, Tensor], kind: str, **settings: Any) -> Parts:
+    """The loss of a batch by the objective for this kind of set; its weights need no forward pass."""
+    parts = default(kind).loss(model, batch, **settings)
+    assert torch.equal(parts.weights, default(kind).weights(batch))
+    return parts
+
+
+def mismatched(rows: Sequence[Row]) -> list[Row]:
+    """The mismatched pairs of a step's rows, as rows."""
+    pairs = [mismatch(row, rows[(i + 1) % len(rows)]) for i, row in enumerate(rows)]
+    columns = ("input_ids", "labels", "loss_weights")
+    return [{name: None if (v := pair[f"kl_{name}"]) is None else v.tolist() for name in columns} for pair in pairs]
+
+
 def preference(chosen: Sequence[Row] = GOOD, rejected: Sequence[Row] = BAD) -> dict[str, Tensor]:
     return padded(chosen) | padded(rejected, "rejected_")
 
 
 def kto(rows: Sequence[Row] = ROWS, desirable: Sequence[bool] = DESIRABLE, pairs: Any = None) -> dict[str, Tensor]:
-    pairs = pairs or objectives.mismatched(rows)
+    pairs = pairs or mismatched(rows)
     return padded(rows) | padded(pairs, "kl_") | {"desirable": torch.tensor(desirable)}
 
 
-def loss(*parts: objectives.Parts) -> Tensor:
+def loss(*parts: Parts) -> Tensor:
     """What the trainer makes of a step's parts."""
     return sum(p.loss_sum for p in parts) / sum(p.weight_sum for p in parts)
 
@@ -151,12 +169,11 @@ def test_a_row_of_weight_zero_changes_nothing(kind: str) -> None:
     step: dict[str, Callable[[Sequence[Row]], dict[str, Tensor]]] = {
         "sft": padded,
         "preference": lambda rows: preference(rows, [*BAD, *rows[2:]]),
-        "kto": lambda rows: kto(
-            rows, [*DESIRABLE[:2], *[True] * len(rows[2:])], [*objectives.mismatched(GOOD), *rows[2:]]
-        ),
+        "kto": lambda rows: kto(rows, [*DESIRABLE[:2], *[True] * len(rows[2:])], [*mismatched(GOOD), *rows[2:]]),
     }
     with_it, without = ([*GOOD, *more] for more in ([nothing], []))
-    parts = [compute(model, step[kind](rows), kind, reference=base) for rows in (with_it, without)]
+    given = {"reference": base} if default(kind).needs_reference else {}
+    parts = [compute(model, step[kind](rows), kind, **given) for rows in (with_it, without)]
     assert parts[0].weight_sum == parts[1].weight_sum
     assert_same(model, *map(loss, parts))
     for name, (total, count) in parts[0].logs.items():
@@ -193,7 +210,7 @@ def test_a_model_without_logits_to_keep_gives_the_same() -> None:
 def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = qwen2()
     whole = loss(compute(model, padded(ROWS), "sft"))
-    monkeypatch.setattr(objectives, "_CHUNK", 4)
+    monkeypatch.setattr(log_probs_module, "_CHUNK", 4)
     assert_same(model, loss(compute(model, padded(ROWS), "sft")), whole)
 
 
@@ -287,10 +304,10 @@ def test_asking_the_reference_leaves_the_model_as_it_was(kind: str) -> None:
 
 def test_dropout_is_in_neither_the_reference_nor_the_kl() -> None:
     model = lora(qwen2(attention_dropout=0.5), trained=True, dropout=0.5)
-    estimates = [objectives.kl_estimate(model.train(mode), [kto()]) for mode in (True, True, False)]
+    estimates = [kl_estimate(model.train(mode), [kto()]) for mode in (True, True, False)]
     assert estimates[0] == estimates[1] == estimates[2] > 0
     still = lora(qwen2(attention_dropout=0.5))  # an adapter that changes nothing, in training: only dropout differs
-    with objectives._as_reference(still.train(), None) as base:
+    with log_probs_module.as_reference(still.train(), None) as base:
         noiseless = base(input_ids=torch.tensor([[1, 2, 3]])).logits
     torch.testing.assert_close(noiseless, qwen2().eval()(input_ids=torch.tensor([[1, 2, 3]])).logits)
 
@@ -315,8 +332,12 @@ def test_packs_of_pairs_are_refused() -> None:
 def test_a_batch_that_is_not_of_its_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="rejected_input_ids"):
         compute(lora(qwen2()), padded(GOOD), "preference")
-    with pytest.raises(ValueError, match="'dpo'"):
-        compute(lora(qwen2()), preference(), "dpo")
+
+
+def test_the_configuration_knows_every_objective_and_its_settings() -> None:
+    assert schema("train_config")["properties"]["objective"]["enum"] == [None, *OBJECTIVES]
+    for objective in OBJECTIVES.values():
+        assert all(hasattr(TrainConfig, setting) for setting in objective.settings)
 
 
 # -- kto --
@@ -325,24 +346,19 @@ def test_a_batch_that_is_not_of_its_kind_is_refused() -> None:
 def test_mismatched_pairs_join_each_prompt_with_the_next_completion() -> None:
     rows = [row([1, 2, 3, 4], 2), row([5, 6, 7], 1, [0, 2, 1]), row([8, 9], 1, images=["kept"])]
     rows[0]["labels"][3] = -100  # what follows the completion belongs to it
-    pairs = objectives.mismatched(rows)
+    pairs = mismatched(rows)
     assert [p["input_ids"] for p in pairs] == [[1, 2, 6, 7], [5, 9], [8, 3, 4]]
     assert [p["labels"] for p in pairs] == [[-100, -100, 6, 7], [-100, 9], [-100, 3, -100]]
     assert [p["loss_weights"] for p in pairs] == [[0, 0, 2, 1], None, None]
-    assert [p.get("images") for p in pairs] == [None, None, ["kept"]]
-    arrays = [{name: np.array(value) for name, value in r.items() if value is not None} for r in rows]
-    assert [list(p["input_ids"]) for p in objectives.mismatched(arrays)] == [p["input_ids"] for p in pairs]
+    assert mismatch(rows[2], rows[0])["images"] == ["kept"]
+    arrays = [{name: None if value is None else np.array(value) for name, value in r.items()} for r in rows]
+    assert [p["input_ids"] for p in mismatched(arrays)] == [p["input_ids"] for p in pairs]
     assert rows[0]["input_ids"] == [1, 2, 3, 4]
-
-
-def test_one_row_has_no_mismatched_pair() -> None:
-    with pytest.raises(UsageError, match="at least 2 rows"):
-        objectives.mismatched(ROWS[:1])
 
 
 @pytest.mark.parametrize("better", [True, False])  # one of them has a KL above 0, the other is cut to 0
 def test_kto_is_the_formula_of_its_paper(better: bool) -> None:
-    pairs = objectives.mismatched(ROWS)
+    pairs = mismatched(ROWS)
     models = qwen2(), qwen2(seed=3)
     model, base = models if better else models[::-1]
 
@@ -368,7 +384,7 @@ def test_kto_is_the_formula_of_its_paper(better: bool) -> None:
 
 def test_both_directions_of_the_kl_were_seen() -> None:
     """Guards the test before: without a positive estimate it would not see the KL at all."""
-    estimates = [objectives.kl_estimate(a, [kto()], b) for a, b in ((qwen2(), qwen2(seed=3)), (qwen2(seed=3), qwen2()))]
+    estimates = [kl_estimate(a, [kto()], b) for a, b in ((qwen2(), qwen2(seed=3)), (qwen2(seed=3), qwen2()))]
     assert sorted(e.item() > 0 for e in estimates) == [False, True]
 
 
@@ -377,9 +393,9 @@ def test_the_first_kto_loss_is_a_half() -> None:
 
 
 def test_accumulated_kto_batches_equal_one_given_the_kl_of_the_step() -> None:
-    model, pairs = lora(qwen2(), trained=True), objectives.mismatched(ROWS)
+    model, pairs = lora(qwen2(), trained=True), mismatched(ROWS)
     cut = [kto(ROWS[a:b], DESIRABLE[a:b], pairs[a:b]) for a, b in ((0, 1), (1, 4))]
-    kl = objectives.kl_estimate(model, cut)
+    kl = kl_estimate(model, cut)
     split = [compute(model, batch, "kto", kl=kl) for batch in cut]
     assert_same(model, loss(*split), loss(compute(model, kto(), "kto")))
     assert not kl.requires_grad
@@ -442,7 +458,7 @@ def test_kto_agrees_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     model, base, batch, theirs = trl_loss("KTO", beta=0.2, desirable_weight=1.5)
     ours = as_ours(batch) | {f"kl_{name}": value for name, value in as_ours(batch, "KL_").items()}
     ours["desirable"] = batch["label"].bool()
-    assert objectives.kl_estimate(model, [ours], base) > 0  # else the pairs would not be seen
+    assert kl_estimate(model, [ours], base) > 0  # else the pairs would not be seen
     assert_same(model, loss(compute(model, ours, "kto", reference=base, beta=0.2, desirable_weight=1.5)), theirs)
 
 
@@ -454,7 +470,7 @@ from tests.test_objectives import *
 rank, model = int(sys.argv[1]), lora(qwen2(), trained=True)
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 mine = slice(0, 3) if rank == 0 else slice(3, 4)
-batch = kto(ROWS[mine], DESIRABLE[mine], objectives.mismatched(ROWS)[mine])
+batch = kto(ROWS[mine], DESIRABLE[mine], mismatched(ROWS)[mine])
 parts = compute(model, batch, "kto")
 sums = torch.stack([parts.loss_sum, parts.weight_sum]).detach()
 torch.distributed.all_reduce(sums)
@@ -481,4 +497,4 @@ def test_two_processes_share_one_kl_and_give_the_loss_of_one(tmp_path: Path) -> 
     assert (one, one_kl) == (two, two_kl)
     model = lora(qwen2(), trained=True)
     assert one == pytest.approx(loss(compute(model, kto(), "kto")).item(), rel=1e-6)
-    assert one_kl == pytest.approx(objectives.kl_estimate(model, [kto()]).item(), abs=2e-6)
+    assert one_kl == pytest.approx(kl_estimate(model, [kto()]).item(), abs=2e-6)

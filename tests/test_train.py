@@ -486,8 +486,16 @@ def test_a_step_in_which_nothing_is_trained_is_refused(tmp_path: Path, packed: P
     assert "step 1: nothing is trained in this step" in said
 
 
+def test_what_an_objective_cannot_be_trained_with_is_refused(tmp_path: Path, make: Make) -> None:
+    judged = compile_set(tmp_path / "judged", write(tmp_path / "judged.jsonl", JUDGED))
+    said = train(judged, make(per_device_train_batch_size=1), code=2).stderr
+    assert "gradient_accumulation_steps: a step has 1 row, and kto pairs each row with the next one" in said
+    said = train(judged, make(tuning="prefix", lora=None), code=2).stderr
+    assert "tuning: the reference of kto is the model without its LoRA; tuning is prefix" in said
+
+
 def test_settings_of_other_objectives_are_refused(data: Path, make: Make) -> None:
-    assert "beta: it would have no effect: the set is of kind sft" in train(data, make(beta=0.2), code=2).stderr
+    assert "beta: it has no effect on the objective sft" in train(data, make(beta=0.2), code=2).stderr
 
 
 def test_what_would_be_silently_wrong_is_refused(data: Path, packed: Path, make: Make) -> None:

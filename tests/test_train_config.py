@@ -103,7 +103,6 @@ def test_the_examples_of_the_schema_are_configurations(file: Path, example: dict
         ({"bf16": True, "fp16": True}, "bf16 and fp16 cannot both be true"),
         ({"tuning": "prefix", "gradient_checkpointing": True}, "which recomputed layers would see twice"),
         ({"tuning": "full", "quantization_bit": 4}, "weights of 4 bits cannot be trained"),
-        ({"tuning": "prefix", "objective": "dpo"}, "there is none with prefix tuning"),
         ({"tuning": "full", "freeze": ["a"], "trainable": ["b"]}, "two ways to say one thing"),
         ({"tuning": "prefix", "freeze_vision": True}, "trains nothing of the model itself"),
         ({"max_steps": 0}, "0 steps train nothing"),

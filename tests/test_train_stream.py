@@ -268,7 +268,7 @@ def test_an_object_store_without_the_set_is_named() -> None:
 
 
 def collator(packed: bool) -> Collator:
-    return Collator("sft", packed=packed, pad=0)
+    return Collator(packed=packed, pad=0)
 
 
 def test_a_batch_is_its_rows_and_padding(data: Path) -> None:

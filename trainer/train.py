@@ -65,10 +65,10 @@ def _clear(output: Path) -> None:
 
 def _run(plan: RunPlan, shown: Log | None) -> dict[str, Any]:
     config = plan.config
-    collate = Collator(plan.kind, plan.set.packed, pad_id(plan.set.manifest), _images(plan))
+    collate = Collator(plan.set.packed, pad_id(plan.set.manifest), plan.objective.sides, _images(plan))
     loader = Loader(
         plan.train, plan.order, collate, plan.device.rank, plan.device.world, plan.micro, plan.accumulation,
-        config.dataloader_num_workers,
+        config.dataloader_num_workers, plan.objective.pair,
     )  # fmt: skip
     rates = learning_rate(config, plan.steps)
     evaluator = Evaluator.make(plan, collate) if plan.val else None
@@ -195,7 +195,7 @@ def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
         "model": plan.source.record,
         "provenance": {
             "out": plan.set.where,
-            "kind": plan.kind,
+            "kind": plan.set.kind,
             "datasets": [one["name"] for one in manifest["datasets"]],
             "template": {key: manifest["template"][key] for key in ("name", "digest", "provenance")},
             "stops": manifest["template"]["certificate"]["stops"],

@@ -15,7 +15,7 @@ from torch import nn
 
 from compiler.sets.folder import ShardSet
 from tests.support.tiny import Row, padded, qwen2
-from trainer.objectives import compute
+from trainer.objectives import SFT
 
 SYSTEM = "You may call fire_recognition and fire_alert."
 FIRE = (
@@ -61,7 +61,7 @@ def learn(model: nn.Module, rows: list[Row], steps: int, rate: float) -> float:
     batch, loss = padded(rows), float("inf")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     for _ in range(steps):
-        parts = compute(model, batch, "sft")
+        parts = SFT.loss(model, batch)
         value = parts.loss_sum / parts.weight_sum
         loss = value.item()
         if loss < 0.05:

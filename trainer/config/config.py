@@ -213,11 +213,6 @@ def _check_together(c: TrainConfig, where: str) -> None:
             f"weights of {c.quantization_bit} bits cannot be trained, and tuning: {c.tuning} would train them",
             "Use tuning: lora.",
         ),
-        (
-            c.tuning == "prefix" and c.objective in ("dpo", "kto"), "objective",
-            f"the reference of {c.objective} is the model without its LoRA, and there is none with prefix tuning",
-            "Use tuning: lora.",
-        ),
         (bool(c.freeze and c.trainable), "trainable", "freeze and trainable are two ways to say one thing", "Use one."),
         (c.max_steps == 0, "max_steps", "0 steps train nothing", "Leave it out, or give a number above 0."),
         (

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 
 from trainer.data.stream import Row
-from trainer.objectives import mismatch
 
 if TYPE_CHECKING:
     from trainer.data.images import Images
@@ -28,38 +27,36 @@ rejected_...            the same for the other side of pairs
 kl_..., desirable       KTO: the same for mismatched pairs; bool[B]
 pixel_values, image_grid_thw, mm_token_type_ids     images, as the model takes them
 """
-_SIDES = {"preference": ("", "rejected_"), "kto": ("", "kl_")}
 
 
 @dataclass(frozen=True)
 class Collator:
     """Makes batches of one set."""
 
-    kind: str
     packed: bool
     pad: int
+    sides: tuple[str, ...] = ("",)
+    """Prefixes of the sequences of a row."""
     images: Images | None = None
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Return the batch of some rows."""
-        if self.kind == "kto":
-            rows = [_with_mismatch(row) for row in rows]
         batch: Batch = {"num_sequences": sum(len(row["seq_lens"]) for row in rows), "dataset": _datasets(rows)}
         pixels: dict[str, torch.Tensor] = {}
         if self.images:
             pixels, rows = self.images.load(rows)
-        for side in _SIDES.get(self.kind, ("",)):
+        for side in self.sides:
             batch |= {side + name: value for name, value in self._side(rows, side).items()}
             if self.images:
                 batch[f"{side}mm_token_type_ids"] = self.images.types(batch[f"{side}input_ids"])
-        if self.kind == "kto":
+        if "desirable" in rows[0]:
             batch["desirable"] = torch.tensor([row["desirable"] for row in rows])
         return batch | pixels
 
     def nothing(self, row: Row) -> Batch:
         """Return a batch of one row in which nothing is trained, for a process that has no row of its own left."""
         batch = self([row])
-        for side in _SIDES.get(self.kind, ("",)):
+        for side in self.sides:
             batch[f"{side}labels"].fill_(-100)
             batch[f"{side}loss_weights"].zero_()
         return batch | {"num_sequences": 0, "dataset": []}
@@ -84,14 +81,6 @@ class Collator:
         if not self.packed:
             batch["attention_mask"] = _pad([np.ones(len(one)) for one in ids], length, 0, np.int64)
         return batch
-
-
-def _with_mismatch(row: Row) -> Row:
-    """Return a KTO row with its mismatched pair under `kl_`; `next` is the row after it in the step."""
-    pair = mismatch(row, row["next"])
-    arrays = {f"kl_{name}": np.asarray(pair[name]) for name in ("input_ids", "labels")}
-    weights = pair["loss_weights"]
-    return row | arrays | {"kl_loss_weights": None if weights is None else np.asarray(weights, np.float32)}
 
 
 def _datasets(rows: Sequence[Row]) -> list[str]:

@@ -74,9 +74,9 @@ class Images:
     def _with_placeholder(self, row: Row, tokens: int) -> Row:
         longer = dict(row)
         for key, fill in (("input_ids", self.token), ("labels", -100), ("loss_weights", 0)):
-            for name in (key, f"rejected_{key}", f"kl_{key}"):
-                if row.get(name) is not None:
-                    longer[name] = np.append(row[name], np.full(tokens, fill, row[name].dtype))
+            for name, value in row.items():
+                if name.endswith(key) and value is not None:  # of each side of a pair
+                    longer[name] = np.append(value, np.full(tokens, fill, value.dtype))
         return longer
 
     def types(self, ids: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -40,6 +40,8 @@ class Loader:
     micro: int
     accumulation: int
     threads: int
+    pair: Callable[[Row, Row], Row] | None = None
+    """Adds to a row what it needs of the row after it in the step."""
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
         """Yield steps `start` to `stop`; an error in one is raised when it is its turn."""
@@ -68,9 +70,9 @@ class Loader:
 
     def _row(self, rows: Ints, number: int) -> Row:
         row = self.split.row(number)
-        if self.collate.kind != "kto":
+        if self.pair is None:
             return row
         after = rows[(int((rows == number).argmax()) + 1) % len(rows)]
-        if after == number:  # a last step of one row: its pair is with a row of another step
+        if after == number:  # the last step has only this row: pair it with a row of another step
             after = (number + 1) % len(self.split)
-        return row | {"next": self.split.row(int(after))}
+        return self.pair(row, self.split.row(int(after)))

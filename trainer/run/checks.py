@@ -5,31 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import UsageError
+from trainer import objectives
 from trainer.config import zero
 from trainer.config.config import TrainConfig
 from trainer.data import stream
 from trainer.models import model
-
-OBJECTIVES = {"sft": "sft", "pretrain": "pretrain", "dpo": "preference", "kto": "kto"}
-"""Objective -> the kind of set it is for."""
-_OF_KIND = {"beta": ("preference", "kto"), "desirable_weight": ("kto",), "undesirable_weight": ("kto",)}
-"""Settings of some objectives, by the kinds of set that these are for."""
+from trainer.objectives.objective import Objective
 
 
-def check_objective(opened: stream.Set, config: TrainConfig, where: str) -> None:
-    """Raise where the objective, its settings or the tuning are not for this kind of set."""
-    asked = config.objective
-    if asked is not None and OBJECTIVES[asked] != opened.kind:
-        fitting = next(name for name, kind in OBJECTIVES.items() if kind == opened.kind)
-        what = f"{asked} needs a set of kind {OBJECTIVES[asked]}, and {opened.where} is of kind {opened.kind}"
-        raise UsageError(f"{where}#/objective", what, f"Use another set, or objective: {fitting} (or leave it out).")
-    for key, kinds in _OF_KIND.items():
-        if opened.kind not in kinds and getattr(config, key) != getattr(TrainConfig, key):
-            what = f"it would have no effect: the set is of kind {opened.kind}"
-            raise UsageError(f"{where}#/{key}", what, "Leave it out.")
-    if opened.kind in ("preference", "kto") and config.tuning != "lora":
-        what = f"the reference of a {opened.kind} set is the model without its LoRA; tuning is {config.tuning}"
+def choose_objective(opened: stream.Set, config: TrainConfig, where: str) -> Objective:
+    """The objective of a run; UsageError where it does not fit the set, or settings or tuning do not fit it."""
+    fitting = objectives.default(opened.kind)
+    objective = objectives.OBJECTIVES[config.objective] if config.objective else fitting
+    if objective.kind != opened.kind:
+        what = f"{objective.name} needs a set of kind {objective.kind}, and {opened.where} is of kind {opened.kind}"
+        hint = f"Use another set, or objective: {fitting.name} (or leave it out)."
+        raise UsageError(f"{where}#/objective", what, hint)
+    for key in dict.fromkeys(key for one in objectives.OBJECTIVES.values() for key in one.settings):
+        if key not in objective.settings and getattr(config, key) != getattr(TrainConfig, key):
+            raise UsageError(f"{where}#/{key}", f"it has no effect on the objective {objective.name}", "Leave it out.")
+    if objective.needs_reference and config.tuning != "lora":
+        what = f"the reference of {objective.name} is the model without its LoRA; tuning is {config.tuning}"
         raise UsageError(f"{where}#/tuning", what, "Use tuning: lora.")
+    return objective
 
 
 def check_expected(opened: stream.Set, config: TrainConfig, where: str) -> list[str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer import objectives
 from trainer.config import zero
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
 from trainer.models.pretrained import load_tokenizer
 from trainer.predict.generate import predict_with_generate
 from trainer.run.plan import RunPlan
-from trainer.run.step import settings
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,13 @@ class Evaluator:
         for name in sorted(found):
             places = [place for _, place in sorted(found[name], reverse=True)]
             batches += [places[i : i + size] for i in range(0, len(places), size)]
-        whole = Collator(collate.kind, packed=False, pad=collate.pad, images=collate.images)
+        whole = dataclasses.replace(collate, packed=False)
         return cls(plan, whole, batches)
 
     def loss(self, wrapped: Any) -> tuple[float, dict[str, float]]:
         """Return (loss, loss by dataset), each the sum of weighted losses over that of weights; for all processes."""
-        device, rank, world = self.plan.device.torch, self.plan.device.rank, self.plan.device.world
+        objective, device = self.plan.objective, self.plan.device.torch
+        rank, world = self.plan.device.rank, self.plan.device.world
         names = [one["name"] for one in self.plan.set.manifest["datasets"]]
         sums = torch.zeros(len(names), 2, dtype=torch.float32, device=device)
         wrapped.eval()
@@ -54,7 +54,7 @@ class Evaluator:
                 mine = start + rank
                 rows = self._rows(min(mine, len(self.batches) - 1))
                 batch = self.collate(rows) if mine < len(self.batches) else self.collate.nothing(rows[0])
-                parts = objectives.compute(wrapped, tensors(batch, device), self.plan.kind, **settings(self.plan))
+                parts = objective.loss(wrapped, tensors(batch, device), **self.plan.objective_settings)
                 sums[names.index(rows[0]["dataset"])] += torch.stack([parts.loss_sum.float(), parts.weight_sum])
         wrapped.train()
         torch.distributed.all_reduce(sums)
@@ -78,14 +78,9 @@ class Evaluator:
 
     def _rows(self, number: int) -> list[stream.Row]:
         assert self.plan.val is not None
-        places = self.batches[number]
+        places, pair = self.batches[number], self.plan.objective.pair
         rows = [stream.sequences(self.plan.val.row(row))[place] for row, place in places]
-        if self.plan.kind == "kto":
-            if len(rows) == 1:
-                return [rows[0] | {"next": self._neighbour(places[0][0])}]
-            return [row | {"next": rows[(i + 1) % len(rows)]} for i, row in enumerate(rows)]
-        return rows
-
-    def _neighbour(self, row: int) -> stream.Row:
-        assert self.plan.val is not None
-        return self.plan.val.row((row + 1) % len(self.plan.val))
+        if pair is None:
+            return rows
+        after = [*rows[1:], rows[0] if len(rows) > 1 else self.plan.val.row((places[0][0] + 1) % len(self.plan.val))]
+        return [pair(row, other) for row, other in zip(rows, after, strict=True)]

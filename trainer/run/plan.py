@@ -15,6 +15,7 @@ from trainer.data import stream
 from trainer.data.order import Order
 from trainer.device import Device
 from trainer.models import model
+from trainer.objectives.objective import Objective
 from trainer.run import checkpoints, checks
 from trainer.run.checkpoints import Checkpoint
 
@@ -27,6 +28,7 @@ class RunPlan:
     where: str
     """The configuration file, for messages."""
     set: stream.Set
+    objective: Objective
     train: stream.Split
     val: stream.Split | None
     source: model.ModelFolder
@@ -56,9 +58,9 @@ class RunPlan:
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
-    def kind(self) -> str:
-        """The kind of the set, which the objective is for."""
-        return self.set.kind
+    def objective_settings(self) -> dict[str, Any]:
+        """The settings of the objective, by name."""
+        return {name: getattr(self.config, name) for name in self.objective.settings}
 
     def is_due(self, strategy: str, every: int, step: int) -> bool:
         """Return whether something that happens by "steps", "epoch" or "no" happens after `step` steps."""
@@ -72,7 +74,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     config = loaded.config
     opened = stream.Set.open(where)
     remarks = list(loaded.remarks)
-    checks.check_objective(opened, config, loaded.where)
+    objective = checks.choose_objective(opened, config, loaded.where)
     train = opened.split("train")
     val = None if config.eval_strategy == "no" else opened.split("val")
     source = model.find(config)
@@ -90,15 +92,16 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     micro = config.per_device_train_batch_size
     rows = micro * accumulation * device.world
     order = Order(len(train), rows, config.seed, train.lengths if grouped else None)
-    if opened.kind == "kto" and rows < 2:
-        what = "a step has 1 row, and its mismatched pair needs another"
+    if objective.pair and rows < 2:
+        what = f"a step has 1 row, and {objective.name} pairs each row with the next one"
         raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Have at least 2 rows a step.")
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * order.steps_per_epoch)
     earlier = [one.run["resumes"] for one in checkpoints.complete(Path(config.output_dir))]
     resumes = max(earlier) + 1 if checkpoint else 0
     bf16, fp16 = _precision(config, device, loaded.where)
     return RunPlan(
-        config=config, where=loaded.where, set=opened, train=train, val=val, source=source, device=device, order=order,
+        config=config, where=loaded.where, set=opened, objective=objective, train=train, val=val,
+        source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
         checkpoint=checkpoint, resumes=resumes, remarks=tuple(remarks),
     )  # fmt: skip

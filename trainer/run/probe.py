@@ -6,12 +6,12 @@ another. It is measured, not assumed, since attention is what models, their vers
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 
 from schemas.errors import UsageError
-from trainer import objectives
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
 from trainer.run.plan import RunPlan
@@ -31,7 +31,7 @@ def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
     row = next((r for i in range(min(PACKS, len(plan.train))) if len((r := plan.train.row(i))["seq_lens"]) > 1), None)
     if row is None:
         return None
-    alone = Collator(collate.kind, packed=False, pad=collate.pad)
+    alone = dataclasses.replace(collate, packed=False)
     wrapped.eval()
     with torch.no_grad():
         packed = _losses(wrapped, plan, collate, [row])
@@ -54,5 +54,5 @@ def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
 def _losses(wrapped: Any, plan: RunPlan, collate: Collator, rows: list[stream.Row]) -> torch.Tensor:
     """Return the weighted losses of the trained tokens, float32[trained], in order."""
     batch = tensors(collate(rows), plan.device.torch)
-    parts = objectives.compute(wrapped, batch, plan.kind)
+    parts = plan.objective.loss(wrapped, batch, **plan.objective_settings)
     return parts.losses[parts.weights > 0]

@@ -11,7 +11,6 @@ import torch
 
 from schemas.errors import IntegrityError
 from schemas.order import Ints
-from trainer import objectives
 from trainer.data.collate import Batch, tensors
 from trainer.data.loader import StepBatches
 from trainer.run.plan import RunPlan
@@ -31,45 +30,17 @@ class StepResult:
     logs: dict[str, float]
 
 
-def weight_of(batch: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
-    """Return what a batch adds to the divisor of the loss, before any forward pass: a float32 scalar.
-
-    For tokens the sum of their weights, but of those that begin a sequence, which nothing predicts; for pairs and KTO
-    rows how many there are with anything trained.
-    """
-    trained = _trained(batch, "")
-    if kind == "preference":
-        return (trained.any(1) | _trained(batch, "rejected_").any(1)).sum().float()
-    if kind == "kto":
-        return trained.any(1).sum().float()
-    return (batch["loss_weights"] * trained).sum()
-
-
-def _trained(batch: dict[str, torch.Tensor], side: str) -> torch.Tensor:
-    return (batch[f"{side}labels"] != -100) & (batch[f"{side}position_ids"] > 0)
-
-
-def settings(plan: RunPlan) -> dict[str, Any]:
-    """Return the objective's settings."""
-    c = plan.config
-    if plan.kind == "preference":
-        return {"beta": c.beta}
-    if plan.kind == "kto":
-        return {"beta": c.beta, "desirable_weight": c.desirable_weight, "undesirable_weight": c.undesirable_weight}
-    return {}
-
-
 def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) -> StepResult:
     """Train one step; IntegrityError where nothing is trained in it, or its loss or gradient is no number."""
-    device, world = plan.device.torch, plan.device.world
+    objective, device, world = plan.objective, plan.device.torch, plan.device.world
     batches = [tensors(batch, device) for batch in step.batches]
-    divisor = torch.stack([weight_of(batch, plan.kind) for batch in batches]).sum()
+    divisor = torch.stack([objective.weights(batch).sum() for batch in batches]).sum()
     torch.distributed.all_reduce(divisor)
     if not divisor > 0:
         raise IntegrityError(_where(plan, step.number), "nothing is trained in this step", _of(plan, step.rows))
-    given = settings(plan)
-    if plan.kind == "kto":
-        given["kl"] = objectives.kl_estimate(wrapped, batches)
+    settings = plan.objective_settings
+    if objective.shared:
+        settings |= objective.shared(wrapped, batches)
     for group in wrapped.optimizer.param_groups:
         group["lr"] = learning_rate
     sums = torch.zeros(3, device=device)
@@ -77,7 +48,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) ->
     losses = []
     for i, (batch, made) in enumerate(zip(batches, step.batches, strict=True)):
         torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # of dropout
-        parts = objectives.compute(wrapped, batch, plan.kind, **given)
+        parts = objective.loss(wrapped, batch, **settings)
         losses.append(parts.loss_sum.detach())
         sums += torch.stack([losses[-1].float(), parts.weight_sum, torch.tensor(float(_tokens(made)), device=device)])
         for name, value in parts.logs.items():

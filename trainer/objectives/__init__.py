@@ -1,0 +1,30 @@
+"""Objectives: what is minimized, one file each. A new one is a file, its settings, and a place in `OBJECTIVES`.
+
+A batch is a dict of tensors, B rows of T tokens, padded on the right:
+
+    input_ids       int64[B, T]
+    labels          int64[B, T]     the target of each position itself (unshifted); -100 = untrained
+    loss_weights    float32[B, T]
+    position_ids    int64[B, T]     0 at the first token of every sequence, so several times in a pack
+    attention_mask  int64[B, T]     absent in packs
+    desirable       bool[B]         kto
+
+and anything else the model takes (pixel_values, image_grid_thw, ...), which is passed on to it. Batches of pairs hold
+the other side under the same names with a prefix: `rejected_` (preference), `kl_` (the mismatched pairs of KTO). What a
+side lacks (the pixels, which belong to the prompt) is taken from the row itself.
+
+An objective returns sums. Loss = sum of `loss_sum` / sum of `weight_sum` over all ranks and accumulated batches of a
+step, so it does not depend on how many of either there are.
+"""
+
+from trainer.objectives.cross_entropy import PRETRAIN, SFT
+from trainer.objectives.dpo import DPO
+from trainer.objectives.kto import KTO
+from trainer.objectives.objective import Objective
+
+OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in (SFT, PRETRAIN, DPO, KTO)}
+
+
+def default(kind: str) -> Objective:
+    """The objective for sets of this kind where the configuration names none: the first one in `OBJECTIVES`."""
+    return next(objective for objective in OBJECTIVES.values() if objective.kind == kind)

@@ -1,0 +1,50 @@
+"""What an objective is: its loss, and everything else in which objectives differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+Row = dict[str, Any]
+
+
+class Parts(NamedTuple):
+    """One batch's share of a step's loss.
+
+    `loss_sum` float32 scalar with grad, `weight_sum` float32 scalar without. `losses` and `weights` float32, without
+    grad, are their terms: [B, T] by target token (sft, pretrain) or [B] by row (dpo, kto), for losses by dataset.
+    `logs`: name to float32[2], (sum, count), to be added over ranks and batches and then divided.
+    """
+
+    loss_sum: Tensor
+    weight_sum: Tensor
+    losses: Tensor
+    weights: Tensor
+    logs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An objective; the trainer asks it for everything that depends on which one it is."""
+
+    name: str
+    kind: str
+    """The kind of set it is for."""
+    loss: Callable[..., Parts]
+    """(model, batch, **settings) -> Parts; `model` may be wrapped (DeepSpeed, DDP)."""
+    weights: Callable[[Batch], Tensor]
+    """The weights of a batch, as in `Parts`, without a forward pass."""
+    settings: tuple[str, ...] = ()
+    """The keys of the configuration that `loss` takes."""
+    sides: tuple[str, ...] = ("",)
+    """Prefixes of the sequences in a batch."""
+    needs_reference: bool = False
+    """Whether the loss compares the model with a reference: the model without its LoRA."""
+    pair: Callable[[Row, Row], Row] | None = None
+    """Add to a row what it needs of the row after it in the step."""
+    shared: Callable[[nn.Module, Sequence[Batch]], dict[str, Any]] | None = None
+    """Settings computed from all batches of a step before its first forward pass; collective over ranks."""
