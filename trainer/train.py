@@ -17,7 +17,7 @@ from trainer.config import zero
 from trainer.data import images
 from trainer.data.collate import Collator, pad_id
 from trainer.data.loader import Loader
-from trainer.models import model
+from trainer.models.tune import count
 from trainer.run import checkpoints, deepspeed, log, probe, sanity, step
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
@@ -115,7 +115,7 @@ def _images(plan: RunPlan) -> images.Images | None:
 
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     """Say what will run, and show the first sequence as it will be trained."""
-    total, some = model.count(wrapped.module)
+    total, some = count(wrapped.module)
     for line in sanity.lines(plan.train.row(int(plan.order.step(plan.start)[0])), plan.source.folder):
         shown.say(line)
     shown.say(

@@ -9,7 +9,7 @@ from trainer import objectives
 from trainer.config import zero
 from trainer.config.config import TrainConfig
 from trainer.data import stream
-from trainer.models import model
+from trainer.models.folder import ModelFolder
 from trainer.objectives.objective import Objective
 
 
@@ -74,7 +74,7 @@ def _longest(opened: stream.Set) -> int:
 
 
 def check_model(
-    opened: stream.Set, source: model.ModelFolder, config: TrainConfig, deepspeed: dict[str, Any], where: str
+    opened: stream.Set, source: ModelFolder, config: TrainConfig, deepspeed: dict[str, Any], where: str
 ) -> None:
     """Raise for combinations that would be wrong without a word."""
     vocabulary = getattr(source.text_config, "vocab_size", None)

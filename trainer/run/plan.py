@@ -14,7 +14,7 @@ from trainer.config.config import Loaded, TrainConfig
 from trainer.data import stream
 from trainer.data.order import Order
 from trainer.device import Device
-from trainer.models import model
+from trainer.models import folder
 from trainer.objectives.objective import Objective
 from trainer.run import checkpoints, checks
 from trainer.run.checkpoints import Checkpoint
@@ -31,7 +31,7 @@ class RunPlan:
     objective: Objective
     train: stream.Split
     val: stream.Split | None
-    source: model.ModelFolder
+    source: folder.ModelFolder
     device: Device
     order: Order
     micro: int
@@ -77,7 +77,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     objective = checks.choose_objective(opened, config, loaded.where)
     train = opened.split("train")
     val = None if config.eval_strategy == "no" else opened.split("val")
-    source = model.find(config)
+    source = folder.find(config)
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
     remarks += checks.check_expected(opened, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)

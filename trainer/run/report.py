@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainer.config import yaml, zero
-from trainer.models import model
+from trainer.models import tune
 from trainer.run.plan import RunPlan
 from trainer.run.schedule import warmup
 
@@ -142,5 +142,5 @@ def count_parameters(plan: RunPlan) -> tuple[int, int]:
 
     bare = replace(plan.config, quantization_bit=None)
     with torch.device("meta"):
-        empty = model.auto_class(plan.source).from_config(plan.source.config, trust_remote_code=bare.trust_remote_code)
-        return model.count(model.tune(empty, bare, plan.where))
+        empty = plan.source.auto_class.from_config(plan.source.config, trust_remote_code=bare.trust_remote_code)
+        return tune.count(tune.tune(empty, bare, plan.where))

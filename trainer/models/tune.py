@@ -1,140 +1,18 @@
-"""The model: transformers' own class, safetensors only, with what is to be trained made trainable."""
+"""What of a model is trained: LoRA, a prefix, or its parameters but for those that are frozen."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from schemas.errors import InputError, UsageError, nearest
+from schemas.errors import UsageError, nearest
 from trainer.config.config import TrainConfig
-from trainer.device import Device
 
 VISION = ("visual", "vision", "vision_tower", "vision_model")
 """What the vision tower's module is called, in one model or another."""
-
-
-@dataclass(frozen=True)
-class ModelFolder:
-    """A model on disk."""
-
-    folder: Path
-    config: Any
-    """transformers' configuration."""
-    record: dict[str, Any]
-    """What a checkpoint says of it: name, revision, and the digest of remote code where that is run."""
-
-    @property
-    def text_config(self) -> Any:
-        """The configuration of the language model in it."""
-        return self.config.get_text_config()
-
-
-def find(config: TrainConfig) -> ModelFolder:
-    """Return the model that a configuration names, nothing of its weights loaded; UsageError where there is none."""
-    import transformers
-
-    name, revision = config.model_name_or_path, config.model_revision
-    folder = Path(name)
-    if not folder.is_dir():
-        folder = _download(name, revision, config.trust_remote_code)
-    if not (folder / "config.json").is_file():
-        raise UsageError(
-            str(folder), "there is no config.json: not a model's folder", "Point at the folder of a model."
-        )
-    if not any(folder.glob("*.safetensors")):
-        other = next((p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")), None)
-        what = f"its weights are in {other}, which can run code when it is read" if other else "there are no weights"
-        hint = "Convert it: model.save_pretrained(DIR, safe_serialization=True) in an environment you trust."
-        raise UsageError(str(folder), f"no *.safetensors; {what}", hint if other else "Download the model again.")
-    record: dict[str, Any] = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}
-    if config.trust_remote_code:
-        record["remote_code"] = {
-            p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.py"))
-        }
-    try:
-        loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
-        raise UsageError(
-            str(folder / "config.json"), f"transformers does not know this model: {str(error).splitlines()[0]}",
-            "If it comes with its own code and you trust that: trust_remote_code: true.",
-        ) from error  # fmt: skip
-    return ModelFolder(folder, loaded, record)
-
-
-def _download(name: str, revision: str | None, remote_code: bool) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"model_name_or_path: {name}", "no such folder", "Give the model's folder, or a hub id.")
-    if remote_code and not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        what = "code from a hub is run only from a fixed commit"
-        raise UsageError("model_revision", what, "Set it to the full hash of a commit you have looked at.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
-    except Exception as error:  # each failure of the client is one thing to the user
-        raise InputError(
-            f"model_name_or_path: {name}", f"no such folder, and not downloaded: {str(error).splitlines()[0]}",
-            "Give the model's folder.",
-        ) from error  # fmt: skip
-
-
-def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.dtype, where: str) -> nn.Module:
-    """Return the model in training form: adapters added or parameters frozen, gradient checkpointing as asked."""
-    torch.manual_seed(config.seed)  # new weights: adapters and prefixes
-    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
-    if config.attn_implementation:
-        settings["attn_implementation"] = config.attn_implementation
-    if config.quantization_bit:
-        settings |= _bits(config.quantization_bit, dtype, device)
-    try:
-        model = auto_class(source).from_pretrained(source.folder, **settings)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(str(source.folder), f"cannot be loaded: {str(error).splitlines()[0]}") from error
-    model.config.use_cache = False
-    if config.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            what = f"{type(model).__name__} has none"
-            raise UsageError(f"{where}#/gradient_checkpointing", what, "Leave it out.")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    return tune(model, config, where)
-
-
-def auto_class(source: ModelFolder) -> Any:
-    """Return transformers' class that knows the class of this model."""
-    import transformers
-
-    names = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    sees = source.config.model_type in names and hasattr(source.config, "vision_config")
-    return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-
-
-def _bits(bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:
-    import transformers
-
-    where = f"quantization_bit: {bits}"
-    try:
-        import bitsandbytes
-    except ImportError:
-        what = "bitsandbytes is not installed"
-        raise UsageError(where, what, "pip install bitsandbytes, or leave quantization_bit out.") from None
-    supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda"})
-    if device.kind not in supported:
-        what = f"bitsandbytes {bitsandbytes.__version__} does not support {device.kind}"
-        raise UsageError(where, what, "Leave it out, or train on one of: " + ", ".join(sorted(supported)))
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    kind: Any = transformers.BitsAndBytesConfig  # untyped
-    quantization = kind(**(four if bits == 4 else {"load_in_8bit": True}))
-    return {"quantization_config": quantization, "device_map": {"": device.torch}}
-
-
-# -- what is trained --
 
 
 def tune(model: Any, config: TrainConfig, where: str) -> nn.Module:

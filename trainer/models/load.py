@@ -1,0 +1,54 @@
+"""Load a model for training: safetensors only, with what is to be trained made trainable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from schemas.errors import UsageError
+from trainer.config.config import TrainConfig
+from trainer.device import Device
+from trainer.models.folder import ModelFolder
+from trainer.models.tune import tune
+
+
+def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.dtype, where: str) -> nn.Module:
+    """Return the model in training form: adapters added or parameters frozen, gradient checkpointing as asked."""
+    torch.manual_seed(config.seed)  # new weights: adapters and prefixes
+    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
+    if config.attn_implementation:
+        settings["attn_implementation"] = config.attn_implementation
+    if config.quantization_bit:
+        settings |= _bits(config.quantization_bit, dtype, device)
+    try:
+        model = source.auto_class.from_pretrained(source.folder, **settings)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(str(source.folder), f"cannot be loaded: {str(error).splitlines()[0]}") from error
+    model.config.use_cache = False
+    if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            what = f"{type(model).__name__} has none"
+            raise UsageError(f"{where}#/gradient_checkpointing", what, "Leave it out.")
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return tune(model, config, where)
+
+
+def _bits(bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:
+    import transformers
+
+    where = f"quantization_bit: {bits}"
+    try:
+        import bitsandbytes
+    except ImportError:
+        what = "bitsandbytes is not installed"
+        raise UsageError(where, what, "pip install bitsandbytes, or leave quantization_bit out.") from None
+    supported = getattr(bitsandbytes, "supported_torch_devices", {"cuda"})
+    if device.kind not in supported:
+        what = f"bitsandbytes {bitsandbytes.__version__} does not support {device.kind}"
+        raise UsageError(where, what, "Leave it out, or train on one of: " + ", ".join(sorted(supported)))
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    kind: Any = transformers.BitsAndBytesConfig  # untyped
+    quantization = kind(**(four if bits == 4 else {"load_in_8bit": True}))
+    return {"quantization_config": quantization, "device_map": {"": device.torch}}
