@@ -97,7 +97,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> Result:
             "balance": total_balance(entries),
             "run": {"encoders": encoders_entry(compiled)},
             "splits": {
-                name: split_entry(write_split(output.partial / name, split, rows, kind))
+                name: split_entry(write_split(output.partial / name, split, rows, kind, watcher.linked))
                 for name, split in splits.items()
             },
         }

@@ -22,7 +22,6 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
-from compiler.commands.terminal import line
 from compiler.options import CompileOptions
 from compiler.pipeline import compile_set
 from compiler.units.progress import Done, Watcher
@@ -705,13 +704,6 @@ def test_workers_change_nothing_and_options_are_in_the_manifest(run: Run, tmp_pa
         "max_length": 500, "overlength": "cut", "shuffle": True, "special_text": "text"
     }  # fmt: skip
     assert "workers" not in found["options"]
-
-
-def test_progress_says_how_far_a_run_is_how_fast_and_what_was_rejected() -> None:
-    done = Done(dataset="chats", cached=3, compiled=1200, rows=50_000, rejected=7, bytes=94_000_000)
-    assert line(done, 10.0) == (
-        "chats: 50,000 rows (5,000 rows/s, 9.4 MB/s), 1,200 units compiled, 3 cached, 7 rejected"
-    )
 
 
 def test_a_run_tells_how_far_it_is_from_the_first_unit_to_the_last(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +19,7 @@ from compiler.units.slices import Slice
 def summary(result: Result, out: str) -> RenderableType:
     """Return the summary of a compile."""
     manifest = result.manifest
-    parts: list[RenderableType] = [_table(mix_rows(manifest), last_is_total=True)]
+    parts: list[RenderableType] = [_Mix(mix_rows(manifest))]
     for name, split in manifest["splits"].items():
         if split["rows"]:
             rows, shards, share = split["rows"], len(split["shards"]), split["trained_tokens"] / split["tokens"]
@@ -32,7 +33,7 @@ def summary(result: Result, out: str) -> RenderableType:
     else:
         which = f"all {cached} units" if cached != 1 else "the only unit"
         parts.append(Text(f"nothing was encoded again: {which} came from the cache"))
-    parts.append(Text(f"wrote {out}  manifest {manifest['digest'][:16]}"))
+    parts.append(Text(f"wrote {out}  manifest {manifest['digest'][:16]}", no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 
@@ -124,18 +125,33 @@ def _s(count: int) -> str:
     return "" if count == 1 else "s"
 
 
-def _table(rows: list[tuple[str, ...]], *, last_is_total: bool = False) -> Table:
+class _Mix:
+    """The realized mix, a dataset a line: one table where there is room for it, else two narrow ones."""
+
+    def __init__(self, rows: list[tuple[str, ...]]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = _table(self._rows)
+        if Measurement.get(console, options.update_width(10_000), whole).maximum <= options.max_width:
+            yield whole
+            return
+        names = self._rows[0]
+        counts = [n for n, name in enumerate(names) if name in ("repeats", "rejected", "sampled out", "duplicates")]
+        yield _table([tuple(cell for n, cell in enumerate(row) if n not in counts) for row in self._rows], narrow=True)
+        told = [0, *(n for n in counts if any(row[n] != "0" for row in self._rows[1:]))]
+        if len(told) > 1:
+            yield Text()
+            yield _table([tuple(row[n] for n in told) for row in self._rows])
+
+
+def _table(rows: list[tuple[str, ...]], *, narrow: bool = False) -> Table:
+    """Return a table of a header, lines and a total; a narrow one has its long names on two lines."""
     table = Table(box=None, pad_edge=False, show_edge=False)
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")
+        is_text = name in ("dataset", "asked for")
+        title = name.replace("share of ", "share of\n") if narrow else name
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=number > 0, overflow="fold")
     for number, row in enumerate(rows[1:], start=1):
-        table.add_row(*row, style="bold" if last_is_total and number == len(rows) - 1 else None)
+        table.add_row(*row, style="bold" if number == len(rows) - 1 else None)
     return table
-
-
-def plain(renderable: RenderableType) -> str:
-    """Return a renderable as text without colour, 100 columns wide."""
-    console = Console(width=100, no_color=True, color_system=None)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()

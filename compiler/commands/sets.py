@@ -83,10 +83,11 @@ def verify(out: AnyPath, as_json: bool) -> None:
       cli verify shards
       cli verify s3://bucket/sets/chats
     """
+    from compiler.commands import terminal
     from compiler.sets.folder import ShardSet
 
     opened = ShardSet.open(out)
-    problems = opened.verify()
+    problems = opened.verify(lambda shards: terminal.track(shards, "verifying"))
     shards = sum(len(opened.shards(split)) for split in ("train", "val"))
     if as_json:
         click.echo(json.dumps({"ok": not problems, "shards": shards, "problems": problems}, ensure_ascii=False))

@@ -1,68 +1,200 @@
-"""Progress on stderr, results on stdout; plain text where nobody is watching."""
+"""Results on stdout, progress on stderr: drawn where there is a terminal, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from typing import TypeVar
 
-import rich.progress
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task
+from rich.text import Text
 
 from compiler.units.progress import Done, Watcher
 
 T = TypeVar("T")
+Figures = Callable[[float], list[str]]
+"""From the seconds that a work has taken to what is said about it, the most important first."""
+
+EVERY = 10.0
+"""Seconds between two lines where nothing is drawn."""
+_RECENT = 60.0
+"""Seconds from whose progress the time left is estimated: units from the cache are faster than the others."""
+_BAR = 12
 
 
-class _RichWatcher(Watcher):
-    def __init__(self, progress: Progress, console: Console) -> None:
-        self._progress, self._console = progress, console
-        self._task = progress.add_task("compiling", total=None)
+class _Work:
+    """One kind of work: how much of it is done, in which figures, and how long the rest will take."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.share: float | None = None
+        self._figures: Figures = lambda _: []
         self._began = time.monotonic()
+        self._seen = deque([(self._began, 0.0)])
+
+    def at(self, share: float | None, figures: Figures) -> None:
+        """Note how far the work is."""
+        now = time.monotonic()
+        self.share, self._figures = share, figures
+        self._seen.append((now, share or 0.0))
+        while len(self._seen) > 2 and self._seen[1][0] < now - _RECENT:
+            self._seen.popleft()
+
+    def figures(self) -> list[str]:
+        """Return what is said about the work, the most important first."""
+        return self._figures(max(time.monotonic() - self._began, 1e-3))
+
+    def left(self) -> str:
+        """Return the time left, such as "1:05 left", or "" while nothing is known of it."""
+        then, before = self._seen[0]
+        if self.share is None or self.share <= before:
+            return ""
+        return f"{_clock((time.monotonic() - then) * (1 - self.share) / (self.share - before))} left"
+
+    def line(self) -> str:
+        """Return everything in one line."""
+        percent = [] if self.share is None else [f"{self.share:.0%}"]
+        said = [*percent, *self.figures(), *filter(None, [self.left()])]
+        return f"{self.name}: " + ", ".join(said or [f"{_clock(time.monotonic() - self._began)} so far"])
+
+
+def _clock(seconds: float) -> str:
+    """Return a time as "1:05", or "2:01:05"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+class _Console(Watcher):
+    """Knows what is being worked on, and on which console that is shown."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        self.work, self._console = _Work(name), console
+
+    def _at(self, name: str, share: float | None, figures: Figures) -> None:
+        if name != self.work.name:
+            self.work = _Work(name)
+        self.work.at(share, figures)
 
     def units(self, done: Done) -> None:
-        said = line(done, time.monotonic() - self._began)
-        self._progress.update(self._task, description=said, completed=done.share, total=done.share and 1.0)
+        self._at("compiling", done.share, lambda seconds: figures_of(done, seconds))
+
+    def linked(self, split: str, done: int, total: int) -> None:
+        def figures(seconds: float) -> list[str]:
+            return [f"{done:,} of {total:,} examples", f"{done / seconds:,.0f}/s"]
+
+        self._at(f"writing {split}", done / max(total, 1), figures)
 
     def put(self, done: int, total: int) -> None:
-        self._progress.update(self._task, description=f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB in the store")
+        def figures(seconds: float) -> list[str]:
+            return [f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB", f"{done / 1e6 / seconds:,.1f} MB/s"]
+
+        self._at("storing", done / max(total, 1), figures)
+
+    def counted(self, done: int, total: int) -> None:
+        """Say that so many of the files are done."""
+        self._at(self.work.name, done / max(total, 1), lambda _: [f"{done:,} of {total:,} files"])
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def line(done: Done, seconds: float) -> str:
-    """Return how far a run is after some seconds, in one line."""
-    rates = f"{done.rows / seconds:,.0f} rows/s, {done.bytes / 1e6 / seconds:,.1f} MB/s"
-    units = f"{done.compiled:,} units compiled, {done.cached:,} cached"
-    rejected = f", {done.rejected:,} rejected" if done.rejected else ""
-    return f"{done.dataset}: {done.rows:,} rows ({rates}), {units}{rejected}"
+def figures_of(done: Done, seconds: float) -> list[str]:
+    """Return how far a compile is after some seconds, the most important first."""
+    figures = [f"{done.dataset}: {done.rows:,} rows", f"{done.rows / seconds:,.0f} rows/s"]
+    figures += [f"{done.rejected:,} rejected"] if done.rejected else []
+    figures += [f"{done.bytes / 1e6 / seconds:,.1f} MB/s", f"{done.compiled:,} units compiled"]
+    return [*figures, f"{done.cached:,} cached"]
+
+
+class _Figures(ProgressColumn):
+    """The figures of the work, as many as fit beside the other columns."""
+
+    def __init__(self, watcher: _Console, room: int) -> None:
+        super().__init__()
+        self._watcher, self._room = watcher, room
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002  # there is one task, the watcher's
+        """Draw the figures."""
+        figures = self._watcher.work.figures() or [self._watcher.work.name]
+        while len(figures) > 1 and len(", ".join(figures)) > self._room:
+            figures.pop()
+        return Text(", ".join(figures), no_wrap=True, overflow="ellipsis")
+
+
+class _Left(ProgressColumn):
+    """The share that is done and the time left."""
+
+    def __init__(self, watcher: _Console) -> None:
+        super().__init__()
+        self._watcher = watcher
+
+    def render(self, task: Task) -> Text:  # noqa: ARG002
+        """Draw both."""
+        work = self._watcher.work
+        return Text("" if work.share is None else f"{work.share:4.0%} {work.left()}", no_wrap=True)
+
+
+class _Bar(BarColumn):
+    """A bar of the share that is done; it pulses while that is not known."""
+
+    def __init__(self, watcher: _Console) -> None:
+        super().__init__(_BAR)
+        self._watcher = watcher
+
+    def render(self, task: Task):  # type: ignore[no-untyped-def]  # rich's own type is private
+        """Draw the bar."""
+        share = self._watcher.work.share
+        task.total, task.completed = (None, 0) if share is None else (1.0, share)
+        return super().render(task)
 
 
 @contextmanager
-def watch() -> Iterator[Watcher]:
-    """Give a watcher that draws progress on stderr; without a terminal it only says what must be said."""
+def watch(name: str = "compiling") -> Iterator[_Console]:
+    """Give a watcher that shows on stderr how far the work is; it begins with the work of this name."""
     console = Console(file=sys.stderr)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _RichWatcher(progress, console)
+    watcher = _Console(name, console)
+    if not console.is_terminal or console.is_dumb_terminal:
+        with _lines(watcher):
+            yield watcher
+        return
+    room = console.width - len(f"  {'':{_BAR}}  100% 10:00:00 left") - 2
+    columns = (SpinnerColumn(), _Figures(watcher, room), _Bar(watcher), _Left(watcher))
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(name, total=None)
+        yield watcher
 
 
-def track(items: Sequence[T]) -> Iterable[T]:
-    """Yield the items, drawing on stderr how many are done; without a terminal nothing is drawn."""
-    console = Console(file=sys.stderr)
-    return rich.progress.track(items, "checking", console=console, transient=True, disable=not console.is_terminal)
+@contextmanager
+def _lines(watcher: _Console) -> Iterator[None]:
+    """Say every few seconds how far the work is, from a thread: a unit, or a shard in a store, can take minutes."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(EVERY):
+            watcher.say(watcher.work.line())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def track(items: Sequence[T], name: str = "checking") -> Iterator[T]:
+    """Yield the items, files that are checked, and show how many are done."""
+    with watch(name) as watcher:
+        for number, item in enumerate(items):
+            watcher.counted(number, len(items))
+            yield item
 
 
 def print_out(renderable: RenderableType) -> None:
@@ -74,5 +206,5 @@ def print_out(renderable: RenderableType) -> None:
     console = Console(file=StringIO(), width=None if "COLUMNS" in os.environ else 160)
     with console.capture() as capture:
         console.print(renderable, markup=False, highlight=False)
-    for line in capture.get().splitlines():
+    for line in capture.get().rstrip("\n").split("\n"):
         print(line.rstrip())  # rich fills the cells of a table with spaces

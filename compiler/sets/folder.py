@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -210,14 +210,16 @@ class ShardSet:
             else shard_schema(self.manifest["kind"], packed="packing" in self.manifest).empty_table()
         )
 
-    def verify(self) -> list[str]:
-        """Return every damage found, file and batch named; an empty list means that every byte is as it was written."""
+    def verify(self, each: Callable[[list[dict[str, Any]]], Iterable[dict[str, Any]]] = iter) -> list[str]:
+        """Return every damage found, file and batch named; an empty list means that every byte is as it was written.
+
+        `each` may show progress over the shards.
+        """
         problems: list[str] = []
-        listed = set()
-        for split in SPLITS:
-            for entry in self.shards(split):
-                listed.add(entry["file"])
-                problems += _verify_shard(self.files / entry["file"], entry)
+        shards = [entry for split in SPLITS for entry in self.shards(split)]
+        for entry in each(shards):
+            problems += _verify_shard(self.files / entry["file"], entry)
+        listed = {entry["file"] for entry in shards}
         for name, digest in self.manifest["files"].items():
             problems += _verify_file(self.files / name, name, digest)
         for split in SPLITS:

@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -104,8 +104,10 @@ def _lengths(split: Split, rows: Rows) -> Ints:
     return rows.light.column("length").to_numpy()[split.rows].astype(np.int64)
 
 
-def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[str, Any]]:
-    """Write one split as shards; return their manifest entries."""
+def write_split(
+    folder: Path, split: Split, rows: Rows, kind: str, say: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    """Write one split as shards; return their manifest entries. `say` hears how many of its examples are written."""
     if not len(split.rows):
         return []
     folder.mkdir(parents=True)
@@ -120,6 +122,7 @@ def write_split(folder: Path, split: Split, rows: Rows, kind: str) -> list[dict[
         for number, (shard, store) in enumerate(zip(shards, stores, strict=True)):
             file = _Shard(folder / f"shard-{number:05d}.arrow", schema, split.packs is not None)
             for block in split.blocks(shard, before):
+                say(folder.name, block.start, len(split.rows))
                 batches = list(_batches(split, block, rows, store.words(split.rows[block], words), schema))
                 for one in written[-1:]:
                     one.result()  # two blocks in memory are enough; an error ends the run here

@@ -233,7 +233,7 @@ class Collector:
             yield task
             return
         found[task.key] = kept
-        self.done.cache_had(task.dataset, kept.info)
+        self.done.count_cached(task.dataset, kept.info)
         self.watcher.units(self.done)
 
     def _choose_encoder(self, many: bool) -> None:
@@ -248,7 +248,7 @@ class Collector:
             return outcome.trouble
         if not agree(self.tokenizer, outcome.samples):
             return IDS_DIFFER
-        self.done.came_of(task, outcome)
+        self.done.count_compiled(task, outcome)
         self.watcher.units(self.done)
         return ""
 

@@ -1,4 +1,4 @@
-"""How far a run is, and who is told."""
+"""How far a run is, and the watcher that hears of it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ class Done:
     """How far a run is: units and rows, taken from the cache or compiled."""
 
     dataset: str = ""
-    """That of the last unit."""
+    """The dataset of the last unit."""
     cached: int = 0
     compiled: int = 0
     rows: int = 0
     rejected: int = 0
     bytes: int = 0
-    """What was read of the sources."""
+    """Bytes of the sources that were read."""
     share: float | None = None
-    """How much of the whole that is, 0 to 1; None = not known."""
+    """Their share of all bytes, 0 to 1; None = not known."""
 
-    def cache_had(self, dataset: str, info: dict[str, Any]) -> None:
-        """Count a unit that the cache had."""
+    def count_cached(self, dataset: str, info: dict[str, Any]) -> None:
+        """Count a unit whose object was in the cache."""
         self.dataset = dataset
         self.cached += 1
         self.rows += info["counts"].get("read", 0)
         self.rejected += len(info["rejects"])
 
-    def came_of(self, task: Task, outcome: Outcome) -> None:
+    def count_compiled(self, task: Task, outcome: Outcome) -> None:
         """Count a unit that was compiled."""
         self.dataset = task.dataset
         self.compiled += 1
@@ -39,13 +39,16 @@ class Done:
 
 
 class Watcher:
-    """What a run tells while it works; the command line draws it, a library caller may ignore it."""
+    """Hears how far a run is; the command line draws it, a library caller may ignore it."""
 
     def units(self, done: Done) -> None:
         """Say how far the units are."""
 
+    def linked(self, split: str, done: int, total: int) -> None:
+        """Say how many examples of a split are written into shards."""
+
     def put(self, done: int, total: int) -> None:
-        """Say that so many of a set's bytes are in the object store."""
+        """Say how many of a set's bytes are in the object store."""
 
     def say(self, text: str) -> None:
         """Say one sentence that the user should see."""

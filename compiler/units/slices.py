@@ -56,7 +56,7 @@ class Slice:
         for task, recut in self.plan.tasks(self.ids):
             kept = objects.load(self.plan.cache, task.key)
             if kept is not None and usable(kept, self.plan.cache, self.tokenizer):
-                self.done.cache_had(task.dataset, kept.info)
+                self.done.count_cached(task.dataset, kept.info)
                 self._show()
                 continue
             unit = task.unit
@@ -75,7 +75,7 @@ class Slice:
             return ""
         if not agree(self.tokenizer, outcome.samples):
             return IDS_DIFFER
-        self.done.came_of(task, outcome)
+        self.done.count_compiled(task, outcome)
         self._show()
         return ""
 
