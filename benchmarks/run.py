@@ -8,7 +8,6 @@ draws them as benchmarks/scale.png.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -23,8 +22,8 @@ import registry
 from benchmarks import corpus, meter
 from benchmarks.meter import Measured
 from compiler.sets.folder import ShardSet
-from compiler.tokenizer.encoders import Fast, Reference
-from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.tokenizer.encoders import Encoder, FastEncoder, ReferenceEncoder, Specs
+from compiler.tokenizer.files import TokenizerFiles
 
 BATCH = 512
 PICTURE = meter.ROOT / "benchmarks" / "scale.png"
@@ -64,12 +63,12 @@ def compare(folder: Path, tokenizer: Path, rows: int, rounds: int, without_refer
         "compile cold, 2 workers": lambda i: mine.cold(files, f"two-{i}", workers=2),
         "relink, another seed": lambda i: mine.run(files, "warm", seed=i + 1),
         "a plain copy of the set": lambda i: _copy(folder / "warm-out" / "train", folder / f"copy-{i}"),
-        "fastokens alone, load included": lambda _: _alone(Fast, tokenizer, texts),
+        "fastokens alone, load included": lambda _: _alone(FastEncoder, tokenizer, texts),
         "1,000 rows, new cache": lambda i: mine.cold(small, f"small-{i}", workers=2),
         "1,000 rows, certificate kept": lambda _: mine.again(small, "again"),
     }
     if not without_reference:
-        runs["tokenizers alone, load included"] = lambda _: _alone(_reference, tokenizer, texts)
+        runs["tokenizers alone, load included"] = lambda _: _alone(ReferenceEncoder, tokenizer, texts)
     mine.run(small, "again")
     times: dict[str, list[Measured]] = {what: [] for what in runs}
     for number in range(rounds):
@@ -153,19 +152,13 @@ def _copy(source: Path, target: Path) -> Measured:
     return Measured(seconds, 0)
 
 
-def _reference(spec: str) -> Reference:
-    from tokenizers import Tokenizer as HFTokenizer
-
-    return Reference(HFTokenizer.from_str(spec))
-
-
-def _alone(encoder: Callable[[str], Fast | Reference], tokenizer: Path, texts: list[str]) -> Measured:
+def _alone(encoder: Callable[[Specs], Encoder], tokenizer: Path, texts: list[str]) -> Measured:
     """Encode what we encoded with nothing but an encoder, one thread of it."""
-    spec = Tokenizer.load(tokenizer).spec | {"added_tokens": [], "post_processor": None}
+    specs = Specs.of(TokenizerFiles.find(tokenizer).spec(), [])
     start = time.perf_counter()
-    loaded = encoder(json.dumps(spec))
+    loaded = encoder(specs)
     for at in range(0, len(texts), BATCH):
-        loaded.encode(texts[at : at + BATCH])
+        loaded.encode(texts[at : at + BATCH], fresh=True)
     return Measured(time.perf_counter() - start, 0)
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import registry
+from compiler.tokenizer.convert import to_spec
 from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.tokenizer.vocabularies import to_spec
 from schemas.errors import InputError, UsageError
 from tests.support.shared import shared, tools
 

@@ -18,7 +18,7 @@ from compiler.encode.tokens import IGNORED
 from compiler.encode.weigh import KEYWORD, Policy
 from compiler.inspect.choose import LIMIT
 from compiler.inspect.rows import Split, damage
-from compiler.inspect.vocabulary import Vocabulary
+from compiler.inspect.vocabulary import TokenBytes
 from compiler.sets.folder import ShardSet
 from compiler.templates.guard import MEDIA_MARKS
 from schemas.arrow import SPLITS
@@ -84,7 +84,7 @@ def run_checks(opened: ShardSet, checks: list[Check]) -> int:
                 check.rows += len({row for side in spans for row in side.count(check)})
     violations = [entry for check in checks for entry in check.violations]
     if violations:  # the tokenizer is read only for these
-        vocabulary = Vocabulary(opened)
+        vocabulary = TokenBytes(opened)
         for entry in violations:
             pieces = vocabulary.pieces(pa.array(entry["text"], pa.int32())).to_pylist()
             entry["text"] = b"".join(pieces).decode("utf-8", "backslashreplace")

@@ -10,7 +10,7 @@ import numpy as np
 
 from compiler.inspect.find import by_row, first_of_each, matching
 from compiler.inspect.rows import Split, rejects
-from compiler.inspect.vocabulary import Vocabulary
+from compiler.inspect.vocabulary import TokenBytes
 from compiler.sets.folder import ShardSet
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
@@ -37,7 +37,7 @@ class Query:
         return (self.row, self.find, self.dataset, self.sample) != (None, None, None, None)
 
 
-def choose(split: Split, query: Query, vocabulary: Vocabulary) -> tuple[list[int], str]:
+def choose(split: Split, query: Query, vocabulary: TokenBytes) -> tuple[list[int], str]:
     """Return the numbers of the rows to show, and a sentence on how many there are beside them (or "")."""
     manifest = split.opened.manifest
     _check_dataset(manifest, query.dataset)

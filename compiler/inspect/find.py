@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compiler.inspect.rows import Split, rejects
-from compiler.inspect.vocabulary import Vocabulary
+from compiler.inspect.vocabulary import TokenBytes
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
 from schemas.order import Ints
@@ -84,7 +84,7 @@ def _num_rows(dataset: dict[str, Any], split: str) -> int:
     return val_rows if split == "val" else rows - val_rows
 
 
-def matching(split: Split, dataset: str | None, text: str | None, vocabulary: Vocabulary) -> Ints:
+def matching(split: Split, dataset: str | None, text: str | None, vocabulary: TokenBytes) -> Ints:
     """Return the numbers of all rows of the dataset that contain the text; None matches every row."""
     if dataset is None and text is None:
         return np.arange(split.num_rows)
@@ -100,7 +100,7 @@ def matching(split: Split, dataset: str | None, text: str | None, vocabulary: Vo
     return np.concatenate(found)
 
 
-def _contains(ids: pa.ListArray, text: str, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
+def _contains(ids: pa.ListArray, text: str, vocabulary: TokenBytes) -> npt.NDArray[np.bool_]:
     """Return bool[N]: which rows' bytes contain the text's. One search over all rows; the loop is over matches."""
     pieces = vocabulary.pieces(ids.values)
     _, offsets, data = pieces.buffers()

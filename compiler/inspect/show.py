@@ -17,7 +17,7 @@ from compiler.inspect.marks import visible
 from compiler.inspect.page import Page, cut, place
 from compiler.inspect.rows import Split
 from compiler.inspect.tokens import Row, decode_row
-from compiler.inspect.vocabulary import Vocabulary
+from compiler.inspect.vocabulary import TokenBytes
 from compiler.sets.folder import ShardSet
 from schemas.errors import UsageError
 
@@ -58,7 +58,7 @@ def _aside(note: str) -> None:
 
 
 def _show_rows(opened: ShardSet, query: Query, style: str) -> None:
-    split, vocabulary = Split(opened, query.split), Vocabulary(opened)
+    split, vocabulary = Split(opened, query.split), TokenBytes(opened)
     numbers, note = choose(split, query, vocabulary)
     rows = (decode_row(split, number, vocabulary) for number in numbers)
     if style == "text":
@@ -78,7 +78,7 @@ def _show_rows(opened: ShardSet, query: Query, style: str) -> None:
     _aside(note)
 
 
-def _sanity(row: Row, vocabulary: Vocabulary) -> Iterator[str]:
+def _sanity(row: Row, vocabulary: TokenBytes) -> Iterator[str]:
     """Yield the lines that ChatGLM3's fine-tuning script prints; a part of a character is shown as bytes."""
     yield "Sanity Check >>>>>>>>>>>>>"
     for token in row.tokens:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from compiler.encode.tokens import IGNORED
 from compiler.inspect.rows import Split
-from compiler.inspect.vocabulary import Vocabulary
+from compiler.inspect.vocabulary import TokenBytes
 
 _OTHER_MODELS = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _BETWEEN = "\uffff"
@@ -95,7 +95,7 @@ class Row:
 _MAY_BE = ("desirable", "rejected_tokens")
 
 
-def decode_row(split: Split, number: int, vocabulary: Vocabulary) -> Row:
+def decode_row(split: Split, number: int, vocabulary: TokenBytes) -> Row:
     """Return one row of a split, decoded."""
     columns = split.row(number)
     weights = columns["loss_weights"] or [float(label != IGNORED) for label in columns["labels"]]
@@ -119,7 +119,7 @@ def decode_row(split: Split, number: int, vocabulary: Vocabulary) -> Row:
 
 
 def _decoded(
-    ids: list[int], labels: list[int], weights: list[float], spans: list[dict[str, Any]], vocabulary: Vocabulary
+    ids: list[int], labels: list[int], weights: list[float], spans: list[dict[str, Any]], vocabulary: TokenBytes
 ) -> tuple[list[Token], list[tuple[int, int]]]:
     """Return the tokens of one sequence, and where its text looks like a control token."""
     controls = [token_id in vocabulary.controls for token_id in ids]

@@ -11,12 +11,14 @@ import pyarrow.compute as pc
 
 from compiler.inspect.rows import damage, read_file
 from compiler.sets.folder import ShardSet
-from compiler.tokenizer.tokenizer import Tokenizer, family_of
-from compiler.tokenizer.vocabularies import byte_letters
+from compiler.tokenizer.convert import byte_letters
+from compiler.tokenizer.files import TokenizerFiles
+from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.tokenizer.vocabulary import decoder_kinds
 from registry import PROCESSOR_FILES
 
 
-class Vocabulary:
+class TokenBytes:
     """The bytes of ids. Nothing is encoded, so the tokenizer, a second's work for a large one, is not built."""
 
     def __init__(self, opened: ShardSet) -> None:
@@ -26,18 +28,19 @@ class Vocabulary:
             for name in opened.manifest["files"]
             if name.startswith("tokenizer/") and name.removeprefix("tokenizer/") not in PROCESSOR_FILES
         ]
-        files = {name.removeprefix("tokenizer/"): read_file(opened, name) for name in names}
-        family = family_of(files)
-        if family.get("file", "tokenizer.json") not in files:
+        contents = {name.removeprefix("tokenizer/"): read_file(opened, name) for name in names}
+        files = TokenizerFiles(opened.files / "tokenizer", contents)
+        if files.family.get("file", "tokenizer.json") not in contents:
             raise damage(opened, "tokenizer/tokenizer.json: not in the manifest")
-        self.tokenizer = Tokenizer(opened.files / "tokenizer", files, family)
+        self._spec = files.spec()
+        self.tokenizer = Tokenizer(files, self._spec)
         self.controls = frozenset(self.tokenizer.controls.values())
 
     @cached_property
     def bytes_of(self) -> pa.LargeBinaryArray:
         """The bytes of every id, large_binary[V]."""
-        spell = _speller(self.tokenizer)
-        model = self.tokenizer.spec["model"]["vocab"]
+        spell = _speller(self.tokenizer, decoder_kinds(self._spec))
+        model = self._spec["model"]["vocab"]
         ids = model if isinstance(model, dict) else {entry[0]: number for number, entry in enumerate(model)}
         spelled = {number: spell(token, number) for token, number in ids.items()}
         spelled |= {number: token.encode() for token, number in self.tokenizer.controls.items()}
@@ -59,10 +62,8 @@ class Vocabulary:
         return self.tokenizer.decode([token_id])
 
 
-def _speller(tokenizer: Tokenizer) -> Callable[[str, int], bytes]:
+def _speller(tokenizer: Tokenizer, kinds: set[str]) -> Callable[[str, int], bytes]:
     """Return what turns a vocabulary entry and its id into bytes, as the tokenizer's own decoder would."""
-    decoder = tokenizer.spec.get("decoder") or {}
-    kinds = {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
     if "ByteLevel" in kinds:
         byte_of = {ord(letter): byte for byte, letter in byte_letters().items()}
         return lambda token, _: token.translate(byte_of).encode("latin-1", "ignore")

@@ -55,7 +55,7 @@ def try_fast(tokenizer: Tokenizer) -> Trial:
     if isinstance(tokenizer.fast, str):
         return Trial(why_not=tokenizer.fast)
     texts = list(awkward_texts())
-    return Trial([encoder.encode(texts) for encoder in tokenizer.fast])
+    return Trial([tokenizer.fast.encode(texts, fresh=fresh) for fresh in _ways(tokenizer)])
 
 
 def choose(
@@ -80,22 +80,27 @@ def choose(
     return Choice(REFERENCE if why_not else FAST, why_not)
 
 
+def _ways(tokenizer: Tokenizer) -> list[bool]:
+    """Return the values of `fresh` with which texts are encoded."""
+    return [True, False] if tokenizer.has_prefix else [True]
+
+
 def _why_not(trial: Trial, tokenizer: Tokenizer) -> str:
     """Return why the fast encoder must not be used after this trial, "" if it may."""
     if trial.why_not:
         return trial.why_not
     texts = list(awkward_texts())
-    for ids, reference in zip(trial.ids, tokenizer.reference, strict=False):
-        if not same(ids, reference.encode(texts)):
+    for ids, fresh in zip(trial.ids, _ways(tokenizer), strict=True):
+        if not same(ids, tokenizer.reference.encode(texts, fresh=fresh)):
             return "its ids are not those of tokenizers on texts that were tried"
     return ""
 
 
 def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
     """Return whether the reference gives the same ids for texts that the fast encoder encoded."""
-    for fresh in (True, False):
+    for fresh in _ways(tokenizer):
         some = [(text, ids) for is_fresh, text, ids in samples if is_fresh is fresh]
-        ids, lengths = tokenizer.reference[0 if fresh else 1].encode([text for text, _ in some])
+        ids, lengths = tokenizer.reference.encode([text for text, _ in some], fresh=fresh)
         expected = np.split(ids, np.cumsum(lengths))  # and an empty array after the last text
         if any(a.tolist() != b for a, (_, b) in zip(expected, some, strict=False)):
             return False

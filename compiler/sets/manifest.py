@@ -32,7 +32,7 @@ def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what identifies the tokenizer, and its control tokens."""
     return {
         "digest": tokenizer.digest,
-        "files": sorted(tokenizer.files),
+        "files": sorted(tokenizer.files.tokenizer),
         "named_tokens": tokenizer.named_tokens,
         "controls": dict(sorted(tokenizer.controls.items(), key=lambda item: item[1])),
     }
@@ -172,7 +172,7 @@ def check_balance(manifest: dict[str, Any]) -> None:
 def write_files(folder: Path, manifest: dict[str, Any], compiled: list[Compiled], tokenizer: Tokenizer) -> None:
     """Write what stands beside the shards (rejects, card, tokenizer) and list it with its digest in the manifest."""
     files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
-    beside = sorted((tokenizer.files | tokenizer.processor_files).items())
+    beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())
     files |= {f"tokenizer/{name}": data for name, data in beside}
     for name, data in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

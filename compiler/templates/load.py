@@ -41,7 +41,7 @@ def load_template(
     card: dict[str, Any] = {} if name == "auto" else registry.template(name)
     missing = [token for token in card.get("needs", ()) if token not in tokenizer.controls]
     if missing:
-        demo = tokenizer.folder == registry.DEMO_TOKENIZER
+        demo = tokenizer.files.folder == registry.DEMO_TOKENIZER
         which = "the demo tokenizer (no --tokenizer was given)" if demo else "the tokenizer"
         raise UsageError(
             f"--template {name}", f"{which} has no token {missing[0]!r}",
@@ -51,7 +51,7 @@ def load_template(
     if documents:
         if not end:
             what = "pretraining documents end with the tokenizer's eos_token, and it names none"
-            raise UsageError(f"--tokenizer {tokenizer.folder}", what, "Set eos_token in tokenizer_config.json.")
+            raise UsageError(f"--tokenizer {tokenizer.files.folder}", what, "Set eos_token in tokenizer_config.json.")
         plain = with_tools = _NO_TURNS
         provenance = f"{''.join(map(tokenizer.token, tokenizer.document_start))}TEXT{end}"
         name = DOCUMENT
@@ -61,7 +61,7 @@ def load_template(
     else:
         plain = with_tools = registry.template_source(card["chat_template"])
         provenance = card["provenance"]
-    rendering = _rendering(plain, with_tools, card, tokenizer, f"template {name} of {tokenizer.folder}")
+    rendering = _rendering(plain, with_tools, card, tokenizer, f"template {name} of {tokenizer.files.folder}")
     rendering.special_text = special_text
     reply_start, final_stop = card.get("reply_start", "continued"), card.get("final_stop") or ""
     parts = [plain, with_tools, reply_start, final_stop]
@@ -76,7 +76,7 @@ def _own(tokenizer: Tokenizer) -> tuple[str, str]:
     sources = tokenizer.chat_templates
     if not sources:
         raise UsageError(
-            f"--tokenizer {tokenizer.folder}", "it has no chat template",
+            f"--tokenizer {tokenizer.files.folder}", "it has no chat template",
             f"Name a template card with --template; {nearest('', registry.template_names())}",
         )  # fmt: skip
     plain = sources.get("default") or next(iter(sources.values()))
@@ -87,7 +87,7 @@ def _rendering(plain: str, with_tools: str, card: Mapping[str, Any], tokenizer: 
     names = {**tokenizer.named_tokens, "cut": CUT} if card else tokenizer.named_tokens
     vision, no_vision = None, NO_VISION
     try:
-        vision = load_vision(tokenizer.processor_files, card.get("vision"), tokenizer.controls)
+        vision = load_vision(tokenizer.files.processor, card.get("vision"), tokenizer.controls)
     except UsageError as error:  # text compiles all the same; a row with an image says this
         no_vision = f"{error.where}: {error.what}"
     return Rendering(

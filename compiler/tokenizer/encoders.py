@@ -1,8 +1,14 @@
-"""The encoders that turn text into ids, and the choice of the fastest one that is exact.
+"""The encoders, which turn text into ids: the reference (`tokenizers`) and a fast one (`fastokens`).
 
-`tokenizers` is the reference: what it says is right. `fastokens` gives the same ids about forty times as fast where it
-loads the tokenizer. It is used only after it agreed on a corpus of awkward texts, and while it runs a sample of the
-real texts is compared too (`compiler/proof/encoders.py`). So ids never depend on the encoder.
+What the reference says is right. The fast one gives the same ids about forty times as fast, for the tokenizers that it
+loads; a run uses it once that is proven (`compiler/proof/encoders.py`), so ids never depend on the encoder.
+
+Both encode a text in one of two ways:
+
+- fresh: as a text of its own. Control tokens spelled in it, as `<|im_end|>`, stay text.
+- continued: the same, without the space that sentencepiece-style tokenizers put in front of a text. It is for text
+  that goes on where other text ended, as a reply does after its generation prompt. Byte-level tokenizers put no space
+  there, so for them the two are the same.
 """
 
 from __future__ import annotations
@@ -10,13 +16,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Encoding
+import orjson
+from tokenizers import AddedToken, Encoding
 from tokenizers import Tokenizer as HFTokenizer
+
+from compiler.tokenizer.vocabulary import without_prefix
 
 Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """(ids int32[T], lengths int64[N]) of N texts, one after the other."""
@@ -27,57 +37,114 @@ REFUSALS = (ValueError, RuntimeError, NotImplementedError)
 
 
 class Encoder(Protocol):
-    """Encodes texts of which none becomes a control token."""
+    """Turns texts into ids; no text becomes a control token."""
 
-    def encode(self, texts: Sequence[str]) -> Ids:
-        """Return the ids of the texts."""
-
-
-class Reference:
-    """The encoder of `tokenizers`."""
-
-    def __init__(self, tokenizer: HFTokenizer) -> None:
-        self.tokenizer = tokenizer
-
-    def encode(self, texts: Sequence[str]) -> Ids:
-        """Return the ids of the texts."""
-        return _flatten(self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+    def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
+        """Encode the texts, each as one of its own (`fresh`) or as one that goes on."""
 
 
-class Fast:
-    """The encoder of `fastokens`, one thread a process: the workers are the parallelism."""
+@dataclass(frozen=True)
+class Specs:
+    """What the encoders are built from: a `tokenizer.json` in the forms they need, each without its model.
 
-    def __init__(self, spec: str) -> None:
+    The model, which they share, is by far the largest part; it is kept as JSON, which takes a tenth of the memory.
+    """
+
+    model: bytes
+    official: dict[str, Any]
+    fresh: dict[str, Any]
+    continued: dict[str, Any] | None
+    """None where continued texts are encoded as fresh ones are."""
+
+    @classmethod
+    def of(cls, spec: dict[str, Any], text_tokens: list[dict[str, Any]]) -> Specs:
+        """Split a parsed `tokenizer.json`; of its added tokens only the text ones take part in encoding texts."""
+        official = {name: part for name, part in spec.items() if name != "model"}
+        fresh = official | {"added_tokens": text_tokens} | dict.fromkeys(("post_processor", "truncation", "padding"))
+        return cls(orjson.dumps(spec["model"]), official, fresh, without_prefix(fresh))
+
+    def json(self, spec: dict[str, Any]) -> str:
+        """Return one of the specs with the model, as JSON."""
+        return orjson.dumps(spec | {"model": orjson.Fragment(self.model)}).decode()
+
+
+class ReferenceEncoder:
+    """The encoder of `tokenizers`.
+
+    `official` is the tokenizer as it was published, control tokens and all: it decodes, and the certificate compares
+    with it.
+    """
+
+    def __init__(self, specs: Specs) -> None:
+        self.official = HFTokenizer.from_str(specs.json(specs.official))
+        self._fresh = self._plain(specs.fresh)
+        self._continued = self._plain(specs.continued) if specs.continued else self._fresh
+
+    def _plain(self, spec: dict[str, Any]) -> HFTokenizer:
+        """Build an encoder of texts around the official one's model, since building a model takes most of the time."""
+        empty = {"type": "BPE", "vocab": {}, "merges": []}
+        plain = HFTokenizer.from_str(orjson.dumps(spec | {"added_tokens": [], "model": empty}).decode())
+        plain.model = self.official.model
+        plain.add_tokens([_added_token(token) for token in spec["added_tokens"]])
+        return plain
+
+    def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
+        """Encode the texts."""
+        plain = self._fresh if fresh else self._continued
+        return _flatten(plain.encode_batch_fast(list(texts), add_special_tokens=False))
+
+    def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Return (ids int32[T], offsets int64[T, 2] in characters of `text`)."""
+        encoding = (self._fresh if fresh else self._continued).encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.int32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+
+    def normalize(self, text: str) -> str:
+        """Return a text as it is normalized before it is encoded (NFC for Qwen)."""
+        normalizer = self._fresh.normalizer
+        return normalizer.normalize_str(text) if normalizer else text
+
+
+class FastEncoder:
+    """The encoder of `fastokens`, with one thread: the worker processes are the parallelism."""
+
+    def __init__(self, specs: Specs) -> None:
         os.environ["FASTOKENS_BPE_THREADS"] = "1"
-        import fastokens  # only where it is wanted: it is not there on every platform
+        import fastokens  # only here: not every platform has it
 
-        self._tokenizer = fastokens.Tokenizer.from_json_str(spec)
+        self._fresh = fastokens.Tokenizer.from_json_str(specs.json(specs.fresh))
+        continued = specs.continued
+        self._continued = fastokens.Tokenizer.from_json_str(specs.json(continued)) if continued else self._fresh
 
-    def encode(self, texts: Sequence[str]) -> Ids:
-        """Return the ids of the texts."""
-        ids, offsets = self._tokenizer.encode_batch_flat(list(texts))
+    def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
+        """Encode the texts."""
+        ids, offsets = (self._fresh if fresh else self._continued).encode_batch_flat(list(texts))
         edges = np.frombuffer(offsets, np.uint64)
         return np.frombuffer(ids, np.uint32).astype(np.int32), (edges[1:] - edges[:-1]).astype(np.int64)
 
 
-def version_of(name: str) -> str:
-    """Return the version of an encoder that is installed."""
-    return importlib.metadata.version(name)
-
-
-def fast_or_why(specs: Sequence[str]) -> list[Fast] | str:
-    """Return the fast encoders for some tokenizer.json, or why there are none; whether they are right is not asked."""
+def load_fast(specs: Specs) -> FastEncoder | str:
+    """Load the fast encoder; return why there is none where it is not installed or does not take the tokenizer."""
     try:
-        return [Fast(spec) for spec in specs]
+        return FastEncoder(specs)
     except ImportError:
         return "it is not installed"
     except REFUSALS as error:
         return f"it does not take this tokenizer: {str(error)[:200]}"
 
 
+def version_of(name: str) -> str:
+    """Return the installed version of an encoder."""
+    return importlib.metadata.version(name)
+
+
 def same(mine: Ids, theirs: Ids) -> bool:
     """Return whether two encoders gave the same ids."""
     return np.array_equal(mine[0], theirs[0]) and np.array_equal(mine[1], theirs[1])
+
+
+def _added_token(token: dict[str, Any]) -> AddedToken:
+    flags = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+    return AddedToken(token["content"], **flags)
 
 
 def _flatten(encodings: list[Encoding]) -> Ids:

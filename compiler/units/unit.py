@@ -33,7 +33,7 @@ from compiler.rows.lift import Preparer
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
 from compiler.tokenizer.encoders import version_of
-from compiler.tokenizer.tokenizer import Sample, Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.task import Outcome, Setup, Task
 from schemas.arrow import OBJECT
 from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
@@ -84,7 +84,7 @@ def run_unit(task: Task) -> Outcome:
             compiler.run()
     except SkeletonMismatch:
         return Outcome("a skeleton did not reproduce the chat template's rendering")
-    samples = compiler.samples()
+    samples = compiler.tokenizer.pop_samples()
     objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
     return Outcome(samples=samples, rows=compiler.counts["read"], rejected=len(compiler.rejects))
 
@@ -238,11 +238,6 @@ class _UnitCompiler:
                 **raw,
             }
         )
-
-    def samples(self) -> list[Sample]:
-        """Return the texts to be compared, and forget them."""
-        found, self.tokenizer.samples = self.tokenizer.samples, []
-        return found
 
     def table(self) -> pa.Table:
         """Return the compiled rows."""

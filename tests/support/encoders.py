@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from compiler.tokenizer import encoders
-from compiler.tokenizer.encoders import Fast, Ids
+from compiler.tokenizer.encoders import FastEncoder, Ids
 from compiler.units.unit import _tools
 
 
@@ -31,11 +31,11 @@ def long_files(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-class Wrong(Fast):
+class Wrong(FastEncoder):
     """The fast encoder with a fault that no awkward text shows: it takes the last id of some real texts for another."""
 
-    def encode(self, texts: Sequence[str]) -> Ids:
-        ids, lengths = super().encode(texts)
+    def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
+        ids, lengths = super().encode(texts, fresh=fresh)
         if any("潮汐" in text and len(text) > 900 for text in texts):
             ids = ids.copy()
             ids[np.cumsum(lengths) - 1] += 1
@@ -46,4 +46,4 @@ def use_wrong(patch: pytest.MonkeyPatch) -> None:
     """Encode with the wrong encoder, and with nothing that was loaded before."""
     patch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
     patch.setattr("compiler.units.unit._tools", _tools.__wrapped__)
-    patch.setattr(encoders, "Fast", Wrong)
+    patch.setattr(encoders, "FastEncoder", Wrong)

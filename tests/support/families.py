@@ -23,6 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 import registry
 from compiler.conversation import Conversation
 from compiler.templates.load import Template, load_template
+from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.tokenizer import Tokenizer
 from tests.support.shared import shared
 
@@ -44,7 +45,7 @@ def family_folder(
     `<tool_call>` is not in Qwen2.5), and `swallow` swallow the white space after them (as `<|user|>` does in Phi-3).
     A token that the vocabulary has keeps its number; the others are numbered on from its end.
     """
-    spec = Tokenizer.load(base).spec
+    spec = TokenizerFiles.find(base).spec()
     vocabulary: dict[str, int] = spec["model"]["vocab"]
     new = [token for token in tokens if token not in vocabulary]
     numbers = vocabulary | {token: max(vocabulary.values()) + 1 + i for i, token in enumerate(new)}

@@ -56,7 +56,7 @@ def tokenizer_folder(name: str) -> Path:
 def tokenizer_spec(name: str) -> dict[str, Any]:
     """Return a tokenizer.json, parsed; of the families without one, what the compiler makes (tests/test_convert.py)."""
     file = tokenizer_folder(name) / "tokenizer.json"
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else tools(name, name)[0].spec
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else tools(name, name)[0].files.spec()
     return found
 
 
