@@ -13,7 +13,7 @@ from typing import TypeVar
 from compiler.cache import objects
 from compiler.conversation import Conversation
 from compiler.encode.columns import Example, columns_of
-from compiler.encode.tokens import encode_runs
+from compiler.encode.tokens import encode
 from compiler.options import CompileOptions
 from compiler.pipeline import begin
 from compiler.read import read
@@ -51,11 +51,11 @@ def _stages(task: Task, spent: Counter[str]) -> int:
     rows = timed("read, parse", lambda: list(read(one.task.unit)))
     made = timed("check, lift", lambda: [one._conversations(row) for row in rows])
     said = [(row, c) for row, some in zip(rows, made, strict=True) for c in some if isinstance(c, Conversation)]
-    timed("look for control tokens", lambda: [one.sequences.look_for_controls(c) for _, c in said])
-    runs = timed("lay the template around", lambda: [one.sequences.runs(c) for _, c in said])
-    encoded = timed("encode", lambda: encode_runs(runs, one.tokenizer, task.encoder))
+    found = timed("render", lambda: one.maker.make([c for _, c in said], Counter()))
+    sequences = [first for examples in found if isinstance(examples, list) for _, (first, *_) in examples]
+    encoded = timed("fill, encode", lambda: encode(sequences, one.tokenizer, task.encoder))
     kept = [Example(row, 0, c, e) for (row, c), e in zip(said, encoded, strict=True)]
-    one.batches.append(timed("columns", lambda: columns_of(kept, one.task.unit, one.whos)))
+    one.batches.append(timed("columns", lambda: columns_of(kept, one.task.unit, one.owners)))
     cache = Path(task.cache) / "stages"
     timed("write the object", lambda: objects.store(cache, task.key, one.table(), one.info(0)))
     return len(rows)

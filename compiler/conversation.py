@@ -151,7 +151,6 @@ class Segment:
     `generated` is True for what the model must produce in a reply, its stop included;
     `boundary` is True where generation starts, so that nothing is merged across it; `fresh` makes what follows a
     boundary a text of its own to the tokenizer, leading space and all;
-    `weight` and `key` are filled in by the weights policy;
     `repeat` is how often a control token stands there (the placeholders of an image); `media` is the number of the
     image or video in its conversation that the token belongs to (-1 = none).
     """
@@ -162,17 +161,14 @@ class Segment:
     generated: bool = False
     boundary: bool = False
     fresh: bool = False
-    weight: float = 0.0
-    key: str = ""
     repeat: int = 1
     media: int = -1
 
     def piece(self, text: str) -> Segment:
-        """Return a segment like this one with that text. A row has dozens, and `replace` takes four times as long."""
+        """A segment like this one with another text. A row has dozens, and `replace` takes four times as long."""
         return Segment(
-            text, self.control, self.message, self.generated, self.boundary, self.fresh,
-            self.weight, self.key, self.repeat, self.media,
-        )  # fmt: skip
+            text, self.control, self.message, self.generated, self.boundary, self.fresh, self.repeat, self.media
+        )
 
 
 def to_json(value: Any, **options: Any) -> str:

@@ -19,7 +19,7 @@ from trainer import doctor
 ROOT = Path(__file__).resolve().parent.parent
 EXAMINE = """
 import sys
-from trainer import doctor
+from trainer.commands import doctor
 doctor.PACKAGES = {name: entry for name, entry in doctor.PACKAGES.items() if name in sys.argv[1:] or len(sys.argv) < 2}
 print(doctor.as_json(doctor.examine()))
 """

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import registry
-from compiler.conversation import Conversation, Segment
-from compiler.encode.runs import Run as Texts
-from compiler.encode.runs import Runs, outline_of, pieces_of
-from compiler.encode.tokens import Spoken, _by_place, encode_runs
+from compiler.conversation import Conversation, Message, Role
+from compiler.encode.shapes import Part, Rendered, Shape
+from compiler.encode.shapes import Run as EncodedRun
+from compiler.encode.tokens import by_place, encode
+from compiler.encode.weigh import EVEN
 from compiler.proof.encoders import Choice, Trial, choose, try_fast
 from compiler.tokenizer import encoders
 from compiler.tokenizer.files import TokenizerFiles
@@ -65,6 +66,14 @@ def test_the_fast_encoder_gives_the_ids_of_tokenizers_on_any_text(name: str) -> 
     agree()
 
 
+def in_pieces(pieces: list[tuple[str, float]], fresh: bool) -> Rendered:
+    """One run of a text in pieces of these weights, each a message of its own."""
+    messages = [Message(Role.USER, text, weight=weight) for text, weight in pieces]
+    parts = [Part((text,), i, generated=False) for i, (text, _) in enumerate(pieces)]
+    conversation = Conversation(messages)
+    return Rendered(Shape([EncodedRun(parts, fresh=fresh)], conversation, EVEN), conversation)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_where_a_token_stands_is_the_same_by_bytes_and_by_characters(name: str) -> None:
     tokenizer, _ = tools(name, TOKENIZERS[name])
@@ -76,24 +85,19 @@ def test_where_a_token_stands_is_the_same_by_bytes_and_by_characters(name: str) 
     @given(st.lists(st.tuples(st.lists(piece, min_size=2, max_size=5), st.booleans()), min_size=1, max_size=3))
     def agree(rows: list[tuple[list[tuple[str, float]], bool]]) -> None:
         nonlocal by_bytes
-        runs = [Texts(-1, [Segment(text, weight=w) for text, w in pieces if text], fresh) for pieces, fresh in rows]
-        runs = [run for run in runs if len(run.segments) > 1]
-        batch = []
-        for run in runs:
-            row = Conversation([])
-            pieces = {0: pieces_of(run.segments, row)} if run.speaker() is None else {}
-            batch.append(Runs(outline_of([run], row), [run.text], row, pieces))
-        for run, encoded in zip(runs, encode_runs(batch, tokenizer), strict=True):
-            ids, offsets = tokenizer.encode_with_offsets(run.text, fresh=run.fresh)
+        runs = [([(text, weight) for text, weight in pieces if text], fresh) for pieces, fresh in rows]
+        batch = [in_pieces(pieces, fresh) for pieces, fresh in runs if pieces]
+        for row, encoded in zip(batch, encode(batch, tokenizer), strict=True):
+            [text], fresh, pieces = row.texts, bool(row.shape.fresh[0]), row.pieces.get(0, [])
+            ids, offsets = tokenizer.encode_with_offsets(text, fresh=fresh)
             assert encoded.ids.tolist() == ids.tolist()
-            widths = [len(segment.text) for segment in run.segments]
-            given = [segment.weight for segment in run.segments]
-            weights, owners = _by_place(given, offsets[:, 0], offsets[:, 1], widths)
-            assert encoded.weights.tolist() == weights.tolist()
-            if run.speaker() is None:
-                assert isinstance(encoded.told, Spoken)
-                assert encoded.told.shares[0] == [int((owners == i).sum()) for i in range(len(widths))]
-            by_bytes += tokenizer.reads_as_is(run.text)
+            if pieces:
+                widths, given = [piece.length for piece in pieces], [piece.weight for piece in pieces]
+                weights, owners = by_place(given, offsets[:, 0], offsets[:, 1], widths)
+                assert encoded.weights.tolist() == weights.tolist()
+                counts = [int((owners == i).sum()) for i in range(len(widths))]
+                assert [stretch.length for stretch in encoded.stretches] == [count for count in counts if count]
+            by_bytes += tokenizer.reads_as_is(text)
 
     agree()
     assert by_bytes > 50
@@ -102,10 +106,7 @@ def test_where_a_token_stands_is_the_same_by_bytes_and_by_characters(name: str) 
 @pytest.mark.parametrize("name", ["demo", "qwen2.5"])
 def test_every_token_of_a_composed_character_weighs_what_the_lightest_part_of_it_weighs(name: str) -> None:
     tokenizer, _ = tools(name)
-    run = Texts(-1, [Segment("a>", weight=2.0), Segment("\u0338 b", weight=0.0)], fresh=True)  # NFC makes them one
-    row = Conversation([])
-    pieces = {0: pieces_of(run.segments, row)}
-    (encoded,) = encode_runs([Runs(outline_of([run], row), [run.text], row, pieces)], tokenizer)
+    (encoded,) = encode([in_pieces([("a>", 2.0), ("\u0338 b", 0.0)], fresh=True)], tokenizer)  # NFC makes them one
     assert len(encoded.ids) > 3
     assert encoded.weights.tolist() == [2.0] + [0.0] * (len(encoded.ids) - 1)
 

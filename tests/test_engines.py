@@ -104,7 +104,7 @@ def other_code(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name in ("compiler", "registry", "schemas", "trainer"):
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "cli.py", folder)
-    with (folder / "compiler" / "weigh.py").open("a") as file:
+    with (folder / "compiler" / "encode" / "weigh.py").open("a") as file:
         file.write("# another version\n")
     return {"PYTHONPATH": str(folder)}
 

@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.encode.tokens import Encoded, encode
-from compiler.encode.weigh import Policy, weigh
+from compiler.encode.tokens import Encoded
 from compiler.proof.template import certify
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import IntegrityError, Reason, RowError
 from tests.support.conversations import conversations
+from tests.support.encoded import encode_segments
 from tests.support.families import (
     FAMILIES,
     Family,
@@ -41,7 +41,6 @@ from tests.support.families import (
 from tests.support.shared import shared
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
-EVEN = Policy("none", {}, ())
 LAWS = settings(
     max_examples=20,
     deadline=None,
@@ -71,8 +70,8 @@ def parts(template: Template, conversation: Conversation) -> list[Conversation]:
 def compiled(tools: tuple[Tokenizer, Template], conversation: Conversation) -> tuple[str, Encoded]:
     """Return the text and the columns of a conversation."""
     tokenizer, template = tools
-    segments = weigh(conversation, template.program.joined(conversation), EVEN)
-    return "".join(segment.text for segment in segments), encode([(conversation, segments)], tokenizer)[0]
+    segments = template.program.joined(conversation)
+    return "".join(segment.text for segment in segments), encode_segments(conversation, segments, tokenizer)
 
 
 # -- cards --

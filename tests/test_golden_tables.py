@@ -13,8 +13,8 @@ import pytest
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.encode.tokens import encode
-from compiler.encode.weigh import Policy, weigh
+from compiler.encode.weigh import Policy
+from tests.support.encoded import encode_segments
 from tests.support.families import card_tools
 from tests.support.shared import tools
 
@@ -92,11 +92,10 @@ TABLES = [
 def table(tokenizer: str, template: str, conversation: Conversation, weights: str) -> str:
     loaded, chosen = card_tools(template) if tokenizer == "family" else tools(tokenizer, template)
     policy = Policy.from_card(registry.weights(weights))
-    segments = weigh(conversation, chosen.program.rendering.segments(conversation), policy)
-    encoded = encode([(conversation, segments)], loaded)[0]
-    who = [stretch.who for stretch in encoded.stretches for _ in range(stretch.length)]
+    encoded = encode_segments(conversation, chosen.program.rendering.segments(conversation), loaded, policy)
+    owners = [stretch.owner for stretch in encoded.stretches for _ in range(stretch.length)]
     lines = []
-    columns = (encoded.ids.tolist(), encoded.labels.tolist(), encoded.weights.tolist(), who)
+    columns = (encoded.ids.tolist(), encoded.labels.tolist(), encoded.weights.tolist(), owners)
     for token, label, weight, (role, key) in zip(*columns, strict=True):
         piece = repr(loaded.token(token))
         lines.append(f"{piece:>24}: {token:>6} -> {label:>6}  {weight:g}  {role} {key}".rstrip())

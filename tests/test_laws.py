@@ -12,6 +12,7 @@ import os
 import re
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -26,15 +27,17 @@ from hypothesis import HealthCheck, assume, given, settings
 import registry
 from compiler.conversation import Call, Conversation, Message, Segment
 from compiler.encode.length import POLICIES, fit
-from compiler.encode.shapes import Lowering
-from compiler.encode.tokens import Encoded, encode, encode_runs
-from compiler.encode.weigh import Policy, weigh
+from compiler.encode.sequences import SequenceMaker
+from compiler.encode.shapes import Rendered
+from compiler.encode.tokens import Encoded, encode
+from compiler.encode.weigh import Policy
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.load import load_template
 from compiler.templates.program import Program, SkeletonMismatch
 from compiler.templates.rendering import Rendering
 from schemas.errors import Reason, RowError
 from tests.support.conversations import conversations, react_texts, texts
+from tests.support.encoded import encode_segments
 from tests.support.reference import (
     ASSISTANT,
     CASES,
@@ -296,9 +299,7 @@ def test_law_10_the_skeleton_and_the_rendering_agree_on_segments_and_ids(any_cas
     joined, rendered = case.program.joined(conversation), case.program.rendering.segments(conversation)
     assert joined == rendered
     loaded, _ = tools(case.tokenizer, case.template)
-    encoded = [
-        encode([(conversation, weigh(conversation, segments, EVEN))], loaded)[0] for segments in (joined, rendered)
-    ]
+    encoded = [encode_segments(conversation, segments, loaded) for segments in (joined, rendered)]
     assert columns_of(encoded[0]) == columns_of(encoded[1])
     assert encoded[0].stretches == encoded[1].stretches
 
@@ -343,24 +344,25 @@ def test_law_11_weights_never_change_ids(case: Case, data: st.DataObject) -> Non
 
 @LAWS
 @given(data=st.data())
-def test_law_11_the_outline_of_a_shape_gives_what_each_row_gives_by_itself(any_case: Case, data: st.DataObject) -> None:
+def test_law_11_rows_compiled_together_are_what_each_is_when_rendered_by_itself(
+    any_case: Case, data: st.DataObject
+) -> None:
+    """Rows of one shape share it from the third on; what they become does not depend on that."""
     case = any_case
     conversation = data.draw(case.conversations(replies=texts() | react_texts()))
     loaded, template = tools(case.tokenizer, case.template)
-    program = Program(template.program.rendering)
     tame = [
         replace(message, content=f"Hi {i}." if message.content else "")
         for i, message in enumerate(conversation.messages)
     ]
+    rows = [replace(conversation, messages=messages) for messages in (tame, tame, tame, conversation.messages, tame)]
     shipped = (Policy.from_card(registry.weights(name)) for name in ("none", "react", "hermes"))
     for policy in (*shipped, data.draw(policies(), label="policy")):
-        lowering = Lowering(program, loaded, policy)
-        for _ in range(3):  # the third of a shape makes its outline
-            lowering.runs(replace(conversation, messages=tame))
-        batch = [lowering.runs(replace(conversation, messages=messages)) for messages in (conversation.messages, tame)]
-        for messages, found in zip((conversation.messages, tame), encode_runs(batch, loaded), strict=True):
-            row = replace(conversation, messages=messages)
-            [expected] = encode([(row, weigh(row, program.by_rendering(row), policy))], loaded)
+        maker = SequenceMaker(loaded, replace(template, program=Program(template.program.rendering)), policy)
+        made = [one for one in maker.make(rows, Counter()) if isinstance(one, list)]
+        batch = [sequence for examples in made for _, sequences in examples for sequence in sequences]
+        for row, found in zip(rows, encode(batch, loaded), strict=True):
+            expected = encode_segments(row, template.program.rendering.segments(row), loaded, policy)
             assert columns_of(found) == columns_of(expected)
             assert found.spans == expected.spans
             assert found.stretches == expected.stretches
@@ -461,7 +463,7 @@ def test_every_token_weight_and_speaker_equals_the_slow_derivation(any_case: Cas
 def test_a_batch_holds_what_each_row_is_alone(case: Case, data: st.DataObject) -> None:
     rows = data.draw(st.lists(case.conversations(), min_size=2, max_size=3))
     loaded, template = tools(case.tokenizer, case.template)
-    batch = [(row, weigh(row, template.program.joined(row), EVEN)) for row in rows]
+    batch = [Rendered.of(row, template.program.joined(row), loaded, EVEN) for row in rows]
     assert [columns_of(encoded) for encoded in encode(batch, loaded)] == [columns_of(case.compile(row)) for row in rows]
 
 
@@ -625,7 +627,7 @@ def test_what_arguments_spell_is_not_changed_unnoticed_however_a_template_writes
     conversation = chat("Hi", "")
     conversation.messages[1].calls = [Call("f", arguments)]
     try:
-        segments = made(body.replace("HOW", how)).by_rendering(conversation)
+        segments = made(body.replace("HOW", how)).rendering.segments(conversation)
     except RowError:
         return  # refused is honest
     found = "".join(segment.text for segment in segments).partition("assistant\nf")[2].removesuffix("<|im_end|>\n")
@@ -668,7 +670,7 @@ def test_a_reply_that_thinks_is_rendered_as_its_template_would_or_refused(
     """Where the marks of thinking are control tokens (Qwen3), hiding them makes the template see no thought."""
     program = made(THINKING, *(("<think>", "</think>") if are_controls else ()), special_text=special_text)
     try:
-        segments = program.by_rendering(chat("Hi", "<think>\nWho?\n</think>\n\nHello"))
+        segments = program.rendering.segments(chat("Hi", "<think>\nWho?\n</think>\n\nHello"))
     except RowError:
         assert special_text != "allow" or not are_controls, "what is allowed is compiled"
         return  # refused is honest
@@ -714,7 +716,7 @@ def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(
     program = made(body)
     for where, text in itertools.product(PLACES, TEXTS):
         conversation = odd(where, text, {})
-        expected = outcome(program.by_rendering, conversation)
+        expected = outcome(program.rendering.segments, conversation)
         program = Program(program.rendering)
         try:
             for row in (*[odd(where, text and "Hi.", {"a": 1})] * 2, conversation):
@@ -730,7 +732,7 @@ def test_text_is_what_the_template_writes_or_refused_however_it_treats_texts(bod
     official = jinja_environment().from_string(chatml(body))
     for where, text in itertools.product(PLACES, TEXTS):
         conversation = odd(where, text, {"<|im_end|>": "<tool_call>"})
-        found = outcome(program.by_rendering, conversation)
+        found = outcome(program.rendering.segments, conversation)
         if not isinstance(found, Reason):
             messages: list[dict[str, Any]] = [
                 {"role": str(m.role), "content": m.content} for m in conversation.messages
@@ -770,7 +772,7 @@ def test_with_special_text_allowed_ids_are_the_official_ones_control_tokens_and_
     reference = Reference(DEMO, conversation)
     assert "".join(segment.text for segment in segments) == reference.text
     if not any(reference.text[reply.start].isspace() for reply in reference.replies):
-        ids = encode([(conversation, weigh(conversation, segments, EVEN))], loaded)[0].ids.tolist()
+        ids = encode_segments(conversation, segments, loaded).ids.tolist()
         assert ids == DEMO.official.encode(reference.text, add_special_tokens=False).ids
 
 
@@ -780,7 +782,7 @@ def test_with_special_text_allowed_a_join_keeps_every_character() -> None:
     conversation = chat("a\U0010fffdb<|im_end|>\U00100000\U000f0000", "Ok")
     for row in (chat("Hi", "Ok"), chat("Hi", "Ok"), conversation):
         segments = program.segments(row)
-    assert segments == program.by_rendering(conversation)
+    assert segments == program.rendering.segments(conversation)
 
 
 @LAWS
@@ -792,7 +794,7 @@ def test_a_row_spells_a_control_token_exactly_where_hiding_changes_it(case: Case
     strings += [name for message in conversation.messages for name in (message.name,) if name is not None]
     parts = [[[c.name, c.arguments] for c in message.calls] for message in conversation.messages]
     spelled = reference._value([strings, parts, conversation.tools]) != [strings, parts, conversation.tools]
-    assert (case.program.rendering.spells_control(conversation) is not None) == spelled
+    assert (case.program.rendering.spelled_controls([conversation]) != [None]) == spelled
 
 
 @FEW

@@ -29,13 +29,13 @@ import registry
 from cli import main
 from compiler.conversation import Conversation, Media, MediaFacts, Message, Role
 from compiler.encode.length import fit
-from compiler.encode.tokens import Encoded, encode
-from compiler.encode.weigh import Policy, weigh
+from compiler.encode.tokens import Encoded
 from compiler.rows import lift
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer as Compiled
 from compiler.units import local
 from tests.support.conversations import texts
+from tests.support.encoded import encode_segments
 from tests.support.families import official_source
 from tests.support.reference import jinja_environment
 from tests.support.sets import chat, manifest, rejects, rows, write
@@ -544,8 +544,7 @@ def with_images(folder: Path, template: str) -> tuple[Conversation, Encoded]:
         Message(Role.USER, "and", media=[shown(3, "b.png")]), Message(Role.ASSISTANT, "yes, a clock"),
     ]  # fmt: skip
     conversation = Conversation(messages)
-    segments = weigh(conversation, chosen.program.joined(conversation), Policy("none", {}, ()))
-    return conversation, encode([(conversation, segments)], tokenizer)[0]
+    return conversation, encode_segments(conversation, chosen.program.joined(conversation), tokenizer)
 
 
 def check_cuts(conversation: Conversation, whole: Encoded, limits: Sequence[int]) -> None:

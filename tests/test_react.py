@@ -21,7 +21,7 @@ from hypothesis import assume, event, given
 import registry
 from compiler import formats
 from compiler.conversation import Call, Conversation, Media, Message, Role
-from compiler.encode.weigh import KEYWORD, Policy, weigh
+from compiler.encode.weigh import KEYWORD, Policy
 from compiler.rows.clean import clean
 from compiler.rows.react.check import RULES, ReactFinding, check
 from compiler.rows.react.dialect import to_text
@@ -29,6 +29,7 @@ from compiler.rows.react.parse import MAX_LITERAL, Api, ReplyPart, parse_apis, p
 from schemas import check_config
 from schemas.errors import Reason, RowError, UsageError
 from tests.support.conversations import conversations, react_texts, texts
+from tests.support.encoded import weighed_texts
 from tests.support.shared import shared, tools
 
 REACT = Policy.from_card(registry.weights("react"))
@@ -117,7 +118,7 @@ def test_anything_else_is_no_input(text: str) -> None:
 
 HOSTILE = """
 import resource, sys
-from compiler.react.parse import MAX_LITERAL as n, parse_input
+from compiler.rows.react.parse import MAX_LITERAL as n, parse_input
 texts = ["[" * n, "{" * n, "-" * n + "1", "1" + "+1" * n, "a" + ".a" * n, "x" + "[0]" * n, "f" + "()" * n, "not " * n,
          "lambda:" * n, '"' + '\\\\"' * n, "'" * n, "9" * n, "1<" * n, "{" + "1:2," * n + "}", "[" * 150 + "]" * 150]
 texts += [text[:n] for text in texts] + ["[" + "[]," * (n // 3 - 1) + "'x']", "{'a':" * 90 + "1" + "}" * 90]
@@ -560,9 +561,9 @@ def test_a_reply_that_is_context_does_not_become_trained() -> None:
 
 def weighed(conversation: Conversation) -> list[tuple[str, float]]:
     """Return what the model says and reads in its replies, as the policy `react` weighs it."""
-    _, template = tools("demo")
-    segments = weigh(conversation, template.program.joined(conversation), REACT)
-    return [(segment.text, segment.weight) for segment in segments if segment.generated]
+    tokenizer, template = tools("demo")
+    found = weighed_texts(conversation, template.program.joined(conversation), tokenizer, REACT)
+    return [(text, weight) for text, weight, generated in found if generated]
 
 
 def test_the_policy_trains_all_but_the_results() -> None:

@@ -712,7 +712,7 @@ def test_a_folder_without_a_manifest_is_not_a_set(copy: Path, tmp_path: Path) ->
 
 KILLER = """
 import json, os, signal, sys, time
-import cli, compiler.pipeline, compiler.report, compiler.terminal
+import cli, compiler.pipeline, compiler.commands.report, compiler.commands.terminal
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()

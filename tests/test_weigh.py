@@ -6,24 +6,26 @@ import pytest
 
 import registry
 from compiler.conversation import Conversation, Message, Role
-from compiler.encode.weigh import Policy, weigh
-from compiler.encode.weigh import stretches as intervals
+from compiler.encode.weigh import Policy
+from tests.support.encoded import weighed_texts
 from tests.support.shared import tools
 
 
-def stretches(policy: str, reply: str, user: str = "q", weight: float | None = None) -> list[tuple[str, float]]:
+def stretches(
+    policy: str | Policy, reply: str, user: str = "q", weight: float | None = None
+) -> list[tuple[str, float]]:
     """Return the reply and its stop as (text, weight) stretches."""
     conversation = Conversation([Message(Role.USER, user), Message(Role.ASSISTANT, reply, weight=weight)])
-    _, template = tools("demo")
+    tokenizer, template = tools("demo")
+    chosen = Policy.from_card(registry.weights(policy)) if isinstance(policy, str) else policy
     found: list[tuple[str, float]] = []
-    weighed = weigh(conversation, template.program.joined(conversation), Policy.from_card(registry.weights(policy)))
-    for segment in weighed:
-        if not segment.generated:
-            assert segment.weight == 0
-        elif found and found[-1][1] == segment.weight:
-            found[-1] = (found[-1][0] + segment.text, segment.weight)
+    for text, given, generated in weighed_texts(conversation, template.program.joined(conversation), tokenizer, chosen):
+        if not generated:
+            assert given == 0
+        elif found and found[-1][1] == given:
+            found[-1] = (found[-1][0] + text, given)
         else:
-            found.append((segment.text, segment.weight))
+            found.append((text, given))
     return found
 
 
@@ -83,7 +85,7 @@ def test_what_a_reply_thinks_is_no_part_of_its_own_text_though_the_same_words_ar
     thought = "Paris is big.\nObservation: my notes say so.\nAction: look\nDone"
     rendered = f"<think>\n{thought}\n</think>\n\n{said.strip()}"
     message = Message(Role.ASSISTANT, said, reasoning=thought)
-    found = intervals(rendered, message, Policy.from_card(registry.weights("react")))
+    [found] = Policy.from_card(registry.weights("react")).of_replies([rendered], [message])
     begin = rendered.index("</think>") + len("</think>\n\n")
     assert all(start >= begin for start, *_ in found)
     assert len(found) == (2 if said.startswith("Action") else 0)
@@ -92,9 +94,7 @@ def test_what_a_reply_thinks_is_no_part_of_its_own_text_though_the_same_words_ar
 def test_a_policy_may_look_at_questions_alone() -> None:
     policy = Policy.from_card({"name": "quiet", "queries": {"secret": 0.0}})
     for user, weight in (("a secret?", 0.0), ("a question?", 1.0)):
-        conversation = Conversation([Message(Role.USER, user), Message(Role.ASSISTANT, "r")])
-        segments = weigh(conversation, tools("demo")[1].program.joined(conversation), policy)
-        assert {segment.weight for segment in segments if segment.generated} == {weight}
+        assert stretches(policy, "r", user) == [(f"r{STOP}", weight)]
 
 
 def test_a_weight_of_the_message_takes_the_place_of_the_policy() -> None:

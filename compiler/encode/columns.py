@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from compiler.conversation import Conversation
-from compiler.encode.runs import Who
+from compiler.encode.shapes import Owner
 from compiler.encode.tokens import Encoded, labels_of
 from compiler.read import Row, Unit
 from schemas.arrow import MEDIA, OBJECT
@@ -42,12 +42,12 @@ def within(offset: int | None, unit: Unit) -> int | None:
     return None if offset is None else offset - unit.offset
 
 
-def columns_of(kept: list[Example], unit: Unit, whos: dict[Who, int]) -> pa.RecordBatch:
-    """Return the batch's columns from flat buffers and offsets; `whos` numbers the speakers, new ones are added."""
+def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int]) -> pa.RecordBatch:
+    """The columns of a batch. `owners` numbers the owners of tokens; new ones are added to it."""
     wholes = [example.conversation.fingerprint() for example in kept]
     groups = [example.conversation.group or whole for example, whole in zip(kept, wholes, strict=True)]
-    chosen, trained = _sequences("", [example.encoded for example in kept], whos)
-    rejected, also_trained = _sequences("rejected_", [example.rejected for example in kept], whos)
+    chosen, trained = _sequences("", [example.encoded for example in kept], owners)
+    rejected, also_trained = _sequences("rejected_", [example.rejected for example in kept], owners)
     arrays = {
         **chosen,
         **rejected,
@@ -73,7 +73,7 @@ def _print(whole: bytes, piece: int) -> bytes:
 
 
 def _sequences(
-    prefix: str, sides: Sequence[Encoded | None], whos: dict[Who, int]
+    prefix: str, sides: Sequence[Encoded | None], owners: dict[Owner, int]
 ) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64]]:
     """Return the token columns of one side of the examples, null where there is none, and how many it trains."""
     present = [side for side in sides if side is not None]
@@ -86,7 +86,7 @@ def _sequences(
         "input_ids": pa.ListArray.from_arrays(offsets, ids, mask=mask),
         "labels": pa.ListArray.from_arrays(offsets, labels_of(ids, weights), mask=mask),
         "loss_weights": weights_array(offsets, weights),
-        "spans": _spans([[] if side is None else side.spans for side in sides], whos, mask),
+        "spans": _spans([[] if side is None else side.spans for side in sides], owners, mask),
     }
     return {f"{prefix}{name}": column for name, column in columns.items()}, _counts(weights > 0, offsets)
 
@@ -125,9 +125,9 @@ def weights_array(offsets: npt.NDArray[np.integer[Any]], weights: npt.NDArray[np
     return pa.ListArray.from_arrays(kept, weights[np.repeat(uneven, lengths)], mask=pa.array(~uneven))
 
 
-def _spans(rows: Sequence[list[tuple[Who, int]]], whos: dict[Who, int], absent: pa.Array | None) -> pa.ListArray:
-    flat = [number for spans in rows for who, count in spans for number in (whos.setdefault(who, len(whos)), count)]
-    values = np.array(flat, np.int32)
+def _spans(rows: Sequence[list[tuple[Owner, int]]], owners: dict[Owner, int], absent: pa.Array | None) -> pa.ListArray:
+    numbered = [(owners.setdefault(owner, len(owners)), count) for spans in rows for owner, count in spans]
+    values = np.array(numbered, np.int32).reshape(-1)
     return pa.ListArray.from_arrays(_offsets([2 * len(spans) for spans in rows]), values, mask=absent)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.encode.system import put_before
-from compiler.encode.tokens import Encoded, Placed, Stretch
+from compiler.encode.tokens import Encoded, Stretch
 from schemas.errors import Reason, RowError
 
 POLICIES = ("turns", "last-turns", "reject", "cut")
@@ -137,7 +137,7 @@ def _cut(encoded: Encoded, max_length: int) -> Encoded:
         extra = grown
         placed.append(one)
         keep = max_length - extra
-    return _slice(encoded, 0, keep, placed)
+    return encoded.between(0, keep, placed)
 
 
 def pieces(encoded: Encoded, max_length: int) -> list[Encoded]:
@@ -155,18 +155,7 @@ def pieces(encoded: Encoded, max_length: int) -> list[Encoded]:
         ends[-2] += 1
     found = []
     for start, end in zip(starts, ends, strict=True):
-        piece = _slice(encoded, start, end, [])
-        piece.weights = piece.weights.copy()
+        piece = encoded.between(start, end, [])
         piece.weights[0] = 0.0
         found.append(piece)
     return found
-
-
-def _slice(encoded: Encoded, start: int, end: int, placed: list[Placed]) -> Encoded:
-    stretches, position = [], 0
-    for stretch in encoded.stretches:
-        low, high = max(start, position), min(end, position + stretch.length)
-        if high > low:
-            stretches.append(replace(stretch, length=high - low))
-        position += stretch.length
-    return Encoded(encoded.ids[start:end], encoded.weights[start:end], stretches, placed)

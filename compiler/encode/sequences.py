@@ -1,100 +1,128 @@
-"""A conversation as the sequences of its example: one, the two of a pair, or one for each reply; weighed, in runs."""
+"""Conversations to the sequences of their examples: one, the two of a pair, or one for each reply."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from compiler.conversation import Conversation
-from compiler.encode.runs import Runs, runs_of
-from compiler.encode.shapes import Lowering
+from compiler.encode.shapes import Rendered, Shape, runs_of
 from compiler.encode.system import merge_system
 from compiler.encode.weigh import Policy, last_round
-from compiler.options import UnitOptions
 from compiler.templates.document import document_segments
 from compiler.templates.history import by_reply
 from compiler.templates.load import DOCUMENT, Template
+from compiler.templates.skeleton import Skeleton
 from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer.tokenizer import Tokenizer
-from schemas.errors import Reason, RowError
+from schemas.errors import Reason, Reject, RowError
+
+MOST_SHAPES = 1024
+"""With more shapes than this, all are forgotten: what is kept of them must not grow with the data."""
+
+Made = list[tuple[Conversation, list[Rendered]]]
+"""The examples of a conversation: each as the conversation that it is made of, and its sequences."""
 
 
 @dataclass
-class Sequences:
-    """Makes the sequences of one dataset's conversations; `notes` counts what happened to them."""
+class SequenceMaker:
+    """Makes the sequences of conversations: one template, tokenizer and weights policy."""
 
-    options: UnitOptions
     tokenizer: Tokenizer
     template: Template
     policy: Policy
-    notes: Counter[str]
+    merge_system: bool = False
+    _shapes: dict[tuple[Skeleton, tuple[float | None, ...]], Shape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Look up what every conversation needs."""
+        """Find out whether rows may share shapes: not where control tokens swallow text, or text becomes them."""
         self.rendering = self.template.program.rendering
-        self.lowering = Lowering(self.template.program, self.tokenizer, self.policy)
+        self._shared = not self.tokenizer.swallows and self.rendering.special_text != "allow"
+        self._last_round = self.policy.last_round
 
-    def of(self, conversation: Conversation) -> list[tuple[Conversation, list[Runs]]]:
-        """Return the conversation with its sequences; each trained reply by itself where the template asks for that."""
-        if self.policy.last_round:  # the row's, not that of each example it makes
+    def make(self, conversations: list[Conversation], notes: Counter[str]) -> list[Made | Reject]:
+        """The examples of each conversation, or the reject that says why it makes none; what happened is counted."""
+        found: list[Made | Reject] = []
+        for conversation, token in zip(conversations, self._spelled(conversations), strict=True):
+            if token is not None and self.rendering.special_text == "reject":
+                found.append(Reject(Reason.SPECIAL_TEXT, f"the text spells the control token {token!r}"))
+                continue
+            try:
+                notes.update(["special_text"] if token is not None else [])
+                found.append(self._made(conversation, notes))
+            except RowError as error:
+                found.append(error.reject)
+        return found
+
+    def _spelled(self, conversations: list[Conversation]) -> list[str | None]:
+        """The first control token that each conversation spells, in the other reply of a pair too; or None."""
+        said = [c if c.rejected is None else replace(c, messages=[*c.messages, c.rejected]) for c in conversations]
+        return self.rendering.spelled_controls([self._with_reasoning(c) for c in said])
+
+    def _made(self, conversation: Conversation, notes: Counter[str]) -> Made:
+        """The sequences of a conversation; each trained reply by itself where the template asks for that."""
+        if self._last_round:  # the last reply of the row, not of each example it makes
             conversation = last_round(conversation)
         try:
-            return [(conversation, self.sides(conversation))]
+            return [(conversation, self.sequences(conversation))]
         except RowError as error:
             if error.reject.reason is not Reason.TEMPLATE_UNSTABLE or conversation.context:
                 raise
             parts = by_reply(conversation)
             if not parts:
                 raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained") from error
-            made = [(one, self.sides(one)) for one in parts]
-            self.notes["one_example_per_reply"] += 1
+            made = [(one, self.sequences(one)) for one in parts]
+            notes["one_example_per_reply"] += 1
             return made
 
-    def sides(self, conversation: Conversation) -> list[Runs]:
-        """Return the weighed runs of the conversation's sequences: one, or the two of a pair."""
+    def sequences(self, conversation: Conversation) -> list[Rendered]:
+        """The sequences of one example: one, or the two of a pair."""
         if self.template.name == DOCUMENT:
             segments = document_segments(conversation, self.tokenizer, self.template)
-            return [runs_of(conversation, segments, self.tokenizer)]
-        sides = [self._runs_or_merged(conversation)]
-        if conversation.rejected is not None:  # after the first side, which may merge the system text into the context
-            other = replace(conversation, messages=[*conversation.messages[:-1], conversation.rejected])
-            sides.append(self.runs(other))
-        return sides
+            return [Rendered.of(conversation, segments, self.tokenizer, self.policy)]
+        try:
+            first = self._sequence(conversation)
+        except RowError as error:
+            first = self._merged(conversation, error)
+        if conversation.rejected is None:
+            return [first]
+        # Only now: the system text may have been merged into the context of both.
+        other = replace(conversation, messages=[*conversation.messages[:-1], conversation.rejected])
+        return [first, self._sequence(other)]
+
+    def _sequence(self, conversation: Conversation) -> Rendered:
+        """The conversation in its shape: the one that rows share where that is proven, else one of its own."""
+        thought = self._with_reasoning(conversation)
+        if thought is not conversation:
+            segments = self.template.program.segments(thought)
+            if not self.rendering.is_published(segments, conversation):
+                raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
+            return Rendered.of(thought, segments, self.tokenizer, self.policy)
+        found = self.template.program.proven(conversation)
+        if isinstance(found, list):
+            return Rendered.of(conversation, found, self.tokenizer, self.policy)
+        if not self._shared:
+            return Rendered.of(conversation, found.fill(conversation), self.tokenizer, self.policy)
+        key = (found, tuple([message.weight for message in conversation.messages]))
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) >= MOST_SHAPES:
+                self._shapes.clear()
+            runs = runs_of(found.segments, self.tokenizer)
+            shape = self._shapes[key] = Shape(runs, conversation, self.policy, found.fields)
+        return Rendered(shape, conversation)
+
+    def _merged(self, conversation: Conversation, error: RowError) -> Rendered:
+        """The sequence with the system text put before the first user message, where the template takes none."""
+        if error.reject.reason is not Reason.TEMPLATE_REFUSED:
+            raise error
+        if self.merge_system and merge_system(conversation):
+            conversation.repairs.append("system_merge")
+            return self._sequence(conversation)
+        if conversation.messages[0].role == "system" and not self.merge_system:
+            hint = "; if it takes no system message, --system merge puts it before the first user message"
+            raise RowError(error.reject.reason, error.reject.message + hint) from error
+        raise error
 
     def _with_reasoning(self, conversation: Conversation) -> Conversation:
         return with_reasoning(conversation) if self.rendering.thinks else conversation
-
-    def runs(self, conversation: Conversation) -> Runs:
-        """Return the weighed runs of one sequence."""
-        thought = self._with_reasoning(conversation)
-        if thought is conversation:
-            return self.lowering.runs(conversation)
-        segments = self.template.program.segments(thought)
-        if not self.rendering.is_published(segments, conversation):
-            raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
-        return self.lowering.of_segments(thought, segments)
-
-    def _runs_or_merged(self, conversation: Conversation) -> Runs:
-        try:
-            return self.runs(conversation)
-        except RowError as error:
-            refused = error.reject.reason is Reason.TEMPLATE_REFUSED
-            if not (refused and self.options.system == "merge" and merge_system(conversation)):
-                if refused and conversation.messages[0].role == "system" and self.options.system != "merge":
-                    hint = "; if it takes no system message, --system merge puts it before the first user message"
-                    raise RowError(error.reject.reason, error.reject.message + hint) from error
-                raise
-            conversation.repairs.append("system_merge")
-            return self.runs(conversation)
-
-    def look_for_controls(self, conversation: Conversation) -> None:
-        """Count a conversation that spells a control token, or raise where such are rejected."""
-        said = conversation
-        if conversation.rejected is not None:
-            said = replace(conversation, messages=[*conversation.messages, conversation.rejected])
-        found = self.rendering.spells_control(self._with_reasoning(said))
-        if found is None:
-            return
-        if self.options.special_text == "reject":
-            raise RowError(Reason.SPECIAL_TEXT, f"the text spells the control token {found!r}")
-        self.notes["special_text"] += 1

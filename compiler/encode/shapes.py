@@ -1,195 +1,293 @@
-"""A conversation to its weighed runs: by the outline of its shape where that is proven, else segment by segment.
+"""Conversations as runs, and what the runs of all rows of one shape share.
 
-The outline of a shape is worked out once, on the first row of the shape, by the very code that works segment by
-segment; a later row only has its texts joined. What a weights policy makes of a reply is worked out reply by reply all
-the same, since it depends on what the reply says.
+1. `runs_of` joins rendered segments: neighbouring texts are one run, encoded as inference encodes them; a control
+   token is a run by itself. A run ends at a control token and where generation begins.
+2. A `Shape` is made of the runs of one conversation: control tokens, weights and owners as columns, and texts with
+   slots for what differs between rows. Rows of one shape that ask for the same weights share it; a row whose shape is
+   not proven has one of its own, without slots.
+3. `Shape.fill` puts many rows into their shape at once. Runs that hold several weights or owners, and the replies that
+   the weights policy looks into, are cut into pieces for each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
-from compiler.conversation import Conversation, Segment
-from compiler.encode.runs import Outline, Pieces, Runs, make_runs, outline_of, pieces_of, runs_of
-from compiler.encode.weigh import Policy, cut, stretches, weigh, weigh_reply
-from compiler.templates.program import Program
-from compiler.templates.skeleton import Fill, Skeleton, value_of
+import numpy as np
+import numpy.typing as npt
+
+from compiler.conversation import Conversation, Role, Segment
+from compiler.encode.weigh import Interval, Policy, Weighed, cut, smallest
+from compiler.templates.skeleton import Field, Text, values_of
 from compiler.tokenizer.tokenizer import Tokenizer
 
-_EVEN = Policy("none", {}, ())
-MOST_OUTLINES = 16
-"""Of one skeleton: rows may ask for weights of their own, each set of which is another outline, and so is that of
-policies which look into replies."""
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+"""What control tokens that swallow white space swallow: Unicode's, which Python's `strip` adds \\x1c to \\x1f to."""
+
+Owner = tuple[str, str]
+"""(role, policy key): whose tokens these are; the role "template" is the template's own text."""
+
+TEMPLATE: Owner = ("template", "")
 
 
-_Text = tuple[str, int | list[str | int], str]
-"""A text to fill in: before, number of the value, after; or all of it in parts, literals and numbers of values."""
+class Part(NamedTuple):
+    """Neighbouring characters of a run with one origin: a message's own text, or the template's (message -1)."""
+
+    text: Text
+    message: int
+    generated: bool
+
+
+@dataclass(slots=True)
+class Run:
+    """What is encoded at once: a text (control -1), or one control token, `repeat` times."""
+
+    parts: list[Part]
+    control: int = -1
+    fresh: bool = False
+    repeat: int = 1
+    media: int = -1
+    swallowed: str = ""
+    """White space of a reply before this run that the control token before it swallows: it is not encoded."""
+
+    @property
+    def text(self) -> Text:
+        """The text of the run, or the control token's own."""
+        return tuple(piece for part in self.parts for piece in part.text)
+
+
+class Piece(NamedTuple):
+    """Neighbouring characters of a run with one weight and one owner."""
+
+    length: int
+    weight: float
+    owner: Owner
+    message: int
+    generated: bool
+
+
+@dataclass(slots=True)
+class Rendered:
+    """One sequence before it is encoded: a conversation and its shape, and what `Shape.fill` makes of them."""
+
+    shape: Shape
+    conversation: Conversation
+    texts: list[str] = field(default_factory=list)
+    """The texts to encode, in order: those of the runs that are texts."""
+    pieces: dict[int, list[Piece]] = field(default_factory=dict)
+    """By number, the runs of this row that hold several weights or owners, or other ones than the shape says."""
+
+    @classmethod
+    def of(cls, conversation: Conversation, segments: list[Segment], tokenizer: Tokenizer, policy: Policy) -> Rendered:
+        """A conversation in a shape of its own, made of its rendered segments."""
+        runs = runs_of([(segment, (segment.text,)) for segment in segments], tokenizer)
+        return cls(Shape(runs, conversation, policy), conversation)
 
 
 @dataclass(slots=True)
 class _Reply:
-    """A reply of a shape: the segments it is made of, the first of its runs, and the text of that.
+    """A reply that the policy looks into: its message and its runs, of which the last is its stop."""
 
-    `text` is its number among the row's texts where the reply is one segment of text and its stop; else -1.
+    message: int
+    runs: list[int]
+
+
+class Shape:
+    """What rows share: R runs as columns.
+
+    control int32[R], -1 = a text; repeat int64[R]; fresh bool[R]; weight float32[R]; owners, messages and generated
+    have R entries. Of a run that is in pieces, weight and owner are those of its first part.
     """
 
-    segments: list[int]
-    first_run: int
-    text: int = -1
+    def __init__(
+        self, runs: list[Run], conversation: Conversation, policy: Policy, fields: Sequence[Field] = ()
+    ) -> None:
+        """Weigh the runs as the messages of `conversation` ask; rows that are filled in ask for the same."""
+        self.fields = fields
+        self.policies = [part for part in policy.parts if part.looks]
+        self.control = np.array([run.control for run in runs], np.int32)
+        self.repeat = np.array([run.repeat for run in runs], np.int64)
+        self.fresh = np.array([run.fresh for run in runs], np.bool_)
+        media = [run.media for run in runs]
+        self.media = media if any(number >= 0 for number in media) else []
+        """The number of the image or video that a control token belongs to, -1 = none; [] where there are no media."""
+        self.texts = [_prepared(run.text) for run in runs if run.control < 0]
+        numbers = iter(range(len(self.texts)))
+        self.text_number = [next(numbers) if run.control < 0 else -1 for run in runs]
+        self.swallowed = [run.swallowed for run in runs]
+        self.names = ["".join(map(str, run.text)) if run.control >= 0 else "" for run in runs]
+        self.mixed: dict[int, list[tuple[Text, Piece]]] = {}
+        """The runs of several weights or owners, whatever the policy; lengths of their pieces are those of each row."""
+        speakers = []
+        for number, run in enumerate(runs):
+            pieces = [_piece(part, run, conversation) for part in run.parts]
+            speaker = _speaker(pieces)
+            if speaker is None:
+                self.mixed[number] = list(zip([part.text for part in run.parts], pieces, strict=True))
+            speakers.append(speaker or pieces[0])
+        self.weight = np.array([piece.weight for piece in speakers], np.float32)
+        self.owners = [piece.owner for piece in speakers]
+        self.messages = [piece.message for piece in speakers]
+        self.generated = [piece.generated for piece in speakers]
+        self.replies: list[_Reply] = []
+        for number in range(len(runs)) if self.policies else ():
+            message = self.messages[number]
+            if self.generated[number] and conversation.messages[message].weight is None:
+                if not (number and self.generated[number - 1] and self.messages[number - 1] == message):
+                    self.replies.append(_Reply(message, []))
+                self.replies[-1].runs.append(number)
 
+    @cached_property
+    def spans(self) -> tuple[list[Owner], npt.NDArray[np.int64]]:
+        """The owners in turn, and the run at which each begins, int64[S]."""
+        starts = [i for i, owner in enumerate(self.owners) if not i or owner != self.owners[i - 1]]
+        return [self.owners[i] for i in starts], np.array(starts, np.int64)
 
-@dataclass(slots=True)
-class _Shared:
-    """What the rows of one shape that ask for the same weights share."""
+    def fill(self, rows: list[Rendered]) -> None:
+        """Give rows of this shape their texts and pieces."""
+        values = values_of(self.fields, [row.conversation for row in rows])
+        texts = [_filled(text, values, len(rows)) for text in self.texts]
+        for row, row_texts in zip(rows, zip(*texts, strict=True) if texts else [()] * len(rows), strict=True):
+            row.texts, row.pieces = list(row_texts), {}
+        for number, parts in self.mixed.items():
+            lengths = [map(len, _filled(_prepared(text), values, len(rows))) for text, _ in parts]
+            for row, row_lengths in zip(rows, zip(*lengths, strict=True), strict=True):
+                row.pieces[number] = [
+                    piece._replace(length=length) for (_, piece), length in zip(parts, row_lengths, strict=True)
+                ]
+        for reply in self.replies:
+            self._weigh(reply, rows)
 
-    outline: Outline
-    fills: list[int | Fill]
-    """What differs from row to row; a number is the content of that message."""
-    texts: list[_Text]
-    """Of each run that is a text."""
-    runs: list[list[int]]
-    """Of each run: the segments that it is made of."""
-    segments: list[Segment]
-    """Weighed evenly."""
-    parts: list[list[str | int]]
-    """Of each segment: its text, literals and numbers of fills."""
-    replies: list[_Reply] = field(default_factory=list)
-    """The replies that the policy may look into."""
-    mixed: list[int] = field(default_factory=list)
-    """The runs of several speakers."""
-
-    def filled(self, numbers: list[int], values: list[str]) -> list[Segment]:
-        """Return some of the segments with a row's texts."""
-        return [
-            self.segments[i].piece("".join([part if isinstance(part, str) else values[part] for part in self.parts[i]]))
-            for i in numbers
-        ]
-
-
-@dataclass
-class Lowering:
-    """Lowers the conversations of one dataset: one template, tokenizer and weights policy."""
-
-    program: Program
-    tokenizer: Tokenizer
-    policy: Policy
-
-    def __post_init__(self) -> None:
-        """Find out whether outlines serve: not where control tokens swallow text, or texts become control tokens."""
-        self._outlines = not self.tokenizer.swallows and self.program.rendering.special_text != "allow"
-        looks = [part for part in self.policy.parts if part.looks]
-        self._looks = bool(looks)
-        self._one = looks[0] if len(looks) == 1 and not looks[0].queries else None
-        """The only policy that looks into replies, if it looks at nothing else."""
-
-    def runs(self, conversation: Conversation) -> Runs:
-        """Return the conversation's runs, weighed; RowError where the template refuses it."""
-        found = self.program.skeleton_or_segments(conversation)
-        if not isinstance(found, Skeleton):
-            return self.of_segments(conversation, found)
-        if not self._outlines:
-            return self.of_segments(conversation, found.fill(conversation))
-        asked = (self._looks, *[message.weight for message in conversation.messages])
-        shared = found.outlines.get(asked)
-        if shared is None:
-            if len(found.outlines) >= MOST_OUTLINES:
-                found.outlines.clear()
-            shared = found.outlines[asked] = self._shared(found, conversation)
-        return self._filled(shared, conversation)
-
-    def of_segments(self, conversation: Conversation, segments: list[Segment]) -> Runs:
-        """Return the runs of the conversation's segments, weighed."""
-        return runs_of(conversation, weigh(conversation, segments, self.policy), self.tokenizer)
-
-    def _shared(self, skeleton: Skeleton, conversation: Conversation) -> _Shared:
-        segments = skeleton.fill(conversation)
-        number = {id(segment): i for i, segment in enumerate(segments)}
-        runs = make_runs(weigh(conversation, segments, _EVEN), self.tokenizer)
-        of_runs = [[number[id(segment)] for segment in run.segments] for run in runs]
-        fills: list[int | Fill] = []
-        parts = [_opened((piece.fill or piece.segment.text for piece in group), fills) for group in skeleton.groups]
-        texts = [
-            _around(_opened((p.fill or p.segment.text for i in numbers for p in skeleton.groups[i]), fills))
-            for run, numbers in zip(runs, of_runs, strict=True)
-            if run.control < 0
-        ]
-        shared = _Shared(outline_of(runs, conversation), fills, texts, of_runs, segments, parts)
-        shared.mixed = [i for i, run in enumerate(runs) if run.speaker() is None]
-        if not self._looks:
-            return shared
-        before = -1
-        for i, run in enumerate(runs):
-            first = run.segments[0]
-            if first.generated and conversation.messages[first.message].weight is None:
-                if first.message != before:
-                    shared.replies.append(_Reply([], i))
-                shared.replies[-1].segments += shared.runs[i]
-                before = first.message
-        for reply in shared.replies:
-            i = reply.first_run
-            if runs[i].control < 0 and len(reply.segments) == 2 and shared.runs[i] == reply.segments[:1]:
-                reply.text = sum(run.control < 0 for run in runs[:i])
-        return shared
-
-    def _filled(self, shared: _Shared, conversation: Conversation) -> Runs:
-        contents = [message.content for message in conversation.messages]
-        values = [contents[fill] if isinstance(fill, int) else value_of(conversation, fill) for fill in shared.fills]
-        texts = []
-        for before, value, after in shared.texts:
-            if isinstance(value, int):
-                texts.append(before + values[value] + after)
-            else:
-                texts.append("".join([part if isinstance(part, str) else values[part] for part in value]))
-        outline = shared.outline
-        runs = Runs(outline, texts, conversation)
-        for i in shared.mixed:
-            runs.mixed[i] = pieces_of(shared.filled(shared.runs[i], values), conversation)
-        for reply in shared.replies:
-            if self._one is not None and reply.text >= 0:
-                self._look_into(runs, reply, self._one)
+    def _weigh(self, reply: _Reply, rows: list[Rendered]) -> None:
+        """Cut the runs of a reply where the policies change its weight or key."""
+        body = reply.runs[:-1]
+        messages = [row.conversation.messages[reply.message] for row in rows]
+        if len(body) == 1 and not self.swallowed[body[0]] and self.text_number[body[0]] >= 0:
+            replies = [row.texts[self.text_number[body[0]]] for row in rows]
+        else:
+            replies = ["".join([self.swallowed[i] + self._text(i, row) for i in body]) for row in rows]
+        found = [policy.of_replies(replies, messages) for policy in self.policies]
+        asks = any(policy.queries for policy in self.policies)
+        for n, row in enumerate(rows):
+            whole = [policy.of_whole(row.conversation, reply.message) if asks else None for policy in self.policies]
+            if not asks and not any(intervals[n] for intervals in found):
                 continue
-            weighed = weigh_reply(conversation, shared.filled(reply.segments, values), self.policy)
-            for i, run in enumerate(make_runs(weighed, self.tokenizer), start=reply.first_run):
-                pieces = pieces_of(run.segments, conversation)
-                if set(pieces.weight) != {1.0} or any(key for _, key in pieces.who):
-                    runs.mixed[i] = pieces
-        return runs
+            at = 0
+            for number in reply.runs:
+                at += len(self.swallowed[number])
+                length = len(self._text(number, row))
+                plain = (length, float(self.weight[number]), "")
+                weighed = [plain]
+                for intervals, weight in zip(found, whole, strict=True):
+                    if weight is not None:
+                        weighed = [(length, given * weight, key) for length, given, key in weighed]
+                    elif number != reply.runs[-1]:
+                        weighed = self._cut(number, weighed, intervals[n], at)
+                at += length
+                if weighed != [plain]:
+                    role = self.owners[number][0]
+                    row.pieces[number] = [
+                        Piece(length, weight, (role, key), reply.message, True) for length, weight, key in weighed
+                    ]
 
-    def _look_into(self, runs: Runs, reply: _Reply, policy: Policy) -> None:
-        """Put a reply that is one text in pieces as the policy has it. Most rows that one looks into are such."""
-        i = reply.first_run
-        number = runs.outline.message[i]
-        message, text = runs.conversation.messages[number], runs.texts[reply.text]
-        intervals = stretches(text, message, policy)
-        if intervals:
-            texts, weight, keys = map(list, zip(*cut(text, intervals), strict=True))
-            role, n = str(message.role), len(texts)
-            runs.mixed[i] = Pieces(texts, weight, [(role, key) for key in keys], [number] * n, [True] * n)
+    def _cut(self, number: int, weighed: list[Weighed], intervals: list[Interval], at: int) -> list[Weighed]:
+        return (cut if self.text_number[number] >= 0 else _cut_control)(weighed, intervals, at)
+
+    def _text(self, number: int, row: Rendered) -> str:
+        """The text of a run in a row; a control token's own text for one."""
+        text = self.text_number[number]
+        return row.texts[text] if text >= 0 else self.names[number]
 
 
-def _opened(parts: Iterable[str | Fill], fills: list[int | Fill]) -> list[str | int]:
-    """Return literals and numbers of fills, neighbouring literals as one; fills that are new are added."""
-    opened: list[str | int] = []
-    for part in parts:
-        if isinstance(part, str):
-            if opened and isinstance(opened[-1], str):
-                opened[-1] += part
-            else:
-                opened.append(part)
+def _cut_control(weighed: list[Weighed], intervals: list[Interval], at: int) -> list[Weighed]:
+    return [smallest(weighed[0], intervals, at)]
+
+
+def runs_of(segments: Iterable[tuple[Segment, Text]], tokenizer: Tokenizer) -> list[Run]:
+    """Join segments, given with their texts, to runs."""
+    runs: list[Run] = []
+    swallowed = ""
+    for segment, text in segments:
+        is_swallowed = runs and runs[-1].control in tokenizer.swallows and not segment.boundary
+        if is_swallowed and segment.control < 0:
+            whole = "".join(map(str, text))  # there are no slots where control tokens swallow text
+            text = (whole.lstrip(WHITE_SPACE),)
+            swallowed += whole[: len(whole) - len(text[0])] if segment.generated else ""
+        part = Part(text, segment.message, segment.generated)
+        if segment.control >= 0:
+            runs.append(Run([part], segment.control, False, segment.repeat, segment.media, swallowed))
+            swallowed = ""
+        elif not any(piece != "" for piece in text):
             continue
-        what = part[1] if part[0] == "content" else part
-        if what not in fills:
-            fills.append(what)
-        opened.append(fills.index(what))
-    return opened
+        elif runs and runs[-1].control < 0 and not segment.boundary:
+            runs[-1].parts.append(part)
+        else:
+            fresh = not runs or tokenizer.prefix_every_section
+            if segment.boundary and runs and runs[-1].control < 0:
+                fresh = segment.fresh
+            runs.append(Run([part], fresh=fresh, swallowed=swallowed))
+            swallowed = ""
+    return runs
 
 
-def _around(parts: list[str | int]) -> _Text:
-    """Return a text as what stands before and after its one value, where it has just one."""
-    values = [part for part in parts if isinstance(part, int)]
-    if len(values) != 1:
-        return "", parts, ""
-    at = parts.index(values[0])
-    before, after = "".join(map(str, parts[:at])), "".join(map(str, parts[at + 1 :]))
-    return before, values[0], after
+def _piece(part: Part, run: Run, conversation: Conversation) -> Piece:
+    """Weigh a part as its message asks, policies apart.
+
+    1. A reply weighs 1, or what its message asks for; `loss: false` makes it context, stop included.
+    2. A message of another role weighs 0, or what it asks for, on its own text only: headers stay context.
+    3. The placeholders of images and videos weigh 0: they are never what a model says.
+    """
+    _, number, generated = part
+    if number < 0:
+        return Piece(0, 0.0, TEMPLATE, -1, generated)
+    message = conversation.messages[number]
+    key = ""
+    if run.media >= 0:
+        weight, key = 0.0, "" if generated else conversation.media()[run.media].kind
+    elif generated:
+        weight = 1.0 if message.weight is None else message.weight
+    else:
+        weight = 0.0 if message.role is Role.ASSISTANT else message.weight or 0.0
+    return Piece(0, weight, (str(message.role), key), number, generated)
+
+
+def _speaker(pieces: list[Piece]) -> Piece | None:
+    """The piece that stands for a whole run: one weight, one owner and template text beside it; else None."""
+    first = speaker = pieces[0]
+    for piece in pieces[1:]:
+        if (piece.weight, piece.generated, piece.owner[1]) != (first.weight, first.generated, first.owner[1]):
+            return None
+        if speaker.message < 0:
+            speaker = piece
+        elif piece.message not in (-1, speaker.message):
+            return None
+    return speaker
+
+
+def _prepared(text: Text) -> Text:
+    """Join neighbouring literals; a text with one slot becomes (before, number, after), which is filled fastest."""
+    joined: list[str | int] = []
+    for piece in text:
+        if joined and isinstance(piece, str) and isinstance(joined[-1], str):
+            joined[-1] += piece
+        else:
+            joined.append(piece)
+    numbers = [piece for piece in joined if isinstance(piece, int)]
+    if len(numbers) == 1:
+        at = joined.index(numbers[0])
+        return "".join(map(str, joined[:at])), numbers[0], "".join(map(str, joined[at + 1 :]))
+    return tuple(joined)
+
+
+def _filled(text: Text, values: list[list[str]], rows: int) -> list[str]:
+    """Fill a text with the values of each row."""
+    if len(text) == 3 and isinstance(text[1], int):
+        before, after = text[0], text[2]
+        return [f"{before}{value}{after}" for value in values[text[1]]]
+    if all(isinstance(piece, str) for piece in text):
+        return ["".join(map(str, text))] * rows
+    columns: list[list[str]] = [values[piece] if isinstance(piece, int) else [piece] * rows for piece in text]
+    return ["".join(pieces) for pieces in zip(*columns, strict=True)]

@@ -1,8 +1,8 @@
-"""What is trained, and how much: weights on segments, from the row's own flags and a policy.
+"""Weights policies: which characters of a reply are trained, and how much.
 
-A policy is data (`registry/weights/*.json`). It looks at the text of a reply as the model would produce it (tool
-calls rendered, the stop left out) and gives stretches of it a weight and a key; everything else in the reply weighs 1.
-Weights never change ids: they are applied to characters, and a token takes the smallest weight it covers.
+A policy is data (`registry/weights/*.json`). It looks at the text of a reply as the model would produce it (tool calls
+rendered, the stop left out) and gives intervals of it a weight and a key. Everything else in the reply weighs 1.
+Weights never change ids: they belong to characters, and a token takes the smallest weight among those it covers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from compiler.conversation import Conversation, Message, Role, Segment
+from compiler.conversation import Conversation, Message, Role
 
 KEYWORD = "keyword"
 """The key of a policy's own marker words ("Action:" itself, not what follows it)."""
@@ -20,10 +20,13 @@ KEYWORD = "keyword"
 Interval = tuple[int, int, float, str]
 """(start, end, weight, key) in characters of a reply; intervals are in order and do not overlap."""
 
+Weighed = tuple[int, float, str]
+"""(number of characters, weight, key): neighbouring characters of one run that weigh the same."""
+
 
 @dataclass(frozen=True)
 class Policy:
-    """A weights policy, compiled: keywords at the start of a line, or patterns anywhere."""
+    """A weights policy, ready to use: keywords at the start of a line, or patterns anywhere."""
 
     name: str
     keywords: dict[str, tuple[float, float]]
@@ -59,9 +62,17 @@ class Policy:
         """Whether it looks into replies, or at what they reply to."""
         return bool(self.keywords or self.patterns or self.queries)
 
-    def asked(self, query: str) -> float | None:
-        """Return the weight of a whole reply to this user message, or None where the policy looks at the reply."""
+    def of_whole(self, conversation: Conversation, reply: int) -> float | None:
+        """The weight of a whole reply, stop included, by the user message it answers; None where none is given."""
+        if not self.queries:
+            return None
+        before = reversed(conversation.messages[:reply])
+        query = next((message.content for message in before if message.role is Role.USER), "")
         return next((weight for text, weight in self.queries if text in query), None)
+
+    def of_replies(self, texts: list[str], messages: list[Message]) -> list[list[Interval]]:
+        """The intervals of each reply, given as the model would produce it, its stop left out."""
+        return [self.intervals(text, _begin(text, message)) for text, message in zip(texts, messages, strict=True)]
 
     @property
     def keys(self) -> list[str]:
@@ -105,6 +116,10 @@ class Policy:
         return _apart(found)
 
 
+EVEN = Policy("none", {}, ())
+"""The policy that weighs every reply evenly."""
+
+
 def _apart(intervals: list[Interval]) -> list[Interval]:
     """Return the stretches in order and without overlap: where two overlap, the one that begins first has it."""
     apart: list[Interval] = []
@@ -114,64 +129,6 @@ def _apart(intervals: list[Interval]) -> list[Interval]:
             apart.append((max(start, done), end, weight, key))
             done = end
     return apart
-
-
-def weigh(conversation: Conversation, segments: list[Segment], policy: Policy) -> list[Segment]:
-    """Return the segments with weights and keys.
-
-    1. A reply weighs 1, or what its message asks for; `loss: false` makes it context, stop included.
-    2. A message of another role weighs 0, or what it asks for, on its own text only: headers stay context.
-    3. The policy multiplies into replies that did not ask for a weight of their own.
-    """
-    if policy.last_round:
-        conversation = last_round(conversation)
-    weighed: list[Segment] = []
-    reply: list[Segment] = []
-    for segment in segments:
-        if reply and not (segment.generated and segment.message == reply[0].message):
-            weighed += weigh_reply(conversation, reply, policy)
-            reply = []
-        if segment.generated:
-            reply.append(segment)
-            continue
-        if segment.media >= 0:
-            segment.key = conversation.media()[segment.media].kind  # a placeholder is never what a model says
-        elif segment.message >= 0:
-            message = conversation.messages[segment.message]
-            segment.weight = (message.weight or 0.0) if message.role is not Role.ASSISTANT else 0.0
-        weighed.append(segment)
-    return weighed + (weigh_reply(conversation, reply, policy) if reply else [])
-
-
-def weigh_reply(conversation: Conversation, reply: list[Segment], policy: Policy) -> list[Segment]:
-    """Return a reply's segments weighed; its last segment is the stop, which weighs as the message does."""
-    asked = conversation.messages[reply[0].message].weight
-    for segment in reply:
-        segment.weight = 0.0 if segment.media >= 0 else 1.0 if asked is None else asked
-    if asked is not None:
-        return reply
-    for part in policy.parts:
-        if part.looks:
-            reply = _with_policy(conversation, reply, part)
-    return reply
-
-
-def _with_policy(conversation: Conversation, reply: list[Segment], policy: Policy) -> list[Segment]:
-    *body, stop = reply
-    before = conversation.messages[: stop.message]
-    query = next((message.content for message in reversed(before) if message.role is Role.USER), "")
-    whole = policy.asked(query)
-    if whole is not None:
-        for segment in reply:
-            segment.weight *= whole
-        return reply
-    text = "".join(segment.text for segment in body)
-    return [*_apply(body, stretches(text, conversation.messages[stop.message], policy)), stop]
-
-
-def stretches(reply: str, message: Message, policy: Policy) -> list[Interval]:
-    """Return the weighted stretches of a message's reply as the model would produce it, stop left out."""
-    return policy.intervals(reply, _begin(reply, message))
 
 
 def _begin(reply: str, message: Message) -> int:
@@ -185,18 +142,38 @@ def _begin(reply: str, message: Message) -> int:
     return next((place for place in places if place >= 0), after)
 
 
-def cut(text: str, intervals: list[Interval]) -> list[tuple[str, float, str]]:
-    """Return a text in pieces, each with its weight and key."""
-    pieces: list[tuple[str, float, str]] = []
-    at = 0
-    for start, stop, weight, key in intervals:
-        if start > at:
-            pieces.append((text[at:start], 1.0, ""))
-        pieces.append((text[start:stop], weight, key))
-        at = stop
-    if at < len(text):
-        pieces.append((text[at:], 1.0, ""))
-    return pieces
+def cut(weighed: list[Weighed], intervals: list[Interval], at: int) -> list[Weighed]:
+    """Cut a run that begins at character `at` of its reply at the intervals, and multiply by their weights."""
+    found: list[Weighed] = []
+    for length, weight, key in weighed:
+        end = at + length
+        for start, stop, times, name in intervals:
+            if stop <= at:
+                continue
+            if start >= end:
+                break
+            if start > at:
+                found.append((start - at, weight, key))
+                at = start
+            last = min(stop, end)
+            found.append((last - at, weight * times, name or key))
+            at = last
+        if at < end:
+            found.append((end - at, weight, key))
+            at = end
+    return found
+
+
+def smallest(whole: Weighed, intervals: list[Interval], at: int) -> Weighed:
+    """Weigh a control token at character `at` of its reply: one token, so the smallest weight that it covers."""
+    length, weight, _ = whole
+    end = at + length
+    covered = [(max(start, at), min(stop, end), times, name) for start, stop, times, name in intervals]
+    covered = [one for one in covered if one[0] < one[1]]
+    if not covered:
+        return whole
+    rest = [1.0] if sum(stop - start for start, stop, *_ in covered) < length else []
+    return length, weight * min([times for _, _, times, _ in covered] + rest), covered[0][3]
 
 
 def last_round(conversation: Conversation) -> Conversation:
@@ -209,34 +186,3 @@ def last_round(conversation: Conversation) -> Conversation:
 def as_context(message: Message) -> Message:
     """Return a reply as context; other messages as they are."""
     return replace(message, weight=0.0) if message.role is Role.ASSISTANT else message
-
-
-def _apply(body: list[Segment], intervals: list[Interval]) -> list[Segment]:
-    weighed: list[Segment] = []
-    position = 0
-    for segment in body:
-        end = position + len(segment.text)
-        inside = [(max(a, position), min(b, end), w, key) for a, b, w, key in intervals if a < end and b > position]
-        if segment.control >= 0 or not inside:
-            if inside:
-                # A control token is one token: it takes the smallest weight it covers, as any other.
-                covered = sum(b - a for a, b, _, _ in inside)
-                rest = [1.0] if covered < len(segment.text) else []
-                segment.weight *= min([w for _, _, w, _ in inside] + rest)
-                segment.key = inside[0][3]
-            weighed.append(segment)
-        else:
-            weighed += _pieces(segment, [(a - position, b - position, w, key) for a, b, w, key in inside])
-        position = end
-    return weighed
-
-
-def _pieces(segment: Segment, inside: list[Interval]) -> list[Segment]:
-    pieces: list[Segment] = []
-    for text, weight, key in cut(segment.text, inside):
-        piece = segment.piece(text)
-        piece.weight, piece.key = segment.weight * weight, key or segment.key
-        pieces.append(piece)
-    for piece in pieces[1:]:
-        piece.boundary = False
-    return pieces

@@ -13,7 +13,9 @@ from collections import Counter
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
+from compiler.encode.shapes import Rendered
 from compiler.encode.tokens import encode
+from compiler.encode.weigh import EVEN
 from compiler.proof.template import must, probes
 from compiler.templates.document import document_segments
 from compiler.templates.load import Template
@@ -48,4 +50,4 @@ def certify_documents(template: Template, tokenizer: Tokenizer) -> dict[str, Any
 def _ids(text: str, template: Template, tokenizer: Tokenizer) -> list[int]:
     document = Conversation([Message(Role.DOCUMENT, text)])
     segments = document_segments(document, tokenizer, template)
-    return encode([(document, segments)], tokenizer)[0].ids.tolist()
+    return encode([Rendered.of(document, segments, tokenizer, EVEN)], tokenizer)[0].ids.tolist()

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Media, MediaFacts, Message, Role, Segment
-from compiler.encode.runs import Run, make_runs
-from compiler.encode.tokens import encode
-from compiler.encode.weigh import Policy, weigh
+from compiler.encode.shapes import Rendered
+from compiler.encode.tokens import Encoded, encode
+from compiler.encode.weigh import EVEN
 from compiler.templates.guard import CUT
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template
@@ -31,7 +31,6 @@ from compiler.templates.rendering import merge
 from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import IntegrityError, Reason, RowError
 
-_EVEN = Policy("none", {}, ())
 _TOOL = {
     "type": "function",
     "function": {
@@ -171,22 +170,16 @@ def _check(
     official_text = rendering.published(conversation, len(conversation.messages))
     must("text", probe.name, [segment.text for segment in merge(rendered)], [official_text.replace(CUT, "")], checks)
 
-    weighed = weigh(conversation, rendered, _EVEN)
-    for segment, after in zip(weighed, [*weighed[1:], None], strict=True):
-        if _is_stop(segment, after):
-            trained = segment.control in template.program.rendering.stops and segment.weight > 0
-            wanted = [segment.text] if trained else ["a trained stop token"]
-            must("stop", probe.name, [segment.text], wanted, checks)
-    runs = make_runs(weighed, tokenizer)
-    _check_decode(probe, runs, tokenizer, checks)
-
-    encoded = encode([(conversation, weighed)], tokenizer)[0]
+    row = Rendered.of(conversation, rendered, tokenizer, EVEN)
+    encoded = encode([row], tokenizer)[0]
+    _check_stops(probe, encoded, template, tokenizer, checks)
+    _check_decode(probe, row, tokenizer, checks)
     ours = encoded.ids.tolist()
-    official = _official_ids(weighed, tokenizer)
+    official = _official_ids(rendered, tokenizer)
     if not probe.plain:
         return int(ours != official)
     # Qwen3.5's prompt ends with a new line and its replies begin with one: such a merge is counted (decision 23).
-    pairs = zip([None, *weighed], weighed, strict=False)
+    pairs = zip([None, *rendered], rendered, strict=False)
     crosses = any(s.boundary and not s.fresh and p and p.control < 0 and s.text[:1].isspace() for p, s in pairs)
     if not crosses:
         must("ids", probe.name, _tokens(ours, tokenizer), _tokens(official, tokenizer), checks)
@@ -222,18 +215,30 @@ def _official(pieces: list[str], tokenizer: Tokenizer) -> list[int]:
     return [i for piece in pieces for i in tokenizer.official.encode(piece, add_special_tokens=False).ids]
 
 
-def _check_decode(probe: Probe, runs: list[Run], tokenizer: Tokenizer, checks: Counter[str]) -> None:
+def _check_stops(
+    probe: Probe, encoded: Encoded, template: Template, tokenizer: Tokenizer, checks: Counter[str]
+) -> None:
+    """Check that the last token of every reply is a stop, and trained."""
+    end = 0
+    for stretch in encoded.stretches:
+        end += stretch.length
+        if stretch.generated:
+            last = int(encoded.ids[end - 1])
+            trained = last in template.program.rendering.stops and encoded.weights[end - 1] > 0
+            found = tokenizer.token(last)
+            must("stop", probe.name, [found], [found] if trained else ["a trained stop token"], checks)
+
+
+def _check_decode(probe: Probe, row: Rendered, tokenizer: Tokenizer, checks: Counter[str]) -> None:
     """Check that each run's ids decode to its text, up to the normalization the tokenizer itself declares."""
     anchor = next(iter(tokenizer.controls.values()), None)
     prefix = [] if anchor is None else [anchor]
     skip = len(tokenizer.decode(prefix))
-    for run in runs:
-        if run.control >= 0:
-            continue
-        text = run.text
-        ids, _ = tokenizer.encode([text], fresh=run.fresh)
+    all_fresh = row.shape.fresh[row.shape.control < 0].tolist()
+    for text, fresh in zip(row.texts, all_fresh, strict=True):
+        ids, _ = tokenizer.encode([text], fresh=fresh)
         decoded = tokenizer.decode([*prefix, *ids.tolist()])[skip:]
-        if run.fresh and tokenizer.has_prefix and decoded.startswith(" "):
+        if fresh and tokenizer.has_prefix and decoded.startswith(" "):
             decoded = decoded[1:]
         must("decode", probe.name, [tokenizer.normalize(decoded)], [tokenizer.normalize(text)], checks)
 
@@ -266,8 +271,8 @@ def _check_injection(
         return
     wanted, found = Counter[str](), Counter[str]()
     for conversation, count in ((probe.conversation, wanted), (spelling, found)):
-        segments = weigh(conversation, template.program.rendering.segments(conversation), _EVEN)
-        ids = encode([(conversation, segments)], tokenizer)[0].ids
+        segments = template.program.rendering.segments(conversation)
+        ids = encode([Rendered.of(conversation, segments, tokenizer, EVEN)], tokenizer)[0].ids
         count.update(tokenizer.token(i) for i in ids[tokenizer.is_control[ids]].tolist())
     must("injection", probe.name, sorted(found.elements()), sorted(wanted.elements()), checks)
 

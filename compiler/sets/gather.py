@@ -20,7 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from compiler.cache.objects import Object, stamp_of
-from compiler.encode.runs import Who
+from compiler.encode.shapes import Owner
 from compiler.units.collect import Compiled
 from schemas.arrow import WORD_LISTS
 from schemas.errors import IntegrityError
@@ -148,7 +148,7 @@ class Rows:
         """The number of the first row of each part, and how many rows there are, int64[P + 1]."""
         self._stores = [_OfObject(part.object) for part in parts]
         self._places = {name: self._place(name) for name in WORD_LISTS}
-        numbers: dict[Who, int] = {}
+        numbers: dict[Owner, int] = {}
         known = [part.object.info["whos"] for part in parts]
         alike = [numbers.setdefault((who[0], who[1]), len(numbers)) for whos in known for who in whos]
         self.whos = list(numbers)

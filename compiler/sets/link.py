@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from compiler.encode.runs import Who
+from compiler.encode.shapes import Owner
 from compiler.sets.gather import Bucket, Lists, Rows
 from compiler.sets.mix import Plan
 from compiler.sets.pack import Packs, pack, packed_columns
@@ -196,7 +196,7 @@ def _examples(chosen: Ints, repeats: Ints, rows: Rows, lists: Lists) -> dict[str
     return columns
 
 
-def _span_array(offsets: Ints, values: npt.NDArray[np.int32], whos: list[Who]) -> pa.ListArray:
+def _span_array(offsets: Ints, values: npt.NDArray[np.int32], whos: list[Owner]) -> pa.ListArray:
     who, count = values.reshape(-1, 2).T
     spoken = [pa.array([one[i] for one in whos], pa.string()).take(pa.array(who)) for i in (0, 1)]
     spans = pa.StructArray.from_arrays([*spoken, pa.array(count)], fields=list(SPANS.value_type))

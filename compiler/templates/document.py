@@ -20,5 +20,5 @@ def document_segments(conversation: Conversation, tokenizer: Tokenizer, template
         body[0].boundary = body[0].fresh = True
     said = [*body, Segment(end, tokenizer.controls[end])]
     for segment in said:
-        segment.message, segment.generated, segment.weight = 0, True, 1.0
+        segment.message, segment.generated = 0, True
     return [*start, *said]

@@ -27,7 +27,8 @@ in so many, chosen by what it says, so that it does not depend on which process 
 MOST_SHAPES = 1024
 """With more shapes than this, all are forgotten: what is kept of them must not grow with the data."""
 
-Shape = tuple[Any, ...]
+ShapeKey = tuple[Any, ...]
+"""What the shape of a conversation is known by."""
 
 
 class SkeletonMismatch(Exception):
@@ -48,22 +49,18 @@ class Program:
 
     rendering: Rendering
     skeletons: bool = True
-    _shapes: dict[Shape, Skeleton | None] = field(default_factory=dict)
-    _seen: dict[Shape, _Seen] = field(default_factory=dict)
-
-    def by_rendering(self, conversation: Conversation) -> list[Segment]:
-        """Return the conversation's segments by the derivation that needs no proof."""
-        return self.rendering.segments(conversation)
+    _shapes: dict[ShapeKey, Skeleton | None] = field(default_factory=dict)
+    _seen: dict[ShapeKey, _Seen] = field(default_factory=dict)
 
     def segments(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments, by skeleton where that is proven to be the same."""
-        found = self.skeleton_or_segments(conversation)
+        found = self.proven(conversation)
         return found.fill(conversation) if isinstance(found, Skeleton) else found
 
-    def skeleton_or_segments(self, conversation: Conversation) -> Skeleton | list[Segment]:
+    def proven(self, conversation: Conversation) -> Skeleton | list[Segment]:
         """Return the skeleton that the conversation is to be filled into, or else its segments, rendered."""
         if not self.skeletons or _has_no_shape(conversation):
-            return self.by_rendering(conversation)
+            return self.rendering.segments(conversation)
         shape = _shape(conversation)
         seen = self._seen.get(shape)
         if seen is None:
@@ -73,32 +70,32 @@ class Program:
             seen = self._seen[shape] = _Seen()
         seen.count += 1
         if seen.count <= PROVE_FIRST:
-            segments = self.by_rendering(conversation)
+            segments = self.rendering.segments(conversation)
             seen.first.append((conversation, [segment.piece(segment.text) for segment in segments]))
             return segments
         skeleton = self._skeleton_for(conversation, shape)
         if skeleton is None:
-            return self.by_rendering(conversation)
+            return self.rendering.segments(conversation)
         for row, rendered in seen.first:
             if skeleton.fits(row) and skeleton.fill(row) != rendered:
                 raise SkeletonMismatch
         seen.first.clear()
         if not skeleton.fits(conversation):
-            return self.by_rendering(conversation)
-        if _is_sampled(conversation) and skeleton.fill(conversation) != self.by_rendering(conversation):
+            return self.rendering.segments(conversation)
+        if _is_sampled(conversation) and skeleton.fill(conversation) != self.rendering.segments(conversation):
             raise SkeletonMismatch
         return skeleton
 
     def joined(self, conversation: Conversation) -> list[Segment]:
         """Return the conversation's segments by its skeleton, unproven; by rendering where there can be none."""
         if not self.skeletons or _has_no_shape(conversation):
-            return self.by_rendering(conversation)
+            return self.rendering.segments(conversation)
         skeleton = self._skeleton_for(conversation, _shape(conversation))
         if skeleton is None or not skeleton.fits(conversation):
-            return self.by_rendering(conversation)
+            return self.rendering.segments(conversation)
         return skeleton.fill(conversation)
 
-    def _skeleton_for(self, conversation: Conversation, shape: Shape) -> Skeleton | None:
+    def _skeleton_for(self, conversation: Conversation, shape: ShapeKey) -> Skeleton | None:
         if shape not in self._shapes:
             self._shapes[shape] = make_skeleton(self.rendering, conversation)
         return self._shapes[shape]
@@ -115,7 +112,7 @@ def _is_sampled(conversation: Conversation) -> bool:
     return zlib.crc32(conversation.messages[-1].content.encode()) % PROVE_EVERY == 0
 
 
-def _shape(conversation: Conversation) -> Shape:
+def _shape(conversation: Conversation) -> ShapeKey:
     """Return what a skeleton depends on: roles, calls, what is empty or absent, how many tools."""
     turns = [
         (

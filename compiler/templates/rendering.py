@@ -83,13 +83,14 @@ class Rendering:
         """The texts that the templates may look for in a content."""
         return sorted({*self.template.sensitive_texts(), *self.tool_template.sensitive_texts()})
 
-    def spells_control(self, conversation: Conversation) -> str | None:
-        """Return the first control token that the row's own text spells, or None.
+    def spelled_controls(self, conversations: list[Conversation]) -> list[str | None]:
+        """The first control token that each row's own text spells, or None.
 
         Plain words do not count: ChatGLM3's "sop" is in "philosophy".
         """
-        if not self._may_spell_control(conversation):
-            return None
+        return [self._spelled_control(one) if self._may_spell_control(one) else None for one in conversations]
+
+    def _spelled_control(self, conversation: Conversation) -> str | None:
         found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
         return next((token for token in found if not token.isalnum()), None)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Segment, to_json
@@ -13,8 +13,11 @@ from compiler.templates.jinja import Slot
 from compiler.templates.rendering import Rendering, are_one, as_dict, merge
 from schemas.errors import RowError
 
-Fill = tuple[str, int, int]
-"""What stands in a slot: (what of a message, which message, which call of it)."""
+Field = tuple[str, int, int]
+"""What of a conversation stands in a slot: (what of a message, which message, which call of it)."""
+
+Text = tuple[str | int, ...]
+"""A text with slots: literals, and the numbers of the fields that stand between them."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
 _PROBES = (
@@ -31,28 +34,15 @@ _REQUIRED = ("content", "call", "arguments", "tool")
 """The slots that must show up in a rendering; ids and names of results may go unused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One part of a skeleton: a literal text, a control token, or a slot (`fill` is then not None, the text empty)."""
-
-    segment: Segment
-    fill: Fill | None
-
-    def text_in(self, conversation: Conversation) -> str:
-        """Return what stands there in a conversation of the shape."""
-        return self.segment.text if self.fill is None else value_of(conversation, self.fill)
-
-
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Skeleton:
-    """The pieces of a shape's rendering; `groups` make one segment each: neighbours of one kind."""
+    """The segments of a shape's rendering, each with its text; `fields` are what the numbers in texts stand for."""
 
     rendering: Rendering
-    groups: list[list[Piece]]
+    segments: list[tuple[Segment, Text]]
+    fields: tuple[Field, ...]
     avoid: re.Pattern[str] | None = None
     """Texts that the template may treat in a way of its own: rows with one are rendered."""
-    outlines: dict[Any, Any] = field(default_factory=dict)
-    """What `compiler/encode/shapes.py` worked out for it."""
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether a conversation of the shape may be filled in."""
@@ -69,21 +59,18 @@ class Skeleton:
         return True
 
     def fill(self, conversation: Conversation) -> list[Segment]:
-        """Return the segments of a conversation that fits."""
-        if self.rendering.special_text == "allow":
-            return self._fill_with_controls(conversation)
+        """The segments of a conversation that fits."""
+        values = [one for (one,) in values_of(self.fields, [conversation])]
+        filled = [
+            (like, "".join([part if isinstance(part, str) else values[part] for part in text]), text)
+            for like, text in self.segments
+        ]
+        if self.rendering.special_text != "allow":
+            return [like.piece(text) for like, text, _ in filled]
         segments = []
-        for group in self.groups:
-            texts = [piece.text_in(conversation) for piece in group]
-            segments.append(group[0].segment.piece("".join(texts)))
-        return segments
-
-    def _fill_with_controls(self, conversation: Conversation) -> list[Segment]:
-        """Fill a skeleton where what the row spells becomes control tokens."""
-        segments = []
-        for piece in chain.from_iterable(self.groups):
-            like, text = piece.segment, piece.text_in(conversation)
-            parts = self.rendering.split_controls(text) if piece.fill else [Segment(text, like.control)]
+        for like, said, text in filled:  # what the row spells becomes control tokens
+            is_slot = any(isinstance(part, int) for part in text)
+            parts = self.rendering.split_controls(said) if is_slot else [Segment(said, like.control)]
             for n, part in enumerate(parts):
                 part.message, part.generated = like.message, like.generated
                 part.boundary, part.fresh = like.boundary and n == 0, like.fresh and n == 0
@@ -93,7 +80,7 @@ class Skeleton:
 
 def make_skeleton(rendering: Rendering, conversation: Conversation) -> Skeleton | None:
     """Return the skeleton of the conversation's shape; None where the template cannot be cut that way."""
-    slots: list[Fill] = []
+    slots: list[Field] = []
 
     def new(kind: str, i: int, j: int = 0) -> str:
         slots.append((kind, i, j))
@@ -121,11 +108,12 @@ def make_skeleton(rendering: Rendering, conversation: Conversation) -> Skeleton 
         return None
     if len(slots) > MAX_SLOTS:
         return None  # there are not enough marks for its texts, names and calls
-    pieces = [piece for segment in segments for piece in _pieces(segment, slots)]
-    filled = {piece.fill for piece in pieces}
-    if any(what not in filled for what in slots if what[0] in _REQUIRED):
+    fields: dict[Field, int] = {}
+    pieces = [piece for segment in segments for piece in _pieces(segment, slots, fields)]
+    if any(what not in fields for what in slots if what[0] in _REQUIRED):
         return None
-    return _probed(Skeleton(rendering, _groups(pieces)), conversation)
+    whole = pieces if rendering.special_text == "allow" else _joined(pieces)
+    return _probed(Skeleton(rendering, whole, tuple(fields)), conversation)
 
 
 def _probed(skeleton: Skeleton, conversation: Conversation) -> Skeleton | None:
@@ -147,50 +135,56 @@ def _holds(skeleton: Skeleton, conversation: Conversation) -> bool:
         return False
 
 
-def _groups(pieces: list[Piece]) -> list[list[Piece]]:
-    """Return the pieces that `merge` would join, together: neighbouring texts of one message, generated or not."""
-    groups: list[list[Piece]] = []
-    for piece in pieces:
-        if groups and are_one(groups[-1][-1].segment, piece.segment):
-            groups[-1].append(piece)
+def _joined(pieces: list[tuple[Segment, Text]]) -> list[tuple[Segment, Text]]:
+    """Join what `merge` would join: neighbouring texts of one message, generated or not."""
+    joined: list[tuple[Segment, Text]] = []
+    for segment, text in pieces:
+        if joined and are_one(joined[-1][0], segment):
+            joined[-1] = (joined[-1][0], joined[-1][1] + text)
         else:
-            groups.append([piece])
-    return groups
+            joined.append((segment, text))
+    return joined
 
 
-def _pieces(segment: Segment, slots: list[Fill]) -> list[Piece]:
-    """Return a segment of a rendered shape as literals and slots."""
-    pieces: list[Piece] = []
+def _pieces(segment: Segment, slots: list[Field], fields: dict[Field, int]) -> list[tuple[Segment, Text]]:
+    """Cut a segment of a rendered shape into literals and slots; number the fields that are new."""
+    pieces: list[tuple[Segment, Text]] = []
     boundary = segment.boundary
     for i, part in enumerate(SLOT_PATTERN.split(segment.text)):
         if not part:
             continue
-        fill = slots[slot_number(part)] if i % 2 else None
+        field = slots[slot_number(part)] if i % 2 else None
         message = segment.message
-        if fill and not segment.generated:
-            message = fill[1] if fill[0] == "content" else -1
+        if field and not segment.generated:
+            message = field[1] if field[0] == "content" else -1
         fresh = boundary and segment.fresh
-        one = Segment("" if fill else part, segment.control, message, segment.generated, boundary, fresh)
-        pieces.append(Piece(one, fill))
+        text = part if field is None else fields.setdefault(field, len(fields))
+        pieces.append((Segment("", segment.control, message, segment.generated, boundary, fresh), (text,)))
         boundary = False
     return pieces
 
 
-def value_of(conversation: Conversation, fill: Fill) -> str:
-    """Return what stands in a slot in a conversation of the shape."""
-    kind, i, j = fill
-    if kind == "content":
-        return conversation.messages[i].content
-    if kind == "tool":
+def values_of(fields: Sequence[Field], conversations: list[Conversation]) -> list[list[str]]:
+    """What stands in the slots of each field, in each of some conversations of the shape."""
+    return [
+        [c.messages[i].content for c in conversations]
+        if what == "content"
+        else [_value(c, what, i, j) for c in conversations]
+        for what, i, j in fields
+    ]
+
+
+def _value(conversation: Conversation, what: str, i: int, j: int) -> str:
+    if what == "tool":
         assert conversation.tools is not None
         return to_json(conversation.tools[i])
-    if kind in ("name", "tool_call_id"):
-        message = conversation.messages[i]
-        return (message.name if kind == "name" else message.call_id) or ""
-    call = conversation.messages[i].calls[j]
-    if kind == "arguments":
+    message = conversation.messages[i]
+    if what in ("name", "tool_call_id"):
+        return (message.name if what == "name" else message.call_id) or ""
+    call = message.calls[j]
+    if what == "arguments":
         return to_json(call.arguments)
-    return call.name if kind == "call" else call.id or ""
+    return call.name if what == "call" else call.id or ""
 
 
 def _with_contents(conversation: Conversation, text: str) -> Conversation:

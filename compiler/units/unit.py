@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from compiler.cache import objects
 from compiler.conversation import Conversation, Kind
 from compiler.encode import length
 from compiler.encode.columns import Example, columns_of, within
-from compiler.encode.runs import Runs, Who
-from compiler.encode.sequences import Sequences
-from compiler.encode.tokens import Encoded, encode_runs
+from compiler.encode.sequences import SequenceMaker
+from compiler.encode.shapes import Owner, Rendered
+from compiler.encode.tokens import Encoded, encode
 from compiler.encode.weigh import Policy
 from compiler.proof.encoders import Trial, try_fast
 from compiler.read import Row, read
@@ -59,6 +60,13 @@ def _tools(setup: Setup) -> tuple[Tokenizer, Template]:
             "It was changed meanwhile, or this machine has another one there; run again with one for all.",
         )  # fmt: skip
     return tokenizer, template
+
+
+@lru_cache(maxsize=4)
+def _maker(setup: Setup, weights: str) -> SequenceMaker:
+    """What makes sequences with a weights policy; the shapes that it has met serve later units too."""
+    policy = Policy.from_card(registry.weights(weights))
+    return SequenceMaker(*_tools(setup), policy, setup.options.system == "merge")
 
 
 def warm_up(setup: Setup) -> None:
@@ -103,12 +111,12 @@ def _without_collections() -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Pending:
-    """A conversation on its way to an example: its sequences' runs."""
+    """A conversation on its way to an example, with its sequences."""
 
     row: Row
     part: int
     conversation: Conversation
-    sides: list[Runs]
+    sequences: list[Rendered]
 
 
 class _UnitCompiler:
@@ -125,59 +133,51 @@ class _UnitCompiler:
         self.rejects: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.notes = self.preparer.notes
-        policy = Policy.from_card(registry.weights(self.read_as.weights))
-        self.sequences = Sequences(self.options, self.tokenizer, self.template, policy, self.notes)
+        self.maker = _maker(task.setup, self.read_as.weights)
         self.batches: list[pa.RecordBatch] = []
-        self.whos: dict[Who, int] = {}
+        self.owners: dict[Owner, int] = {}
 
     def run(self) -> None:
-        pending: list[tuple[Row, Conversation | Reject]] = []
-        for row in read(self.task.unit):
-            self.counts["read"] += 1
-            pending += [(row, one) for one in self._conversations(row)]
-            if len(pending) >= BATCH:
-                self._encode(pending)
-                pending = []
-        if pending:
-            self._encode(pending)
+        rows = read(self.task.unit)
+        while batch := list(islice(rows, BATCH)):
+            self._compile(batch)
+
+    def _compile(self, rows: list[Row]) -> None:
+        """Compile a batch of rows: to conversations, to sequences, to tokens, to examples, to columns."""
+        self.counts["read"] += len(rows)
+        found = [(row, one) for row in rows for one in self._conversations(row)]
+        made = iter(self.maker.make([one for _, one in found if isinstance(one, Conversation)], self.notes))
+        ready: list[_Pending] = []
+        before, part = None, 0
+        for row, one in found:
+            part = part if row is before else 0
+            before = row
+            examples = one if isinstance(one, Reject) else next(made)
+            if isinstance(examples, Reject):
+                self._reject(row, examples)
+                part += 1
+                continue
+            self.counts["expanded"] += len(examples) - 1
+            ready += [_Pending(row, part + n, conversation, some) for n, (conversation, some) in enumerate(examples)]
+            part += len(examples)
+        encoded = iter(self._encoded([sequence for one in ready for sequence in one.sequences]))
+        kept: list[Example] = []
+        for pending in ready:
+            sides = [next(encoded) for _ in pending.sequences]
+            try:
+                kept += self._examples(pending, sides)
+            except RowError as error:
+                self._reject(pending.row, error.reject)
+        if kept:
+            self.batches.append(columns_of(kept, self.task.unit, self.owners))
 
     def _conversations(self, row: Row) -> list[Conversation | Reject]:
-        """Return what the row makes; at least one conversation or reject."""
+        """What the row makes: at least one conversation or reject."""
         if row.reject is not None:
             return [row.reject]
         found = self.preparer.conversations(row.value)
         self.counts["expanded"] += len(found) - 1
         return found
-
-    def _encode(self, rows: list[tuple[Row, Conversation | Reject]]) -> None:
-        ready: list[_Pending] = []
-        before, part = None, 0
-        for row, conversation in rows:
-            part = part if row is before else 0
-            before = row
-            if isinstance(conversation, Reject):
-                self._reject(row, conversation)
-                part += 1
-                continue
-            try:
-                self.sequences.look_for_controls(conversation)
-                made = self.sequences.of(conversation)
-                self.counts["expanded"] += len(made) - 1
-                ready += [_Pending(row, part + n, one, sides) for n, (one, sides) in enumerate(made)]
-                part += len(made)
-            except RowError as error:
-                self._reject(row, error.reject)
-                part += 1
-        encoded = iter(self._encoded([side for one in ready for side in one.sides]))
-        kept: list[Example] = []
-        for one in ready:
-            sides = [next(encoded) for _ in one.sides]
-            try:
-                kept += self._examples(one, sides)
-            except RowError as error:
-                self._reject(one.row, error.reject)
-        if kept:
-            self.batches.append(columns_of(kept, self.task.unit, self.whos))
 
     # -- length --
 
@@ -214,10 +214,10 @@ class _UnitCompiler:
         return conversation, [sides], note
 
     def _again(self, shorter: Conversation) -> list[Encoded]:
-        return self._encoded(self.sequences.sides(shorter))
+        return self._encoded(self.maker.sequences(shorter))
 
-    def _encoded(self, sides: list[Runs]) -> list[Encoded]:
-        return encode_runs(sides, self.tokenizer, self.task.encoder)
+    def _encoded(self, sequences: list[Rendered]) -> list[Encoded]:
+        return encode(sequences, self.tokenizer, self.task.encoder)
 
     # -- what is left --
 
@@ -247,6 +247,6 @@ class _UnitCompiler:
         """Return counts, rejects and what encoded, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
-        found |= {"dataset": self.task.dataset, "whos": list(self.whos)}
+        found |= {"dataset": self.task.dataset, "whos": list(self.owners)}
         found |= {"files": dict(sorted(self.preparer.files.items()))}
         return found | {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}

@@ -11,9 +11,10 @@ from typing import Any
 import registry
 from compiler import formats
 from compiler.conversation import Conversation
-from compiler.encode.tokens import Encoded, encode
-from compiler.encode.weigh import Policy, weigh
+from compiler.encode.tokens import Encoded
+from compiler.encode.weigh import Policy
 from compiler.formats.common import check_turns
+from tests.support.encoded import encode_segments
 from tests.support.shared import shared, tools
 
 
@@ -35,8 +36,7 @@ def lifted(row: dict[str, Any], format_name: str, columns: Any = None, tags: Any
 def compiled(conversation: Conversation, tokenizer: str, template: str, weights: str = "none") -> Encoded:
     loaded, chosen = tools(tokenizer, template)
     policy = Policy.from_card(registry.weights(weights))
-    segments = weigh(conversation, chosen.program.joined(conversation), policy)
-    return encode([(conversation, segments)], loaded)[0]
+    return encode_segments(conversation, chosen.program.joined(conversation), loaded, policy)
 
 
 def differing(golden: dict[str, Any], newline_after: str | None) -> dict[int, int]:

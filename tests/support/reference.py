@@ -27,18 +27,18 @@ from tokenizers import Tokenizer as HFTokenizer
 
 import registry
 from compiler.conversation import Conversation, Role
-from compiler.encode.tokens import Encoded, encode
-from compiler.encode.weigh import Policy, weigh
+from compiler.encode.tokens import Encoded
+from compiler.encode.weigh import EVEN, Policy
 from compiler.templates.program import Program
 from tests.support import families
 from tests.support.conversations import conversations
+from tests.support.encoded import encode_segments
 from tests.support.shared import shared, tools
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
 IGNORED = -100
 SIGN, CUT, PLACE = 0x13000, "\U0001303e", "\U0001303f"
 """Hieroglyphs, which no row of the tests says: from SIGN on for the control tokens that a row spells."""
-EVEN = Policy("none", {}, ())
 
 
 def jinja_environment() -> ImmutableSandboxedEnvironment:
@@ -171,8 +171,7 @@ class Case:
     def compile(self, conversation: Conversation, policy: Policy = EVEN) -> Encoded:
         """Return what the compiler makes of it: the code under test."""
         loaded, template = tools(self.tokenizer, self.template)
-        segments = weigh(conversation, template.program.joined(conversation), policy)
-        return encode([(conversation, segments)], loaded)[0]
+        return encode_segments(conversation, template.program.joined(conversation), loaded, policy)
 
 
 def python_text(value: Any) -> str:

@@ -1,0 +1,37 @@
+"""Conversations encoded for tests: from segments, and as the texts of weighed runs."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+from compiler.conversation import Conversation, Segment
+from compiler.encode.shapes import Rendered
+from compiler.encode.tokens import Encoded, encode
+from compiler.encode.weigh import EVEN, Policy
+from compiler.tokenizer.tokenizer import Tokenizer
+
+
+def encode_segments(
+    conversation: Conversation, segments: list[Segment], tokenizer: Tokenizer, policy: Policy = EVEN
+) -> Encoded:
+    """The columns of a conversation, given its rendered segments."""
+    return encode([Rendered.of(conversation, segments, tokenizer, policy)], tokenizer)[0]
+
+
+def weighed_texts(
+    conversation: Conversation, segments: list[Segment], tokenizer: Tokenizer, policy: Policy
+) -> list[tuple[str, float, bool]]:
+    """(text, weight, generated) of the pieces of every run, in order."""
+    row = Rendered.of(conversation, segments, tokenizer, policy)
+    shape = row.shape
+    shape.fill([row])
+    found = []
+    for number, text_number in enumerate(shape.text_number):
+        text = shape.names[number] if text_number < 0 else row.texts[text_number]
+        pieces = row.pieces.get(number)
+        if pieces is None:
+            found.append((text, float(shape.weight[number]), shape.generated[number]))
+            continue
+        edges = pairwise([0, *accumulate(piece.length for piece in pieces)])
+        found += [(text[a:b], piece.weight, piece.generated) for (a, b), piece in zip(edges, pieces, strict=True)]
+    return found
