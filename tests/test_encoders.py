@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import registry
 from compiler.conversation import Conversation, Message, Role
-from compiler.encode.shapes import Part, Rendered, Shape
+from compiler.encode.shapes import Rendered, RunPart, Shape
 from compiler.encode.shapes import Run as EncodedRun
 from compiler.encode.tokens import by_place, encode
 from compiler.encode.weigh import EVEN
@@ -69,7 +69,7 @@ def test_the_fast_encoder_gives_the_ids_of_tokenizers_on_any_text(name: str) -> 
 def in_pieces(pieces: list[tuple[str, float]], fresh: bool) -> Rendered:
     """One run of a text in pieces of these weights, each a message of its own."""
     messages = [Message(Role.USER, text, weight=weight) for text, weight in pieces]
-    parts = [Part((text,), i, generated=False) for i, (text, _) in enumerate(pieces)]
+    parts = [RunPart((text,), i, generated=False) for i, (text, _) in enumerate(pieces)]
     conversation = Conversation(messages)
     return Rendered(Shape([EncodedRun(parts, fresh=fresh)], conversation, EVEN), conversation)
 

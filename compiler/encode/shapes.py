@@ -33,7 +33,7 @@ Owner = tuple[str, str]
 TEMPLATE: Owner = ("template", "")
 
 
-class Part(NamedTuple):
+class RunPart(NamedTuple):
     """Neighbouring characters of a run with one origin: a message's own text, or the template's (message -1)."""
 
     text: Text
@@ -45,7 +45,7 @@ class Part(NamedTuple):
 class Run:
     """What is encoded at once: a text (control -1), or one control token, `repeat` times."""
 
-    parts: list[Part]
+    parts: list[RunPart]
     control: int = -1
     fresh: bool = False
     repeat: int = 1
@@ -216,7 +216,7 @@ def runs_of(segments: Iterable[tuple[Segment, Text]], tokenizer: Tokenizer) -> l
             whole = "".join(map(str, text))  # there are no slots where control tokens swallow text
             text = (whole.lstrip(WHITE_SPACE),)
             swallowed += whole[: len(whole) - len(text[0])] if segment.generated else ""
-        part = Part(text, segment.message, segment.generated)
+        part = RunPart(text, segment.message, segment.generated)
         if segment.control >= 0:
             runs.append(Run([part], segment.control, False, segment.repeat, segment.media, swallowed))
             swallowed = ""
@@ -233,7 +233,7 @@ def runs_of(segments: Iterable[tuple[Segment, Text]], tokenizer: Tokenizer) -> l
     return runs
 
 
-def _piece(part: Part, run: Run, conversation: Conversation) -> Piece:
+def _piece(part: RunPart, run: Run, conversation: Conversation) -> Piece:
     """Weigh a part as its message asks, policies apart.
 
     1. A reply weighs 1, or what its message asks for; `loss: false` makes it context, stop included.
