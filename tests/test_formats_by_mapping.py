@@ -117,7 +117,7 @@ def test_the_user_names_the_columns() -> None:
     columns = {"query": "frage", "response": "antwort", "history": None, "system": "rolle", "tools": None}
     row = {"frage": "q", "antwort": "r", "rolle": "s", "history": [["x", "y"]]}
     assert Validator(FORMATS["query_response"], columns, {}, "x").check(row) is None
-    assert said(query_response.lift(row, columns, {})) == [(SYSTEM, "s"), (USER, "q"), (ASSISTANT, "r")]
+    assert said(query_response.FORMAT.lift(row, columns, {})) == [(SYSTEM, "s"), (USER, "q"), (ASSISTANT, "r")]
 
 
 # -- conversation_pairs --
@@ -354,7 +354,7 @@ def test_calls_are_read_as_they_were_written(calls: list[Any], write: Any, text:
     value = f"{text}\n" + "\n".join(blocks)
     if "tool_call>" not in f"{text}{calls}":
         row = hermes_row(("human", "q"), ("gpt", value))
-        assert hermes.lift(row, dict(hermes.COLUMNS), dict(hermes.TAGS)).messages[1] == message
+        assert hermes.lift(row, dict(hermes.FORMAT.columns), dict(hermes.FORMAT.tags)).messages[1] == message
 
 
 # -- toolalpaca --
@@ -372,8 +372,8 @@ def toolalpaca_rows() -> list[Row]:
 
 
 def test_instances_become_what_chatglm3s_script_makes_of_them() -> None:
-    expected = [chatglm3.lift(row, dict(chatglm3.COLUMNS), {}).fingerprint() for row in script_rows()]
-    made = [one for row in toolalpaca_rows() for one in toolalpaca.lift(row, dict(toolalpaca.COLUMNS), {})]
+    expected = [chatglm3.lift(row, dict(chatglm3.FORMAT.columns), {}).fingerprint() for row in script_rows()]
+    made = [one for row in toolalpaca_rows() for one in toolalpaca.lift(row, dict(toolalpaca.FORMAT.columns), {})]
     found = [one.fingerprint() for one in made if isinstance(one, Conversation)]
     assert len(found) == 163
     assert found == expected
@@ -384,7 +384,7 @@ def test_what_the_script_leaves_out_is_rejected_at_its_place() -> None:
     bad = []
     for number, row in enumerate(toolalpaca_rows()):
         assert validator("toolalpaca").check(row) is None
-        for one in toolalpaca.lift(row, dict(toolalpaca.COLUMNS), {}):
+        for one in toolalpaca.lift(row, dict(toolalpaca.FORMAT.columns), {}):
             if isinstance(one, RowError):
                 assert one.reject.reason == "tool_arguments"
                 bad.append((number, one.reject.pointer))

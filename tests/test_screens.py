@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from compiler.conversation import Conversation, Media, Role
-from compiler.formats import Format, cogagent, screen_history
+from compiler.formats import cogagent, screen_history
 from compiler.formats.common import check_turns
 from compiler.formats.screens.action_space import KEYS, OPERATIONS
 from compiler.formats.screens.located import GrammarError
@@ -503,7 +503,7 @@ def test_no_reply_does_anything_but_parse_or_fail_somewhere_in_it(text: str, ans
 
 
 def lifted(row: dict[str, Any]) -> Conversation:
-    return cogagent.lift(row, dict(cogagent.COLUMNS), {})
+    return cogagent.lift(row, dict(cogagent.FORMAT.columns), {})
 
 
 def test_the_sample_of_the_fine_tuning_guide_is_taken_as_it_stands() -> None:
@@ -569,7 +569,7 @@ def trajectory(*operations: str, **more: Any) -> dict[str, Any]:
 
 
 def expanded(row: dict[str, Any]) -> list[Conversation]:
-    return screen_history.lift(row, dict(screen_history.COLUMNS), {})
+    return screen_history.lift(row, dict(screen_history.FORMAT.columns), {})
 
 
 def test_a_trajectory_is_one_example_a_step_with_the_steps_before_it_as_history() -> None:
@@ -634,7 +634,7 @@ def test_columns_may_have_other_names() -> None:
     row = trajectory(SEARCH, "CLICK()")
     row["trace"] = row.pop("steps")
     with pytest.raises(RowError) as error:
-        screen_history.lift(row, {**screen_history.COLUMNS, "steps": "trace", "answer_format": None}, {})
+        screen_history.lift(row, {**screen_history.FORMAT.columns, "steps": "trace", "answer_format": None}, {})
     assert error.value.reject.pointer == "/trace/1/operation"
 
 
@@ -664,10 +664,7 @@ def test_every_example_of_a_trajectory_is_a_row_of_cogagent(said: list[tuple[Ope
 
 # -- data --
 
-FORMATS = {
-    "cogagent": Format("cogagent", cogagent.COLUMNS, cogagent.TAGS, cogagent.lift, turns="messages"),
-    "screen_history": Format("screen_history", screen_history.COLUMNS, screen_history.TAGS, screen_history.lift),
-}
+FORMATS = {"cogagent": cogagent.FORMAT, "screen_history": screen_history.FORMAT}
 
 
 def outcome(name: str, row: Any) -> dict[str, Any] | None:

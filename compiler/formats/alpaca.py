@@ -6,23 +6,13 @@ from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import column_of, parse_tools, with_kind
+from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
 from compiler.formats.marks import MEDIA_COLUMNS, place_media
-
-COLUMNS = {
-    "prompt": "instruction",
-    "query": "input",
-    "response": "output",
-    "history": "history",
-    "system": "system",
-    "tools": "tools",
-    **MEDIA_COLUMNS,
-    **KIND_COLUMNS,
-}
-TAGS: dict[str, str] = {}
+from compiler.options import Names
 
 
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the conversation: system, history turns, then instruction and input joined by a newline."""
     system = column_of(row, columns, "system")
     messages = [Message(Role.SYSTEM, system)] if system else []
@@ -39,3 +29,20 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
 
 def _reply(text: Any, pointer: str) -> Message:  # noqa: ARG001  # texts have no places of their own
     return Message(Role.ASSISTANT, text)
+
+
+FORMAT = Format(
+    name="alpaca",
+    lift=lift,
+    columns={
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "history": "history",
+        "system": "system",
+        "tools": "tools",
+        **MEDIA_COLUMNS,
+        **KIND_COLUMNS,
+    },
+    kinds=CHAT_KINDS,
+)

@@ -10,10 +10,10 @@ from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role, to_json
 from compiler.formats.common import asked_weight, column_of
+from compiler.formats.format import Format
+from compiler.options import Names
 from schemas.errors import Reason, RowError
 
-COLUMNS = {"messages": "conversations", "tools": "tools"}
-TAGS: dict[str, str] = {}
 _ROLES = {
     "system": Role.SYSTEM,
     "user": Role.USER,
@@ -22,7 +22,7 @@ _ROLES = {
 }
 
 
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the conversation; `places` says which messages came from which turn."""
     column = columns["messages"]
     tools = column_of(row, columns, "tools")
@@ -55,3 +55,11 @@ def _tool_turn(turn: dict[str, Any], messages: list[Message]) -> list[Message]:
         last.calls.append(call)
         return [result]
     return [Message(Role.ASSISTANT, "", [call], weight=weight), result]
+
+
+FORMAT = Format(
+    name="chatglm3",
+    lift=lift,
+    columns={"messages": "conversations", "tools": "tools"},
+    turns="messages",
+)

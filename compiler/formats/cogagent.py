@@ -13,16 +13,15 @@ from typing import Any
 
 from compiler.conversation import Conversation, Media, Message, Role
 from compiler.formats.common import asked_weight, column_of
+from compiler.formats.format import Format
 from compiler.formats.screens.located import GrammarError
 from compiler.formats.screens.prompt import ScreenPrompt, group_of, looks_like_prompt, parse_prompt, structure
 from compiler.formats.screens.reply import parse_reply
+from compiler.options import Names
 from schemas.errors import Reason, RowError
 
-COLUMNS = {"messages": "messages"}
-TAGS: dict[str, str] = {}
 
-
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the conversation; its group is the task and platform of its first prompt, None where it has no prompt."""
     column = columns["messages"]
     messages = [_message(source, f"/{column}/{i}") for i, source in enumerate(column_of(row, columns, "messages"))]
@@ -67,3 +66,11 @@ def _check_reply(content: str, prompt: ScreenPrompt, pointer: str) -> None:
         parse_reply(content, prompt.answer_format, prompt.variables)
     except GrammarError as error:
         raise error.in_row(content, pointer) from error
+
+
+FORMAT = Format(
+    name="cogagent",
+    lift=lift,
+    columns={"messages": "messages"},
+    turns="messages",
+)

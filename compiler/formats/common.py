@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
+from compiler.options import Names
 from compiler.read.value import parse
 from schemas.errors import Reason, RowError
 
@@ -49,13 +50,13 @@ def check_turns(conversation: Conversation, pointer: str | None) -> None:
         raise wrong(f"expected a reply last, found {role}; {hint}", last)
 
 
-def column_of(row: dict[str, Any], columns: dict[str, str | None], name: str) -> Any:
+def column_of(row: dict[str, Any], columns: Names, name: str) -> Any:
     """Return the value of a column by the format's name for it; None where the user's rows have none."""
     column = columns.get(name)
     return None if column is None else row.get(column)
 
 
-def with_columns(row: dict[str, Any], columns: dict[str, str | None], messages: list[Message]) -> Conversation:
+def with_columns(row: dict[str, Any], columns: Names, messages: list[Message]) -> Conversation:
     """Return the conversation of the messages with the row's system and tools columns; a system message wins."""
     tools = parse_tools(column_of(row, columns, "tools"), f"/{columns.get('tools')}")
     system = column_of(row, columns, "system")
@@ -68,7 +69,7 @@ def with_columns(row: dict[str, Any], columns: dict[str, str | None], messages: 
 def with_kind(
     conversation: Conversation,
     row: dict[str, Any],
-    columns: dict[str, str | None],
+    columns: Names,
     to_message: Callable[[Any, str], Message],
 ) -> Conversation:
     """Return the conversation as a preference pair or a KTO row where the row is one.

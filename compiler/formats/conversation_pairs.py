@@ -9,12 +9,11 @@ from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import column_of
+from compiler.formats.format import Format
+from compiler.options import Names
 
-COLUMNS = {"messages": "conversation", "system": "system"}
-TAGS = {"user_tag": "human", "assistant_tag": "assistant"}
 
-
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; `places` says that two messages came from each pair."""
     system = column_of(row, columns, "system")
     messages = [Message(Role.SYSTEM, system)] if system else []
@@ -24,3 +23,12 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
         messages.append(Message(Role.ASSISTANT, pair[tags["assistant_tag"]]))
         places += [i, i]
     return Conversation(messages, places=places)
+
+
+FORMAT = Format(
+    name="conversation_pairs",
+    lift=lift,
+    columns={"messages": "conversation", "system": "system"},
+    tags={"user_tag": "human", "assistant_tag": "assistant"},
+    turns="messages",
+)

@@ -13,18 +13,11 @@ from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
 from compiler.formats.common import asked_weight, parse_call, parse_tools, with_columns
+from compiler.formats.format import Format
+from compiler.options import Names
 from compiler.read.literal import parse_text
 from schemas.errors import Reason, RowError
 
-COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
-TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "tool",
-    "system_tag": "system",
-}
 _ROLES = {
     "user_tag": Role.USER,
     "assistant_tag": Role.ASSISTANT,
@@ -35,7 +28,7 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>\s*", re.DOTALL)
 _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 
 
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; `places` says which results came from one message."""
     column = columns["messages"]
     assert column is not None
@@ -108,3 +101,19 @@ def _lists(system: str, tools: list[Any] | None) -> bool:
             except (ValueError, RowError):
                 continue
     return False
+
+
+FORMAT = Format(
+    name="hermes",
+    lift=lift,
+    columns={"messages": "conversations", "system": "system", "tools": "tools"},
+    tags={
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "observation_tag": "tool",
+        "system_tag": "system",
+    },
+    turns="messages",
+)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from compiler.conversation import Kind
+from compiler.formats.format import Format
 from compiler.options import Names
 
 KIND_COLUMNS = {"chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"}
@@ -16,18 +17,6 @@ _OTHER_NAMES = {
     "videos": ("video",),
 }
 """What ms-swift and LLaVA call the columns that LLaMA-Factory calls so."""
-
-
-class HasColumns(Protocol):
-    """A source format, as far as its columns go."""
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The default names of its columns."""
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds its rows may be of."""
 
 
 def kind_of_rows(rows: list[Any]) -> str:
@@ -48,7 +37,7 @@ def kind_of_row(row: dict[str, Any]) -> Kind:
     return Kind.PRETRAIN if set(row) == {"text"} else Kind.SFT
 
 
-def columns_for(format_: HasColumns, kind: str, rows: list[Any]) -> Names:
+def columns_for(format_: Format, kind: str, rows: list[Any]) -> Names:
     """Return a format's default columns for a kind, with the names that the rows use."""
     names = of_kind(dict(format_.columns), kind)
     keys = {key for row in rows if isinstance(row, dict) for key in row}

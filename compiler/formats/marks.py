@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from compiler.conversation import Conversation, Media, Message, Role
+from compiler.options import Names
 from schemas.errors import Reason, RowError
 
 MEDIA_COLUMNS = {"images": "images", "videos": "videos"}
@@ -19,7 +20,7 @@ MEDIA_COLUMNS = {"images": "images", "videos": "videos"}
 _COLUMNS = {"images": "image", "videos": "video"}
 
 
-def place_media(conversation: Conversation, row: dict[str, Any], columns: dict[str, str | None]) -> Conversation:
+def place_media(conversation: Conversation, row: dict[str, Any], columns: Names) -> Conversation:
     """Return the conversation with the media of the row's columns in place of their marks.
 
     Media without any mark are kept as `loose`; other counts must match. Without the column a mark is text.

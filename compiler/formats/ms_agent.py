@@ -5,21 +5,21 @@ The reply stays one text, exactly as it is: which part of it is trained is the w
 
 from __future__ import annotations
 
-from typing import Any
-
-from compiler.conversation import Conversation
 from compiler.formats import sharegpt
+from compiler.formats.format import Format
 
-COLUMNS = {"messages": "conversations"}
-TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "system_tag": "system",
-}
-
-
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
-    """Return the conversation, read as sharegpt with other role names."""
-    return sharegpt.lift(row, columns, tags)
+FORMAT = Format(
+    name="ms_agent",
+    lift=sharegpt.lift,
+    columns={"messages": "conversations"},
+    tags={
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+    },
+    turns="messages",
+    weights="react",
+    react=True,
+)

@@ -6,29 +6,14 @@ from typing import Any
 
 from compiler.conversation import Call, Conversation, Media, Message, Role
 from compiler.formats.common import asked_weight, column_of, parse_call, with_columns, with_kind
+from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
 from compiler.formats.marks import MEDIA_COLUMNS, place_media
+from compiler.options import Names
 from schemas.errors import Reason, RowError
 
-COLUMNS = {
-    "messages": "messages",
-    "system": "system",
-    "tools": "tools",
-    **MEDIA_COLUMNS,
-    **KIND_COLUMNS,
-}
-TAGS = {
-    "role_tag": "role",
-    "content_tag": "content",
-    "user_tag": "user",
-    "assistant_tag": "assistant",
-    "observation_tag": "tool",
-    "function_tag": "function",
-    "system_tag": "system",
-}
 
-
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation. `developer` is a system message, `function` a tool result."""
     column = columns["messages"]
     assert column is not None
@@ -54,7 +39,7 @@ def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, st
     return place_media(conversation, row, columns)
 
 
-def _roles(tags: dict[str, str | None]) -> dict[str, Role]:
+def _roles(tags: Names) -> dict[str, Role]:
     named = {"user_tag": Role.USER, "assistant_tag": Role.ASSISTANT, "observation_tag": Role.TOOL}
     roles = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "function": Role.TOOL, "tool": Role.TOOL}
     return roles | {str(tags[tag]): role for tag, role in named.items() if tags.get(tag) is not None}
@@ -89,3 +74,27 @@ def _calls(source: dict[str, Any], pointer: str) -> list[Call]:
         at = f"{pointer}/function_call"
         calls = [parse_call(source["function_call"], at, f"{at}/arguments")]
     return calls
+
+
+FORMAT = Format(
+    name="openai",
+    lift=lift,
+    columns={
+        "messages": "messages",
+        "system": "system",
+        "tools": "tools",
+        **MEDIA_COLUMNS,
+        **KIND_COLUMNS,
+    },
+    tags={
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "observation_tag": "tool",
+        "function_tag": "function",
+        "system_tag": "system",
+    },
+    turns="messages",
+    kinds=CHAT_KINDS,
+)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.conversation import Conversation, Message, Role
+from compiler.conversation import Conversation, Kind, Message, Role
+from compiler.formats.format import Format
+from compiler.options import Names
 
-COLUMNS = {"text": "text"}
-TAGS: dict[str, str] = {}
 
-
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the document."""
     column = columns["text"]
     assert column is not None
     return Conversation([Message(Role.DOCUMENT, row[column])])
+
+
+FORMAT = Format(
+    name="pretrain",
+    lift=lift,
+    columns={"text": "text"},
+    kinds=(Kind.PRETRAIN,),
+)

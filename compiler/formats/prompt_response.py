@@ -6,12 +6,18 @@ from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import column_of
+from compiler.formats.format import Format
+from compiler.options import Names
 
-COLUMNS = {"prompt": "prompt", "response": "response"}
-TAGS: dict[str, str] = {}
 
-
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:  # noqa: ARG001
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the conversation of one turn."""
     asked, reply = column_of(row, columns, "prompt"), column_of(row, columns, "response")
     return Conversation([Message(Role.USER, asked), Message(Role.ASSISTANT, reply)])
+
+
+FORMAT = Format(
+    name="prompt_response",
+    lift=lift,
+    columns={"prompt": "prompt", "response": "response"},
+)

@@ -15,22 +15,21 @@ from typing import Any
 
 from compiler.conversation import Conversation, Media, Message, Role
 from compiler.formats.common import column_of
+from compiler.formats.format import Format
 from compiler.formats.screens import prompt as prompts
 from compiler.formats.screens import reply as replies
 from compiler.formats.screens.located import GrammarError
 from compiler.formats.screens.operation import parse_operation
 from compiler.formats.screens.prompt import ScreenPrompt, ScreenStep, group_of, render_prompt
 from compiler.formats.screens.reply import ScreenReply, render_reply
+from compiler.options import Names
 from schemas.errors import Reason, RowError
-
-COLUMNS = {"task": "task", "platform": "platform", "answer_format": "answer_format", "steps": "steps"}
-TAGS: dict[str, str] = {}
 
 
 def lift(
     row: dict[str, Any],
-    columns: dict[str, str | None],
-    tags: dict[str, str | None],  # noqa: ARG001
+    columns: Names,
+    tags: Names,  # noqa: ARG001
 ) -> list[Conversation]:
     """Return one conversation for each step; `places` leads to the step."""
     task, platform = column_of(row, columns, "task").strip(), column_of(row, columns, "platform")
@@ -110,3 +109,10 @@ def _reply(source: dict[str, Any], step: ScreenStep, answer_format: str, pointer
         source["sensitive"] if marked and not ends else None,
         marked and ends,
     )
+
+
+FORMAT = Format(
+    name="screen_history",
+    lift=lift,
+    columns={"task": "task", "platform": "platform", "answer_format": "answer_format", "steps": "steps"},
+)

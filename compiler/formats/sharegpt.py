@@ -9,26 +9,12 @@ from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
 from compiler.formats.common import asked_weight, parse_call, parse_text, with_columns, with_kind
+from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
 from compiler.formats.marks import MEDIA_COLUMNS, place_media
+from compiler.options import Names
 from schemas.errors import Reason, RowError
 
-COLUMNS = {
-    "messages": "conversations",
-    "system": "system",
-    "tools": "tools",
-    **MEDIA_COLUMNS,
-    **KIND_COLUMNS,
-}
-TAGS = {
-    "role_tag": "from",
-    "content_tag": "value",
-    "user_tag": "human",
-    "assistant_tag": "gpt",
-    "observation_tag": "observation",
-    "function_tag": "function_call",
-    "system_tag": "system",
-}
 _ROLES = {
     "user_tag": Role.USER,
     "assistant_tag": Role.ASSISTANT,
@@ -38,7 +24,7 @@ _ROLES = {
 }
 
 
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> Conversation:
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; a leading system message wins over the system column."""
     column = columns["messages"]
     assert column is not None
@@ -67,3 +53,27 @@ def _calls(text: str, pointer: str) -> list[Call]:
     if not calls:
         raise RowError(Reason.TOOL_ARGUMENTS, "expected at least one tool call, found an empty list", pointer)
     return [parse_call(call, pointer, pointer) for call in calls]
+
+
+FORMAT = Format(
+    name="sharegpt",
+    lift=lift,
+    columns={
+        "messages": "conversations",
+        "system": "system",
+        "tools": "tools",
+        **MEDIA_COLUMNS,
+        **KIND_COLUMNS,
+    },
+    tags={
+        "role_tag": "from",
+        "content_tag": "value",
+        "user_tag": "human",
+        "assistant_tag": "gpt",
+        "observation_tag": "observation",
+        "function_tag": "function_call",
+        "system_tag": "system",
+    },
+    turns="messages",
+    kinds=CHAT_KINDS,
+)

@@ -11,16 +11,14 @@ from typing import Any
 
 from compiler.conversation import Conversation, Message, Role, to_json
 from compiler.formats.common import column_of, parse_call, parse_text
+from compiler.formats.format import Format
+from compiler.options import Names
 from schemas.errors import Reason, RowError
-
-COLUMNS = {"tools": "NLDocumentation", "instances": "Instances"}
-TAGS: dict[str, str] = {}
-
 
 _Lifted = list[Conversation | RowError]
 
 
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> _Lifted:  # noqa: ARG001
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> _Lifted:  # noqa: ARG001
     """Return one conversation for each instance, or why there is none."""
     tools = [column_of(row, columns, "tools")]
     instances = column_of(row, columns, "instances")
@@ -43,3 +41,10 @@ def _messages(instance: dict[str, Any], pointer: str) -> list[Message]:
         messages.append(Message(Role.ASSISTANT, react.split("Action:")[0].strip(), [call]))
         messages.append(Message(Role.TOOL, result, name=action))
     return [*messages, Message(Role.ASSISTANT, f"{instance['Final Thought']}\n{instance['output']}")]
+
+
+FORMAT = Format(
+    name="toolalpaca",
+    lift=lift,
+    columns={"tools": "NLDocumentation", "instances": "Instances"},
+)

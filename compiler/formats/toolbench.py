@@ -14,16 +14,16 @@ from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import check_turns, column_of, parse_call, parse_tools
+from compiler.formats.format import Format
+from compiler.options import Names
 from schemas.errors import Reason, RowError
 
-COLUMNS = {"answer": "answer_generation"}
-TAGS: dict[str, str] = {}
 _ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT, "function": Role.TOOL}
 
 _List = list[dict[str, Any]]
 
 
-def lift(row: dict[str, Any], columns: dict[str, str | None], tags: dict[str, str | None]) -> list[Conversation]:  # noqa: ARG001
+def lift(row: dict[str, Any], columns: Names, tags: Names) -> list[Conversation]:  # noqa: ARG001
     """Return the conversations of a search, most often one; they are one group."""
     answer, pointer = column_of(row, columns, "answer"), f"/{columns['answer']}"
     if not answer["valid_data"]:
@@ -82,3 +82,10 @@ def _conversation(source: _List, trained: set[int], tools: Any, pointer: str) ->
 def _goes_on(before: Message, message: Message) -> bool:
     """Return whether two messages are one turn: a thought and its call, the query and the search's remark to it."""
     return before.role is message.role and message.role in (Role.ASSISTANT, Role.USER) and not before.calls
+
+
+FORMAT = Format(
+    name="toolbench",
+    lift=lift,
+    columns={"answer": "answer_generation"},
+)

@@ -13,8 +13,9 @@ from typing import Any
 
 import jsonschema_rs
 
-from compiler.formats import FORMATS, Format, Names
+from compiler.formats import FORMATS, Format
 from compiler.formats.kinds import columns_for
+from compiler.options import Names
 from compiler.rows.mend import mend
 from schemas import schema
 from schemas.errors import Reason, Reject, UsageError
