@@ -118,6 +118,11 @@ def digest_of(kind: FileKind, header: tuple[str, ...], data: bytes) -> str:
     return digest.hexdigest()
 
 
+def digest_of_part(kind: FileKind, sha256: str, number: int) -> str:
+    """The digest of a unit of a table: that of the whole file, and which part of it the unit is."""
+    return hashlib.sha256(f"{kind}\0{sha256}\0{number}".encode()).hexdigest()
+
+
 def open_file(path: str | AnyPath) -> BinaryIO:
     """Return the file opened for reading; everything the operating system may answer is an InputError."""
     try:
