@@ -8,7 +8,7 @@ from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
 from compiler.options import Names
-from compiler.read.value import parse
+from compiler.read.value import json_type, parse
 from schemas.errors import Reason, RowError
 
 _MAY_FOLLOW = {
@@ -157,13 +157,6 @@ def asked_weight(message: dict[str, Any], role: Role) -> float | None:
 
 
 def _kind(value: Any) -> str:
-    """Return what a JSON value is, in words."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+    """What a JSON value is, with its article."""
+    name = json_type(value)
+    return name if value is None else f"an {name}" if name[0] in "aio" else f"a {name}"

@@ -232,3 +232,19 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 def escape(key: str) -> str:
     """Return a key as one part of a JSON pointer (RFC 6901)."""
     return key.replace("~", "~0").replace("/", "~1")
+
+
+_TYPES = {
+    type(None): "null",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
+
+
+def json_type(value: Any) -> str:
+    """The type of a JSON value, in the words of JSON Schema."""
+    return _TYPES.get(type(value), type(value).__name__)

@@ -16,6 +16,7 @@ import jsonschema_rs
 from compiler.formats import FORMATS, Format
 from compiler.formats.kinds import columns_for
 from compiler.options import Names
+from compiler.read.value import json_type
 from compiler.rows.mend import mend
 from schemas import schema
 from schemas.errors import Reason, Reject, UsageError
@@ -120,7 +121,7 @@ def _reject(error: Any, row: Any, root: Any) -> Reject:
     message = str(error.message)
     kind = error.kind
     if hasattr(kind, "types"):
-        message = f"expected {' or '.join(kind.types)}, found {kind_of(found)}"
+        message = f"expected {' or '.join(kind.types)}, found {json_type(found)}"
         if found is row and isinstance(row, list) and len(row) == 1 and isinstance(row[0], dict):
             message += " of one object; --repair unwrap takes it out"
     elif hasattr(kind, "property") and isinstance(found, dict):
@@ -163,9 +164,3 @@ def _expected(root: Any, path: list[str | int]) -> str | None:
         else:
             node = node[part]
     return node.get("x-expected") if isinstance(node, dict) else None
-
-
-def kind_of(value: Any) -> str:
-    """Return what a JSON value is, in the words of JSON Schema."""
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
