@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role, to_json
-from compiler.formats.common import asked_weight, column_of
+from compiler.formats.common import asked_weight, read_columns
 from compiler.formats.format import Format
 from compiler.options import Names
 from schemas.errors import Reason, RowError
@@ -24,19 +24,19 @@ _ROLES = {
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the conversation; `places` says which messages came from which turn."""
-    column = columns["messages"]
-    tools = column_of(row, columns, "tools")
+    found, column = read_columns(row, columns), columns["messages"]
+    tools = found.get("tools")
     messages: list[Message] = []
     places: list[int] = []
-    for i, turn in enumerate(column_of(row, columns, "messages")):
+    for i, turn in enumerate(found["messages"]):
         if turn["role"] == "tool":
             lifted = _tool_turn(turn, messages)
         else:
             role = _ROLES[turn["role"]]
             if role is Role.SYSTEM and (i > 0 or tools is not None):
-                found = "one beside tools, which become the system prompt" if tools is not None else "one later"
+                which = "one beside tools, which become the system prompt" if tools is not None else "one later"
                 raise RowError(
-                    Reason.TURN_ORDER, f"expected one system message, first; found {found}", f"/{column}/{i}"
+                    Reason.TURN_ORDER, f"expected one system message, first; found {which}", f"/{column}/{i}"
                 )
             lifted = [Message(role, turn["content"], weight=asked_weight(turn, role))]
         messages += lifted

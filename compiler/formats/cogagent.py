@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from compiler.conversation import Conversation, Media, Message, Role
-from compiler.formats.common import asked_weight, column_of
+from compiler.formats.common import asked_weight, read_columns
 from compiler.formats.format import Format
 from compiler.formats.screens.located import GrammarError
 from compiler.formats.screens.prompt import ScreenPrompt, group_of, looks_like_prompt, parse_prompt, structure
@@ -24,7 +24,7 @@ from schemas.errors import Reason, RowError
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the conversation; its group is the task and platform of its first prompt, None where it has no prompt."""
     column = columns["messages"]
-    messages = [_message(source, f"/{column}/{i}") for i, source in enumerate(column_of(row, columns, "messages"))]
+    messages = [_message(source, f"/{column}/{i}") for i, source in enumerate(read_columns(row, columns)["messages"])]
     prompts = [_prompt(message, f"/{column}/{i}") for i, message in enumerate(messages)]
     for i, (prompt, reply) in enumerate(pairwise(zip(prompts, messages, strict=True)), start=1):
         if prompt[0] is not None and reply[1].role is Role.ASSISTANT:

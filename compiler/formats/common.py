@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
+from compiler.formats.marks import place_media
 from compiler.options import Names
 from compiler.read.value import json_type, parse
 from schemas.errors import Reason, RowError
 
+WEIGHT_KEYS = frozenset({"loss", "loss_scale", "weight"})
+"""The keys of a message that `asked_weight` reads."""
 _MAY_FOLLOW = {
     Role.USER: (Role.ASSISTANT,),
     Role.ASSISTANT: (Role.USER, Role.TOOL),
@@ -23,70 +25,69 @@ def check_turns(conversation: Conversation, pointer: str | None) -> None:
 
     `pointer` names the source list of messages, None where the row has none. System messages are skipped.
     """
-    places = conversation.places or range(len(conversation.messages))
-    turns = [
-        (i, message.role)
-        for i, message in zip(places, conversation.messages, strict=False)
-        if message.role is not Role.SYSTEM
-    ]
+    messages = conversation.messages
+    places = conversation.places or range(len(messages))
 
-    def wrong(message: str, i: int | None = None) -> RowError:
-        where = "" if pointer is None or (i or 0) < 0 else pointer if i is None else f"{pointer}/{i}"
-        return RowError(Reason.TURN_ORDER, message, where)
+    def wrong(what: str, place: int) -> RowError:
+        where = "" if pointer is None or place < 0 else f"{pointer}/{place}"
+        if not any(message.role is Role.ASSISTANT for message in messages):
+            what, where = "expected at least one reply, found none", pointer or ""
+        return RowError(Reason.TURN_ORDER, what, where)
 
-    if not any(role is Role.ASSISTANT for _, role in turns):
-        raise wrong("expected at least one reply, found none")
-    if turns[0][1] is not Role.USER:
-        raise wrong(f"expected a user message first, found {turns[0][1]}", turns[0][0])
-    calls = {i for i, message in zip(places, conversation.messages, strict=False) if message.calls}
-    for (_, before), (i, role) in pairwise(turns):
-        if before is Role.ASSISTANT and role is Role.ASSISTANT and i in calls:
-            continue  # a thought, then the call it leads to: two turns where their weights differ
-        if role not in _MAY_FOLLOW[before]:
-            raise wrong(f"expected {' or '.join(_MAY_FOLLOW[before])} after {before}, found {role}", i)
-    last, role = turns[-1]
-    if role is not Role.ASSISTANT:
+    before: Role | None = None
+    last = -1
+    for place, message in zip(places, messages, strict=False):
+        role = message.role
+        if role is Role.SYSTEM:
+            continue
+        if before is None:
+            if role is not Role.USER:
+                raise wrong(f"expected a user message first, found {role}", place)
+        elif role not in _MAY_FOLLOW[before] and not (
+            # a thought, then the call it leads to: two turns where their weights differ
+            before is Role.ASSISTANT and role is Role.ASSISTANT and message.calls
+        ):
+            raise wrong(f"expected {' or '.join(_MAY_FOLLOW[before])} after {before}, found {role}", place)
+        before, last = role, place
+    if before is not Role.ASSISTANT:
         hint = "--repair dangling removes trailing turns without a reply"
-        raise wrong(f"expected a reply last, found {role}; {hint}", last)
+        raise wrong(f"expected a reply last, found {before}; {hint}", last)
 
 
-def column_of(row: dict[str, Any], columns: Names, name: str) -> Any:
-    """Return the value of a column by the format's name for it; None where the user's rows have none."""
-    column = columns.get(name)
-    return None if column is None else row.get(column)
+def read_columns(row: dict[str, Any], columns: Names) -> dict[str, Any]:
+    """The columns that a row has, by the format's names for them."""
+    return {name: row[column] for name, column in columns.items() if column in row}
 
 
-def with_columns(row: dict[str, Any], columns: Names, messages: list[Message]) -> Conversation:
-    """Return the conversation of the messages with the row's system and tools columns; a system message wins."""
-    tools = parse_tools(column_of(row, columns, "tools"), f"/{columns.get('tools')}")
-    system = column_of(row, columns, "system")
-    if not system or messages[0].role is Role.SYSTEM:
-        return Conversation(messages, tools)
-    places = [-1, *range(len(messages))]
-    return Conversation([Message(Role.SYSTEM, system), *messages], tools, places=places)
+def reply_of_text(text: Any, pointer: str) -> Message:  # noqa: ARG001  # a text has no places of its own
+    """The reply that a text is."""
+    return Message(Role.ASSISTANT, text)
 
 
-def with_kind(
-    conversation: Conversation,
-    row: dict[str, Any],
+def complete(
+    found: dict[str, Any],
     columns: Names,
-    to_message: Callable[[Any, str], Message],
+    messages: list[Message],
+    to_message: Callable[[Any, str], Message] = reply_of_text,
 ) -> Conversation:
-    """Return the conversation as a preference pair or a KTO row where the row is one.
+    """The conversation of a row's messages and of its columns for system, tools, a pair, KTO and media.
 
-    `chosen` is the reply to prefer; without it the conversation's own last reply is. `to_message` reads a reply at a
-    pointer. Which rows may be one is the schema's to say, for the kind that is compiled.
+    `found` are the row's columns by name. A system message wins over the column. Of a pair, `chosen` is the reply to
+    prefer; without it the conversation's own last reply is. `to_message` reads a reply at a pointer. Which rows may be
+    a pair is the schema's to say, for the kind that is compiled.
     """
-    conversation.desirable = column_of(row, columns, "kto_tag")
-    chosen, rejected = column_of(row, columns, "chosen"), column_of(row, columns, "rejected")
-    if rejected is None:
-        return conversation
-    conversation.rejected = to_message(rejected, f"/{columns['rejected']}")
-    if chosen is not None:
-        places = conversation.places or list(range(len(conversation.messages)))
-        conversation.messages.append(to_message(chosen, f"/{columns['chosen']}"))
-        conversation.places = [*places, -1]  # it is beside the list of messages
-    return conversation
+    conversation = Conversation(messages, parse_tools(found.get("tools"), f"/{columns.get('tools')}"))
+    if (system := found.get("system")) and messages[0].role is not Role.SYSTEM:
+        conversation.places = [-1, *range(len(messages))]
+        conversation.messages = [Message(Role.SYSTEM, system), *messages]
+    conversation.desirable = found.get("kto_tag")
+    if (rejected := found.get("rejected")) is not None:
+        conversation.rejected = to_message(rejected, f"/{columns['rejected']}")
+        if (chosen := found.get("chosen")) is not None:
+            places = conversation.places or list(range(len(conversation.messages)))
+            conversation.messages.append(to_message(chosen, f"/{columns['chosen']}"))
+            conversation.places = [*places, -1]  # it is beside the list of messages
+    return place_media(conversation, found, columns) if "images" in found or "videos" in found else conversation
 
 
 def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:

@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
-from compiler.formats.common import column_of
+from compiler.formats.common import read_columns
 from compiler.formats.format import Format
 from compiler.options import Names
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; `places` says that two messages came from each pair."""
-    system = column_of(row, columns, "system")
-    messages = [Message(Role.SYSTEM, system)] if system else []
+    found = read_columns(row, columns)
+    messages = [Message(Role.SYSTEM, found["system"])] if found.get("system") else []
     places = [-1] * len(messages)
-    for i, pair in enumerate(column_of(row, columns, "messages")):
+    for i, pair in enumerate(found["messages"]):
         messages.append(Message(Role.USER, pair[tags["user_tag"]]))
         messages.append(Message(Role.ASSISTANT, pair[tags["assistant_tag"]]))
         places += [i, i]

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, parse_call, parse_tools, with_columns
+from compiler.formats.common import asked_weight, complete, parse_call, parse_tools, read_columns
 from compiler.formats.format import Format
 from compiler.options import Names
 from compiler.read.literal import parse_text
@@ -30,13 +30,12 @@ _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; `places` says which results came from one message."""
-    column = columns["messages"]
-    assert column is not None
+    found, column = read_columns(row, columns), columns["messages"]
     role_tag, content_tag = tags["role_tag"], tags["content_tag"]
     roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
     messages: list[Message] = []
     places: list[int] = []
-    for i, source in enumerate(row[column]):
+    for i, source in enumerate(found["messages"]):
         role, text = roles[source[role_tag]], source[content_tag]
         if role is Role.SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
@@ -49,7 +48,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             lifted = [Message(role, text, weight=weight) for text in texts]
         messages += lifted
         places += [i] * len(lifted)
-    conversation = with_columns(row, columns, messages)
+    conversation = complete(found, columns, messages)
     conversation.places = [-1] * (len(conversation.messages) - len(messages)) + places
     if messages[0].role is Role.SYSTEM and _lists(messages[0].content, conversation.tools):
         conversation.tools = None

@@ -16,30 +16,29 @@ from compiler.options import Names
 from schemas.errors import Reason, RowError
 
 MEDIA_COLUMNS = {"images": "images", "videos": "videos"}
-"""What the columns with references are called where nobody says otherwise."""
-_COLUMNS = {"images": "image", "videos": "video"}
+"""The columns with references, and what they are called where the user names no others."""
+_KINDS = {"images": "image", "videos": "video"}
 
 
-def place_media(conversation: Conversation, row: dict[str, Any], columns: Names) -> Conversation:
-    """Return the conversation with the media of the row's columns in place of their marks.
+def place_media(conversation: Conversation, found: dict[str, Any], columns: Names) -> Conversation:
+    """The conversation with the media of a row's columns (`found`, by name) in place of their marks.
 
     Media without any mark are kept as `loose`; other counts must match. Without the column a mark is text.
     """
-    named = [(columns.get(column), kind) for column, kind in _COLUMNS.items()]
-    listed = [(name, kind) for name, kind in named if name is not None and row.get(name) is not None]
+    listed = [(found[name], kind, f"/{columns[name]}") for name, kind in _KINDS.items() if found.get(name) is not None]
     if not listed:
         return conversation
     takers = [m for m in conversation.messages if m.role in (Role.USER, Role.TOOL) and not m.media]
     waiting: dict[str, Iterator[Media]] = {}
-    for name, kind in listed:
-        media = _listed(row[name], kind, f"/{name}")
+    for value, kind, pointer in listed:
+        media = _listed(value, kind, pointer)
         marks = sum(message.content.count(f"<{kind}>") for message in takers)
         if media and not marks:
             conversation.loose += media
         elif marks != len(media):
-            found = f"{_number(marks, 'mark')} and {_number(len(media), kind)}"
+            counted = f"{_number(marks, 'mark')} and {_number(len(media), kind)}"
             expected = f"expected as many {kind}s as <{kind}> marks in user and tool messages"
-            raise RowError(Reason.MEDIA, f"{expected}, found {found}", f"/{name}")
+            raise RowError(Reason.MEDIA, f"{expected}, found {counted}", pointer)
         else:
             waiting[kind] = iter(media)
     if waiting:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Media, Message, Role
-from compiler.formats.common import asked_weight, column_of, parse_call, with_columns, with_kind
+from compiler.formats.common import WEIGHT_KEYS, asked_weight, complete, parse_call, read_columns
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
-from compiler.formats.marks import MEDIA_COLUMNS, place_media
+from compiler.formats.marks import MEDIA_COLUMNS
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation. `developer` is a system message, `function` a tool result."""
-    column = columns["messages"]
-    assert column is not None
+    found, column = read_columns(row, columns), columns["messages"]
     role_tag, content_tag = tags["role_tag"] or "role", tags["content_tag"] or "content"
     roles = _roles(tags)
 
@@ -24,7 +23,8 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         if isinstance(source, str):  # ms-swift's rejected_response
             return Message(Role.ASSISTANT, source)
         role = roles[source[role_tag]]
-        one = Message(role, "", weight=asked_weight(source, role), reasoning=source.get("reasoning_content"))
+        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role)
+        one = Message(role, "", weight=weight, reasoning=source.get("reasoning_content"))
         _fill(one, source.get(content_tag), f"{pointer}/{content_tag}")
         if role is Role.ASSISTANT:
             one.calls = _calls(source, pointer)
@@ -32,11 +32,10 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             one.name, one.call_id = source.get("name"), source.get("tool_call_id")
         return one
 
-    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
-    if row.get("functions") is not None and column_of(row, columns, "tools") is None:
-        columns = columns | {"tools": "functions"}
-    conversation = with_kind(with_columns(row, columns, messages), row, columns, message)
-    return place_media(conversation, row, columns)
+    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(found["messages"])]
+    if row.get("functions") is not None and found.get("tools") is None:
+        columns, found["tools"] = columns | {"tools": "functions"}, row["functions"]
+    return complete(found, columns, messages, message)
 
 
 def _roles(tags: Names) -> dict[str, Role]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
-from compiler.formats.common import column_of
+from compiler.formats.common import read_columns
 from compiler.formats.format import Format
 from compiler.options import Names
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
     """Return the conversation of one turn."""
-    asked, reply = column_of(row, columns, "prompt"), column_of(row, columns, "response")
-    return Conversation([Message(Role.USER, asked), Message(Role.ASSISTANT, reply)])
+    found = read_columns(row, columns)
+    return Conversation([Message(Role.USER, found["prompt"]), Message(Role.ASSISTANT, found["response"])])
 
 
 FORMAT = Format(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Conversation, Media, Message, Role
-from compiler.formats.common import column_of
+from compiler.formats.common import read_columns
 from compiler.formats.format import Format
 from compiler.formats.screens import prompt as prompts
 from compiler.formats.screens import reply as replies
@@ -32,13 +32,14 @@ def lift(
     tags: Names,  # noqa: ARG001
 ) -> list[Conversation]:
     """Return one conversation for each step; `places` leads to the step."""
-    task, platform = column_of(row, columns, "task").strip(), column_of(row, columns, "platform")
+    found = read_columns(row, columns)
+    task, platform = found["task"].strip(), found["platform"]
     if not task or prompts.structure(task):
         what = "found a line that the prompt would read as another part" if task else "found none"
         raise RowError(Reason.SCREEN, f"expected the text of a task, {what}", f"/{columns['task']}")
-    sources = column_of(row, columns, "steps")
+    sources = found["steps"]
     steps = _steps(sources, f"/{columns['steps']}")
-    answer_format = column_of(row, columns, "answer_format") or _fullest_format(sources, steps)
+    answer_format = found.get("answer_format") or _fullest_format(sources, steps)
     group = group_of(task, platform)
     conversations = []
     for k, (source, step) in enumerate(zip(sources, steps, strict=True)):

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import asked_weight, parse_call, parse_text, with_columns, with_kind
+from compiler.formats.common import WEIGHT_KEYS, asked_weight, complete, parse_call, parse_text, read_columns
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
-from compiler.formats.marks import MEDIA_COLUMNS, place_media
+from compiler.formats.marks import MEDIA_COLUMNS
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
@@ -26,24 +26,22 @@ _ROLES = {
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; a leading system message wins over the system column."""
-    column = columns["messages"]
-    assert column is not None
+    found, column = read_columns(row, columns), columns["messages"]
     role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
     roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
 
     def message(source: dict[str, Any], pointer: str) -> Message:
         role = roles[source[role_tag]]
-        weight = asked_weight(source, role)
+        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role)
         if source[role_tag] == tags.get("function_tag"):
             return Message(role, "", _calls(source[content_tag], f"{pointer}/{content_tag}"), weight=weight)
         return Message(role, source[content_tag], weight=weight)
 
-    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
+    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(found["messages"])]
     for i, one in enumerate(messages):
         if one.role is Role.SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
-    conversation = with_kind(with_columns(row, columns, messages), row, columns, message)
-    return place_media(conversation, row, columns)
+    return complete(found, columns, messages, message)
 
 
 def _calls(text: str, pointer: str) -> list[Call]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role, to_json
-from compiler.formats.common import column_of, parse_call, parse_text
+from compiler.formats.common import parse_call, parse_text, read_columns
 from compiler.formats.format import Format
 from compiler.options import Names
 from schemas.errors import Reason, RowError
@@ -20,15 +20,15 @@ _Lifted = list[Conversation | RowError]
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> _Lifted:  # noqa: ARG001
     """Return one conversation for each instance, or why there is none."""
-    tools = [column_of(row, columns, "tools")]
-    instances = column_of(row, columns, "instances")
-    found: list[Conversation | RowError] = []
-    for i, instance in enumerate(instances):
+    found = read_columns(row, columns)
+    lifted: _Lifted = []
+    for i, instance in enumerate(found["instances"]):
         try:
-            found.append(Conversation(_messages(instance, f"/{columns['instances']}/{i}"), tools))
+            messages = _messages(instance, f"/{columns['instances']}/{i}")
+            lifted.append(Conversation(messages, [found["tools"]]))
         except RowError as error:
-            found.append(error)
-    return found
+            lifted.append(error)
+    return lifted
 
 
 def _messages(instance: dict[str, Any], pointer: str) -> list[Message]:

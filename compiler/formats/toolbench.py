@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
-from compiler.formats.common import check_turns, column_of, parse_call, parse_tools
+from compiler.formats.common import check_turns, parse_call, parse_tools, read_columns
 from compiler.formats.format import Format
 from compiler.options import Names
 from schemas.errors import Reason, RowError
@@ -25,7 +25,7 @@ _List = list[dict[str, Any]]
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> list[Conversation]:  # noqa: ARG001
     """Return the conversations of a search, most often one; they are one group."""
-    answer, pointer = column_of(row, columns, "answer"), f"/{columns['answer']}"
+    answer, pointer = read_columns(row, columns)["answer"], f"/{columns['answer']}"
     if not answer["valid_data"]:
         what = "expected a search that found an answer (valid_data), found one that did not"
         raise RowError(Reason.TURN_ORDER, what, f"{pointer}/valid_data")
