@@ -30,7 +30,7 @@ from cli import main
 from compiler.conversation import Conversation, Media, MediaFacts, Message, Role
 from compiler.encode.length import fit
 from compiler.encode.tokens import Encoded
-from compiler.rows import lift
+from compiler.rows import media
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer as Compiled
 from compiler.units import local
@@ -648,8 +648,8 @@ def test_an_image_that_changes_between_two_rows_ends_the_run(
         probed.append(path)
         return facts
 
-    really = lift.probe_image
-    monkeypatch.setattr(lift, "probe_image", probe)
+    really = media.probe_image
+    monkeypatch.setattr(media, "probe_image", probe)
     given = ["compile", file, "--tokenizer", model, "--workers", "1", "-o", tmp_path / "out"]
     assert "changed meanwhile" in run(*given, code=4).stderr
     assert len(probed) == 3

@@ -6,7 +6,7 @@ import ast
 import copy
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from hypothesis import given, settings
 
 from compiler.formats import FORMATS
 from compiler.formats.kinds import of_kind
+from compiler.options import DatasetOptions, Names, UnitOptions
 from compiler.read import cut, open_source, read
 from compiler.read.literal import MAX_LITERAL, parse_literal, parse_text
-from compiler.rows.mend import LISTS, OBJECTS, ROW_REPAIRS, Names
+from compiler.rows.hints import Hints, Made
+from compiler.rows.lift import Preparer
+from compiler.rows.mend import LISTS, OBJECTS, ROW_REPAIRS
 from compiler.rows.validate import Validator
 from schemas import schema
-from schemas.errors import RowError
+from schemas.errors import Reject, RowError
 from tests.support.shared import shared
 
 Row = dict[str, Any]
@@ -416,3 +419,44 @@ def test_what_is_tried_for_a_message_is_not_counted(run: Run, bad_and_good: Path
     run("compile", bad_and_good, "--max-rejects", "100%", "--repair", "literals", "-o", tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["datasets"][0]["notes"] == {"repair:literals": 1}
+
+
+class Attempts:
+    """What a real unit would make of rows, and how often it was asked to."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        columns, tags = names_of("openai")
+        self.rows = Preparer(DatasetOptions("openai", columns, tags, "none"), UnitOptions(), None)
+        self.hints = Hints(self.attempt, (), columns, tags)
+
+    def attempt(self, row: Any, repairs: Sequence[str]) -> Made:
+        self.count += 1
+        return self.rows._attempt(row, repairs)
+
+    def hint(self, row: Any) -> tuple[str, int]:
+        """What a reject of the row says of repairs, and how many attempts that took."""
+        before = self.count
+        bare = self.rows._made(copy.deepcopy(row))
+        (reject,) = self.hints.add(row, bare)
+        assert isinstance(reject, Reject)
+        return reject.message.partition("--repair ")[2].partition(" ")[0], self.count - before
+
+
+def test_a_row_that_no_repair_changes_is_not_compiled_again() -> None:
+    attempts = Attempts()
+    assert attempts.hint({"messages": [ASKED | {"role": "nobody"}]}) == ("", 0)
+    assert attempts.hint({"messages": "not a list"}) == ("", 0)
+
+
+def test_rows_that_are_wrong_in_the_same_way_are_compiled_once_more_each() -> None:
+    attempts, row = Attempts(), MENDED["literals,arguments"]
+    assert attempts.hint(row) == ("literals,arguments", 3)  # all repairs, then each of the two alone
+    assert attempts.hint(row) == ("literals,arguments", 1)
+
+
+def test_repairs_that_helped_another_row_are_not_named_where_they_do_not_help() -> None:
+    attempts = Attempts()
+    assert attempts.hint(MENDED["literals,arguments"])[0] == "literals,arguments"
+    assert attempts.hint(MENDED["literals"]) == ("literals", 2)  # the two do not both change it
+    assert attempts.hint({"messages": str([ASKED, {"role": "nobody", "content": ""}])})[0] == ""

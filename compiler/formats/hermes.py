@@ -30,12 +30,13 @@ _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; `places` says which results came from one message."""
-    found, column = read_columns(row, columns), columns["messages"]
+    column = columns["messages"]
+    assert column is not None
     role_tag, content_tag = tags["role_tag"], tags["content_tag"]
     roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
     messages: list[Message] = []
     places: list[int] = []
-    for i, source in enumerate(found["messages"]):
+    for i, source in enumerate(row[column]):
         role, text = roles[source[role_tag]], source[content_tag]
         if role is Role.SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
@@ -48,7 +49,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             lifted = [Message(role, text, weight=weight) for text in texts]
         messages += lifted
         places += [i] * len(lifted)
-    conversation = complete(found, columns, messages)
+    conversation = complete(read_columns(row, columns), columns, messages)
     conversation.places = [-1] * (len(conversation.messages) - len(messages)) + places
     if messages[0].role is Role.SYSTEM and _lists(messages[0].content, conversation.tools):
         conversation.tools = None

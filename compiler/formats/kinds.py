@@ -19,6 +19,11 @@ _OTHER_NAMES = {
 """What ms-swift and LLaVA call the columns that LLaMA-Factory calls so."""
 
 
+_LABELS, _REJECTED = ("kto_tag", "label"), ("rejected", "rejected_response", "rejected_messages")
+KIND_KEYS = frozenset((*_LABELS, *_REJECTED))
+"""The keys by which a row says that it is a pair or a KTO row."""
+
+
 def kind_of_rows(rows: list[Any]) -> str:
     """Return the kind of rows of which some may not say it: one label or pair makes it a set of those.
 
@@ -30,9 +35,9 @@ def kind_of_rows(rows: list[Any]) -> str:
 
 def kind_of_row(row: dict[str, Any]) -> Kind:
     """Return what a row says it is for."""
-    if isinstance(row.get("kto_tag"), bool) or isinstance(row.get("label"), bool):
+    if any(isinstance(row.get(key), bool) for key in _LABELS):
         return Kind.KTO
-    if any(row.get(key) is not None for key in ("rejected", "rejected_response", "rejected_messages")):
+    if any(row.get(key) is not None for key in _REJECTED):
         return Kind.PREFERENCE  # ms-swift's rejected_messages are not read, but never trained without either
     return Kind.PRETRAIN if set(row) == {"text"} else Kind.SFT
 

@@ -15,7 +15,8 @@ from schemas.errors import Reason, RowError
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation. `developer` is a system message, `function` a tool result."""
-    found, column = read_columns(row, columns), columns["messages"]
+    column = columns["messages"]
+    assert column is not None
     role_tag, content_tag = tags["role_tag"] or "role", tags["content_tag"] or "content"
     roles = _roles(tags)
 
@@ -32,7 +33,8 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             one.name, one.call_id = source.get("name"), source.get("tool_call_id")
         return one
 
-    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(found["messages"])]
+    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
+    found = read_columns(row, columns)
     if row.get("functions") is not None and found.get("tools") is None:
         columns, found["tools"] = columns | {"tools": "functions"}, row["functions"]
     return complete(found, columns, messages, message)

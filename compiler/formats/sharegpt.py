@@ -26,7 +26,8 @@ _ROLES = {
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """Return the conversation; a leading system message wins over the system column."""
-    found, column = read_columns(row, columns), columns["messages"]
+    column = columns["messages"]
+    assert column is not None
     role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
     roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
 
@@ -37,11 +38,11 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             return Message(role, "", _calls(source[content_tag], f"{pointer}/{content_tag}"), weight=weight)
         return Message(role, source[content_tag], weight=weight)
 
-    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(found["messages"])]
+    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
     for i, one in enumerate(messages):
         if one.role is Role.SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
-    return complete(found, columns, messages, message)
+    return complete(read_columns(row, columns), columns, messages, message)
 
 
 def _calls(text: str, pointer: str) -> list[Call]:

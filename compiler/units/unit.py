@@ -248,5 +248,5 @@ class _UnitCompiler:
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
         found |= {"dataset": self.task.dataset, "whos": list(self.owners)}
-        found |= {"files": dict(sorted(self.preparer.files.items()))}
+        found |= {"files": dict(sorted(self.preparer.media.files.items()))}
         return found | {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}

@@ -114,8 +114,8 @@ RULES = tuple(_RULES)
 
 
 def _pairs(parts: list[ReplyPart]) -> Iterator[tuple[ReplyPart | None, ReplyPart]]:
-    """Yield each part with the one before it."""
-    yield from zip([None, *parts], parts, strict=False)
+    """Each part with the one before it."""
+    return zip([None, *parts], parts, strict=False)
 
 
 def _short(text: str) -> str:

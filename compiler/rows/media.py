@@ -1,0 +1,65 @@
+"""The images and videos of a row: each found under the media folder, measured, and counted in tokens of the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from compiler.conversation import Conversation, Media, Role
+from compiler.media.paths import located, resolve, state_of
+from compiler.media.probe import probe_frames, probe_image, probe_video
+from compiler.media.rules import Vision
+from schemas.errors import Reason, RowError
+from schemas.stores import SCHEME
+
+
+class MediaOfRows:
+    """Looks at the media of the rows of one unit."""
+
+    def __init__(self, folder: str, vision: Vision | None, no_vision: str) -> None:
+        self.folder, self.vision = folder, vision
+        self.no_vision = no_vision
+        """Why there is no vision."""
+        self.files: dict[str, list[Any] | None] = {}
+        """The state of every file looked for, by its path: an object made from others is stale."""
+
+    def look(self, conversation: Conversation, notes: Counter[str]) -> None:
+        """Fill in the facts and tokens of all media, or raise the RowError of the first that has none."""
+        if conversation.loose:
+            first = conversation.loose[0]
+            raise RowError(
+                Reason.MEDIA,
+                f"expected as many {first.kind}s as <{first.kind}> marks in user and tool messages, found "
+                f"{len(conversation.loose)} {first.kind}{'s' if len(conversation.loose) > 1 else ''} and no mark; "
+                "--repair media-first puts them before the first user text",
+                first.pointer,
+            )
+        media = conversation.media()
+        if self.vision is not None and not media:
+            texts = (m.content for m in conversation.messages if m.role in (Role.USER, Role.TOOL))
+            if any("<image>" in text or "<video>" in text for text in texts):
+                notes["warning:mark_without_media"] += 1
+        for one in media:
+            if self.vision is None:
+                raise RowError(Reason.MEDIA, self.no_vision, one.pointer)
+            with located(one.pointer):
+                self._measure(one, self.vision)
+
+    def _measure(self, media: Media, vision: Vision) -> None:
+        paths = [self._resolve(uri) for uri in media.frames or (media.uri,)]
+        if media.kind == "image":
+            media.facts = probe_image(paths[0])
+            media.num_tokens = vision.image_tokens(media.facts)
+        else:
+            media.facts = probe_frames(paths) if media.frames else probe_video(paths[0])
+            media.num_tokens = vision.video_tokens(media.facts)
+
+    def _resolve(self, uri: str) -> Path:
+        if self.folder.startswith(SCHEME):
+            what = "images and videos are not read from object stores; copy them, and name the folder with --media-dir"
+            raise RowError(Reason.MEDIA, what)
+        root = Path(self.folder)
+        if str(root / uri) not in self.files:  # the state that the first row saw: another one later is a change
+            self.files[str(root / uri)] = state_of(root / uri)
+        return resolve(root, uri)
