@@ -93,9 +93,9 @@ def _reword(text: str, number: int, rng: random.Random) -> str:
 
 def rendered(folder: Path) -> Iterator[str]:
     """Yield the text of every example of a compiled set, as the raw encoder is to encode it."""
-    from compiler.sets.folder import ShardSet
     from compiler.tokenizer.tokenizer import Tokenizer
+    from schemas.reader import CompiledSet
 
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    for row in ShardSet.open(folder).rows("train"):
+    for row in CompiledSet.open(folder).rows("train"):
         yield tokenizer.decode(row["input_ids"])

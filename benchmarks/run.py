@@ -21,9 +21,9 @@ from pathlib import Path
 import registry
 from benchmarks import corpus, meter
 from benchmarks.meter import Measured
-from compiler.sets.folder import ShardSet
 from compiler.tokenizer.encoders import Encoder, FastEncoder, ReferenceEncoder, Specs
 from compiler.tokenizer.files import TokenizerFiles
+from schemas.reader import CompiledSet
 
 BATCH = 512
 PICTURE = meter.ROOT / "benchmarks" / "scale.png"
@@ -55,7 +55,7 @@ def compare(folder: Path, tokenizer: Path, rows: int, rounds: int, without_refer
     small = [str(path) for path in corpus.write(folder / "small", 1000)]
     mine = Ours(folder, tokenizer)
     mine.run(files, "warm")
-    manifest = ShardSet.open(folder / "warm-out").manifest
+    manifest = CompiledSet.open(folder / "warm-out").manifest
     texts = list(corpus.rendered(folder / "warm-out"))
     runs: dict[str, Callable[[int], Measured]] = {
         "datasets.map, 2 processes": lambda i: _baseline(folder / f"map-{i}", tokenizer, files),

@@ -15,6 +15,9 @@ PACKED_VERSION = 3
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
 
+IGNORED = -100
+"""The label of a token that is not trained."""
+
 MEDIA = pa.list_(
     pa.struct(
         [

@@ -21,8 +21,8 @@ from cli import main
 from compiler.conversation import Conversation
 from compiler.rows.react.dialect import to_text
 from compiler.rows.validate import recognise
-from compiler.sets.folder import ShardSet
 from schemas.errors import Reason, RowError
+from schemas.reader import CompiledSet
 from tests.support.goldens import at_line_start, by_character, compiled, differing, goldens, lifted, text_of
 from tests.support.shared import shared, tools
 
@@ -53,7 +53,7 @@ def shards(tmp_path: Path, cache: Path) -> Compile:
         given += ["--max-rejects", "100%", "--workers", "1", "--cache", cache, "-o", tmp_path / "out"]
         done = CliRunner().invoke(main, ["compile", *map(str, [*source, *given])], catch_exceptions=False)
         assert done.exit_code == 0, done.stderr
-        return list(ShardSet.open(tmp_path / "out").rows("train"))
+        return list(CompiledSet.open(tmp_path / "out").rows("train"))
 
     return compile_rows
 

@@ -523,7 +523,7 @@ def test_no_flipped_byte_of_a_batch_is_shown_as_data(run: Run, made: Callable[..
             result = run("inspect", out, *options, code=4)
             assert result.stderr == (
                 "error: chats: train/shard-00000.arrow: batch 0 (rows 0 to 3) is damaged\n"
-                "  cli verify chats names every damage; compile the set again.\n"
+                "  cli verify chats names every damage. Copy the set again from where it is whole, or compile it.\n"
             )
             assert "lamp number" not in result.stdout
 

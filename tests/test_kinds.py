@@ -30,9 +30,9 @@ from tokenizers import Tokenizer
 import registry
 from cli import main
 from compiler.conversation import Conversation, Kind, Message, Role
-from compiler.sets.folder import ShardSet
 from compiler.sets.mix import _kept_together
 from schemas.arrow import shard_schema
+from schemas.reader import CompiledSet
 from tests.support.conversations import conversations, texts
 from tests.support.reference import DEMO, Reference
 from tests.support.sets import chat, manifest, one_message, qa, rejects, rows, text, write
@@ -149,7 +149,7 @@ def test_only_a_set_of_pairs_has_a_second_side_and_only_a_kto_set_says_what_is_d
     more = {"preference": {"rejected_input_ids", "rejected_labels"}, "kto": {"desirable"}}
     for kind, source in sources.items():
         run("compile", write(tmp_path / f"{kind}.jsonl", source), "-o", tmp_path / kind)
-        found = ShardSet.open(tmp_path / kind).table("train").schema
+        found = CompiledSet.open(tmp_path / kind).table("train").schema
         assert found.equals(shard_schema(kind))
         own = {name for name in found.names if name.startswith(("rejected_", "desirable"))}
         assert own >= more.get(kind, set())
@@ -869,7 +869,7 @@ def pair_set(run: Run, tmp_path: Path) -> Path:
 
 
 def test_other_libraries_read_pairs(pair_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = ShardSet.open(pair_set).table("train").to_pylist()
+    expected = CompiledSet.open(pair_set).table("train").to_pylist()
     (path,) = (pair_set / "train").glob("*.arrow")
     assert pl.read_ipc(path).to_dicts() == expected
     with pa.memory_map(str(path)) as source, duckdb.connect() as connection:

@@ -16,9 +16,9 @@ from click.testing import Result
 from hypothesis import given, settings
 
 from compiler.options import MixOptions, Request, parse_mix
-from compiler.sets.folder import ShardSet
 from compiler.sets.mix import Examples, Plan, make_plan
 from schemas.errors import UsageError
+from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
 
@@ -417,7 +417,7 @@ def test_the_balance_counts_every_row_of_every_dataset_once(run: Run, tmp_path: 
         "read": 33, "expanded": 0, "cleaned": 0, "rejected": 2, "duplicates": 5,
         "sampled_out": 5, "repeats": 9, "in_shards": 30,
     }  # fmt: skip
-    opened = ShardSet.open(out)
+    opened = CompiledSet.open(out)
     written = [row for split in ("train", "val") for row in opened.rows(split)]
     assert len(written) == 30
     assert manifest(out)["splits"]["val"]["rows"] == len(list(opened.rows("val"))) <= 4
@@ -448,7 +448,7 @@ def test_no_shuffle_writes_files_in_the_order_given(run: Run, tmp_path: Path) ->
     for name in "zam":
         write(tmp_path / f"{name}.jsonl", [f"{name}{i}" for i in range(3)])
     run("compile", *(tmp_path / f"{name}.jsonl" for name in "zam"), "--no-shuffle", "-o", tmp_path / "out")
-    found = [(row["dataset"], row["row"]) for row in ShardSet.open(tmp_path / "out").rows("train")]
+    found = [(row["dataset"], row["row"]) for row in CompiledSet.open(tmp_path / "out").rows("train")]
     assert found == [(name, i) for name in "zam" for i in range(3)]
 
 

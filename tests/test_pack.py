@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.sets import link
-from compiler.sets.folder import ShardSet
 from compiler.sets.gather import Bucket, Rows
 from compiler.sets.pack import pack
 from schemas.arrow import OF_SEQUENCES, shard_schema
+from schemas.reader import CompiledSet
 from tests.support.shared import shared
 
 Run = Callable[..., Result]
@@ -63,7 +63,7 @@ def test_an_example_longer_than_a_pack_is_never_packed() -> None:
 def sequences(out: Path, split: str = "train") -> list[dict[str, Any]]:
     """Return the examples of a set, packed or not, taken apart here and not by the code under test."""
     found = []
-    for row in ShardSet.open(out).rows(split):
+    for row in CompiledSet.open(out).rows(split):
         many = isinstance(row["dataset"], list)
         at = 0
         for i, length in enumerate(row["seq_lens"]):
@@ -94,10 +94,10 @@ def test_packs_hold_the_examples_of_the_unpacked_set_and_are_nearly_full(tmp_pat
     run("compile", *MIX, "-o", tmp_path / "plain", "--val-size", "0.1")
     said = run("compile", *MIX, "-o", tmp_path / "packs", "--val-size", "0.1", "--pack", "1024", "--json")
     assert json.loads(said.stdout)["units_compiled"] == 0
-    manifest = ShardSet.open(tmp_path / "packs").manifest
+    manifest = CompiledSet.open(tmp_path / "packs").manifest
     for split in ("train", "val"):
         assert by_place(sequences(tmp_path / "packs", split)) == by_place(sequences(tmp_path / "plain", split))
-        assert max(sum(row["seq_lens"]) for row in ShardSet.open(tmp_path / "packs").rows(split)) <= 1024
+        assert max(sum(row["seq_lens"]) for row in CompiledSet.open(tmp_path / "packs").rows(split)) <= 1024
     assert manifest["packing"]["efficiency"] >= 0.97
     assert manifest["packing"]["sequences"] == manifest["balance"]["in_shards"]
     assert manifest["packing"]["packs"] == sum(split["rows"] for split in manifest["splits"].values())
@@ -147,7 +147,7 @@ def test_a_pack_must_hold_the_longest_example(tmp_path: Path, run: Run) -> None:
 
 def test_the_length_of_a_pack_is_the_longest_example_where_nothing_else_is_said(tmp_path: Path, run: Run) -> None:
     run("compile", "--mix", "agent:1", "--pack", "700", "-o", tmp_path / "out", "--max-rejects", "100%")
-    assert ShardSet.open(tmp_path / "out").manifest["options"]["max_length"] == 700
+    assert CompiledSet.open(tmp_path / "out").manifest["options"]["max_length"] == 700
 
 
 @pytest.mark.parametrize("packing", [(), ("--pack", "1024")], ids=["rows", "packs"])
@@ -161,7 +161,7 @@ def test_a_set_larger_than_memory_has_the_same_bytes(
     really = Rows.scattered
     monkeypatch.setattr(Rows, "scattered", lambda *given: buckets.extend(really(*given)) or list(buckets))
     run("compile", *MIX, *packing, "-o", tmp_path / "sorted")
-    first, second = (ShardSet.open(tmp_path / name).manifest for name in ("at-once", "sorted"))
+    first, second = (CompiledSet.open(tmp_path / name).manifest for name in ("at-once", "sorted"))
     assert len(first["splits"]["train"]["shards"]) > 10
     assert len(buckets) > 2
     assert first["digest"] == second["digest"]
@@ -178,7 +178,7 @@ def test_the_bytes_of_a_shard_do_not_depend_on_how_many_rows_are_gathered_at_onc
     run("compile", *MIX, *packing, "-o", tmp_path / "at-once")
     monkeypatch.setattr(link, "BLOCK_TOKENS", 1)
     run("compile", *MIX, *packing, "-o", tmp_path / "in-blocks")
-    at_once, in_blocks = (ShardSet.open(tmp_path / name).manifest for name in ("at-once", "in-blocks"))
+    at_once, in_blocks = (CompiledSet.open(tmp_path / name).manifest for name in ("at-once", "in-blocks"))
     assert len(at_once["splits"]["train"]["shards"][0]["batches"]) > 3
     assert in_blocks["digest"] == at_once["digest"]
 
@@ -187,7 +187,7 @@ def test_the_bytes_of_a_shard_do_not_depend_on_how_many_rows_are_gathered_at_onc
 def test_the_bytes_of_a_batch_depend_on_its_rows_alone(tmp_path: Path, run: Run, packing: tuple[str, ...]) -> None:
     """Written anew from Python values, each batch has the bytes that it has in the shard: no padding but zeros."""
     run("compile", *MIX, *packing, "-o", tmp_path / "out")
-    opened = ShardSet.open(tmp_path / "out")
+    opened = CompiledSet.open(tmp_path / "out")
     schema = shard_schema("sft", packed=bool(packing))
     for shard in opened.shards("train"):
         data = (tmp_path / "out" / shard["file"]).read_bytes()

@@ -19,9 +19,9 @@ import registry
 from compiler.formats import FORMATS
 from compiler.formats.kinds import kind_of_rows
 from compiler.rows.validate import Validator
-from compiler.sets.folder import ShardSet
 from schemas import ROOT, check_config, schema
 from schemas.errors import Reason, UsageError
+from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
 Row = dict[str, Any]
@@ -99,7 +99,7 @@ def test_the_example_rows_of_every_format_compile_kind_by_kind(run: Run, tmp_pat
         examples.setdefault(kind_of_rows([example]), []).append(example)
     for kind, rows in examples.items():
         run("compile", write(tmp_path / "x.jsonl", rows), "--format", name, "-o", tmp_path / "out")
-        opened = ShardSet.open(tmp_path / "out")
+        opened = CompiledSet.open(tmp_path / "out")
         assert opened.manifest["kind"] == kind
         assert set(opened.table("train").column("row").to_pylist()) == set(range(len(rows)))
 
@@ -107,7 +107,7 @@ def test_the_example_rows_of_every_format_compile_kind_by_kind(run: Run, tmp_pat
 @pytest.mark.parametrize("name", NAMES)
 def test_the_good_rows_of_every_format_compile(run: Run, tmp_path: Path, name: str) -> None:
     run("compile", DATA / name / "rows.jsonl", "--format", name, "--no-shuffle", "-o", tmp_path / "out")
-    found = ShardSet.open(tmp_path / "out").table("train").column("row").to_pylist()
+    found = CompiledSet.open(tmp_path / "out").table("train").column("row").to_pylist()
     assert sorted(set(found)) == list(range(len(load(name, "rows.jsonl"))))
     assert found == sorted(found)
 

@@ -28,10 +28,11 @@ from click.testing import CliRunner, Result
 import registry
 from cli import main
 from compiler import pipeline
-from compiler.sets.folder import ShardSet
 from compiler.sets.link import BATCH_ROWS
+from compiler.sets.verify import find_damage
 from schemas import schema
 from schemas.errors import InputError, IntegrityError
+from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
 Row = dict[str, Any]
@@ -87,7 +88,7 @@ def manifest(out: Path) -> dict[str, Any]:
 
 
 def rows(out: Path, split: str = "train") -> list[Row]:
-    return list(ShardSet.open(out).rows(split))
+    return list(CompiledSet.open(out).rows(split))
 
 
 def alpaca(path: Path, questions: list[str]) -> Path:
@@ -249,7 +250,7 @@ def test_the_manifest_counts_what_is_in_the_shards(mixed: Mixed) -> None:
     found = manifest(mixed.out)
     for split in ("train", "val"):
         entry = found["splits"][split]
-        table = ShardSet.open(mixed.out).table(split)
+        table = CompiledSet.open(mixed.out).table(split)
         tokens = sum(len(ids) for ids in table.column("input_ids").to_pylist())
         trained = sum(table.column("num_trained").to_pylist())
         assert (entry["rows"], entry["tokens"], entry["trained_tokens"]) == (table.num_rows, tokens, trained)
@@ -291,7 +292,7 @@ def test_the_card_names_the_splits_for_the_datasets_library(mixed: Mixed) -> Non
 
 @pytest.fixture(scope="session")
 def expected(mixed: Mixed) -> list[Row]:
-    return ShardSet.open(mixed.out).table("train").to_pylist()
+    return CompiledSet.open(mixed.out).table("train").to_pylist()
 
 
 def test_pyarrow_reads_the_shards_memory_mapped_without_copying(mixed: Mixed, expected: list[Row]) -> None:
@@ -600,7 +601,7 @@ def test_every_flipped_bit_in_a_shard_is_found_and_its_batch_named(copy: Path) -
             if batch is not None:
                 last = first_rows[batch] + entry["batches"][batch]["rows"] - 1
                 message = f"{name}: batch {batch} (rows {first_rows[batch]} to {last}) is damaged"
-            assert ShardSet.open(copy).verify() == [message]
+            assert find_damage(CompiledSet.open(copy)) == [message]
     assert len(manifest(copy)["splits"]["train"]["shards"][0]["batches"]) == 2
     assert verify(copy) == (0, [])
 
@@ -692,7 +693,7 @@ def test_all_damage_is_named_at_once(copy: Path) -> None:
 def test_a_manifest_that_is_none_is_an_integrity_error(copy: Path, content: str, message: str) -> None:
     (copy / "manifest.json").write_text(content)
     with pytest.raises(IntegrityError) as error:
-        ShardSet.open(copy)
+        CompiledSet.open(copy)
     assert str(error.value).startswith(f"{copy}/manifest.json: {message}")
     assert verify(copy)[0] == 4
 
@@ -778,7 +779,7 @@ def test_a_killed_run_leaves_the_old_set_or_none_and_the_next_one_succeeds(tmp_p
                 assert digest(out) in clean.values()
             else:
                 with pytest.raises(InputError, match="the set is not complete"):
-                    ShardSet.open(out)
+                    CompiledSet.open(out)
                 ends["none"] += 1
             compile_(*arguments(1))
             assert digest(out) == clean[1]

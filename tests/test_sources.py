@@ -20,7 +20,7 @@ from click.testing import Result
 
 from compiler.datasets.catalogue import Catalogue
 from compiler.options import CompileOptions
-from compiler.sets.folder import ShardSet
+from schemas.reader import CompiledSet
 from tests.support.shared import shared
 
 Run = Callable[..., Result]
@@ -50,7 +50,7 @@ def info(folder: Path, **entries: Row) -> Path:
 
 
 def rows(out: Path) -> list[Row]:
-    return list(ShardSet.open(out).rows("train"))
+    return list(CompiledSet.open(out).rows("train"))
 
 
 def manifest(out: Path) -> dict[str, Any]:

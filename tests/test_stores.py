@@ -28,11 +28,12 @@ from click.testing import CliRunner, Result
 from cli import main
 from compiler.read import cut, open_source, read
 from compiler.sets import store as uploads
-from compiler.sets.folder import ShardSet
+from compiler.sets.verify import find_damage
 from compiler.units.progress import Watcher
 from schemas import stores
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import files_of, read_manifest
+from schemas.reader import CompiledSet
 from schemas.stores import StorePath, path_of
 from tests.support.store import BUCKET, Store, credentials, wire_to
 from tests.support.vision import draw_images, make_model
@@ -153,11 +154,11 @@ def test_sources_in_a_store_compile_to_the_rows_of_local_ones_and_use_their_obje
     there = compile_(uri, "-o", tmp_path / "there")
     assert "1 unit compiled" in here.stdout
     assert "nothing was encoded again" in there.stdout
-    expected, found = (ShardSet.open(tmp_path / name).table("train") for name in ("here", "there"))
+    expected, found = (CompiledSet.open(tmp_path / name).table("train") for name in ("here", "there"))
     assert without_file(found) == without_file(expected)
     assert set(found["file"].to_pylist()) == {uri}
     compile_(uri, packed, "--workers", "2", "-o", tmp_path / "both")
-    both = ShardSet.open(tmp_path / "both")
+    both = CompiledSet.open(tmp_path / "both")
     assert sorted(row["row"] for row in both.rows("train")) == sorted([*range(60), *range(60)])
 
 
@@ -167,7 +168,7 @@ def test_where_the_store_is_may_stand_in_the_uri_and_is_kept_nowhere(
     uri = store.put(f"{prefix}/a.jsonl", LINES)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     compile_(f"{uri}?endpoint_override={store.address}&scheme=http", "-o", tmp_path / "out")
-    assert {row["file"] for row in ShardSet.open(tmp_path / "out").rows("train")} == {uri}
+    assert {row["file"] for row in CompiledSet.open(tmp_path / "out").rows("train")} == {uri}
     assert store.address not in (tmp_path / "out" / "manifest.json").read_text()
 
 
@@ -181,7 +182,7 @@ def test_a_dataset_info_may_name_a_file_or_a_folder_in_a_store(
     info = {"one": {key: file}, "many": {key: f"s3://{BUCKET}/{prefix}/many"}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(info))
     compile_("--registry", tmp_path, "--mix", "one,many", "-o", tmp_path / "out")
-    found = {row["file"] for row in ShardSet.open(tmp_path / "out").rows("train")}
+    found = {row["file"] for row in CompiledSet.open(tmp_path / "out").rows("train")}
     assert found == {file, *(f"s3://{BUCKET}/{prefix}/many/train-{n}.jsonl" for n in (0, 1))}
 
 
@@ -258,7 +259,7 @@ def test_images_are_read_from_media_dir_and_not_from_a_store(
     said = text_of(compile_(uri, "--tokenizer", model, "-o", tmp_path / "out", code=3))
     assert "not read from object stores; copy them, and name the folder with --media-dir" in said
     compile_(uri, "--tokenizer", model, "--media-dir", tmp_path / "images", "-o", tmp_path / "out")
-    assert [row["images"][0]["uri"] for row in ShardSet.open(tmp_path / "out").rows("train")] == ["a.png"]
+    assert [row["images"][0]["uri"] for row in CompiledSet.open(tmp_path / "out").rows("train")] == ["a.png"]
 
 
 # -- what goes wrong, in words --
@@ -354,9 +355,9 @@ def test_a_set_in_a_store_is_the_local_one(store: Store, prefix: str, compile_: 
     given = (tmp_path / "bad.jsonl", "--val-size", "0.2", "--max-rejects", "1")
     compile_(*given, "-o", tmp_path / "here")
     compile_(*given, "-o", uri)
-    here, there = ShardSet.open(tmp_path / "here"), ShardSet.open(path)
+    here, there = CompiledSet.open(tmp_path / "here"), CompiledSet.open(path)
     assert there.manifest["digest"] == here.manifest["digest"]
-    assert there.verify() == []
+    assert find_damage(there) == []
     assert list(there.rows("val")) == list(here.rows("val"))
     assert there.table("train") == here.table("train")
     folder = there.manifest["run"]["folder"]
@@ -405,15 +406,15 @@ def test_a_set_is_copied_from_and_to_a_store_as_it_is(
     for name in store.keys(f"{prefix}/set"):
         (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / name).write_bytes(store.get(f"{prefix}/set/{name}"))
-    assert ShardSet.open(tmp_path / "copy").verify() == []
+    assert find_damage(CompiledSet.open(tmp_path / "copy")) == []
     compile_(rows, "-o", tmp_path / "here")
     for file in (tmp_path / "here").rglob("*"):
         if file.is_file():
             store.put(f"{prefix}/back/{file.relative_to(tmp_path / 'here')}", file.read_bytes())
     path = path_of(f"s3://{BUCKET}/{prefix}/back")
-    assert ShardSet.open(path).verify() == []
+    assert find_damage(CompiledSet.open(path)) == []
     compile_(rows, "-o", path, "--seed", "1")
-    assert ShardSet.open(path).verify() == []
+    assert find_damage(CompiledSet.open(path)) == []
     assert not [name for name in store.keys(f"{prefix}/back") if name.startswith("train/")]
 
 
@@ -421,7 +422,7 @@ def test_other_programs_read_the_shards(store: Store, prefix: str, compile_: Com
     assert store.address
     uri, path = target(prefix)
     compile_(rows, "-o", uri)
-    opened = ShardSet.open(path)
+    opened = CompiledSet.open(path)
     found = pyarrow.dataset.dataset(str(opened.files / "train"), format="arrow").to_table()
     assert found.to_pylist() == list(opened.rows("train"))
 
@@ -444,13 +445,13 @@ def test_a_set_is_replaced_at_once_and_its_old_files_are_removed(
     uri, path = target(prefix)
     compile_(rows, "-o", uri)
     store.put(f"{prefix}/set/notes.txt", b"mine")
-    before = ShardSet.open(path)
+    before = CompiledSet.open(path)
     compile_(rows, "-o", uri, "--seed", "1")
-    after = ShardSet.open(path)
+    after = CompiledSet.open(path)
     assert after.manifest["digest"] != before.manifest["digest"]
-    assert after.verify() == []
-    assert "train/shard-00000.arrow: No such file or directory" in before.verify()
-    with pytest.raises(FileNotFoundError):
+    assert find_damage(after) == []
+    assert "train/shard-00000.arrow: No such file or directory" in find_damage(before)
+    with pytest.raises(IntegrityError, match=r"train/shard-00000\.arrow: No such file"):
         list(before.rows("train"))
     assert {name.split("/")[0] for name in store.keys(f"{prefix}/set")} == {
         "manifest.json", "notes.txt", after.manifest["run"]["folder"],
@@ -466,9 +467,9 @@ def test_a_reader_never_sees_a_mix_while_a_set_is_replaced(prefix: str, compile_
 
     def look() -> None:
         while not done.is_set():
-            opened = ShardSet.open(path)
+            opened = CompiledSet.open(path)
             seen.add(opened.manifest["digest"])
-            wrong.extend(problem for problem in opened.verify() if "No such file" not in problem)
+            wrong.extend(problem for problem in find_damage(opened) if "No such file" not in problem)
 
     reader = threading.Thread(target=look)
     reader.start()
@@ -537,8 +538,8 @@ def test_an_exception_in_the_middle_publishes_nothing_and_leaves_nothing(
         if not before:
             assert store.keys(f"{prefix}/set") == []
             compile_(rows, "-o", uri)
-    assert ShardSet.open(path).verify() == []
-    assert ShardSet.open(path).manifest["seed"] == 0
+    assert find_damage(CompiledSet.open(path)) == []
+    assert CompiledSet.open(path).manifest["seed"] == 0
     assert {name.split("/")[0] for name in store.keys(f"{prefix}/set")} == {
         "manifest.json", read_manifest(path)["run"]["folder"],
     }  # fmt: skip
@@ -565,8 +566,8 @@ def test_a_store_that_goes_away_in_the_middle_leaves_the_old_set_and_says_what_r
     assert "the store cannot be reached" in said
     assert "could not be removed" in said
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store.address}")
-    opened = ShardSet.open(path)
-    assert (opened.verify(), opened.manifest["seed"]) == ([], 0)
+    opened = CompiledSet.open(path)
+    assert (find_damage(opened), opened.manifest["seed"]) == ([], 0)
     compile_(rows, "-o", uri, "--seed", "2")  # which removes what remained
     assert len({name.split("/")[0] for name in store.keys(f"{prefix}/set")}) == 2
 
@@ -592,9 +593,9 @@ def test_a_compile_that_is_killed_while_it_puts_publishes_nothing_and_locks_nobo
         go_on.set()
     assert "manifest.json" not in store.keys(f"{prefix}/set")
     with pytest.raises(InputError, match=r"no manifest\.json|no such file"):
-        ShardSet.open(path)
+        CompiledSet.open(path)
     compile_(rows, "-o", uri)
-    assert ShardSet.open(path).verify() == []
+    assert find_damage(CompiledSet.open(path)) == []
     assert len({name.split("/")[0] for name in store.keys(f"{prefix}/set")}) == 2
 
 
@@ -618,8 +619,8 @@ def test_of_two_compiles_into_one_set_one_publishes_and_the_other_is_told(
     monkeypatch.setattr(uploads.StoreOutput, "publish", meanwhile)
     said = text_of(compile_(rows, "-o", uri, "--seed", "1", code=6))
     assert f"error: {uri}: another compile published there" in said
-    opened = ShardSet.open(path)
-    assert (opened.manifest["seed"], opened.verify()) == (2, [])
+    opened = CompiledSet.open(path)
+    assert (opened.manifest["seed"], find_damage(opened)) == (2, [])
     assert len({name.split("/")[0] for name in store.keys(f"{prefix}/set")}) == 2
 
 
@@ -649,7 +650,7 @@ def test_an_answer_that_gets_lost_does_not_take_a_published_set_back(
         assert next(lost, None) is None
         assert sum(method == "PUT" and path.endswith("manifest.json") for method, path in wire.requests) == 2
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{store.address}")
-    assert ShardSet.open(path).verify() == []
+    assert find_damage(CompiledSet.open(path)) == []
 
 
 def test_a_store_that_ignores_conditions_is_refused(

@@ -81,7 +81,7 @@ def checkpoint(run: Path, step: int) -> Path:
 def loss_of(model: Any, data: Path, split: str = "train") -> tuple[float, dict[str, float]]:
     """Return the weighted loss of a split, in all and by dataset: row by row, with transformers alone."""
     sums: dict[str, list[float]] = {}
-    rows = stream.Set.open(str(data)).split(split)
+    rows = stream.TrainingSet.open(str(data)).split(split)
     for number in range(len(rows)):
         row = rows.row(number)
         ids = torch.tensor(row["input_ids"]).long()
@@ -278,7 +278,7 @@ def test_a_checkpoint_is_a_model_with_where_it_came_from(
     said = json.loads((saved / "run.json").read_text())
     assert said["provenance"]["datasets"] == ["plain", "other"]
     assert said["provenance"]["stops"] == ["<|im_end|>"]
-    assert (said["step"], said["seed"], said["set"]) == (3, 42, stream.Set.open(str(data)).manifest["digest"])
+    assert (said["step"], said["seed"], said["set"]) == (3, 42, stream.TrainingSet.open(str(data)).manifest["digest"])
     assert said["config"]["tuning"] == "full"
 
 
@@ -410,7 +410,7 @@ def test_a_dry_run_says_what_would_happen(data: Path, packed: Path, make: Make) 
     facts = json.loads(train(packed, run, "--dry-run", "--json").stdout)
     assert facts["packing"]["length"] == 64
     assert 0.5 < facts["padding"]["efficiency"] <= 1
-    split = stream.Set.open(str(data)).manifest["splits"]["train"]
+    split = stream.TrainingSet.open(str(data)).manifest["splits"]["train"]
     facts = json.loads(train(data, run, "--dry-run", "--json").stdout)
     assert (facts["tokens"], facts["trained_tokens"]) == (2 * split["tokens"], 2 * split["trained_tokens"])
     assert facts["padding"]["tokens"] == split["tokens"]

@@ -95,9 +95,9 @@ def test_the_loss_of_images_is_the_models_own(model: Path, data: Path, pictures:
     """What the trainer logs is what transformers' model says of the same rows, given the pixels by hand."""
     run = seen(tmp_path / "run.json", model, pictures, per_device_train_batch_size=4, tuning="full", lora=None)
     train(data, run)
-    from trainer.data.stream import Set
+    from trainer.data.stream import TrainingSet
 
-    split = Set.open(str(data)).split("train")
+    split = TrainingSet.open(str(data)).split("train")
     loaded = transformers.AutoModelForImageTextToText.from_pretrained(model)
     processor = transformers.AutoImageProcessor.from_pretrained(model)
     total, count = 0.0, 0

@@ -65,7 +65,7 @@ def _clear(output: Path) -> None:
 
 def _run(plan: RunPlan, shown: Log | None) -> dict[str, Any]:
     config = plan.config
-    collate = Collator(plan.set.packed, pad_id(plan.set.manifest), plan.objective.sides, _images(plan))
+    collate = Collator(plan.set.is_packed, pad_id(plan.set.manifest), plan.objective.sides, _images(plan))
     loader = Loader(
         plan.train, plan.order, collate, plan.device.rank, plan.device.world, plan.micro, plan.accumulation,
         config.dataloader_num_workers, plan.objective.pair,
@@ -75,7 +75,7 @@ def _run(plan: RunPlan, shown: Log | None) -> dict[str, Any]:
     wrapped = deepspeed.wrap(plan)
     if shown:
         _introduce(plan, wrapped, shown)
-    if plan.set.packed:
+    if plan.set.is_packed:
         difference = probe.check_packs(wrapped, plan, collate)
         if shown and difference is not None:
             shown.say(f"packs: losses as of their sequences alone (difference {difference:.1e})")
@@ -116,7 +116,7 @@ def _images(plan: RunPlan) -> images.Images | None:
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     """Say what will run, and show the first sequence as it will be trained."""
     total, some = count(wrapped.module)
-    for line in sanity.lines(plan.train.row(int(plan.order.step(plan.start)[0])), plan.source.folder):
+    for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.source.folder):
         shown.say(line)
     shown.say(
         f"{type(wrapped.module).__name__}: {some:,} of {total:,} parameters are trained ({some / total:.2%}); "

@@ -63,12 +63,12 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
       cli inspect shards --assert tool:0 --assert Observation:0
     """
     from compiler.inspect import Query, show
-    from compiler.sets.folder import ShardSet
+    from schemas.reader import CompiledSet
 
     if as_json and style != "text":
         raise UsageError(f"--json --format {style}", "they do not go together", "Choose one of them.")
     chosen = Query(**query)
-    if not show(ShardSet.open(out), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
+    if not show(CompiledSet.open(out), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
         sys.exit(4)
 
 
@@ -84,10 +84,11 @@ def verify(out: AnyPath, as_json: bool) -> None:
       cli verify s3://bucket/sets/chats
     """
     from compiler.commands import terminal
-    from compiler.sets.folder import ShardSet
+    from compiler.sets.verify import find_damage
+    from schemas.reader import CompiledSet
 
-    opened = ShardSet.open(out)
-    problems = opened.verify(lambda shards: terminal.track(shards, "verifying"))
+    opened = CompiledSet.open(out)
+    problems = find_damage(opened, lambda shards: terminal.track(shards, "verifying"))
     shards = sum(len(opened.shards(split)) for split in ("train", "val"))
     if as_json:
         click.echo(json.dumps({"ok": not problems, "shards": shards, "problems": problems}, ensure_ascii=False))

@@ -16,6 +16,7 @@ from compiler.encode.shapes import Owner
 from compiler.encode.tokens import Encoded, labels_of
 from compiler.read import Row, Unit
 from schemas.arrow import MEDIA, OBJECT
+from schemas.packs import weight_lists
 
 
 @dataclass(slots=True)
@@ -85,7 +86,7 @@ def _sequences(
     columns = {
         "input_ids": pa.ListArray.from_arrays(offsets, ids, mask=mask),
         "labels": pa.ListArray.from_arrays(offsets, labels_of(ids, weights), mask=mask),
-        "loss_weights": weights_array(offsets, weights),
+        "loss_weights": weight_lists(offsets, weights),
         "spans": _spans([[] if side is None else side.spans for side in sides], owners, mask),
     }
     return {f"{prefix}{name}": column for name, column in columns.items()}, _counts(weights > 0, offsets)
@@ -115,14 +116,6 @@ def _media(example: Example, kind: str) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def weights_array(offsets: npt.NDArray[np.integer[Any]], weights: npt.NDArray[np.float32]) -> pa.ListArray:
-    """Return the weights of rows that begin at `offsets` (and of the end), null where all of them are 0 or 1."""
-    uneven = _counts((weights != 0) & (weights != 1), offsets) > 0
-    lengths = np.diff(offsets)
-    kept = _offsets(np.where(uneven, lengths, 0).tolist())
-    return pa.ListArray.from_arrays(kept, weights[np.repeat(uneven, lengths)], mask=pa.array(~uneven))
 
 
 def _spans(rows: Sequence[list[tuple[Owner, int]]], owners: dict[Owner, int], absent: pa.Array | None) -> pa.ListArray:

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from compiler.encode.shapes import Owner, Piece, Rendered
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.tokenizer.tokenizer import Tokenizer
-
-IGNORED = -100
+from schemas.arrow import IGNORED
 
 
 class Stretch(NamedTuple):

@@ -1,7 +1,7 @@
 """What `cli inspect` shows and checks: rows of a published set, token by token, read from the set alone.
 
     from compiler.inspect import Query, show
-    ok = show(ShardSet.open(folder), Query(find="Bergen"), rejected=False, checks=("tool:0",), style="text")
+    ok = show(CompiledSet.open(folder), Query(find="Bergen"), rejected=False, checks=("tool:0",), style="text")
 
 1. Only batches whose digest is the manifest's are read, and only a tokenizer whose files are: damage is one message.
 2. Searching and checking go over columns, a batch at a time; token by token is only for the rows that are shown.

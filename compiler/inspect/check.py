@@ -14,16 +14,15 @@ import pyarrow.compute as pc
 
 from compiler.conversation import Role
 from compiler.encode.runs import TEMPLATE
-from compiler.encode.tokens import IGNORED
 from compiler.encode.weigh import KEYWORD, Policy
 from compiler.inspect.choose import LIMIT
-from compiler.inspect.rows import Split, damage
+from compiler.inspect.rows import SplitExamples
 from compiler.inspect.vocabulary import TokenBytes
-from compiler.sets.folder import ShardSet
 from compiler.templates.guard import MEDIA_MARKS
-from schemas.arrow import SPLITS
+from schemas.arrow import IGNORED, SPLITS
 from schemas.errors import UsageError, nearest
 from schemas.order import Ints
+from schemas.reader import CompiledSet
 
 
 @dataclass
@@ -73,9 +72,9 @@ def parse_check(given: str, manifest: dict[str, Any]) -> Check:
     return check
 
 
-def run_checks(opened: ShardSet, checks: list[Check]) -> int:
+def run_checks(opened: CompiledSet, checks: list[Check]) -> int:
     """Fill in the checks' counts over every row of every split; return the number of rows."""
-    splits = [Split(opened, name) for name in SPLITS]
+    splits = [SplitExamples(opened, name) for name in SPLITS]
     for split in splits:
         for start, batch in split.scan():
             sides = ("", "rejected_")[: 1 + ("rejected_spans" in batch.schema.names)]
@@ -94,7 +93,7 @@ def run_checks(opened: ShardSet, checks: list[Check]) -> int:
 class _Spans:
     """The spans of a batch's rows, S in all, one after the other; their tokens are the whole batch's."""
 
-    def __init__(self, split: Split, start: int, batch: pa.RecordBatch, side: str) -> None:
+    def __init__(self, split: SplitExamples, start: int, batch: pa.RecordBatch, side: str) -> None:
         self._split, self._start, self._batch = split, start, batch
         spans, labels = batch.column(f"{side}spans"), batch.column(f"{side}labels")
         self._role, self._key = spans.values.field("role"), spans.values.field("key")
@@ -105,7 +104,7 @@ class _Spans:
         # int64[N + 1]: the first span and the first token of each row, and the end.
         self._first_span, self._first_token = spans.offsets.to_numpy(), labels.offsets.to_numpy()
         if not np.array_equal(self._edges[self._first_span], self._first_token):
-            raise damage(split.opened, f"{split.name}: the spans of a row do not cover its tokens")
+            raise split.opened.damage(f"{split.name}: the spans of a row do not cover its tokens")
         before = np.concatenate([[0], np.cumsum(self._labels != IGNORED)])
         # int64[S]: the trained tokens of each span.
         self._trained: Ints = np.diff(before[self._edges])

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from compiler.inspect.find import by_row, first_of_each, matching
-from compiler.inspect.rows import Split, rejects
+from compiler.inspect.rows import SplitExamples, rejects
 from compiler.inspect.vocabulary import TokenBytes
-from compiler.sets.folder import ShardSet
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
+from schemas.reader import CompiledSet
 
 LIMIT = 5
 """Rows, rejects and violations shown where nobody asked for more."""
@@ -37,7 +37,7 @@ class Query:
         return (self.row, self.find, self.dataset, self.sample) != (None, None, None, None)
 
 
-def choose(split: Split, query: Query, vocabulary: TokenBytes) -> tuple[list[int], str]:
+def choose(split: SplitExamples, query: Query, vocabulary: TokenBytes) -> tuple[list[int], str]:
     """Return the numbers of the rows to show, and a sentence on how many there are beside them (or "")."""
     manifest = split.opened.manifest
     _check_dataset(manifest, query.dataset)
@@ -64,7 +64,7 @@ def choose(split: Split, query: Query, vocabulary: TokenBytes) -> tuple[list[int
     return found[:limit].tolist(), f"{min(limit, len(found)):,} of {what}{_more(limit, len(found))}"
 
 
-def choose_rejects(opened: ShardSet, query: Query) -> tuple[list[dict[str, Any]], str]:
+def choose_rejects(opened: CompiledSet, query: Query) -> tuple[list[dict[str, Any]], str]:
     """Return the rejects to show, and a sentence on how many there are."""
     _check_dataset(opened.manifest, query.dataset)
     found = [entry for entry in rejects(opened) if query.dataset in (None, entry["dataset"])]
@@ -89,7 +89,7 @@ def _check_dataset(manifest: dict[str, Any], name: str | None) -> None:
         raise UsageError(f"--dataset {name}", "no such dataset in the set", nearest(name, names))
 
 
-def _nothing(split: Split, query: Query, where: str) -> UsageError:
+def _nothing(split: SplitExamples, query: Query, where: str) -> UsageError:
     if query.find is None:
         return UsageError(f"--dataset {query.dataset}", f"no row of it is in {split.name}", "See --split.")
     hint = f"{_count(split.num_rows, 'row')} of {split.name} were searched; upper and lower case differ."

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compiler.inspect.rows import Split, rejects
+from compiler.inspect.rows import SplitExamples, rejects
 from compiler.inspect.vocabulary import TokenBytes
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
 from schemas.order import Ints
 
 
-def by_row(split: Split, given: str, limit: int) -> tuple[list[int], str]:
+def by_row(split: SplitExamples, given: str, limit: int) -> tuple[list[int], str]:
     """Return the row of that number, or every row that was made from FILE:ROW."""
     if re.fullmatch(r"-?\d+", given):
         if not 0 <= int(given) < split.num_rows:
@@ -36,7 +36,7 @@ def by_row(split: Split, given: str, limit: int) -> tuple[list[int], str]:
     return found[:limit], note + (f"; the first {limit} are shown" if len(found) > limit else "")
 
 
-def _file(split: Split, label: str, where: str) -> tuple[str, int]:
+def _file(split: SplitExamples, label: str, where: str) -> tuple[str, int]:
     """Return the file of that label and its rows; the end of a label will do where it names one file."""
     entries = split.opened.manifest["datasets"]
     files = {file["file"]: file["rows"] for entry in entries for file in entry["files"]}
@@ -47,7 +47,7 @@ def _file(split: Split, label: str, where: str) -> tuple[str, int]:
     return found[0], files[found[0]]
 
 
-def _of_source(split: Split, file: str, row: int) -> list[int]:
+def _of_source(split: SplitExamples, file: str, row: int) -> list[int]:
     found: list[int] = []
     for start, batch in split.scan():
         same = pc.and_(pc.equal(batch.column("file"), file), pc.equal(batch.column("row"), row))
@@ -55,9 +55,9 @@ def _of_source(split: Split, file: str, row: int) -> list[int]:
     return found
 
 
-def _whereabouts(split: Split, file: str, row: int) -> str:
+def _whereabouts(split: SplitExamples, file: str, row: int) -> str:
     for name in SPLITS:
-        if name != split.name and _of_source(Split(split.opened, name), file, row):
+        if name != split.name and _of_source(SplitExamples(split.opened, name), file, row):
             return f"It is in {name}: add --split {name}."
     for reject in rejects(split.opened):
         if (reject["file"], reject["row"]) == (file, row):
@@ -65,7 +65,7 @@ def _whereabouts(split: Split, file: str, row: int) -> str:
     return "It was sampled out, or dropped as a duplicate."
 
 
-def first_of_each(split: Split) -> list[int]:
+def first_of_each(split: SplitExamples) -> list[int]:
     """Return the first row of each dataset, in the manifest's order; stops reading when all are found."""
     names = [entry["name"] for entry in split.opened.manifest["datasets"] if _num_rows(entry, split.name)]
     found: dict[str, int] = {}
@@ -84,7 +84,7 @@ def _num_rows(dataset: dict[str, Any], split: str) -> int:
     return val_rows if split == "val" else rows - val_rows
 
 
-def matching(split: Split, dataset: str | None, text: str | None, vocabulary: TokenBytes) -> Ints:
+def matching(split: SplitExamples, dataset: str | None, text: str | None, vocabulary: TokenBytes) -> Ints:
     """Return the numbers of all rows of the dataset that contain the text; None matches every row."""
     if dataset is None and text is None:
         return np.arange(split.num_rows)

@@ -15,14 +15,14 @@ from compiler.inspect.check import Check, parse_check, run_checks
 from compiler.inspect.choose import Query, choose, choose_rejects
 from compiler.inspect.marks import visible
 from compiler.inspect.page import Page, cut, place
-from compiler.inspect.rows import Split
+from compiler.inspect.rows import SplitExamples
 from compiler.inspect.tokens import Row, decode_row
 from compiler.inspect.vocabulary import TokenBytes
-from compiler.sets.folder import ShardSet
 from schemas.errors import UsageError
+from schemas.reader import CompiledSet
 
 
-def show(opened: ShardSet, query: Query, *, rejected: bool, checks: tuple[str, ...], style: str) -> bool:
+def show(opened: CompiledSet, query: Query, *, rejected: bool, checks: tuple[str, ...], style: str) -> bool:
     """Print what is asked for; return False where a check failed."""
     _refuse_contradictions(query, rejected, style)
     parsed = [parse_check(given, opened.manifest) for given in checks]
@@ -57,8 +57,8 @@ def _aside(note: str) -> None:
 # -- rows --
 
 
-def _show_rows(opened: ShardSet, query: Query, style: str) -> None:
-    split, vocabulary = Split(opened, query.split), TokenBytes(opened)
+def _show_rows(opened: CompiledSet, query: Query, style: str) -> None:
+    split, vocabulary = SplitExamples(opened, query.split), TokenBytes(opened)
     numbers, note = choose(split, query, vocabulary)
     rows = (decode_row(split, number, vocabulary) for number in numbers)
     if style == "text":
@@ -89,7 +89,7 @@ def _sanity(row: Row, vocabulary: TokenBytes) -> Iterator[str]:
 # -- rejects --
 
 
-def _show_rejects(opened: ShardSet, query: Query, style: str) -> None:
+def _show_rejects(opened: CompiledSet, query: Query, style: str) -> None:
     entries, note = choose_rejects(opened, query)
     if style == "json":
         for entry in entries:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from compiler.encode.tokens import IGNORED
-from compiler.inspect.rows import Split
+from compiler.inspect.rows import SplitExamples
 from compiler.inspect.vocabulary import TokenBytes
+from schemas.arrow import IGNORED
 
 _OTHER_MODELS = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _BETWEEN = "\uffff"
@@ -95,7 +95,7 @@ class Row:
 _MAY_BE = ("desirable", "rejected_tokens")
 
 
-def decode_row(split: Split, number: int, vocabulary: TokenBytes) -> Row:
+def decode_row(split: SplitExamples, number: int, vocabulary: TokenBytes) -> Row:
     """Return one row of a split, decoded."""
     columns = split.row(number)
     weights = columns["loss_weights"] or [float(label != IGNORED) for label in columns["labels"]]

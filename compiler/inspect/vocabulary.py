@@ -9,29 +9,28 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from compiler.inspect.rows import damage, read_file
-from compiler.sets.folder import ShardSet
 from compiler.tokenizer.convert import byte_letters
 from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.tokenizer.vocabulary import decoder_kinds
 from registry import PROCESSOR_FILES
+from schemas.reader import CompiledSet
 
 
 class TokenBytes:
     """The bytes of ids. Nothing is encoded, so the tokenizer, a second's work for a large one, is not built."""
 
-    def __init__(self, opened: ShardSet) -> None:
+    def __init__(self, opened: CompiledSet) -> None:
         self._opened = opened
         names = [
             name
             for name in opened.manifest["files"]
             if name.startswith("tokenizer/") and name.removeprefix("tokenizer/") not in PROCESSOR_FILES
         ]
-        contents = {name.removeprefix("tokenizer/"): read_file(opened, name) for name in names}
+        contents = {name.removeprefix("tokenizer/"): opened.read_file(name) for name in names}
         files = TokenizerFiles(opened.files / "tokenizer", contents)
         if files.family.get("file", "tokenizer.json") not in contents:
-            raise damage(opened, "tokenizer/tokenizer.json: not in the manifest")
+            raise opened.damage("tokenizer/tokenizer.json: not in the manifest")
         self._spec = files.spec()
         self.tokenizer = Tokenizer(files, self._spec)
         self.controls = frozenset(self.tokenizer.controls.values())
@@ -49,7 +48,7 @@ class TokenBytes:
     def pieces(self, ids: pa.Array) -> pa.LargeBinaryArray:
         """Return the bytes of these ids."""
         if len(ids) and pc.max(ids).as_py() >= len(self.bytes_of):
-            raise damage(self._opened, f"token {pc.max(ids)} is not in its tokenizer")
+            raise self._opened.damage(f"token {pc.max(ids)} is not in its tokenizer")
         return self.bytes_of.take(ids)
 
     def alone(self, token_id: int) -> str | bytes:

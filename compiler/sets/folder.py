@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import xxhash
-
-from schemas.arrow import MANIFEST, SPLITS, shard_schema
+from schemas.arrow import MANIFEST, SPLITS
 from schemas.disk import flush
 from schemas.errors import InputError, LockedError, UsageError
-from schemas.manifest import files_of, manifest_digest, read_manifest
-from schemas.stores import AnyPath, StorePath
+from schemas.manifest import manifest_digest
+from schemas.stores import AnyPath
 
 OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
 """What a published folder holds; publishing replaces these and touches nothing else."""
@@ -167,102 +161,3 @@ def is_ours(manifest: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(found, dict) and {"format_version", "kind", "splits", "balance"} <= set(found)
-
-
-# -- reading --
-
-
-@dataclass
-class ShardSet:
-    """A published set: its folder, on this machine or in an object store, and its manifest."""
-
-    folder: AnyPath
-    manifest: dict[str, Any]
-
-    @classmethod
-    def open(cls, folder: AnyPath) -> ShardSet:
-        """Return the set in `folder`; IntegrityError or InputError with one message where there is none."""
-        return cls(folder, read_manifest(folder))
-
-    @property
-    def files(self) -> AnyPath:
-        """The folder that the names in the manifest are in."""
-        return files_of(self.folder, self.manifest)
-
-    def shards(self, split: str) -> list[dict[str, Any]]:
-        """Return the manifest entries of a split's shards."""
-        return self.manifest["splits"].get(split, {}).get("shards", [])
-
-    def rows(self, split: str) -> Iterator[dict[str, Any]]:
-        """Yield a split's rows as dicts of Python values, in order."""
-        for entry in self.shards(split):
-            with _arrow_file(self.files / entry["file"]) as source:
-                reader = pa.ipc.open_file(source)
-                for i in range(reader.num_record_batches):
-                    yield from reader.get_batch(i).to_pylist()
-
-    def table(self, split: str) -> pa.Table:
-        """Return a split's rows as one table: memory-mapped, or fetched."""
-        tables = [pa.ipc.open_file(_arrow_file(self.files / entry["file"])).read_all() for entry in self.shards(split)]
-        return (
-            pa.concat_tables(tables)
-            if tables
-            else shard_schema(self.manifest["kind"], packed="packing" in self.manifest).empty_table()
-        )
-
-    def verify(self, each: Callable[[list[dict[str, Any]]], Iterable[dict[str, Any]]] = iter) -> list[str]:
-        """Return every damage found, file and batch named; an empty list means that every byte is as it was written.
-
-        `each` may show progress over the shards.
-        """
-        problems: list[str] = []
-        shards = [entry for split in SPLITS for entry in self.shards(split)]
-        for entry in each(shards):
-            problems += _verify_shard(self.files / entry["file"], entry)
-        listed = {entry["file"] for entry in shards}
-        for name, digest in self.manifest["files"].items():
-            problems += _verify_file(self.files / name, name, digest)
-        for split in SPLITS:
-            found: list[AnyPath] = [*(self.files / split).rglob("*")]
-            for path in sorted(found, key=str):
-                if f"{split}/{path.name}" not in listed:
-                    problems.append(f"{split}/{path.name}: not in the manifest")
-        return problems
-
-
-def _arrow_file(path: AnyPath) -> Any:
-    """Return a shard opened for pyarrow."""
-    if isinstance(path, StorePath):
-        store, name = path.filesystem()
-        return store.open_input_file(name)
-    return pa.memory_map(str(path), "r")
-
-
-def _verify_shard(path: AnyPath, entry: dict[str, Any]) -> list[str]:
-    name = entry["file"]
-    try:
-        if isinstance(path, StorePath) or not path.stat().st_size:  # no memory map is empty
-            data = memoryview(path.read_bytes())
-        else:
-            data = memoryview(pa.memory_map(str(path), "r").read_buffer())
-    except OSError as error:
-        return [f"{name}: {error.strerror}"]
-    if len(data) != entry["bytes"]:
-        return [f"{name}: expected {entry['bytes']} bytes, found {len(data)}"]
-    if hashlib.sha256(data).hexdigest() == entry["sha256"]:
-        return []
-    row, damaged = 0, []
-    for number, batch in enumerate(entry["batches"]):
-        part = data[batch["offset"] : batch["offset"] + batch["length"]]
-        if xxhash.xxh3_128_hexdigest(part) != batch["xxh3"]:
-            damaged.append(f"{name}: batch {number} (rows {row} to {row + batch['rows'] - 1}) is damaged")
-        row += batch["rows"]
-    return damaged or [f"{name}: the file's header or footer is damaged"]
-
-
-def _verify_file(path: AnyPath, name: str, digest: str) -> list[str]:
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        return [f"{name}: {error.strerror}"]
-    return [] if found == digest else [f"{name}: is damaged or was edited"]

@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from compiler.encode.columns import weights_array
-from compiler.encode.tokens import IGNORED
-from schemas.arrow import MEDIA, OF_SEQUENCES
+from schemas.arrow import IGNORED, OF_SEQUENCES
 from schemas.order import Ints
-
-_MEDIA = ("images", "videos")
+from schemas.packs import MEDIA_COLUMNS, lists, media_at, weight_lists
 
 
 @dataclass(frozen=True)
@@ -106,50 +100,18 @@ def packed_columns(columns: dict[str, pa.Array], packs: Packs) -> dict[str, pa.A
     found: dict[str, pa.Array] = {}
     for name in OF_SEQUENCES:
         of_examples = columns[name]
-        found[name] = _lists(edges, of_examples.cast(pa.string()) if name in ("dataset", "file") else of_examples)
+        found[name] = lists(edges, of_examples.cast(pa.string()) if name in ("dataset", "file") else of_examples)
     lengths = columns["seq_lens"].values
-    found["seq_lens"] = _lists(edges, lengths)
-    found["spans"] = _lists(columns["spans"].offsets.to_numpy()[edges], columns["spans"].values)
+    found["seq_lens"] = lists(edges, lengths)
+    found["spans"] = lists(columns["spans"].offsets.to_numpy()[edges], columns["spans"].values)
     starts = np.concatenate([[0], np.cumsum(lengths.to_numpy())])
-    for name in _MEDIA:
+    for name in MEDIA_COLUMNS:
         found[name] = _media(columns[name], starts, edges)
     trained = columns["num_trained"].to_numpy().astype(np.int64)
     found["num_trained"] = pa.array(np.add.reduceat(trained, edges[:-1]).astype(np.int32))
-    found |= {name: _lists(starts[edges], columns[name].values) for name in ("input_ids", "labels")}
+    found |= {name: lists(starts[edges], columns[name].values) for name in ("input_ids", "labels")}
     found["loss_weights"] = _weights(columns["loss_weights"], columns["labels"], edges)
     return found
-
-
-def unpacked(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Return a batch of packs as the batch of their examples, as `schema` has those of an unpacked set."""
-    lengths = batch.column("seq_lens").flatten().to_numpy()
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    packs = np.concatenate([[0], np.cumsum(pc.list_value_length(batch.column("seq_lens")).to_numpy())])
-    columns: dict[str, Any] = {name: batch.column(name).flatten() for name in OF_SEQUENCES}
-    columns["seq_lens"] = _lists(np.arange(len(starts)), pa.array(lengths))
-    columns |= {name: _lists(starts, batch.column(name).flatten()) for name in ("input_ids", "labels")}
-    trained = batch.column("labels").flatten().to_numpy() != IGNORED
-    columns["num_trained"] = pa.array(np.add.reduceat(trained, starts[:-1], dtype=np.int32))
-    spans = batch.column("spans").flatten()
-    ends = np.concatenate([[0], np.cumsum(spans.field("num_tokens").to_numpy())])
-    columns["spans"] = _lists(np.searchsorted(ends, starts), spans)
-    weights = trained.astype(np.float32)
-    given = np.repeat(np.repeat(np.asarray(batch.column("loss_weights").is_valid()), np.diff(packs)), lengths)
-    weights[given] = batch.column("loss_weights").flatten().to_numpy()
-    columns["loss_weights"] = weights_array(starts, weights)
-    for name in _MEDIA:
-        media = batch.column(name)
-        of_pack = np.repeat(np.arange(len(media)), pc.list_value_length(media).to_numpy())
-        values = media.flatten()
-        position = values.field("position").to_numpy() + starts[packs[of_pack]]
-        owner = np.searchsorted(starts, position, side="right") - 1
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(lengths)))])
-        columns[name] = _lists(offsets, _at(values, position - starts[owner]))
-    return pa.RecordBatch.from_arrays([columns[field.name].cast(field.type) for field in schema], schema=schema)
-
-
-def _lists(edges: npt.NDArray[Any], values: Any) -> pa.ListArray:
-    return pa.ListArray.from_arrays(edges.astype(np.int32), values)
 
 
 def _weights(weights: pa.ListArray, labels: pa.ListArray, edges: Ints) -> pa.ListArray:
@@ -157,7 +119,7 @@ def _weights(weights: pa.ListArray, labels: pa.ListArray, edges: Ints) -> pa.Lis
     starts = labels.offsets.to_numpy()
     of_packs = (labels.values.to_numpy() != IGNORED).astype(np.float32)
     of_packs[np.repeat(np.asarray(weights.is_valid()), np.diff(starts))] = weights.flatten().to_numpy()
-    return weights_array(starts[edges], of_packs)
+    return weight_lists(starts[edges], of_packs)
 
 
 def _media(column: pa.ListArray, starts: Ints, edges: Ints) -> pa.ListArray:
@@ -165,11 +127,4 @@ def _media(column: pa.ListArray, starts: Ints, edges: Ints) -> pa.ListArray:
     offsets, values = column.offsets.to_numpy(), column.flatten()
     pack_of = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
     moved = np.repeat(starts[:-1] - starts[edges[:-1]][pack_of], np.diff(offsets))
-    return _lists((offsets - offsets[0])[edges], _at(values, values.field("position").to_numpy() + moved))
-
-
-def _at(media: pa.StructArray, position: npt.NDArray[Any]) -> pa.StructArray:
-    """Return the media at other positions."""
-    fields = {field.name: media.field(field.name) for field in MEDIA.value_type}
-    fields["position"] = pa.array(position.astype(np.int32))
-    return pa.StructArray.from_arrays(list(fields.values()), fields=list(MEDIA.value_type))
+    return lists((offsets - offsets[0])[edges], media_at(values, values.field("position").to_numpy() + moved))

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from compiler.sets.folder import ShardSet
+from schemas.reader import CompiledSet
 from tests.support.tiny import Row, padded, qwen2
 from trainer.objectives import SFT
 
@@ -74,7 +74,7 @@ def learn(model: nn.Module, rows: list[Row], steps: int, rate: float) -> float:
 
 def make(folder: Path) -> Agent:
     compiled = compile_set(folder)
-    opened = ShardSet.open(compiled)
+    opened = CompiledSet.open(compiled)
     rows = list(opened.rows("train"))
     model = qwen2(8005, eos_token_id=8000)
     assert learn(model, rows, 200, 1e-2) < 0.05

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from compiler.sets.folder import ShardSet
+from schemas.reader import CompiledSet
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ def chat(*turns: tuple[str, str] | tuple[str, str, Row]) -> Row:
 
 
 def rows(out: Path, split: str = "train") -> list[Row]:
-    return list(ShardSet.open(out).rows(split))
+    return list(CompiledSet.open(out).rows(split))
 
 
 def manifest(out: Path) -> dict[str, Any]:

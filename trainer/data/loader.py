@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from schemas.order import Ints
 from trainer.data.collate import Batch, Collator
 from trainer.data.order import Order, micro_batches
-from trainer.data.stream import Row, Split
+from trainer.data.stream import Row, SplitRows
 
 AHEAD = 2
 """Steps that each thread prepares in advance."""
@@ -32,7 +32,7 @@ class StepBatches:
 class Loader:
     """The steps of one process."""
 
-    split: Split
+    split: SplitRows
     order: Order
     collate: Collator
     rank: int

@@ -13,7 +13,7 @@ from trainer.models.folder import ModelFolder
 from trainer.objectives.objective import Objective
 
 
-def choose_objective(opened: stream.Set, config: TrainConfig, where: str) -> Objective:
+def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str) -> Objective:
     """The objective of a run; UsageError where it does not fit the set, or settings or tuning do not fit it."""
     fitting = objectives.default(opened.kind)
     objective = objectives.OBJECTIVES[config.objective] if config.objective else fitting
@@ -30,7 +30,7 @@ def choose_objective(opened: stream.Set, config: TrainConfig, where: str) -> Obj
     return objective
 
 
-def check_expected(opened: stream.Set, config: TrainConfig, where: str) -> list[str]:
+def check_expected(opened: stream.TrainingSet, config: TrainConfig, where: str) -> list[str]:
     """Raise, naming all, where the set is not what the configuration expects; return what could not be compared."""
     expect, manifest = config.expect, opened.manifest
     wrong: list[tuple[str, str]] = []
@@ -55,8 +55,8 @@ def check_expected(opened: stream.Set, config: TrainConfig, where: str) -> list[
     if expect.val_size is not None and expect.val_size != manifest["options"]["val_size"]:
         found = manifest["options"]["val_size"]
         wrong.append(("val_size", f"expected {expect.val_size}, the set was compiled with --val-size {found}"))
-    if expect.packing is not None and expect.packing != opened.packed:
-        wrong.append(("packing", f"expected {expect.packing}, the set is {'' if opened.packed else 'not '}packed"))
+    if expect.packing is not None and expect.packing != opened.is_packed:
+        wrong.append(("packing", f"expected {expect.packing}, the set is {'' if opened.is_packed else 'not '}packed"))
     if wrong:
         listed = "\n  ".join(f"{key}: {what}" for key, what in wrong)
         hint = f"Compile the set so, or go without the check: --set expect.{wrong[0][0]}=null."
@@ -64,7 +64,7 @@ def check_expected(opened: stream.Set, config: TrainConfig, where: str) -> list[
     return remarks
 
 
-def _longest(opened: stream.Set) -> int:
+def _longest(opened: stream.TrainingSet) -> int:
     """Return the tokens of the longest sequence, or its limit where the set has one."""
     limit = opened.manifest["options"].get("max_length")
     if limit is not None:
@@ -74,7 +74,7 @@ def _longest(opened: stream.Set) -> int:
 
 
 def check_model(
-    opened: stream.Set, source: ModelFolder, config: TrainConfig, deepspeed: dict[str, Any], where: str
+    opened: stream.TrainingSet, source: ModelFolder, config: TrainConfig, deepspeed: dict[str, Any], where: str
 ) -> None:
     """Raise for combinations that would be wrong without a word."""
     vocabulary = getattr(source.text_config, "vocab_size", None)
@@ -82,10 +82,10 @@ def check_model(
     if vocabulary is not None and largest >= vocabulary:
         what = f"the set has the token id {largest}, the model has {vocabulary} embeddings"
         raise UsageError(str(source.folder), what, "Use the model that the set was compiled for.")
-    if opened.packed and config.tuning == "prefix":
+    if opened.is_packed and config.tuning == "prefix":
         what = "with a prefix, models do not see where sequences of a pack begin, and each would see those before it"
         raise UsageError(f"{where}#/tuning", what, "Use tuning: lora, or compile the set without --pack.")
-    if opened.packed and opened.has_media:
+    if opened.is_packed and opened.has_media:
         what = "packs with images are not supported: positions of image tokens do not restart"
         raise UsageError(opened.where, what, "Compile the set without --pack.")
     if config.predict_with_generate and (opened.has_media or opened.kind == "pretrain"):

@@ -32,8 +32,10 @@ class Evaluator:
         assert plan.val is not None
         found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
         for number in range(len(plan.val)):
-            for place, one in enumerate(stream.sequences(plan.val.row(number))):
-                found.setdefault(one["dataset"], []).append((len(one["input_ids"]), (number, place)))
+            row = plan.val.row(number)
+            names = row["dataset"] if plan.set.is_packed else [row["dataset"]]
+            for place, (name, length) in enumerate(zip(names, row["seq_lens"].tolist(), strict=True)):
+                found.setdefault(name, []).append((length, (number, place)))
         size = plan.config.per_device_eval_batch_size or plan.micro
         batches = []
         for name in sorted(found):
@@ -79,7 +81,7 @@ class Evaluator:
     def _rows(self, number: int) -> list[stream.Row]:
         assert self.plan.val is not None
         places, pair = self.batches[number], self.plan.objective.pair
-        rows = [stream.sequences(self.plan.val.row(row))[place] for row, place in places]
+        rows = [self.plan.val.sequences(row)[place] for row, place in places]
         if pair is None:
             return rows
         after = [*rows[1:], rows[0] if len(rows) > 1 else self.plan.val.row((places[0][0] + 1) % len(self.plan.val))]

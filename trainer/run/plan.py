@@ -27,10 +27,10 @@ class RunPlan:
     config: TrainConfig
     where: str
     """The configuration file, for messages."""
-    set: stream.Set
+    set: stream.TrainingSet
     objective: Objective
-    train: stream.Split
-    val: stream.Split | None
+    train: stream.SplitRows
+    val: stream.SplitRows | None
     source: folder.ModelFolder
     device: Device
     order: Order
@@ -72,7 +72,7 @@ class RunPlan:
 def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunPlan:
     """Return the plan of a run on the set at `where`; a Problem with one message where it cannot be."""
     config = loaded.config
-    opened = stream.Set.open(where)
+    opened = stream.TrainingSet.open(where)
     remarks = list(loaded.remarks)
     objective = checks.choose_objective(opened, config, loaded.where)
     train = opened.split("train")
@@ -83,7 +83,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     deepspeed = zero.read(config, loaded.where)
     checks.check_model(opened, source, config, deepspeed, loaded.where)
     checkpoint = _checkpoint(config, resume, remarks)
-    grouped = config.group_by_length and not opened.packed
+    grouped = config.group_by_length and not opened.is_packed
     accumulation = config.gradient_accumulation_steps
     if checkpoint:
         facts = {"set": opened.manifest["digest"], "seed": config.seed, "grouped": grouped, "tuning": config.tuning}

@@ -28,14 +28,15 @@ def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
 
     UsageError where the model mixes sequences. All processes call it, on the same pack.
     """
-    row = next((r for i in range(min(PACKS, len(plan.train))) if len((r := plan.train.row(i))["seq_lens"]) > 1), None)
-    if row is None:
+    several = (i for i in range(min(PACKS, len(plan.train))) if len(plan.train.row(i)["seq_lens"]) > 1)
+    number = next(several, None)
+    if number is None:
         return None
     alone = dataclasses.replace(collate, packed=False)
     wrapped.eval()
     with torch.no_grad():
-        packed = _losses(wrapped, plan, collate, [row])
-        apart = [_losses(wrapped, plan, alone, [one]) for one in stream.sequences(row)]
+        packed = _losses(wrapped, plan, collate, [plan.train.row(number)])
+        apart = [_losses(wrapped, plan, alone, [one]) for one in plan.train.sequences(number)]
     wrapped.train()
     apart_flat = torch.cat(apart)
     difference = float((packed - apart_flat).abs().sum() / apart_flat.abs().sum().clamp(min=1e-9))

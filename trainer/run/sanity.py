@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainer.data.stream import Row, sequences
+from trainer.data.stream import Row
 
 MOST = 400
 """Tokens that are shown of a long sequence: its first half and its last."""
 
 
-def lines(row: Row, model: Path) -> Iterator[str]:
+def lines(one: Row, model: Path) -> Iterator[str]:
     """Yield `'text': id -> label` for every token, then the text; ids alone where the model has no tokenizer.json."""
     from tokenizers import Tokenizer
 
-    one = sequences(row)[0]
     ids, labels = one["input_ids"].tolist(), one["labels"].tolist()
     path = model / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else None

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from schemas.errors import IntegrityError, UsageError
-from trainer.data.store import store_of
-from trainer.data.stream import Set
+from trainer.data.stream import TrainingSet
 from trainer.models.pretrained import load_model
 from trainer.models.wrappers import evaluating
 from trainer.use.checkpoint import TrainedModel
@@ -67,7 +66,7 @@ def _untie(model: Any) -> None:
 def _first_row(trained: TrainedModel) -> list[int]:
     where, manifest = trained.set, trained.manifest
     name = next(name for name, split in manifest["splits"].items() if split["rows"])
-    row = Set(str(where), manifest, store_of(where, manifest)).split(name).row(0)
+    row = TrainingSet.of(where, manifest).split(name).row(0)
     return [int(token) for token in row["input_ids"]]
 
 

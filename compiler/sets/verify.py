@@ -1,0 +1,66 @@
+"""Every byte of a published set compared with its manifest: shards by sha256, and where that differs batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from schemas.arrow import SPLITS
+from schemas.reader import CompiledSet
+from schemas.stores import AnyPath, StorePath
+
+
+def find_damage(
+    opened: CompiledSet, each: Callable[[list[dict[str, Any]]], Iterable[dict[str, Any]]] = iter
+) -> list[str]:
+    """Name every damage by file and batch; an empty list means that every byte is as it was written.
+
+    `each` may show progress over the shards.
+    """
+    problems: list[str] = []
+    shards = [entry for split in SPLITS for entry in opened.shards(split)]
+    for entry in each(shards):
+        problems += _verify_shard(opened.files / entry["file"], entry)
+    listed = {entry["file"] for entry in shards}
+    for name, digest in opened.manifest["files"].items():
+        problems += _verify_file(opened.files / name, name, digest)
+    for split in SPLITS:
+        found: list[AnyPath] = [*(opened.files / split).rglob("*")]
+        for path in sorted(found, key=str):
+            if f"{split}/{path.name}" not in listed:
+                problems.append(f"{split}/{path.name}: not in the manifest")
+    return problems
+
+
+def _verify_shard(path: AnyPath, entry: dict[str, Any]) -> list[str]:
+    name = entry["file"]
+    try:
+        if isinstance(path, StorePath) or not path.stat().st_size:  # no memory map is empty
+            data = memoryview(path.read_bytes())
+        else:
+            data = memoryview(pa.memory_map(str(path), "r").read_buffer())
+    except OSError as error:
+        return [f"{name}: {error.strerror}"]
+    if len(data) != entry["bytes"]:
+        return [f"{name}: expected {entry['bytes']} bytes, found {len(data)}"]
+    if hashlib.sha256(data).hexdigest() == entry["sha256"]:
+        return []
+    row, damaged = 0, []
+    for number, batch in enumerate(entry["batches"]):
+        part = data[batch["offset"] : batch["offset"] + batch["length"]]
+        if xxhash.xxh3_128_hexdigest(part) != batch["xxh3"]:
+            damaged.append(f"{name}: batch {number} (rows {row} to {row + batch['rows'] - 1}) is damaged")
+        row += batch["rows"]
+    return damaged or [f"{name}: the file's header or footer is damaged"]
+
+
+def _verify_file(path: AnyPath, name: str, digest: str) -> list[str]:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return [f"{name}: {error.strerror}"]
+    return [] if found == digest else [f"{name}: is damaged or was edited"]
