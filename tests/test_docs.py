@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -59,3 +62,23 @@ def test_decisions_are_numbered_without_gaps_and_say_what_would_change_them() ->
     numbered = re.findall(r"^\*\*(\d+)\. (.*?)\n\n", text, re.MULTILINE | re.DOTALL)
     assert [int(number) for number, _ in numbered] == list(range(1, 37))
     assert [number for number, said in numbered if "*Would change it:*" not in " ".join(said.split())] == []
+
+
+def test_the_walk_of_one_row_prints_what_the_architecture_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands and the Python of the page run in order; what a block of Python prints stands below it."""
+    walk = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## One row")[2]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    printed = shown = ""
+    for language, block in re.findall(r"^```(bash|python|text)\n(.*?)^```$", walk, re.MULTILINE | re.DOTALL):
+        if language == "bash":
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+            subprocess.run(["bash", "-euc", block], env=os.environ | {"PATH": path}, check=True, capture_output=True)
+        elif language == "python":
+            exec(compile(block, "architecture.md", "exec"), names)
+            printed += capsys.readouterr().out
+        else:
+            shown += block
+    assert printed == shown
