@@ -172,13 +172,14 @@ def losses(config_file: Path) -> dict[int, float]:
 
 
 @contextlib.contextmanager
-def started(processes: int, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Give `torchrun -m cli train ...` running; whatever happens, none of its processes is left."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+def started(processes: int, *arguments: object, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Give `torchrun --no-python cli train ...` running, as the documents start it; none of its processes is left."""
+    scripts = Path(sys.executable).parent
+    command = [str(scripts / "torchrun"), "--standalone", "--nproc-per-node", str(processes), "--no-python"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     running = subprocess.Popen(
-        [*command, "-m", "cli", "train", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        [*command, str(scripts / "cli"), "train", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=cwd,
         env=environment | NO_SPACE,
     )  # fmt: skip
     try:
@@ -189,9 +190,9 @@ def started(processes: int, *arguments: object) -> Iterator[subprocess.Popen[str
         running.wait(30)
 
 
-def run_to_end(processes: int, *arguments: object, code: int = 0) -> str:
-    """Run `torchrun -m cli train ...` and return what it printed."""
-    with started(processes, *arguments) as running:
+def run_to_end(processes: int, *arguments: object, code: int = 0, cwd: Path | None = None) -> str:
+    """Run `torchrun --no-python cli train ...` and return what it printed."""
+    with started(processes, *arguments, cwd=cwd) as running:
         printed, _ = running.communicate(timeout=120)
         assert running.returncode == code, printed
         return printed

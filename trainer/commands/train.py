@@ -48,7 +48,7 @@ def train(
       cli train shards lora.yaml --dry-run
       cli train shards lora.yaml --resume yes
       cli train shards lora.yaml --model ./Qwen2.5-7B-Instruct --set learning_rate=1e-4 --set max_steps=100
-      torchrun --nproc_per_node 2 -m cli train shards lora.yaml
+      torchrun --nproc-per-node 2 --no-python cli train shards lora.yaml
     """
     libraries.need("train", *LIBRARIES)
     from trainer import device
