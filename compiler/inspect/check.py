@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compiler.conversation import Role
-from compiler.encode.runs import TEMPLATE
+from compiler.encode.shapes import TEMPLATE
 from compiler.encode.weigh import KEYWORD, Policy
 from compiler.inspect.choose import LIMIT
 from compiler.inspect.rows import SplitExamples

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
-from compiler.encode.runs import TEMPLATE
+from compiler.encode.shapes import TEMPLATE
 from compiler.inspect.marks import (
     CONTEXT,
     CONTROL,
