@@ -340,8 +340,8 @@ def test_the_first_token_of_a_text_of_its_own_is_the_one_that_the_family_puts_th
 @pytest.mark.parametrize(
     ("what", "declared", "message"),
     [
-        ("as Llama has it", {9000: "<pad>"}, "no token has the number 1500"),
-        ("as Llama has it", {1500: "</s>"}, "'</s>' is number 2 of it, and tokenizer_config.json says 1500"),
+        ("as Llama has it", {9000: "<pad>"}, "no token has the id 1500"),
+        ("as Llama has it", {1500: "</s>"}, "'</s>' has the id 2 in it, and 1500 in tokenizer_config.json"),
         ("never split, with a leading space", {}, "'at' is plain text, and texts get a leading space"),
         ("spaces after words", {}, "spaces after words"),
         ("a table of characters", {}, "without their own normalization"),

@@ -1,11 +1,12 @@
-"""Tokenizers without a tokenizer.json: sentencepiece and tiktoken files written as one, without running their code.
+"""Converts the vocabulary files of sentencepiece and tiktoken to a tokenizer.json, without running any of their code.
 
-What the model's own Python would add (the split pattern, control tokens that follow the vocabulary) is data in
-`registry/tokenizers/families.json`. The result goes through the same encoder as every other tokenizer; tests compare
-it with the `sentencepiece` and `tiktoken` libraries.
+What the model's own Python code would add (the split pattern, control tokens numbered on from the vocabulary) is data
+in `registry/tokenizers/families.json`. The result is encoded like every other tokenizer; tests compare its ids with
+those of the `sentencepiece` and `tiktoken` libraries.
 
-Both kinds merge the adjacent pair whose union has the best rank. BPE in `tokenizers` wants a list of pairs instead:
-every way to split an entry into two entries, in the order of the entry's rank.
+Both kinds of file give every entry a rank, and encoding merges the adjacent pair whose union has the best rank. BPE in
+`tokenizers` takes a list of pairs instead: every way to split an entry into two entries, in the order of the entry's
+rank.
 """
 
 from __future__ import annotations
@@ -19,47 +20,47 @@ from typing import Any
 from schemas.errors import InputError
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)
-"""Types of sentencepiece entries (sentencepiece_model.proto)."""
+"""The types of sentencepiece entries (sentencepiece_model.proto)."""
 
-_MARK = re.compile(r"▁?(<.*>|\[.*\])", re.DOTALL)
-"""User-defined entries that are control tokens; others (runs of spaces, say) are text that is never split."""
+_CONTROL_LIKE = re.compile(r"▁?(<.*>|\[.*\])", re.DOTALL)
+"""The user-defined entries that are control tokens. The others (runs of spaces, say) are text that is never split."""
 
 
 def to_spec(family: dict[str, Any], data: bytes, config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a tokenizer.json (parsed) for a family's vocabulary file; control tokens from config where it has them."""
+    """Convert a family's vocabulary file to a parsed tokenizer.json; `config` is the parsed tokenizer_config.json."""
     declared = {int(i): token for i, token in config.get("added_tokens_decoder", {}).items()}
     try:
         if family["kind"] == "sentencepiece":
             spec = _sentencepiece(data, declared, _prefix_of(family, config))
         else:
             spec = _tiktoken(data, family)
-        _add(spec, declared, _appended(family))
+        _add_controls(spec, declared, _appended_controls(family))
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(where, f"not a {family['kind']} vocabulary: {error}") from error
-    spec["post_processor"] = _begin(spec, family, config)
+    spec["post_processor"] = _bos_processor(spec, family, config)
     return spec
 
 
-def _add(spec: dict[str, Any], declared: Mapping[int, dict[str, Any]], appended: list[str]) -> None:
-    """Put the control tokens that the vocabulary file lacks into the spec, numbered on from its end or as declared."""
+def _add_controls(spec: dict[str, Any], declared: Mapping[int, dict[str, Any]], appended: list[str]) -> None:
+    """Add the control tokens that the file lacks: `declared` ones, else `appended` ones with ids after its last."""
     vocab: dict[str, int] = spec["model"]["vocab"]
     if not vocab:
-        raise ValueError("it holds no entry")
+        raise ValueError("it has no entries")
     added = {token["id"]: token for token in spec["added_tokens"]}
     end = max(*vocab.values(), *added, 0) + 1
     more = declared or {end + i: {"content": text} for i, text in enumerate(appended)}
     for i, token in more.items():
         text = token["content"]
         if vocab.get(text, i) != i:
-            raise ValueError(f"{text!r} is number {vocab[text]} of it, and tokenizer_config.json says {i}")
+            raise ValueError(f"{text!r} has the id {vocab[text]} in it, and {i} in tokenizer_config.json")
         added[i] = _added(i, text, **{flag: token[flag] for flag in _FLAGS if flag in token})
     gaps = {*range(end, max(added, default=end))} - set(added)
     if gaps:
-        raise ValueError(f"no token has the number {min(gaps)}, and some have higher ones")
+        raise ValueError(f"no token has the id {min(gaps)}, but some have higher ones")
     spec["added_tokens"] = [token for _, token in sorted(added.items())]
 
 
-def _appended(family: dict[str, Any]) -> list[str]:
+def _appended_controls(family: dict[str, Any]) -> list[str]:
     numbered = family.get("appended_numbered", {"count": 0})
     more = [f"{numbered['prefix']}{i}{numbered['suffix']}" for i in range(numbered["count"])]
     return [*family["appended"], *more]
@@ -73,8 +74,8 @@ def _added(token_id: int, text: str, *, special: bool = True, normalized: bool =
     return {"id": token_id, "content": text, "special": special, "normalized": normalized} | flags
 
 
-def _begin(spec: dict[str, Any], family: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the post-processor that puts the first token before every text of its own; None where there is none."""
+def _bos_processor(spec: dict[str, Any], family: dict[str, Any], config: dict[str, Any]) -> dict[str, Any] | None:
+    """The post-processor that puts the bos token before a text; None where the tokenizer adds none."""
     if not config.get("add_bos_token", family.get("add_bos_token", False)):
         return None
     named = config.get("bos_token") or family["named_tokens"]["bos_token"]
@@ -89,7 +90,7 @@ def _begin(spec: dict[str, Any], family: dict[str, Any], config: dict[str, Any])
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
 
 
-def _spec(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
+def _bpe_spec(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
     bpe = {
         "type": "BPE",
         "dropout": None,
@@ -108,7 +109,7 @@ def _spec(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 
 def _tiktoken(data: bytes, family: dict[str, Any]) -> dict[str, Any]:
-    """Return the spec of lines "BASE64 RANK"."""
+    """Convert lines of "BASE64 RANK"."""
     ranks: dict[bytes, int] = {}
     for line in data.splitlines():
         if line:
@@ -118,8 +119,8 @@ def _tiktoken(data: bytes, family: dict[str, Any]) -> dict[str, Any]:
     vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
     split = {"type": "Split", "pattern": {"Regex": family["pattern"]}, "behavior": "Isolated", "invert": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return _spec(
-        # An entry that is a whole piece is taken as it is, merges or not, as tiktoken does.
+    return _bpe_spec(
+        # As in tiktoken, a piece of text that is an entry becomes that entry, whether or not merges lead to it.
         {"vocab": vocab, "merges": _merges(vocab, vocab), "ignore_merges": True},
         normalizer={"type": family["normalizer"]} if "normalizer" in family else None,
         pre_tokenizer={"type": "Sequence", "pretokenizers": [split, byte_level]},
@@ -128,7 +129,7 @@ def _tiktoken(data: bytes, family: dict[str, Any]) -> dict[str, Any]:
 
 
 def byte_letters() -> dict[int, str]:
-    """Return the printable letter that stands for each byte in byte-level BPE (GPT-2's table)."""
+    """The printable letter that stands for each byte in byte-level BPE (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = {byte: chr(byte) for byte in printable}
     for byte in range(256):
@@ -141,9 +142,9 @@ def byte_letters() -> dict[int, str]:
 
 
 def _prefix_of(family: dict[str, Any], config: dict[str, Any]) -> str | None:
-    """Return where a text gets a leading space: "always", "first", "never"; None = as the vocabulary file says.
+    """Where a text gets a leading space: "always", "first" or "never"; None = as the vocabulary file says.
 
-    `legacy: false` is how transformers' Llama tokenizers say that only the beginning of the whole text gets it.
+    With `legacy: false`, transformers' Llama tokenizers put it only at the beginning of the whole text.
     """
     if "legacy" not in family or config.get("legacy", family["legacy"]):
         return None
@@ -151,24 +152,24 @@ def _prefix_of(family: dict[str, Any], config: dict[str, Any]) -> str | None:
 
 
 def _sentencepiece(data: bytes, declared: Mapping[int, dict[str, Any]], prefix: str | None) -> dict[str, Any]:
-    """Return the spec of a sentencepiece BPE model with byte fallback and no character table of its own."""
+    """Convert a sentencepiece BPE model that has byte fallback and no character table of its own."""
     pieces: list[tuple[str, float, int]] = []
     settings: dict[int, dict[int, Any]] = {2: {}, 3: {}}
-    for number, value in _fields(data):
+    for number, value in _protobuf_fields(data):
         if number == 1:
-            entry = dict(_fields(value))
+            entry = dict(_protobuf_fields(value))
             if 1 not in entry:
                 raise ValueError("an entry has no text")
             pieces.append((entry[1].decode(), _float(entry.get(2, b"\0\0\0\0")), entry.get(3, _NORMAL)))
         elif number in settings:
-            settings[number] = dict(_fields(value))
+            settings[number] = dict(_protobuf_fields(value))
     trainer, normalizer = settings[2], settings[3]
     if trainer.get(3) != 2 or not trainer.get(35) or normalizer.get(2):
         raise ValueError("only BPE models with byte fallback and without their own normalization are read")
     if trainer.get(24) or not normalizer.get(5, 1) or any(kind == _UNUSED for _, _, kind in pieces):
         raise ValueError("models with spaces after words, unescaped spaces or unused entries are not read")
     for i, token in declared.items():
-        if i < len(pieces):  # spare entries that the configuration gives a name, as InternLM2's does
+        if i < len(pieces):  # spare entries that the configuration names, as InternLM2's does
             pieces[i] = (token["content"], 0.0, _CONTROL)
     if prefix is None:
         prefix = "always" if normalizer.get(3, 1) else "never"
@@ -176,26 +177,28 @@ def _sentencepiece(data: bytes, declared: Mapping[int, dict[str, Any]], prefix: 
     unknown = next((piece for piece, _, kind in pieces if kind == _UNKNOWN), None)
     merges = _merges({piece: -score for piece, score, kind in pieces if kind == _NORMAL}, vocab)
     model = {"vocab": vocab, "merges": merges, "unk_token": unknown, "fuse_unk": True, "byte_fallback": True}
-    spec = _spec(model, **_spaces(prefix, squeeze=bool(normalizer.get(4, 1))))
+    spec = _bpe_spec(model, **_space_rules(prefix, squeeze=bool(normalizer.get(4, 1))))
     apart = [(piece, kind) for piece, _, kind in pieces if kind in (_UNKNOWN, _CONTROL, _USER)]
-    # A user-defined entry with a space is never found: spaces are written as ▁ before it is looked for.
-    spec["added_tokens"] = [_set_apart(vocab[piece], piece, kind, prefix) for piece, kind in apart if " " not in piece]
+    # A user-defined entry with a space is never found in a text: spaces have become ▁ by then.
+    spec["added_tokens"] = [
+        _whole_entry(vocab[piece], piece, kind, prefix) for piece, kind in apart if " " not in piece
+    ]
     return spec
 
 
-def _set_apart(number: int, piece: str, kind: int, prefix: str) -> dict[str, Any]:
-    """Return a control token, or a text that is never split: sentencepiece looks for those before anything else."""
-    if kind != _USER or _MARK.fullmatch(piece):
+def _whole_entry(number: int, piece: str, kind: int, prefix: str) -> dict[str, Any]:
+    """An added token for a control token, or for text that sentencepiece looks for first and never splits."""
+    if kind != _USER or _CONTROL_LIKE.fullmatch(piece):
         return _added(number, piece)
     if prefix != "never":
         raise ValueError(f"the user-defined entry {piece!r} is plain text, and texts get a leading space")
     return _added(number, piece, special=False, normalized=True)
 
 
-def _spaces(prefix: str, *, squeeze: bool) -> dict[str, Any]:
-    """Return the normalizer, pre-tokenizer and decoder that treat spaces as sentencepiece does.
+def _space_rules(prefix: str, *, squeeze: bool) -> dict[str, Any]:
+    """The normalizer, pre-tokenizer and decoder that treat spaces as sentencepiece does.
 
-    `squeeze` (remove_extra_whitespaces) drops spaces at both ends and makes one of several: U+0020 alone counts.
+    `squeeze` (remove_extra_whitespaces) drops spaces at both ends and turns several into one; only U+0020 counts.
     """
     escape = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     before = [_replace(r"\A +", ""), _replace(" +", " ")] if squeeze else []
@@ -221,8 +224,8 @@ def _replace(pattern: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield (field number, value) of a protobuf message: integers, and bytes for everything else."""
+def _protobuf_fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield (field number, value) of a protobuf message; values are integers, or bytes for every other type."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -258,10 +261,10 @@ def _float(data: bytes) -> float:
 
 
 def _merges(ranks: Mapping[str, float], ids: Mapping[str, int]) -> list[list[str]]:
-    """Return every split of an entry into two entries, best rank of the union first.
+    """Every split of an entry into two entries, ordered by the rank of the entry.
 
-    Sentencepiece takes the leftmost of unions of one score (runs of spaces in Mistral's model, all added at once).
-    No list can say that; the order of their numbers, which transformers has too, comes to the same for such runs.
+    Among unions of one score, sentencepiece takes the leftmost (runs of spaces in Mistral's model have one score). A
+    list cannot express that. Ordering by id, as transformers does, has the same result for such runs.
     """
     found: list[tuple[float, int, int, int, str, str]] = []
     for token, rank in ranks.items():
