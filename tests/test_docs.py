@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -82,3 +85,38 @@ def test_the_walk_of_one_row_prints_what_the_architecture_shows(
         else:
             shown += block
     assert printed == shown
+
+
+def test_the_format_that_contributing_adds_works(tmp_path: Path) -> None:
+    """Its files are written into a copy, and its good and bad rows become what it says."""
+    for name in ("compiler", "registry", "schemas", "trainer"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "cli.py", tmp_path)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:python|jsonl?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    data = "tests/data/dialogue"
+    places = ("compiler/formats/dialogue.py", "schemas/dialogue.schema.json", f"{data}/rows.jsonl", f"{data}/bad.jsonl")
+    for place, block in zip(places, blocks, strict=True):
+        assert f"`{place}`" in text
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(block, encoding="utf-8")
+    package = tmp_path / "compiler" / "formats" / "__init__.py"
+    listed = package.read_text(encoding="utf-8").replace("    hermes,", "    dialogue,\n    hermes,", 1)
+    package.write_text(listed.replace("hermes.FORMAT,", "dialogue.FORMAT, hermes.FORMAT,", 1), encoding="utf-8")
+    bad = [json.loads(line) for line in blocks[3].splitlines()]
+    rows = [*blocks[2].splitlines(), *(json.dumps(case["row"]) for case in bad)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    command = [sys.executable, "-m", "cli", "compile", "rows.jsonl", "--format", "dialogue", "--max-rejects", "2"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([*command, "-o", "out"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text("utf-8").splitlines()]
+    keys = ("reason", "pointer", "message")
+    assert [{"row": json.loads(r["raw"])} | {key: r[key] for key in keys} for r in rejects] == bad
+
+
+def test_contributing_shows_the_floors_that_are_tested() -> None:
+    tested = re.search(
+        r'in """\n(.*?)\n    """\.strip', (ROOT / "tests" / "test_imports.py").read_text("utf-8"), re.DOTALL
+    )
+    assert tested is not None
+    assert f"```\n{textwrap.dedent(tested[1])}\n```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
