@@ -1,6 +1,7 @@
 """The command line: parse, call, print, map errors to exit codes. Heavy imports stay inside the commands.
 
-Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted.
+Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted,
+141 broken pipe.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ if _message := _stranger():
 
 import compiler.commands  # noqa: E402  # only now is it known whose package that is
 import trainer.commands  # noqa: E402
-from schemas.errors import EXIT_CODES, INTERRUPTED, InputError, Problem, UsageError  # noqa: E402
+from schemas.errors import BROKEN_PIPE, EXIT_CODES, INTERRUPTED, InputError, Problem, UsageError  # noqa: E402
 
 
 class _Group(click.Group):
@@ -82,10 +83,13 @@ class _Group(click.Group):
             if hasattr(stream, "reconfigure"):  # a terminal that is not UTF-8 shows escapes instead of failing
                 stream.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()  # while a reader that has gone is still an error of ours
         except KeyboardInterrupt:
-            how = "What was finished is kept: run the same command again (cli train: with --resume yes)."
-            click.echo(f"\nerror: interrupted\n  {how}", err=True)
+            hint = _AFTER_INTERRUPT.get(ctx.invoked_subcommand or "")
+            click.echo("\nerror: interrupted" + (f"\n  {hint}" if hint else ""), err=True)
             ctx.exit(INTERRUPTED)
         except click.UsageError as error:
             click.echo(f"error: {_one_line(error)}", err=True)
@@ -94,8 +98,11 @@ class _Group(click.Group):
             click.echo(f"error: {problem}", err=True)
             ctx.exit(problem.exit_code)
         except OSError as error:
-            if error.errno in (None, errno.EPIPE):
-                raise  # not the operating system's word on a file; or the reader of a pipe has gone, which click knows
+            if error.errno == errno.EPIPE:  # `cli inspect shards | head`: the reader has what it wanted
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                ctx.exit(BROKEN_PIPE)
+            if error.errno is None:
+                raise  # not the operating system's word on a file
             where = str(error.filename or "writing")
             click.echo(f"error: {InputError(where, error.strerror or str(error))}", err=True)
             ctx.exit(InputError.exit_code)
@@ -103,16 +110,26 @@ class _Group(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)
-        except click.UsageError as error:
+        except click.UsageError:
             from schemas.errors import nearest  # only for the message
 
-            raise click.UsageError(f"{error.message.rstrip('.')}; {nearest(args[0], self.commands)}", ctx) from None
+            what = f"{args[0]}: no such command\n  {nearest(args[0], self.commands)}"
+            raise click.UsageError(what, ctx) from None
+
+
+_AFTER_INTERRUPT = {
+    "compile": "What was compiled is in the cache: run the same command again.",
+    "train": "Run the same command again with --resume yes; it goes on from the last checkpoint.",
+}
 
 
 def _one_line(error: click.UsageError) -> str:
-    """Return click's message in our form, with the nearest valid value where it is about a choice."""
+    """Return click's message in our form, with the nearest valid option or value."""
     from schemas.errors import nearest  # only for the message
 
+    if isinstance(error, click.NoSuchOption):
+        close = next(iter(error.possibilities or ()), "")
+        return f"{error.option_name}: no such option" + (f"\n  did you mean {close!r}?" if close else "")
     message = error.format_message().rstrip(".")
     kind = getattr(getattr(error, "param", None), "type", None)
     if isinstance(kind, click.Choice) and (match := re.search(r"'([^']*)' is not (?:one of|')", message)):

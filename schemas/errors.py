@@ -20,11 +20,14 @@ from enum import StrEnum
 from typing import ClassVar
 
 EXIT_CODES = (
-    "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted."
+    "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted, "
+    "141 broken pipe."
 )
 """What every command's help ends with."""
 INTERRUPTED = 130
 """As shells have it: 128 and the number of SIGINT."""
+BROKEN_PIPE = 141
+"""The same for SIGPIPE: what read our output, such as `head`, ended first."""
 
 
 class Problem(Exception):

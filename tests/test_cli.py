@@ -397,6 +397,30 @@ def test_progress_and_notes_go_to_stderr_and_the_result_to_stdout(run: Run, tmp_
     assert "wrote" in result.stdout
 
 
+@pytest.mark.parametrize(
+    "command", ["inspect", "inspect --json", "inspect --format sanity", "verify"], ids=lambda command: command
+)
+def test_a_reader_that_goes_away_ends_a_command_quietly_with_141(run: Run, tmp_path: Path, command: str) -> None:
+    """`cli inspect shards | head -1` is no failure of ours, and no success: checks may not have been printed."""
+    out = tmp_path / "out"
+    run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", out)
+    reader, writer = os.pipe()
+    os.close(reader)
+    name, *options = command.split()
+    done = subprocess.run([*CLI, name, out, *options], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 141
+    assert not re.search("error|Traceback|Exception|Broken", done.stderr)
+
+
+def test_a_file_of_a_set_is_answered_with_the_folder_of_the_set(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", out)
+    for file in (out / "manifest.json", out / "train" / "shard-00000.arrow"):
+        said = one_message(run("inspect", file, code=2).stderr)
+        assert f"Name the folder of the set: cli inspect {out}\n" in said
+
+
 # -- mistakes --
 
 
@@ -410,11 +434,15 @@ MISTAKES = {
     "compile FILE --special-text alow": "did you mean 'allow'? known: allow, reject, text",
     "compile FILE --system merg": "did you mean 'merge'? known: merge",
     "compile FILE --dedup exct": "did you mean 'exact'? known: exact",
-    "compile FILE --vall-size 1": "'--val-size'",
-    "compil FILE": "did you mean 'compile'? known: cache, chat, compile, ",
+    "compile FILE --vall-size 1": "--vall-size: no such option\n  did you mean '--val-size'?",
+    "compile FILE --tokeniser x": "--tokeniser: no such option\n  did you mean '--tokenizer'?",
+    "compile FILE --zz": "--zz: no such option\n",
+    "compil FILE": "compil: no such command\n  did you mean 'compile'? known: cache, chat, compile, ",
     "formats open-ai": "unknown format 'open-ai'\n  did you mean 'openai'?",
     "compile": "nothing to compile",
     "verify": "Missing argument 'OUT'",
+    "verify FILE": "expected the folder of a compiled set, found a file\n  Rows are compiled first: cli compile ",
+    "inspect FILE": "then cli inspect shards.",
     "compile FILE --max-rejects 5x": "--max-rejects 5x: expected a number of rows or a percentage",
     "compile FILE --max-rejects -1": "--max-rejects",
     "compile FILE --seed x": "'x' is not a valid integer",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from schemas.errors import EXIT_CODES, UsageError
 from schemas.stores import AnyPath, path_of
+
+if TYPE_CHECKING:
+    from schemas.reader import CompiledSet
 
 
 @click.command(epilog=EXIT_CODES)
@@ -63,13 +67,28 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
       cli inspect shards --assert tool:0 --assert Observation:0
     """
     from compiler.inspect import Query, show
-    from schemas.reader import CompiledSet
 
     if as_json and style != "text":
         raise UsageError(f"--json --format {style}", "they do not go together", "Choose one of them.")
     chosen = Query(**query)
-    if not show(CompiledSet.open(out), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
+    if not show(_opened(out, "inspect"), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
         sys.exit(4)
+
+
+def _opened(out: AnyPath, command: str) -> CompiledSet:
+    """Open the set; a file instead of its folder is rows that are not compiled, or a part of a set."""
+    from schemas.arrow import MANIFEST
+    from schemas.reader import CompiledSet
+
+    if isinstance(out, Path) and out.is_file():
+        folder = next((place for place in out.parents if (place / MANIFEST).is_file()), None)
+        how = (
+            f"Name the folder of the set: cli {command} {folder}"
+            if folder
+            else f"Rows are compiled first: cli compile {out} -o shards, then cli {command} shards."
+        )
+        raise UsageError(str(out), "expected the folder of a compiled set, found a file", how)
+    return CompiledSet.open(out)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -85,9 +104,8 @@ def verify(out: AnyPath, as_json: bool) -> None:
     """
     from compiler.commands import terminal
     from compiler.sets.verify import find_damage
-    from schemas.reader import CompiledSet
 
-    opened = CompiledSet.open(out)
+    opened = _opened(out, "verify")
     problems = find_damage(opened, lambda shards: terminal.track(shards, "verifying"))
     shards = sum(len(opened.shards(split)) for split in ("train", "val"))
     if as_json:

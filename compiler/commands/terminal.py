@@ -29,7 +29,7 @@ _RECENT = 60.0
 _BAR = 12
 
 
-class _Work:
+class _Progress:
     """One kind of work: how much of it is done, in which figures, and how long the rest will take."""
 
     def __init__(self, name: str) -> None:
@@ -71,15 +71,15 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-class _Console(Watcher):
+class _Display(Watcher):
     """Knows what is being worked on, and on which console that is shown."""
 
     def __init__(self, name: str, console: Console) -> None:
-        self.work, self._console = _Work(name), console
+        self.work, self._console = _Progress(name), console
 
     def _at(self, name: str, share: float | None, figures: Figures) -> None:
         if name != self.work.name:
-            self.work = _Work(name)
+            self.work = _Progress(name)
         self.work.at(share, figures)
 
     def units(self, done: Done) -> None:
@@ -116,7 +116,7 @@ def figures_of(done: Done, seconds: float) -> list[str]:
 class _Figures(ProgressColumn):
     """The figures of the work, as many as fit beside the other columns."""
 
-    def __init__(self, watcher: _Console, room: int) -> None:
+    def __init__(self, watcher: _Display, room: int) -> None:
         super().__init__()
         self._watcher, self._room = watcher, room
 
@@ -131,7 +131,7 @@ class _Figures(ProgressColumn):
 class _Left(ProgressColumn):
     """The share that is done and the time left."""
 
-    def __init__(self, watcher: _Console) -> None:
+    def __init__(self, watcher: _Display) -> None:
         super().__init__()
         self._watcher = watcher
 
@@ -144,7 +144,7 @@ class _Left(ProgressColumn):
 class _Bar(BarColumn):
     """A bar of the share that is done; it pulses while that is not known."""
 
-    def __init__(self, watcher: _Console) -> None:
+    def __init__(self, watcher: _Display) -> None:
         super().__init__(_BAR)
         self._watcher = watcher
 
@@ -156,10 +156,10 @@ class _Bar(BarColumn):
 
 
 @contextmanager
-def watch(name: str = "compiling") -> Iterator[_Console]:
+def watch(name: str = "compiling") -> Iterator[_Display]:
     """Give a watcher that shows on stderr how far the work is; it begins with the work of this name."""
     console = Console(file=sys.stderr)
-    watcher = _Console(name, console)
+    watcher = _Display(name, console)
     if not console.is_terminal or console.is_dumb_terminal:
         with _lines(watcher):
             yield watcher
@@ -172,7 +172,7 @@ def watch(name: str = "compiling") -> Iterator[_Console]:
 
 
 @contextmanager
-def _lines(watcher: _Console) -> Iterator[None]:
+def _lines(watcher: _Display) -> Iterator[None]:
     """Say every few seconds how far the work is, from a thread: a unit, or a shard in a store, can take minutes."""
     over = threading.Event()
 

@@ -42,6 +42,12 @@ _AROUND = 25
 """Characters shown before and after a match."""
 
 
+class _PipeConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """Let `cli` see that the reader of a pipe has gone; rich would end the process with 1."""
+        raise
+
+
 @dataclass
 class Page:
     """Where rows are printed. Without a `width` nothing is wrapped; with `edges` a mark parts tokens, not a colour."""
@@ -53,7 +59,7 @@ class Page:
     @classmethod
     def on(cls, file: IO[str]) -> Page:
         """Return a page that fits what the file is: a terminal with or without colours, or a pipe."""
-        console = Console(file=file, highlight=False)
+        console = _PipeConsole(file=file, highlight=False)
         edges = console.no_color or console.color_system not in ("256", "truecolor")
         return cls(console, console.width if console.is_terminal else None, edges)
 
