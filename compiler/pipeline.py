@@ -47,6 +47,7 @@ from compiler.units.task import Setup
 from schemas import install
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION
 from schemas.errors import UsageError
+from schemas.manifest import Manifest
 from schemas.stores import StorePath
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 class Result:
     """What a run made: the manifest, and how many units were compiled or found in the cache."""
 
-    manifest: dict[str, Any]
+    manifest: Manifest
     compiled: int
     cached: int
 
@@ -84,7 +85,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> Result:
         rows = rows_of(compiled)
         splits = splits_of(plan, compiled, rows, options.pack)
         entries = [dataset_entry(i, one, examples[i], plan) for i, one in enumerate(compiled)]
-        manifest: dict[str, Any] = {
+        manifest: Manifest = {
             "format_version": FORMAT_VERSION,
             "kind": kind,
             "versions": versions(),
@@ -100,9 +101,12 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> Result:
                 name: split_entry(write_split(output.partial / name, split, rows, kind, watcher.linked))
                 for name, split in splits.items()
             },
+            "files": {},  # filled in below, as is the digest
+            "digest": "",
         }
         if options.pack is not None:
-            manifest |= {"format_version": PACKED_VERSION, "packing": packing_entry(options.pack, manifest["splits"])}
+            manifest["format_version"] = PACKED_VERSION
+            manifest["packing"] = packing_entry(options.pack, manifest["splits"])
         check_balance(manifest)
         write_files(output.partial, manifest, compiled, tokenizer)
         output.publish(manifest)

@@ -1,10 +1,13 @@
-"""The manifest of a compiled set, read and checked: what the compiler promises and every reader may rely on."""
+"""The manifest of a compiled set: what the compiler promises and every reader may rely on.
+
+`Manifest` names its keys for Python, `manifest.schema.json` for everybody else; a test compares the two.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from schemas import schema
 from schemas.arrow import FORMAT_VERSION, MANIFEST, PACKED_VERSION
@@ -12,8 +15,175 @@ from schemas.errors import InputError, IntegrityError
 from schemas.stores import AnyPath, StorePath, no_such
 
 
-def read_manifest(folder: AnyPath) -> dict[str, Any]:
-    """Return the manifest of the set in `folder`; InputError or IntegrityError with one message where there is none."""
+class BatchEntry(TypedDict):
+    """One record batch of a shard: where it is in the file, and what is hashed of it."""
+
+    offset: int
+    length: int
+    rows: int
+    sequences: NotRequired[int]
+    xxh3: str
+
+
+class ShardEntry(TypedDict):
+    """One Arrow file. `sequences` is only there in packed sets: how many examples its packs hold."""
+
+    file: str
+    rows: int
+    sequences: NotRequired[int]
+    tokens: int
+    trained_tokens: int
+    bytes: int
+    sha256: str
+    batches: list[BatchEntry]
+
+
+class SplitEntry(TypedDict):
+    """The totals of a split, and its shards in order."""
+
+    rows: int
+    sequences: NotRequired[int]
+    tokens: int
+    trained_tokens: int
+    shards: list[ShardEntry]
+
+
+class Balance(TypedDict):
+    """Where every row went: read + expanded + repeats = all the others together."""
+
+    read: int
+    expanded: int
+    repeats: int
+    in_shards: int
+    rejected: int
+    cleaned: int
+    sampled_out: int
+    duplicates: int
+
+
+BalanceKey = Literal["read", "expanded", "repeats", "in_shards", "rejected", "cleaned", "sampled_out", "duplicates"]
+BALANCE: tuple[BalanceKey, ...] = get_args(BalanceKey)
+
+
+class Realized(TypedDict):
+    """What was drawn of a dataset."""
+
+    rows: int
+    tokens: int
+    trained_tokens: int
+    val_rows: int
+
+
+class FileEntry(TypedDict):
+    """One source file, by the name that the command line gave it."""
+
+    file: str
+    rows: int
+    digest: str
+
+
+class DatasetEntry(TypedDict):
+    """One dataset: what it is, what was asked of it, and what became of its rows."""
+
+    name: str
+    format: str
+    clean: NotRequired[dict[str, list[str]]]
+    weights: str
+    policy: dict[str, Any]
+    sample: bool
+    source: dict[str, Any]
+    files: list[FileEntry]
+    share: float | None
+    count: int | None
+    target: float | None
+    realized: Realized
+    rejected: dict[str, int]
+    duplicates: int
+    notes: dict[str, int]
+    balance: Balance
+
+
+class TokenizerEntry(TypedDict):
+    """What identifies the tokenizer, and its control tokens by text."""
+
+    digest: str
+    files: list[str]
+    named_tokens: dict[str, str]
+    controls: dict[str, int]
+
+
+class CertificateEntry(TypedDict):
+    """The template's self-check."""
+
+    checks: dict[str, int]
+    refuses: dict[str, str]
+    stops: list[str]
+    merges_across_generation_boundary: int
+
+
+class TemplateEntry(TypedDict):
+    """What identifies the chat template, and its certificate."""
+
+    name: str
+    digest: str
+    provenance: str
+    reply_start: str
+    certificate: CertificateEntry
+
+
+class MediaEntry(TypedDict):
+    """How the model takes images and videos."""
+
+    name: str
+    digest: str
+    repeats_pad: bool
+
+
+class PackingEntry(TypedDict):
+    """What was packed into what."""
+
+    length: int
+    packs: int
+    sequences: int
+    efficiency: float
+
+
+class EncoderEntry(TypedDict):
+    """What one encoder did."""
+
+    units: int
+    texts_compared: int
+
+
+class RunEntry(TypedDict):
+    """What made the set. No part of its digest."""
+
+    encoders: NotRequired[dict[str, EncoderEntry]]
+    folder: NotRequired[str]
+
+
+class Manifest(TypedDict):
+    """The whole file. `packing` is only there in packed sets."""
+
+    format_version: int
+    kind: str
+    versions: dict[str, str]
+    tokenizer: TokenizerEntry
+    template: TemplateEntry
+    media: NotRequired[MediaEntry | None]
+    seed: int
+    run: NotRequired[RunEntry]
+    options: dict[str, Any]
+    packing: NotRequired[PackingEntry]
+    datasets: list[DatasetEntry]
+    balance: Balance
+    splits: dict[str, SplitEntry]
+    files: dict[str, str]
+    digest: str
+
+
+def read_manifest(folder: AnyPath) -> Manifest:
+    """Read the manifest of the set in `folder`; InputError or IntegrityError with one message where there is none."""
     path = folder / MANIFEST
     try:
         data = path.read_bytes()
@@ -27,24 +197,31 @@ def read_manifest(folder: AnyPath) -> dict[str, Any]:
     return parse_manifest(data, str(path))
 
 
-def files_of(folder: AnyPath, manifest: dict[str, Any]) -> AnyPath:
-    """Return the folder that the names of a manifest's shards and files are in: in object stores not its own."""
+def sealed(manifest: Manifest) -> bytes:
+    """The file of a manifest, with its own digest, which is put into it."""
+    manifest["digest"] = manifest_digest(manifest)
+    return (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
+def files_of(folder: AnyPath, manifest: Manifest) -> AnyPath:
+    """The folder that the names in a manifest are in: in object stores not the manifest's own."""
     return folder / str(manifest.get("run", {}).get("folder", ""))
 
 
-def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """Return the manifest that the bytes at `where` are; IntegrityError if they are none, or not as written."""
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    """Parse the manifest at `where`; IntegrityError if the bytes are none, or not as they were written."""
     try:
-        manifest = json.loads(data)
+        found = json.loads(data)
     except ValueError as error:
         raise IntegrityError(where, f"not a manifest: {error}", "Compile the set again.") from error
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    version = found.get("format_version") if isinstance(found, dict) else None
     if version not in (FORMAT_VERSION, PACKED_VERSION):
         raise IntegrityError(
             where, f"expected format version {FORMAT_VERSION} or {PACKED_VERSION}, found {version}",
             "Compile the set again with this version.",
         )  # fmt: skip
-    problem = _problem(manifest)
+    problem = _problem(found)
+    manifest: Manifest = found
     if not problem and manifest["digest"] != manifest_digest(manifest):
         problem = "its own digest does not match: it is damaged or was edited"
     if problem:
@@ -52,10 +229,10 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
     return manifest
 
 
-def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Return the sha256 of a manifest's canonical JSON without the digest itself: the identity of the set.
+def manifest_digest(manifest: Manifest) -> str:
+    """The sha256 of a manifest's canonical JSON without the digest itself: the identity of the set.
 
-    What made it ("run") is no part of that: the same set may be made by another engine.
+    What made it ("run") is left out: another encoder makes the same set.
     """
     rest = {key: value for key, value in manifest.items() if key not in ("digest", "run")}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

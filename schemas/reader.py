@@ -23,7 +23,7 @@ import xxhash
 
 from schemas.arrow import shard_schema
 from schemas.errors import InputError, IntegrityError
-from schemas.manifest import files_of, read_manifest
+from schemas.manifest import Manifest, ShardEntry, files_of, read_manifest
 from schemas.order import Ints
 from schemas.stores import AnyPath, StorePath, in_words, path_of
 
@@ -31,7 +31,7 @@ from schemas.stores import AnyPath, StorePath, in_words, path_of
 class ShardSource(Protocol):
     """Where the bytes of a set's shards come from."""
 
-    def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:
+    def read(self, shard: ShardEntry, offset: int, length: int, *, again: bool = False) -> pa.Buffer:
         """Read bytes of the shard that the manifest has this entry for.
 
         OSError as files have it. `again`: what was read was damaged, so take nothing from a cache.
@@ -45,7 +45,7 @@ class MappedShards:
         self.folder = folder
         self._mapped: dict[str, pa.Buffer] = {}
 
-    def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:  # noqa: ARG002
+    def read(self, shard: ShardEntry, offset: int, length: int, *, again: bool = False) -> pa.Buffer:  # noqa: ARG002
         """Slice the mapping: nothing is copied."""
         name = shard["file"]
         if name not in self._mapped:
@@ -62,7 +62,7 @@ class StoredShards:
     def __init__(self, folder: StorePath) -> None:
         self.folder = folder
 
-    def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:  # noqa: ARG002
+    def read(self, shard: ShardEntry, offset: int, length: int, *, again: bool = False) -> pa.Buffer:  # noqa: ARG002
         """Fetch the bytes."""
         path = self.folder / shard["file"]
         store, name = path.filesystem()
@@ -75,7 +75,7 @@ class _WrongSizeError(Exception):
     """A shard is not as long as the manifest says."""
 
 
-def _check_size(shard: dict[str, Any], size: int) -> None:
+def _check_size(shard: ShardEntry, size: int) -> None:
     if size != shard["bytes"]:
         raise _WrongSizeError(f"expected {shard['bytes']} bytes, found {size}")
 
@@ -85,7 +85,7 @@ class CompiledSet:
     """A compiled set: where it is, its manifest, and what reads its shards."""
 
     folder: AnyPath
-    manifest: dict[str, Any]
+    manifest: Manifest
     source: ShardSource
 
     @classmethod
@@ -95,7 +95,7 @@ class CompiledSet:
         return cls.of(folder, read_manifest(folder))
 
     @classmethod
-    def of(cls, folder: AnyPath, manifest: dict[str, Any]) -> Self:
+    def of(cls, folder: AnyPath, manifest: Manifest) -> Self:
         """The set in `folder` that this manifest is of."""
         files = files_of(folder, manifest)
         return cls(folder, manifest, StoredShards(files) if isinstance(files, StorePath) else MappedShards(files))
@@ -120,9 +120,10 @@ class CompiledSet:
         """The columns of its shards."""
         return shard_schema(self.kind, packed=self.is_packed)
 
-    def shards(self, split: str) -> list[dict[str, Any]]:
+    def shards(self, split: str) -> list[ShardEntry]:
         """The manifest's entries of a split's shards."""
-        return self.manifest["splits"].get(split, {}).get("shards", [])
+        entry = self.manifest["splits"].get(split)
+        return [] if entry is None else entry["shards"]
 
     def split(self, name: str) -> SplitReader:
         """The reader of a split, which may be empty."""

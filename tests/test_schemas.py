@@ -6,7 +6,8 @@ import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import hypothesis.strategies as st
 import jsonschema
@@ -21,6 +22,7 @@ from compiler.formats.kinds import kind_of_rows
 from compiler.rows.validate import Validator
 from schemas import ROOT, check_config, schema
 from schemas.errors import Reason, UsageError
+from schemas.manifest import BALANCE, Balance, Manifest
 from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
@@ -373,3 +375,32 @@ def test_a_card_with_a_mistake_is_named_with_its_place(value: Any, kind: str, me
     with pytest.raises(UsageError) as error:
         check_config(value, kind, "card")
     assert str(error.value).startswith(message)
+
+
+def _named(kind: Any, node: dict[str, Any], where: str) -> Iterator[tuple[str, set[str], set[str], set[str], set[str]]]:
+    """Yield, of every object of the manifest, its keys and the required ones: in Python, then in the JSON Schema."""
+    node = {**schema("manifest")["$defs"][node["$ref"].rpartition("/")[2]], **node} if "$ref" in node else node
+    if is_typeddict(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        required = {key for key, hint in hints.items() if get_origin(hint) is not NotRequired}
+        yield where, set(hints), required, set(node["properties"]), set(node.get("required", ()))
+        for key, hint in hints.items():
+            inner = get_args(hint)[0] if get_origin(hint) is NotRequired else hint
+            yield from _named(inner, node["properties"][key], f"{where}/{key}")
+    elif get_origin(kind) is list:
+        yield from _named(get_args(kind)[0], node["items"], where)
+    elif get_origin(kind) is dict and is_typeddict(get_args(kind)[1]):
+        yield from _named(get_args(kind)[1], node["additionalProperties"], where)
+    elif get_origin(kind) in (Union, UnionType):
+        for one in get_args(kind):
+            yield from _named(one, node, where)
+
+
+def test_the_manifest_has_the_same_keys_for_python_as_in_its_schema() -> None:
+    found = list(_named(Manifest, schema("manifest"), ""))
+    assert {"", "/template/certificate", "/datasets/balance", "/splits/shards/batches", "/media"} <= {
+        one[0] for one in found
+    }
+    for where, keys, required, in_schema, required_by_schema in found:
+        assert (where, keys, required) == (where, in_schema, required_by_schema)
+    assert set(BALANCE) == set(get_type_hints(Balance))

@@ -247,7 +247,9 @@ def compile_(**given: Any) -> None:
     with terminal.watch() as watcher:
         result = compile_set(options, watcher)
     if given["as_json"]:
-        summary = {key: result.manifest[key] for key in ("kind", "datasets", "balance", "options", "seed")}
+        summary: dict[str, Any] = {
+            key: result.manifest[key] for key in ("kind", "datasets", "balance", "options", "seed")
+        }
         summary["splits"] = {
             name: {key: value for key, value in split.items() if key != "shards"} | {"shards": len(split["shards"])}
             for name, split in result.manifest["splits"].items()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
 from rich.table import Table
@@ -14,6 +12,7 @@ from compiler.pipeline import Result
 from compiler.sets.readme import mix_rows
 from compiler.units.plan_file import Written
 from compiler.units.slices import Slice
+from schemas.manifest import Manifest
 
 
 def summary(result: Result, out: str) -> RenderableType:
@@ -58,7 +57,7 @@ def slice_summary(done: Slice) -> RenderableType:
     return Text("\n".join(lines))
 
 
-def remarks(manifest: dict[str, Any]) -> list[str]:
+def remarks(manifest: Manifest) -> list[str]:
     """Return what is worth saying about the rows, one sentence each."""
     lines = []
     samples = [entry["name"] for entry in manifest["datasets"] if entry["sample"]]
@@ -87,7 +86,7 @@ def remarks(manifest: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _short_split(manifest: dict[str, Any]) -> list[str]:
+def _short_split(manifest: Manifest) -> list[str]:
     """Return a sentence where fewer validation rows were found than asked for: groups are kept whole."""
     size, splits = manifest["options"]["val_size"], manifest["splits"]
     rows = {name: split.get("sequences", split["rows"]) for name, split in splits.items()}

@@ -21,6 +21,7 @@ from compiler.inspect.vocabulary import TokenBytes
 from compiler.templates.guard import MEDIA_MARKS
 from schemas.arrow import IGNORED, SPLITS
 from schemas.errors import UsageError, nearest
+from schemas.manifest import Manifest
 from schemas.order import Ints
 from schemas.reader import CompiledSet
 
@@ -52,7 +53,7 @@ class Check:
         return " or ".join([f"role {role}" for role in self.roles] + [f"key {key!r}" for key in self.keys])
 
 
-def parse_check(given: str, manifest: dict[str, Any]) -> Check:
+def parse_check(given: str, manifest: Manifest) -> Check:
     """Return the check that `NAME:0` asks for; NAME is a role or a policy key, in any case, its colon given or not."""
     name, colon, number = given.rpartition(":")
     if not colon or not name or not re.fullmatch(r"[-+]?[\d.]+%?", number):

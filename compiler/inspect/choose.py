@@ -13,6 +13,7 @@ from compiler.inspect.rows import SplitExamples, rejects
 from compiler.inspect.vocabulary import TokenBytes
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
+from schemas.manifest import Manifest
 from schemas.reader import CompiledSet
 
 LIMIT = 5
@@ -83,7 +84,7 @@ def _more(limit: int, count: int) -> str:
     return f"; --limit {count} shows all" if count > limit else ""
 
 
-def _check_dataset(manifest: dict[str, Any], name: str | None) -> None:
+def _check_dataset(manifest: Manifest, name: str | None) -> None:
     names = [entry["name"] for entry in manifest["datasets"]]
     if name is not None and name not in names:
         raise UsageError(f"--dataset {name}", "no such dataset in the set", nearest(name, names))

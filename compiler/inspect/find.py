@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from compiler.inspect.rows import SplitExamples, rejects
 from compiler.inspect.vocabulary import TokenBytes
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
+from schemas.manifest import DatasetEntry
 from schemas.order import Ints
 
 
@@ -79,7 +79,7 @@ def first_of_each(split: SplitExamples) -> list[int]:
     return [found[name] for name in names if name in found]
 
 
-def _num_rows(dataset: dict[str, Any], split: str) -> int:
+def _num_rows(dataset: DatasetEntry, split: str) -> int:
     rows, val_rows = dataset["realized"]["rows"], dataset["realized"]["val_rows"]
     return val_rows if split == "val" else rows - val_rows
 

@@ -35,6 +35,7 @@ from compiler.inspect.marks import (
     visible,
 )
 from compiler.inspect.tokens import Row
+from schemas.manifest import Manifest
 
 _LABEL = len("assistant ")
 _MARGIN = _LABEL + 2
@@ -81,7 +82,7 @@ class Page:
         parts += [(f"{NEWLINE} newline", QUIET), (f"{SPACE} space", QUIET)]
         self._print(Text("   ").join(Text(text, style) for text, style in parts))
 
-    def row(self, row: Row, manifest: dict[str, Any], find: str | None) -> None:
+    def row(self, row: Row, manifest: Manifest, find: str | None) -> None:
         """Print a row: where it is from, how much of it is trained and where, its tokens."""
         self._print(Text())
         title = (f"━━ {place(row)}", MARK)
@@ -134,7 +135,7 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
-def _facts(row: Row, manifest: dict[str, Any]) -> str:
+def _facts(row: Row, manifest: Manifest) -> str:
     weights = next(entry["weights"] for entry in manifest["datasets"] if entry["name"] == row.dataset)
     template = manifest["template"]
     length = row.length + (len(row.rejected_tokens) if row.rejected_tokens else 0)

@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from schemas.arrow import MANIFEST, SPLITS
 from schemas.disk import flush
 from schemas.errors import InputError, LockedError, UsageError
-from schemas.manifest import manifest_digest
+from schemas.manifest import Manifest, sealed
 from schemas.stores import AnyPath
 
 OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
@@ -102,7 +102,7 @@ class Output:
             what = f"cannot be written: {error.strerror or error}"
             raise InputError(str(self.folder), what, "Nothing was published.") from error
 
-    def publish(self, manifest: dict[str, Any]) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Put everything in place of the old set, the manifest with its own digest last.
 
         The old set is moved aside until then, so that a run that ends in between can put it back.
@@ -123,12 +123,6 @@ class Output:
         flush(self.folder)
         (self.partial / MANIFEST).rename(self.folder / MANIFEST)
         flush(self.folder)
-
-
-def sealed(manifest: dict[str, Any]) -> bytes:
-    """Return a manifest as its file holds it, with its own digest, which is put into it."""
-    manifest["digest"] = manifest_digest(manifest)
-    return (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _remove(path: Path) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from compiler.sets.pack import Packs, pack, packed_columns
 from compiler.units.collect import Compiled
 from schemas.arrow import SPANS, SPLITS, WORD_LISTS, shard_schema
 from schemas.disk import flush
+from schemas.manifest import BatchEntry, ShardEntry
 from schemas.order import Ints
 
 SHARD_TOKENS = 32 << 20
@@ -106,7 +106,7 @@ def _lengths(split: Split, rows: Rows) -> Ints:
 
 def write_split(
     folder: Path, split: Split, rows: Rows, kind: str, say: Callable[[str, int, int], None]
-) -> list[dict[str, Any]]:
+) -> list[ShardEntry]:
     """Write one split as shards; return their manifest entries. `say` hears how many of its examples are written."""
     if not len(split.rows):
         return []
@@ -116,7 +116,7 @@ def write_split(
     before = np.concatenate([[0], np.cumsum(_lengths(split, rows))])
     shards = split.shards(before)
     stores = _stores(folder, [split.rows[shard] for shard in shards], rows, words)
-    entries: list[Future[dict[str, Any]]] = []
+    entries: list[Future[ShardEntry]] = []
     written: list[Future[None]] = []
     with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as disk:
         for number, (shard, store) in enumerate(zip(shards, stores, strict=True)):
@@ -135,7 +135,7 @@ def write_split(
     return [entry.result() for entry in entries]
 
 
-def _flushed(path: Path, closed: Future[dict[str, Any]]) -> dict[str, Any]:
+def _flushed(path: Path, closed: Future[ShardEntry]) -> ShardEntry:
     """Return the entry of a shard when it is on disk, for which publishing would have to wait."""
     entry = closed.result()
     flush(path)
@@ -258,36 +258,44 @@ class _Shard:
         self.path, self.is_packed = path, is_packed
         self.file = _Hashed(path)
         self.writer = pa.ipc.new_file(pa.PythonFile(self.file), schema)
-        self.batches: list[dict[str, Any]] = []
-        self.counts: Counter[str] = Counter()
+        self.batches: list[BatchEntry] = []
+        self.trained = 0
 
     def write(self, batches: list[pa.RecordBatch]) -> None:
         """Write the next rows."""
         for batch in batches:
             start = self.file.tell()
             self.writer.write_batch(batch)
-            entry = {"offset": start, "length": self.file.tell() - start, "rows": batch.num_rows}
+            length = self.file.tell() - start
+            entry: BatchEntry = {
+                "offset": start, "length": length, "rows": batch.num_rows, "xxh3": self.file.batch(),
+            }  # fmt: skip
             if self.is_packed:
                 entry["sequences"] = len(batch.column("seq_lens").flatten())
-            self.counts.update({name: entry[name] for name in ("rows", "sequences") if name in entry})
-            self.counts["trained_tokens"] += int(np.sum(batch.column("num_trained").to_numpy(), dtype=np.int64))
-            self.batches.append(entry | {"xxh3": self.file.batch()})
+            self.batches.append(entry)
+            self.trained += int(np.sum(batch.column("num_trained").to_numpy(), dtype=np.int64))
 
-    def close(self, tokens: int) -> dict[str, Any]:
-        """Return the shard's manifest entry."""
+    def close(self, tokens: int) -> ShardEntry:
+        """Write the file's index; return the shard's entry."""
         self.writer.close()
-        self.file.batch()  # the footer
+        self.file.batch()  # the index
         self.file.close()
         # The writer puts the file's magic and schema before the first batch when that is written: not part of it.
         with self.path.open("rb") as file:
             header = 16 + int.from_bytes(file.read(16)[12:16], "little")
             file.seek(header)
             first = file.read(self.batches[0]["length"] - header)
-        self.batches[0] |= {"offset": header, "length": len(first), "xxh3": xxhash.xxh3_128_hexdigest(first)}
-        return dict(self.counts) | {
+        self.batches[0]["offset"], self.batches[0]["length"] = header, len(first)
+        self.batches[0]["xxh3"] = xxhash.xxh3_128_hexdigest(first)
+        entry: ShardEntry = {
             "file": f"{self.path.parent.name}/{self.path.name}",
+            "rows": sum(batch["rows"] for batch in self.batches),
             "tokens": tokens,
+            "trained_tokens": self.trained,
             "bytes": self.file.size,
             "sha256": self.file.sha256.hexdigest(),
             "batches": self.batches,
         }
+        if self.is_packed:
+            entry["sequences"] = sum(batch["sequences"] for batch in self.batches)
+        return entry

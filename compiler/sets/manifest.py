@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,6 +21,21 @@ from compiler.templates.load import Template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.collect import Compiled
 from schemas.errors import IntegrityError
+from schemas.manifest import (
+    BALANCE,
+    Balance,
+    CertificateEntry,
+    DatasetEntry,
+    EncoderEntry,
+    FileEntry,
+    Manifest,
+    MediaEntry,
+    PackingEntry,
+    ShardEntry,
+    SplitEntry,
+    TemplateEntry,
+    TokenizerEntry,
+)
 
 
 def versions() -> dict[str, str]:
@@ -28,7 +43,7 @@ def versions() -> dict[str, str]:
     return library_versions() | {"finetune-data-compiler": own_version()}
 
 
-def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
     """Return what identifies the tokenizer, and its control tokens."""
     return {
         "digest": tokenizer.digest,
@@ -38,18 +53,18 @@ def tokenizer_entry(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def template_entry(template: Template, certificate: dict[str, Any]) -> dict[str, Any]:
+def template_entry(template: Template, certificate: dict[str, Any]) -> TemplateEntry:
     """What identifies the template, where it came from, and the proof that it is rendered as published."""
     return {
         "name": template.name,
         "digest": template.digest,
         "provenance": template.provenance,
         "reply_start": template.reply_start,
-        "certificate": certificate,
+        "certificate": cast("CertificateEntry", certificate),
     }
 
 
-def media_entry(template: Template) -> dict[str, Any] | None:
+def media_entry(template: Template) -> MediaEntry | None:
     """How this model takes images and videos; None where it takes none."""
     vision = template.program.rendering.vision
     if vision is None:
@@ -65,26 +80,33 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     return found | {"max_rejects": options.max_rejects, "persona": persona}
 
 
-def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, dict[str, int]]:
+def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, EncoderEntry]:
     """Return the encoders of the units, and how many of their texts were compared with the reference."""
-    found: dict[str, Counter[str]] = {}
+    found: dict[str, EncoderEntry] = {}
     for one in compiled:
         for unit in one.loaded:
-            encoder = found.setdefault(unit.info["encoder"], Counter())
-            encoder.update({"units": 1, "texts_compared": unit.info["texts_compared"]})
-    return {name: dict(count) for name, count in sorted(found.items())}
+            encoder = found.setdefault(unit.info["encoder"], {"units": 0, "texts_compared": 0})
+            encoder["units"] += 1
+            encoder["texts_compared"] += unit.info["texts_compared"]
+    return dict(sorted(found.items()))
 
 
-def split_entry(shards: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return a split's totals and shards."""
-    counts = ("rows", "tokens", "trained_tokens", *(["sequences"] if shards and "sequences" in shards[0] else []))
-    totals = {what: sum(shard[what] for shard in shards) for what in counts}
-    return totals | {"shards": shards}
+def split_entry(shards: list[ShardEntry]) -> SplitEntry:
+    """The totals of a split and its shards."""
+    entry: SplitEntry = {
+        "rows": sum(shard["rows"] for shard in shards),
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "trained_tokens": sum(shard["trained_tokens"] for shard in shards),
+        "shards": shards,
+    }
+    if shards and "sequences" in shards[0]:
+        entry["sequences"] = sum(shard["sequences"] for shard in shards)
+    return entry
 
 
-def packing_entry(length: int, splits: dict[str, Any]) -> dict[str, Any]:
-    """Return what was packed into what."""
-    packs, tokens = (sum(split[what] for split in splits.values()) for what in ("rows", "tokens"))
+def packing_entry(length: int, splits: dict[str, SplitEntry]) -> PackingEntry:
+    """What was packed into what."""
+    packs, tokens = (sum(counts) for counts in zip(*((s["rows"], s["tokens"]) for s in splits.values()), strict=True))
     return {
         "length": length,
         "packs": packs,
@@ -93,7 +115,7 @@ def packing_entry(length: int, splits: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) -> dict[str, Any]:
+def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) -> DatasetEntry:
     """Return one dataset's part: files, what was drawn, what became of every row."""
     draw, rejected = plan.draws[number], one.rejected()
     rows, used = len(draw.position), len(np.unique(draw.position))
@@ -131,7 +153,7 @@ def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) ->
     }
 
 
-def _files(one: Compiled) -> list[dict[str, Any]]:
+def _files(one: Compiled) -> list[FileEntry]:
     """Return each file's rows and a digest over the digests of its units."""
     rows: Counter[str] = Counter()
     digests: dict[str, Any] = {}
@@ -141,15 +163,19 @@ def _files(one: Compiled) -> list[dict[str, Any]]:
     return [{"file": file, "rows": rows[file], "digest": digest.hexdigest()} for file, digest in digests.items()]
 
 
-def total_balance(datasets: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Return the balance over all datasets."""
-    total: Counter[str] = Counter()
+def total_balance(datasets: Iterable[DatasetEntry]) -> Balance:
+    """The balance over all datasets."""
+    total: Balance = {
+        "read": 0, "expanded": 0, "repeats": 0, "in_shards": 0, "rejected": 0, "cleaned": 0, "sampled_out": 0,
+        "duplicates": 0,
+    }  # fmt: skip
     for entry in datasets:
-        total.update(entry["balance"])
-    return dict(total)
+        for key in BALANCE:
+            total[key] += entry["balance"][key]
+    return total
 
 
-def check_balance(manifest: dict[str, Any]) -> None:
+def check_balance(manifest: Manifest) -> None:
     """Raise unless every row is accounted for, everywhere.
 
     read + expanded + repeats = in shards + rejected + cleaned + sampled out + duplicates
@@ -169,7 +195,7 @@ def check_balance(manifest: dict[str, Any]) -> None:
         raise IntegrityError("balance of the shards", f"{planned:,} rows were planned, {written:,} written", hint)
 
 
-def write_files(folder: Path, manifest: dict[str, Any], compiled: list[Compiled], tokenizer: Tokenizer) -> None:
+def write_files(folder: Path, manifest: Manifest, compiled: list[Compiled], tokenizer: Tokenizer) -> None:
     """Write what stands beside the shards (rejects, card, tokenizer) and list it with its digest in the manifest."""
     files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
     beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
+
+from schemas.manifest import DatasetEntry, Manifest
+
+Share = Literal["rows", "tokens", "trained_tokens"]
 
 
-def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
+def mix_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     """Return the realized mix as a table: a header, one line per dataset, a total."""
-    asked_for = ["tokens"] if manifest["options"]["mix_unit"] == "tokens" else []
-    shares = ["rows", *asked_for, "trained_tokens"]
+    by_tokens = manifest["options"]["mix_unit"] == "tokens"
+    shares: tuple[Share, ...] = ("rows", "tokens", "trained_tokens") if by_tokens else ("rows", "trained_tokens")
     titles = (f"share of {what.replace('_', ' ')}" for what in shares)
     header = ("dataset", "asked for", "rows", *titles, "repeats", "rejected", "sampled out", "duplicates")
     total = {what: sum(d["realized"][what] for d in manifest["datasets"]) for what in shares}
@@ -36,14 +40,14 @@ def mix_rows(manifest: dict[str, Any]) -> list[tuple[str, ...]]:
     return lines
 
 
-def asked(entry: dict[str, Any]) -> str:
+def asked(entry: DatasetEntry) -> str:
     """Return what was asked of a dataset, in words."""
     if entry["share"] is not None:
         return f"share {entry['share']:g}"
     return f"{entry['count']:,} rows" if entry["count"] is not None else "all rows"
 
 
-def dataset_card(manifest: dict[str, Any]) -> str:
+def dataset_card(manifest: Manifest) -> str:
     """Return the Markdown of the card. It holds no date and no path, so that equal inputs give equal bytes."""
     splits = {name: split for name, split in manifest["splits"].items() if split["rows"]}
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
@@ -72,8 +76,8 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     lines += [_table(mix_rows(manifest)), ""]
     table: list[tuple[str, ...]] = [("split", "rows", "tokens", "trained tokens", "shards")]
     for name, split in splits.items():
-        counts = (f"{split[what]:,}" for what in ("rows", "tokens", "trained_tokens"))
-        table.append((name, *counts, str(len(split["shards"]))))
+        rows, tokens, trained = split["rows"], split["tokens"], split["trained_tokens"]
+        table.append((name, f"{rows:,}", f"{tokens:,}", f"{trained:,}", str(len(split["shards"]))))
     lines += [_table(table), ""]
     template, tokenizer = manifest["template"], manifest["tokenizer"]
     lines += [

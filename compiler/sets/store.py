@@ -26,10 +26,11 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from compiler.sets.folder import OWN, Output, foreign, is_ours, sealed
+from compiler.sets.folder import OWN, Output, foreign, is_ours
 from compiler.units.progress import Watcher
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, LockedError, Problem, UsageError
+from schemas.manifest import Manifest, sealed
 from schemas.stores import StorePath, address_of, problem
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ class StoreOutput:
         if other is not None:
             raise foreign(self.target, {other.split("/")[0]})
 
-    def publish(self, manifest: dict[str, Any]) -> None:
+    def publish(self, manifest: Manifest) -> None:
         """Put everything in place, the manifest last. What was put is removed again if that fails."""
         folder = f"{secrets.token_hex(8)}-{secrets.token_hex(4)}"
         manifest["run"]["folder"] = folder

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import pyarrow as pa
 import xxhash
 
 from schemas.arrow import SPLITS
+from schemas.manifest import ShardEntry
 from schemas.reader import CompiledSet
 from schemas.stores import AnyPath, StorePath
 
 
-def find_damage(
-    opened: CompiledSet, each: Callable[[list[dict[str, Any]]], Iterable[dict[str, Any]]] = iter
-) -> list[str]:
+def find_damage(opened: CompiledSet, each: Callable[[list[ShardEntry]], Iterable[ShardEntry]] = iter) -> list[str]:
     """Name every damage by file and batch; an empty list means that every byte is as it was written.
 
     `each` may show progress over the shards.
@@ -36,7 +34,7 @@ def find_damage(
     return problems
 
 
-def _verify_shard(path: AnyPath, entry: dict[str, Any]) -> list[str]:
+def _verify_shard(path: AnyPath, entry: ShardEntry) -> list[str]:
     name = entry["file"]
     try:
         if isinstance(path, StorePath) or not path.stat().st_size:  # no memory map is empty

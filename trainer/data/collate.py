@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from schemas.manifest import Manifest
 from trainer.data.stream import Row
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     return {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
 
 
-def pad_id(manifest: Mapping[str, Any]) -> int:
+def pad_id(manifest: Manifest) -> int:
     """Return a token to pad with, which is never attended to: the tokenizer's own, else its eos, else 0."""
     tokenizer = manifest["tokenizer"]
     named = (tokenizer["named_tokens"].get(name) for name in ("pad_token", "eos_token"))

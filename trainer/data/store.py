@@ -6,10 +6,10 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
+from schemas.manifest import ShardEntry
 from schemas.reader import StoredShards
 from schemas.stores import StorePath
 
@@ -28,7 +28,7 @@ class CachedShards(StoredShards):
         own = hashlib.sha256(folder.uri.encode()).hexdigest()[:16]
         self.cache = Path(platformdirs.user_cache_dir("finetune-data-compiler")) / "shards" / own
 
-    def read(self, shard: dict[str, Any], offset: int, length: int, *, again: bool = False) -> pa.Buffer:
+    def read(self, shard: ShardEntry, offset: int, length: int, *, again: bool = False) -> pa.Buffer:
         """Map the file that is kept of a batch; fetch it first where there is none."""
         kept = self.cache / f"{shard['sha256']}-{offset}"
         if again or not kept.is_file() or kept.stat().st_size != length:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.errors import IntegrityError, UsageError
+from schemas.manifest import Manifest
 from schemas.order import Ints
 from schemas.packs import unpacked
 from schemas.reader import CompiledSet, SplitReader
@@ -28,7 +29,7 @@ class TrainingSet(CompiledSet):
     """A compiled set whose rows are read in any order; batches from an object store are kept on disk."""
 
     @classmethod
-    def of(cls, folder: AnyPath, manifest: dict[str, Any]) -> Self:
+    def of(cls, folder: AnyPath, manifest: Manifest) -> Self:
         """The set in `folder` that this manifest is of."""
         opened = super().of(folder, manifest)
         files = opened.files
@@ -116,7 +117,7 @@ def _row(batch: pa.RecordBatch, inside: int) -> Row:
     return found
 
 
-def check_files(manifest: dict[str, Any], model: Path, known: tuple[str, ...]) -> None:
+def check_files(manifest: Manifest, model: Path, known: tuple[str, ...]) -> None:
     """Raise unless the model's tokenizer (chat template, processor) is the one the set was compiled with, to the byte.
 
     `known` are the names of files that can decide an id or a rendering.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from schemas.errors import UsageError
+from schemas.manifest import Manifest
 from trainer.models.pretrained import can_cache
 from trainer.models.wrappers import evaluating
 from trainer.predict.metrics import score
@@ -27,7 +28,7 @@ def predict_with_generate(
     model: Any,
     tokenizer: Any,
     rows: Iterable[Mapping[str, Any]],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     path: Path,
     **settings: Any,
 ) -> dict[str, float]:
@@ -93,7 +94,7 @@ def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
                 yield ReplyPrompt(ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at)
 
 
-def stop_words(manifest: Mapping[str, Any]) -> list[str]:
+def stop_words(manifest: Manifest) -> list[str]:
     """Return the words after which something else writes: trained keywords whose content is not (`Observation:`)."""
     found = set()
     for dataset in manifest["datasets"]:
@@ -103,7 +104,7 @@ def stop_words(manifest: Mapping[str, Any]) -> list[str]:
     return sorted(found)
 
 
-def stop_ids(manifest: Mapping[str, Any]) -> list[int]:
+def stop_ids(manifest: Manifest) -> list[int]:
     """Return the tokens that end a reply of this set's template."""
     controls = manifest["tokenizer"]["controls"]
     return [controls[stop] for stop in manifest["template"]["certificate"]["stops"] if stop in controls]

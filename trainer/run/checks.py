@@ -91,8 +91,9 @@ def check_model(
     if config.predict_with_generate and (opened.has_media or opened.kind == "pretrain"):
         what = "documents have no replies to write" if opened.kind == "pretrain" else "images are not generated from"
         raise UsageError(f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is there.")
-    if opened.has_media and not opened.manifest["media"]["repeats_pad"]:
-        what = f"models of the kind {opened.manifest['media']['name']} take images through code of their own"
+    media = opened.manifest.get("media")
+    if media and not media["repeats_pad"]:
+        what = f"models of the kind {media['name']} take images through code of their own"
         raise UsageError(opened.where, what, "Train them with their own tools on this set, or use another model.")
     if config.quantization_bit and zero.stage(deepspeed) == 3:
         what = "weights of 4 or 8 bits cannot be cut up between processes"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError, IntegrityError
-from schemas.manifest import read_manifest
+from schemas.manifest import Manifest, read_manifest
 from schemas.stores import AnyPath, path_of
 from trainer.run.checkpoints import COMPLETE, RUN
 
@@ -22,7 +22,7 @@ class TrainedModel:
     folder: Path
     run: dict[str, Any]
     set: AnyPath
-    manifest: dict[str, Any]
+    manifest: Manifest
     base: Path
     adapter: dict[str, Any] | None
 

@@ -122,7 +122,7 @@ def _provenance(trained: TrainedModel, note: str) -> dict[str, Any]:
             "splits": {
                 name: {k: v for k, v in split.items() if k != "shards"} for name, split in manifest["splits"].items()
             },
-            "datasets": [{key: entry[key] for key in keep if key in entry} for entry in manifest["datasets"]],
+            "datasets": [{key: value for key, value in entry.items() if key in keep} for entry in manifest["datasets"]],
             "options": manifest["options"],
             "tokenizer_digest": manifest["tokenizer"]["digest"],
             "template": {key: manifest["template"][key] for key in ("name", "digest", "provenance")},

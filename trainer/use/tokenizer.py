@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import registry
 from schemas.errors import IntegrityError
-from schemas.manifest import files_of
+from schemas.manifest import Manifest, files_of
 from trainer.use.checkpoint import TrainedModel
 
 
@@ -29,7 +28,7 @@ def copy_tokenizer(trained: TrainedModel, folder: Path) -> str:
     return note
 
 
-def card_template(manifest: dict[str, Any]) -> tuple[str | None, str]:
+def card_template(manifest: Manifest) -> tuple[str | None, str]:
     """The chat template that replaces the tokenizer's own (None = keep that, "" = none at all), and a note about it.
 
     A card's Jinja becomes a Transformers template by leaving out its marks for where text is cut before encoding.
