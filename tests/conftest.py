@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+
+from tests.support.command import runner
 
 if TYPE_CHECKING:
     from tests.support.agent import Agent
@@ -30,7 +32,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
                 if "--workers" not in given
                 else ["--cache", str(tmp_path / "cache")]
             )
-        result = CliRunner().invoke(main, given, catch_exceptions=False)
+        result = runner().invoke(main, given, catch_exceptions=False)
         assert result.exit_code == code, f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}"
         return result
 

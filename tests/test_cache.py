@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,13 +23,14 @@ import cli
 from compiler.cache import objects, prune
 from compiler.commands.cache_report import parse_age, parse_size
 from schemas.errors import UsageError
+from tests.support.command import runner
 
 ROOT = Path(__file__).resolve().parent.parent
 DAY = 86400.0
 
 
 def run(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments], catch_exceptions=False)
+    result = runner().invoke(cli.main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == code, f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}"
     return result
 

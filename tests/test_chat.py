@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from cli import main
 from tests.support.agent import FIRE, SYSTEM, Agent, checkpoint, compile_set
+from tests.support.command import runner
 from tests.support.tiny import greedy, lora, qwen2, strong_prefix
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.use.chat import Chat, _Stream
@@ -39,7 +40,7 @@ def exported(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def talk(exported: Path) -> Callable[..., Result]:
     def invoke(typed: str, *arguments: object, model: Path = exported, code: int = 0) -> Result:
         given = ["chat", str(model), *map(str, arguments)]
-        result = CliRunner().invoke(main, given, input=typed, catch_exceptions=False)
+        result = runner().invoke(main, given, input=typed, catch_exceptions=False)
         assert result.exit_code == code, f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}"
         return result
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.command import runner
 from trainer import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,12 +96,11 @@ def test_the_terminal_gets_a_line_each_and_a_verdict() -> None:
 
 
 def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
-    from click.testing import CliRunner
 
     from cli import main
 
     monkeypatch.setattr(doctor, "examine", lambda: [doctor.MachineFinding("torch", "ok", "2", needed=True)])
-    printed = CliRunner().invoke(main, ["doctor", "--json"], catch_exceptions=False)
+    printed = runner().invoke(main, ["doctor", "--json"], catch_exceptions=False)
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["ready"] is True
-    assert "This machine can train." in CliRunner().invoke(main, ["doctor"]).stdout
+    assert "This machine can train." in runner().invoke(main, ["doctor"]).stdout

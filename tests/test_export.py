@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cli import main
 from tests.support.agent import Agent, checkpoint, compile_set
+from tests.support.command import runner
 from tests.support.store import BUCKET, Store
 from tests.support.tiny import lora, qwen2
 from trainer.models.pretrained import load_model, load_tokenizer
@@ -90,7 +91,7 @@ def test_a_set_in_a_store_serves_export_and_chat(agent: Agent, store: Store, tmp
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     facts["provenance"]["out"] = str(tmp_path / "nowhere")
     (path / "run.json").write_text(json.dumps(facts))
-    done = CliRunner().invoke(main, ["chat", str(agent.model), "--adapter", str(path), "--set", uri], input="2 + 2?\n")
+    done = runner().invoke(main, ["chat", str(agent.model), "--adapter", str(path), "--set", uri], input="2 + 2?\n")
     assert done.stdout == "4, of course.\n"
 
 

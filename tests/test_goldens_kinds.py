@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
 from cli import main
@@ -23,6 +22,7 @@ from compiler.rows.react.dialect import to_text
 from compiler.rows.validate import recognise
 from schemas.errors import Reason, RowError
 from schemas.reader import CompiledSet
+from tests.support.command import runner
 from tests.support.goldens import at_line_start, by_character, compiled, differing, goldens, lifted, text_of
 from tests.support.shared import shared, tools
 
@@ -51,7 +51,7 @@ def shards(tmp_path: Path, cache: Path) -> Compile:
         source = [file] if entry is None else ["--registry", tmp_path, "--mix", "rows"]
         given = ["--tokenizer", shared("tokenizers", tokenizer), "--template", template, "--no-shuffle"]
         given += ["--max-rejects", "100%", "--workers", "1", "--cache", cache, "-o", tmp_path / "out"]
-        done = CliRunner().invoke(main, ["compile", *map(str, [*source, *given])], catch_exceptions=False)
+        done = runner().invoke(main, ["compile", *map(str, [*source, *given])], catch_exceptions=False)
         assert done.exit_code == 0, done.stderr
         return list(CompiledSet.open(tmp_path / "out").rows("train"))
 

@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from tokenizers import Tokenizer
 
@@ -33,6 +33,7 @@ from compiler.conversation import Conversation, Kind, Message, Role
 from compiler.sets.mix import _kept_together
 from schemas.arrow import shard_schema
 from schemas.reader import CompiledSet
+from tests.support.command import runner
 from tests.support.conversations import conversations, texts
 from tests.support.reference import DEMO, Reference
 from tests.support.sets import chat, manifest, one_message, qa, rejects, rows, text, write
@@ -441,7 +442,7 @@ def compile_pairs(folder: Path, drawn: list[Pair], *options: Any) -> tuple[list[
     file = write(folder / "pairs.jsonl", *(as_row(*pair) for pair in drawn))
     given_options = ["--format", "openai", "--no-shuffle", "--max-rejects", "100%", "--workers", "1", *options]
     arguments = ["compile", file, *given_options, "--cache", folder / "cache", "-o", folder / "out"]
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    done = runner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code in (0, 3), done.stderr
     path = folder / "out" / "rejects.jsonl" if done.exit_code == 0 else folder / "out.rejects.jsonl"
     found = {reject["row"]: reject["reason"] for reject in rejects(path)}

@@ -20,7 +20,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from tokenizers import Tokenizer
@@ -34,6 +34,7 @@ from compiler.rows import media
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer as Compiled
 from compiler.units import local
+from tests.support.command import runner
 from tests.support.conversations import texts
 from tests.support.encoded import encode_segments
 from tests.support.families import official_source
@@ -452,7 +453,7 @@ def test_vision_tokens_are_exactly_those_of_the_rows_media_whatever_its_texts_sp
     file = write(data / "rows.jsonl", *(row for row, _ in drawn))
     options = ["--tokenizer", model, "--format", "sharegpt", "--no-shuffle", "--workers", "1"]
     arguments = ["compile", file, *options, "--cache", tmp_path / "cache", "-o", tmp_path / "out"]
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    done = runner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     for row, (source, expected) in zip(rows(tmp_path / "out"), drawn, strict=True):
         assert columns(row) == expected

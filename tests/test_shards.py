@@ -23,7 +23,7 @@ import jsonschema
 import polars as pl
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import registry
 from cli import main
@@ -33,6 +33,7 @@ from compiler.sets.verify import find_damage
 from schemas import schema
 from schemas.errors import InputError, IntegrityError
 from schemas.reader import CompiledSet
+from tests.support.command import runner
 
 Run = Callable[..., Result]
 Row = dict[str, Any]
@@ -68,14 +69,14 @@ COLUMNS = {
 
 def compile_(*arguments: object) -> dict[str, Any]:
     """Run `cli compile` in this process; return its JSON summary."""
-    result = CliRunner().invoke(main, ["compile", *map(str, arguments), "--json"], catch_exceptions=False)
+    result = runner().invoke(main, ["compile", *map(str, arguments), "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
 
 
 def verify(out: Path) -> tuple[int, list[str]]:
     """Run `cli verify`; return its exit code and the problems it names."""
-    result = CliRunner().invoke(main, ["verify", str(out), "--json"], catch_exceptions=False)
+    result = runner().invoke(main, ["verify", str(out), "--json"], catch_exceptions=False)
     return result.exit_code, json.loads(result.stdout)["problems"] if result.stdout else [result.stderr]
 
 
@@ -405,7 +406,7 @@ def test_another_mix_seed_or_split_encodes_nothing_again(mixed: Mixed, tmp_path:
         summary = compile_(*change, "--workers", "1", "--cache", mixed.cache, "-o", tmp_path / "out")
         assert summary["units_compiled"] == 0
         assert summary["units_cached"] >= 2
-    result = CliRunner().invoke(
+    result = runner().invoke(
         main, ["compile", *mixed.arguments, "--cache", str(mixed.cache), "-o", str(tmp_path / "out")]
     )
     assert "nothing was encoded again: all 3 units came from the cache" in result.stdout
@@ -569,7 +570,7 @@ def test_an_object_under_another_objects_name_is_never_used(tmp_path: Path) -> N
 
 
 def test_a_whole_set_verifies(mixed: Mixed) -> None:
-    result = CliRunner().invoke(main, ["verify", str(mixed.out)])
+    result = runner().invoke(main, ["verify", str(mixed.out)])
     assert result.exit_code == 0
     assert result.stdout == f"{mixed.out}: 2 shards and 4 files are whole\n"
 
@@ -656,7 +657,7 @@ def test_what_is_missing_edited_or_too_much_is_named(
 ) -> None:
     damage(copy)
     assert verify(copy) == (4, problems)
-    result = CliRunner().invoke(main, ["verify", str(copy)])
+    result = runner().invoke(main, ["verify", str(copy)])
     assert (result.exit_code, result.stdout, result.stderr.splitlines()) == (4, "", problems)
 
 
@@ -704,7 +705,7 @@ def test_a_folder_without_a_manifest_is_not_a_set(copy: Path, tmp_path: Path) ->
         (copy, "no manifest.json: the set is not complete, or not one"),
         (tmp_path / "no", "no such folder"),
     ):
-        result = CliRunner().invoke(main, ["verify", str(folder)])
+        result = runner().invoke(main, ["verify", str(folder)])
         assert result.exit_code == 5
         assert result.stderr == f"error: {folder}: {what}\n  Compile it with cli compile ... -o DIR.\n"
 
@@ -885,7 +886,7 @@ def test_a_publication_that_ends_in_the_middle_leaves_the_old_set_or_the_new_one
     for number in range(1, 99):
         with monkeypatch.context() as patch:
             tried = fail_at_rename(patch, out, number, error)
-            done = CliRunner().invoke(main, ["compile", str(file), "--seed", "1", "--val-size", "2", "-o", str(out),
+            done = runner().invoke(main, ["compile", str(file), "--seed", "1", "--val-size", "2", "-o", str(out),
                                              "--cache", str(tmp_path / "cache")])  # fmt: skip
         if len(tried) < number:
             break
@@ -1032,11 +1033,11 @@ def test_an_output_that_cannot_be_written_is_an_input_output_error(run: Run, tmp
 
 AS_NOBODY = """
 import os, sys
-from click.testing import CliRunner
 import cli
+from tests.support.command import runner
 arguments = ["compile", sys.argv[1] + "/x.jsonl", "--workers", "1"]
 # Everything that is imported late is imported now: nobody may not read root's Python.
-warm = CliRunner().invoke(cli.main, [*arguments, "--cache", sys.argv[1] + "/root", "-o", sys.argv[1] + "/warm"])
+warm = runner().invoke(cli.main, [*arguments, "--cache", sys.argv[1] + "/root", "-o", sys.argv[1] + "/warm"])
 assert warm.exit_code == 0, warm.output
 os.mkdir(sys.argv[1] + "/cache")
 os.chmod(sys.argv[1] + "/cache", 0o777)

@@ -23,7 +23,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from cli import main
 from compiler.read import cut, open_source, read
@@ -35,6 +35,7 @@ from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import files_of, read_manifest
 from schemas.reader import CompiledSet
 from schemas.stores import StorePath, path_of
+from tests.support.command import runner
 from tests.support.store import BUCKET, Store, credentials, wire_to
 from tests.support.vision import draw_images, make_model
 
@@ -55,7 +56,7 @@ def compile_(cache: Path) -> Compile:
 
     def invoke(*arguments: object, code: int = 0, cache: Path = cache) -> Result:
         given = ["compile", *map(str, arguments), "--cache", str(cache)]
-        result = CliRunner().invoke(main, [*given, *(() if "--workers" in given else ("--workers", "1"))])
+        result = runner().invoke(main, [*given, *(() if "--workers" in given else ("--workers", "1"))])
         assert result.exit_code == code, f"{result.stdout}\n{result.stderr}\n{result.exception!r}"
         return result
 
@@ -228,7 +229,7 @@ def test_a_plan_of_files_in_a_store_is_compiled_by_slices(
     compile_(*given, "--plan-only", cache=own)
     plan = ["run-unit", "--plan", str(tmp_path / "out.plan.jsonl"), "--workers", "1", "--json"]
     for part in ("0/2", "1/2"):
-        done = CliRunner().invoke(main, [*plan, "--slice", part])
+        done = runner().invoke(main, [*plan, "--slice", part])
         assert done.exit_code == 0, done.stderr
     linked = json.loads(compile_(*given, "--json", cache=own).stdout)
     assert (linked["units_compiled"], linked["datasets"][1]["realized"]["rows"]) == (0, len(ROWS))
@@ -379,7 +380,7 @@ def test_inspect_and_verify_work_on_a_set_in_a_store(
     compile_(rows, "-o", uri)
 
     def said(*arguments: str, code: int = 0) -> str:
-        result = CliRunner().invoke(main, arguments)
+        result = runner().invoke(main, arguments)
         assert result.exit_code == code, result.stderr
         return result.stdout + result.stderr
 

@@ -19,12 +19,13 @@ from typing import Any
 import hypothesis.strategies as st
 import jinja2
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from tokenizers import Tokenizer
 
 import registry
 from cli import main
+from tests.support.command import runner
 from tests.support.families import FAMILIES, family_folder, official_source
 from tests.support.reference import jinja_environment
 from tests.support.sets import manifest, rejects, rows, write
@@ -242,7 +243,7 @@ def test_any_reply_is_trained_once_after_the_official_generation_prompt(
     file = write(tmp_path / "rows.jsonl", *drawn)
     options = ["--tokenizer", model.folder, "--no-shuffle", "--max-rejects", "100%", "--workers", "1"]
     arguments = ["compile", file, *options, "--cache", tmp_path / "cache", "-o", tmp_path / "out"]
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+    done = runner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     if done.exit_code == 3:
         assert all(not trained_replies(row) for row in drawn)
         return
@@ -461,7 +462,7 @@ def test_workers_do_not_change_the_examples(model: Model, tmp_path: Path) -> Non
         out = tmp_path / f"out{workers}"
         arguments = ["compile", *files, "--tokenizer", model.folder, "--workers", workers]
         arguments += ["--cache", tmp_path / f"cache{workers}", "-o", out]
-        done = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+        done = runner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
         assert done.exit_code == 0, done.stderr
         made.append(manifest(out)["digest"])
     assert made[0] == made[1]

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from cli import main
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.order import Ints
+from tests.support.command import runner
 from tests.support.store import BUCKET, Store
 from tests.support.trained import small_set, write_manifest
 from trainer.data import stream
@@ -216,7 +216,7 @@ def uploaded(data: Path, store: Store, cache: Path) -> str:
     assert not store.keys(cache.parent.name)
     files = [data.parent / f"{name}.jsonl" for name in ("plain", "other")]
     given = [str(file) for file in files] + ["--val-size", "6", "-o", uri, "--workers", "1"]
-    assert CliRunner().invoke(main, ["compile", *given, "--cache", str(cache / "units")]).exit_code == 0
+    assert runner().invoke(main, ["compile", *given, "--cache", str(cache / "units")]).exit_code == 0
     return uri
 
 

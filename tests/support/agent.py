@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from click.testing import CliRunner
 from torch import nn
 
 from schemas.reader import CompiledSet
+from tests.support.command import runner
 from tests.support.tiny import Row, padded, qwen2
 from trainer.objectives import SFT
 
@@ -51,7 +51,7 @@ def compile_set(folder: Path, *options: str) -> Path:
     source.write_text("\n".join(lines) + "\n", encoding="utf-8")
     arguments = ["compile", str(source), "--format", "ms_agent", "-o", str(folder / "set")]
     arguments += ["--cache", str(folder / "cache"), "--workers", "1", *options]
-    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    done = runner().invoke(main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return folder / "set"
 

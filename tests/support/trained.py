@@ -19,12 +19,13 @@ import pyarrow as pa
 import torch
 import transformers
 import xxhash
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import registry
 from cli import main
 from schemas.arrow import MANIFEST
 from schemas.manifest import manifest_digest
+from tests.support.command import runner
 
 VOCABULARY = 8005
 """Of the demo tokenizer, control tokens included."""
@@ -91,7 +92,7 @@ def write(path: Path, lines: Sequence[Any]) -> Path:
 def compile_set(out: Path, *arguments: object) -> Path:
     """Compile with the real command, and return the folder."""
     given = ["compile", *map(str, arguments), "-o", str(out), "--cache", str(out.parent / "cache"), "--workers", "1"]
-    result = CliRunner().invoke(main, given, catch_exceptions=False)
+    result = runner().invoke(main, given, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     return out
 
@@ -155,7 +156,7 @@ def config(path: Path, model: Path, **settings: Any) -> Path:
 def train(data: Path | str, config_file: Path, *arguments: object, code: int = 0) -> Result:
     """Run `cli train` in this process."""
     given = ["train", str(data), str(config_file), *map(str, arguments)]
-    result = CliRunner().invoke(main, given, catch_exceptions=False)
+    result = runner().invoke(main, given, catch_exceptions=False)
     assert result.exit_code == code, f"exit {result.exit_code}\n{result.stdout}\n{result.stderr}"
     return result
 
