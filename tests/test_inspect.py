@@ -453,7 +453,7 @@ def test_an_assertion_looks_at_every_split(run: Run, made: Callable[..., Path]) 
     [check] = result["checks"]
     assert (result["ok"], result["rows"], check["rows"]) == (False, 8, 8)
     assert len(check["violations"]) == 5, "the first ones are named, all are counted"
-    assert "\n  and 3 rows more\n" in run("inspect", out, "--assert", "user:0", code=4).stderr
+    assert "\n  and 3 more rows\n" in run("inspect", out, "--assert", "user:0", code=4).stderr
 
 
 def test_an_assertion_on_a_policy_key_takes_any_case_and_no_colon(run: Run, made: Callable[..., Path]) -> None:

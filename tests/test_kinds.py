@@ -812,7 +812,7 @@ def react_pairs(run: Run, tmp_path: Path) -> Path:
 
 def test_inspect_shows_both_sides_of_a_pair(run: Run, react_pairs: Path) -> None:
     shown = run("inspect", react_pairs).stdout
-    first, _, second = shown.partition("the same context with the reply that is not preferred")
+    first, _, second = shown.partition("the same context with the rejected reply")
     assert "Final Answer" in first.replace("┊", "")
     assert "Action Input" not in first.replace("┊", "")
     assert "Action Input" in second.replace("┊", "")

@@ -1,4 +1,4 @@
-"""`--assert NAME:0`: no token of a role or policy key is trained, in any row of any split. Nothing is decoded."""
+"""`--assert NAME:0`: no token of a role or policy key is trained in any row of any split. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """True where no token that may not be trained is."""
+        """True if none of these tokens is trained."""
         return not self.trained
 
     def as_json(self) -> dict[str, Any]:
-        """Return {assert, ok, roles, keys, tokens, trained, rows, violations}, counts being over all rows."""
+        """The check as JSON: {assert, ok, roles, keys, tokens, trained, rows, violations}, counted over all rows."""
         return {"assert": self.given, "ok": self.ok} | {k: v for k, v in asdict(self).items() if k != "given"}
 
     @property
     def what(self) -> str:
-        """The tokens that are checked, in words."""
+        """The checked tokens in words, such as "role tool or key 'Observation:'"."""
         return " or ".join([f"role {role}" for role in self.roles] + [f"key {key!r}" for key in self.keys])
 
 
 def parse_check(given: str, manifest: Manifest) -> Check:
-    """Return the check that `NAME:0` asks for; NAME is a role or a policy key, in any case, its colon given or not."""
+    """Parse `NAME:0`. NAME is a role or a policy key; case does not matter, and the colon of a key may be left out."""
     name, colon, number = given.rpartition(":")
     if not colon or not name or not re.fullmatch(r"[-+]?[\d.]+%?", number):
         raise UsageError(f"--assert {given}", "expected ROLE:0 or KEY:0", "--assert tool:0 --assert Observation:0")
@@ -74,7 +74,7 @@ def parse_check(given: str, manifest: Manifest) -> Check:
 
 
 def run_checks(opened: CompiledSet, checks: list[Check]) -> int:
-    """Fill in the checks' counts over every row of every split; return the number of rows."""
+    """Count over every row of every split, into the checks; return the number of rows."""
     splits = [SplitExamples(opened, name) for name in SPLITS]
     for split in splits:
         for start, batch in split.scan():
@@ -83,7 +83,7 @@ def run_checks(opened: CompiledSet, checks: list[Check]) -> int:
             for check in checks:
                 check.rows += len({row for side in spans for row in side.count(check)})
     violations = [entry for check in checks for entry in check.violations]
-    if violations:  # the tokenizer is read only for these
+    if violations:  # only these need the tokenizer
         vocabulary = TokenBytes(opened)
         for entry in violations:
             pieces = vocabulary.pieces(pa.array(entry["text"], pa.int32())).to_pylist()
@@ -92,7 +92,7 @@ def run_checks(opened: CompiledSet, checks: list[Check]) -> int:
 
 
 class _Spans:
-    """The spans of a batch's rows, S in all, one after the other; their tokens are the whole batch's."""
+    """The S spans of a batch's rows, one after the other. Together they cover all tokens of the batch."""
 
     def __init__(self, split: SplitExamples, start: int, batch: pa.RecordBatch, side: str) -> None:
         self._split, self._start, self._batch = split, start, batch
@@ -111,7 +111,7 @@ class _Spans:
         self._trained: Ints = np.diff(before[self._edges])
 
     def count(self, check: Check) -> list[int]:
-        """Add these spans to a check, note the first wrong one of the first rows, and return the rows with one."""
+        """Add these spans to the counts of a check; return the rows with a violation, and note the first of each."""
         mine = _is_in(self._role, check.roles) | _is_in(self._key, check.keys)
         check.tokens += int(np.diff(self._edges)[mine].sum())
         check.trained += int(self._trained[mine].sum())
@@ -124,7 +124,7 @@ class _Spans:
         return found
 
     def _violation(self, row: int, span: int) -> dict[str, Any]:
-        """Return where the trained tokens of a span begin, and their ids up to the next one that is not trained."""
+        """Where the trained tokens of a span begin, and their ids up to the next untrained one."""
         labels = self._labels[self._edges[span] : self._edges[span + 1]]
         at = int(np.argmax(labels != IGNORED))
         return {

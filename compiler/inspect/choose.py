@@ -1,4 +1,4 @@
-"""Which rows of a split are shown, which rejects, and the sentence on how many there are beside them."""
+"""The rows and rejects to show, and the sentence that says how many there are."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from schemas.manifest import Manifest
 from schemas.reader import CompiledSet
 
 LIMIT = 5
-"""Rows, rejects and violations shown where nobody asked for more."""
+"""The number of rows, rejects and violations shown without `--limit`."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which rows of a split to show. `row` is a number or FILE:ROW; nothing at all = the first row of each dataset."""
+    """The rows of a split to show: by default the first row of each dataset. `row` is a number or FILE:ROW."""
 
     split: str = "train"
     row: str | None = None
@@ -34,12 +34,12 @@ class Query:
 
     @property
     def asks(self) -> bool:
-        """True where certain rows are asked for."""
+        """True if the query names rows."""
         return (self.row, self.find, self.dataset, self.sample) != (None, None, None, None)
 
 
 def choose(split: SplitExamples, query: Query, vocabulary: TokenBytes) -> tuple[list[int], str]:
-    """Return the numbers of the rows to show, and a sentence on how many there are beside them (or "")."""
+    """The numbers of the rows to show, and a sentence that says how many there are, or ""."""
     manifest = split.opened.manifest
     _check_dataset(manifest, query.dataset)
     if query.find == "":
@@ -66,7 +66,7 @@ def choose(split: SplitExamples, query: Query, vocabulary: TokenBytes) -> tuple[
 
 
 def choose_rejects(opened: CompiledSet, query: Query) -> tuple[list[dict[str, Any]], str]:
-    """Return the rejects to show, and a sentence on how many there are."""
+    """The rejects to show, and a sentence that says how many there are."""
     _check_dataset(opened.manifest, query.dataset)
     found = [entry for entry in rejects(opened) if query.dataset in (None, entry["dataset"])]
     limit, whose = query.limit or LIMIT, f" of {query.dataset}" if query.dataset else ""
@@ -92,6 +92,6 @@ def _check_dataset(manifest: Manifest, name: str | None) -> None:
 
 def _nothing(split: SplitExamples, query: Query, where: str) -> UsageError:
     if query.find is None:
-        return UsageError(f"--dataset {query.dataset}", f"no row of it is in {split.name}", "See --split.")
+        return UsageError(f"--dataset {query.dataset}", f"{split.name} has no row of it", "See --split.")
     hint = f"{_count(split.num_rows, 'row')} of {split.name} were searched; upper and lower case differ."
     return UsageError(f"--find {query.find}", f"no row of {where} contains it", hint)

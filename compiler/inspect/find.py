@@ -1,4 +1,4 @@
-"""Where rows are in a split: by number, by the source row they were made from, by dataset, by text."""
+"""Finding rows in a split: by number, by source row, by dataset, by text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.order import Ints
 
 
 def by_row(split: SplitExamples, given: str, limit: int) -> tuple[list[int], str]:
-    """Return the row of that number, or every row that was made from FILE:ROW."""
+    """The row of that number, or all rows made from FILE:ROW."""
     if re.fullmatch(r"-?\d+", given):
         if not 0 <= int(given) < split.num_rows:
             raise UsageError(f"--row {given}", f"{split.name} has rows 0 to {split.num_rows - 1}")
@@ -37,12 +37,12 @@ def by_row(split: SplitExamples, given: str, limit: int) -> tuple[list[int], str
 
 
 def _file(split: SplitExamples, label: str, where: str) -> tuple[str, int]:
-    """Return the file of that label and its rows; the end of a label will do where it names one file."""
+    """The file with that label and its number of rows. The end of a label is enough if only one file has it."""
     entries = split.opened.manifest["datasets"]
     files = {file["file"]: file["rows"] for entry in entries for file in entry["files"]}
     found = [file for file in files if file == label] or [file for file in files if file.endswith(f"/{label}")]
     if len(found) != 1:
-        what = "several files end so" if found else "no such file in the set"
+        what = "the names of several files end like this" if found else "no such file in the set"
         raise UsageError(where, what, nearest(label, found or files))
     return found[0], files[found[0]]
 
@@ -66,7 +66,7 @@ def _whereabouts(split: SplitExamples, file: str, row: int) -> str:
 
 
 def first_of_each(split: SplitExamples) -> list[int]:
-    """Return the first row of each dataset, in the manifest's order; stops reading when all are found."""
+    """The first row of each dataset, in the manifest's order. Reading stops when all are found."""
     names = [entry["name"] for entry in split.opened.manifest["datasets"] if _num_rows(entry, split.name)]
     found: dict[str, int] = {}
     for start, batch in split.scan():
@@ -85,7 +85,7 @@ def _num_rows(dataset: DatasetEntry, split: str) -> int:
 
 
 def matching(split: SplitExamples, dataset: str | None, text: str | None, vocabulary: TokenBytes) -> Ints:
-    """Return the numbers of all rows of the dataset that contain the text; None matches every row."""
+    """The numbers of all rows of the dataset that contain the text, int64[N]; None matches every row."""
     if dataset is None and text is None:
         return np.arange(split.num_rows)
     found: list[Ints] = []
@@ -101,7 +101,7 @@ def matching(split: SplitExamples, dataset: str | None, text: str | None, vocabu
 
 
 def _contains(ids: pa.ListArray, text: str, vocabulary: TokenBytes) -> npt.NDArray[np.bool_]:
-    """Return bool[N]: which rows' bytes contain the text's. One search over all rows; the loop is over matches."""
+    """Which rows contain the text, as bytes: bool[N]. One search runs over all rows; the loop is over matches."""
     pieces = vocabulary.pieces(ids.values)
     _, offsets, data = pieces.buffers()
     ends = np.frombuffer(offsets, dtype=np.int64)[ids.offsets.to_numpy()]

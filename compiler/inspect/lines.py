@@ -22,22 +22,22 @@ from compiler.inspect.marks import (
     occurrences,
     visible,
 )
-from compiler.inspect.tokens import Row, Token
+from compiler.inspect.tokens import ShownRow, Token
 
 
 @dataclass
 class Line:
-    """One line of the decoded text: (glyphs, style) in order. `opens`: it begins with the template's control token."""
+    """One line of the decoded text: (glyphs, style) in order. `opens`: the template's control token begins it."""
 
     parts: list[tuple[str, str]] = field(default_factory=list)
     role: str = ""
     opens: bool = False
 
 
-def lines(row: Row, find: str | None, *, edges: bool) -> list[Line]:
-    """Return the row's lines; with `edges` a mark parts tokens, else two shades do.
+def lines(row: ShownRow, find: str | None, *, edges: bool) -> list[Line]:
+    """The lines of a row. With `edges`, a mark separates tokens; without, two shades do.
 
-    A line that is a message's header alone has the message's role.
+    A line that holds only the header of a message has the role of that message.
     """
     found = _Writer(row, find, edges).write()
     for following, line in pairwise(reversed(found)):
@@ -46,9 +46,9 @@ def lines(row: Row, find: str | None, *, edges: bool) -> list[Line]:
 
 
 class _Writer:
-    """Writes tokens one after the other. A line ends where text follows its newline: ⟧ stays on it."""
+    """Writes tokens one after the other. A line ends only when text follows its newline, so a closing ⟧ stays on it."""
 
-    def __init__(self, row: Row, find: str | None, edges: bool) -> None:
+    def __init__(self, row: ShownRow, find: str | None, edges: bool) -> None:
         self._tokens, self._text, self._edges = row.tokens, row.text, edges
         self._glyphs, self._extra = glyphs(self._text), [""] * len(self._text)
         for start, end in row.lookalikes:
@@ -59,15 +59,15 @@ class _Writer:
         self._lines, self._ended = [Line()], False
         self._at, self._shade = 0, 0
         self._apart = True
-        """Whether the next token is already apart from the one before it, by a mark or a new line."""
+        """Whether a mark or a new line already separates the next token from the one before it."""
 
     def write(self) -> list[Line]:
-        """Return the lines, each stretch of one weight in brackets."""
+        """Write the lines, with brackets around tokens of one weight."""
         for weight, tokens in groupby(self._tokens, key=lambda token: token.weight):
             if weight:
                 self._put("⟦" if weight == 1 else f"⟦{_number(weight)}:", MARK)
             self._apart = True
-            for token, count in _runs(tokens):
+            for token, count in _repeated(tokens):
                 self._token(token, CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED, count)
             if weight:
                 self._lines[-1].parts.append(("⟧", MARK))
@@ -75,7 +75,7 @@ class _Writer:
 
     def _token(self, token: Token, shades: tuple[str, str], count: int) -> None:
         start, self._at = self._at, self._at + len(token.text) * count
-        if not token.text:  # its character is shown with the token that completes it
+        if not token.text:  # the token that completes the character shows it
             return
         style = shades[self._shade]
         line = self._line()
@@ -108,8 +108,8 @@ class _Writer:
         parts.append((shown, style))
 
 
-def _runs(tokens: Iterable[Token]) -> Iterator[tuple[Token, int]]:
-    """Yield each token with 1, but a control token that stands there many times (an image's) once, with how often."""
+def _repeated(tokens: Iterable[Token]) -> Iterator[tuple[Token, int]]:
+    """Yield each token with 1; a control token that repeats (an image's) comes once, with its number of repeats."""
     for control, run in groupby(tokens, key=lambda token: token.id if token.control else -1):
         same = list(run)
         if control >= 0 and len(same) > 3:

@@ -1,10 +1,10 @@
-"""The marks and colours of the text, and characters made visible.
+"""The marks and colours of the text, and how characters are made visible.
 
-Every mark is a glyph as well as a colour, so that a pipe and `NO_COLOR` lose nothing:
+Every mark is a glyph as well as a colour, so nothing is lost in a pipe or with `NO_COLOR`:
 
     ⟦trained⟧  ⟦2.0:weight 2⟧  ‹control token›  ⚠<|looks like one|>  ↵ end of line  ␣ space that could be missed
 
-Marks in the data, and characters that do not print, are written `<U+001B>`.
+Marks that occur in the data, and characters that do not print, are written as `<U+001B>`.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _JOINER = "\u200d"
 
 
 def glyphs(text: str) -> list[str]:
-    """Return what is shown for each character, so that every one is seen and none is obeyed."""
+    """What is shown for each character: all are visible, and none acts on the terminal."""
     missed = {match.start() for match in _MISSED_SPACE.finditer(text)}
     return [SPACE if i in missed else _glyph(char) for i, char in enumerate(text)]
 
 
 def visible(text: str) -> str:
-    """Return a text as it is shown."""
+    """The text as it is shown."""
     return "".join(glyphs(text))
 
 
 def joins(char: str) -> bool:
-    """Return whether a character is drawn onto the one before it: nothing can stand between them."""
+    """Return whether a character combines with the one before it, so that no mark can go between them."""
     return char == _JOINER or unicodedata.category(char).startswith("M")
 
 
 def occurrences(text: str, find: str | None) -> list[tuple[int, int]]:
-    """Return (start, end) of what was looked for, wherever it stands in a text."""
+    """The (start, end) of every occurrence of the searched text."""
     return [match.span() for match in re.finditer(re.escape(find), text)] if find else []
 
 
@@ -49,6 +49,6 @@ def _glyph(char: str) -> str:
     if char in _PICTURES:
         return _PICTURES[char]
     category = unicodedata.category(char)
-    # Cn, unassigned, is shown: an emoji younger than this Python is one.
+    # Cn (unassigned) is shown: newer emoji than this Python knows are Cn.
     hidden = char in _MARKS or (category[0] in "CZ" and category != "Cn" and char not in (" ", _JOINER))
     return f"<U+{ord(char):04X}>" if hidden else char

@@ -1,7 +1,7 @@
 """Rows and rejects as text, on a terminal or in a pipe.
 
-What stands outside ⟦ ⟧ is context; a bar in the margin runs along lines with trained tokens. Tokens are in alternating
-shades where there are colours, and parted by ┊ where there are none.
+Text outside ⟦ ⟧ is context. A bar in the margin marks lines with trained tokens. Tokens have alternating shades, or ┊
+between them where there are no colours.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from compiler.inspect.marks import (
     occurrences,
     visible,
 )
-from compiler.inspect.tokens import Row
+from compiler.inspect.tokens import ShownRow
 from schemas.manifest import Manifest
 
 _LABEL = len("assistant ")
@@ -45,13 +45,13 @@ _AROUND = 25
 
 class _PipeConsole(Console):
     def on_broken_pipe(self) -> None:
-        """Let `cli` see that the reader of a pipe has gone; rich would end the process with 1."""
+        """Raise the error for `cli` to handle; rich would end the process with exit code 1."""
         raise
 
 
 @dataclass
 class Page:
-    """Where rows are printed. Without a `width` nothing is wrapped; with `edges` a mark parts tokens, not a colour."""
+    """Prints rows. Without a `width` nothing is wrapped; with `edges` a mark separates tokens instead of a colour."""
 
     console: Console
     width: int | None
@@ -59,7 +59,7 @@ class Page:
 
     @classmethod
     def on(cls, file: IO[str]) -> Page:
-        """Return a page that fits what the file is: a terminal with or without colours, or a pipe."""
+        """Make a page that suits the file: a terminal with or without colours, or a pipe."""
         console = _PipeConsole(file=file, highlight=False)
         edges = console.no_color or console.color_system not in ("256", "truecolor")
         return cls(console, console.width if console.is_terminal else None, edges)
@@ -69,7 +69,7 @@ class Page:
         self.console.print(text, soft_wrap=True)
 
     def say(self, note: str) -> None:
-        """Print a closing sentence, if there is one."""
+        """Print the closing sentence, if there is one."""
         if note:
             self._print(Text())
             self._print(Text(note, QUIET))
@@ -78,12 +78,12 @@ class Page:
         """Print what the marks mean."""
         parts = [("context", CONTEXT[0]), ("⟦trained⟧", TRAINED[0]), ("⟦2.0:weight 2⟧", WEIGHTED[0])]
         parts += [("‹control token›", CONTROL), ("⚠only looks like one", LOOKALIKE)]
-        parts += [(f"{EDGE} token edge" if self.edges else "one shade a token", QUIET)]
+        parts += [(f"{EDGE} token edge" if self.edges else "one shade per token", QUIET)]
         parts += [(f"{NEWLINE} newline", QUIET), (f"{SPACE} space", QUIET)]
         self._print(Text("   ").join(Text(text, style) for text, style in parts))
 
-    def row(self, row: Row, manifest: Manifest, find: str | None) -> None:
-        """Print a row: where it is from, how much of it is trained and where, its tokens."""
+    def row(self, row: ShownRow, manifest: Manifest, find: str | None) -> None:
+        """Print a row: where it is from, how much of it is trained, a map of that, and its tokens."""
         self._print(Text())
         title = (f"━━ {place(row)}", MARK)
         self._print(Text.assemble(title, (f" ━━ {row.dataset} ━━ row {row.row} of {row.split}", QUIET)))
@@ -93,10 +93,10 @@ class Page:
             self._print(match)
         self._body(row, find)
         if row.rejected is not None:
-            self._print(Text("   ── the same context with the reply that is not preferred:", QUIET))
+            self._print(Text("   ── the same context with the rejected reply:", QUIET))
             self._body(row.rejected, find)
 
-    def _body(self, row: Row, find: str | None) -> None:
+    def _body(self, row: ShownRow, find: str | None) -> None:
         last = ""
         for line in lines(row, find, edges=self.edges):
             last = "" if line.opens else last
@@ -117,7 +117,7 @@ class Page:
             label = ""
 
     def reject(self, entry: dict[str, Any]) -> None:
-        """Print a rejected row: where it is, what is wrong, how it begins."""
+        """Print a rejected row: where it is, what is wrong, and how it begins."""
         where = visible(f"{entry['file']}:{entry['row']}#{entry['pointer']}")
         message = visible(entry["message"])
         self._print(Text.assemble((where, MARK), "  ", (entry["reason"], LOOKALIKE), f": {message}"))
@@ -125,17 +125,17 @@ class Page:
         self._print(Text(f"    {cut(raw, 200)}", QUIET))
 
 
-def place(row: Row) -> str:
-    """Return where a row is from, FILE:ROW."""
+def place(row: ShownRow) -> str:
+    """Where a row is from, as FILE:ROW."""
     return visible(f"{row.file}:{row.source_row}")
 
 
 def cut(text: str, length: int) -> str:
-    """Return a text that is no longer than that, with a mark where the rest of it is left out."""
+    """The text, cut to that length, with … where the rest is left out."""
     return text if len(text) <= length else f"{text[:length]}…"
 
 
-def _facts(row: Row, manifest: Manifest) -> str:
+def _facts(row: ShownRow, manifest: Manifest) -> str:
     weights = next(entry["weights"] for entry in manifest["datasets"] if entry["name"] == row.dataset)
     template = manifest["template"]
     length = row.length + (len(row.rejected_tokens) if row.rejected_tokens else 0)
@@ -152,8 +152,8 @@ def _facts(row: Row, manifest: Manifest) -> str:
     return " · ".join(facts)
 
 
-def _unseen(row: Row) -> int:
-    """Return how many tokens the placeholders of a row stand for beyond those that are there, both sides counted."""
+def _unseen(row: ShownRow) -> int:
+    """The tokens of a row's media that the model sees beyond the stored placeholders, on both sides of a pair."""
     sides = 2 if row.rejected_tokens else 1
     extra = 0
     for media in [*row.images, *row.videos]:
@@ -167,15 +167,15 @@ def _media(kind: str, media: list[dict[str, Any]]) -> str:
     return f"{kind}{'s' if len(media) > 1 else ''} {', '.join(shown)}"
 
 
-def _map(row: Row) -> str:
-    """Return where in the row the trained tokens are, start to end."""
+def _map(row: ShownRow) -> str:
+    """A map of the row from start to end: the darker, the more of it is trained."""
     trained = np.array([token.weight > 0 for token in row.tokens])
     parts = np.array_split(trained, min(60, len(trained)))
     return "".join("·░▒▓█"[int(np.ceil(part.mean() * 4))] for part in parts)
 
 
-def _matches(row: Row, find: str | None) -> Iterator[Text]:
-    """Yield where the text that was looked for stands in the row, three times at most."""
+def _matches(row: ShownRow, find: str | None) -> Iterator[Text]:
+    """Yield the first three places of the searched text in the row."""
     found = occurrences(row.text, find)
     ends = list(accumulate(len(token.text) for token in row.tokens))
     shown = glyphs(row.text) if found else []
@@ -185,4 +185,4 @@ def _matches(row: Row, find: str | None) -> Iterator[Text]:
         line = Text(f"   found at token {bisect_right(ends, start)}: {'…' * (first > 0)}{before}", QUIET)
         yield line.append(match, FOUND).append(after + "…" * (last < len(shown)), QUIET)
     if len(found) > 3:
-        yield Text(f"   and {len(found) - 3:,} times more", QUIET)
+        yield Text(f"   and {len(found) - 3:,} more", QUIET)

@@ -1,7 +1,7 @@
-"""What `cli inspect` prints: rows, rejects and the result of checks, in the style that is asked for.
+"""What `cli inspect` prints: rows, rejects and the results of checks.
 
-`style` is "text", "json" (one object a row, one for all checks), or "sanity" (ChatGLM3's sanity check). What is asked
-for goes to stdout; what is said about it, and a check that fails, to stderr, but for the notes of the text.
+`style` is "text", "json" (one object per row, one for all checks) or "sanity" (ChatGLM3's sanity check). Results go to
+stdout. Remarks and failed checks go to stderr; only the remarks of "text" are part of its page.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from compiler.inspect.choose import Query, choose, choose_rejects
 from compiler.inspect.marks import visible
 from compiler.inspect.page import Page, cut, place
 from compiler.inspect.rows import SplitExamples
-from compiler.inspect.tokens import Row, decode_row
+from compiler.inspect.tokens import ShownRow, decode_row
 from compiler.inspect.vocabulary import TokenBytes
 from schemas.errors import UsageError
 from schemas.reader import CompiledSet
 
 
 def show(opened: CompiledSet, query: Query, *, rejected: bool, checks: tuple[str, ...], style: str) -> bool:
-    """Print what is asked for; return False where a check failed."""
+    """Print what is asked for; return False if a check failed."""
     _refuse_contradictions(query, rejected, style)
     parsed = [parse_check(given, opened.manifest) for given in checks]
     if rejected:
@@ -49,7 +49,7 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False))
 
 
-def _aside(note: str) -> None:
+def _remark(note: str) -> None:
     if note:
         print(note, file=sys.stderr)
 
@@ -72,14 +72,14 @@ def _show_rows(opened: CompiledSet, query: Query, style: str) -> None:
         if style == "json":
             _print_json(row.as_json())
         else:
-            _aside(f"{place(row)}  {row.dataset}  row {row.row} of {row.split}")
+            _remark(f"{place(row)}  {row.dataset}  row {row.row} of {row.split}")
             for side in filter(None, (row, row.rejected)):
                 print(*_sanity(side, vocabulary), sep="\n")
-    _aside(note)
+    _remark(note)
 
 
-def _sanity(row: Row, vocabulary: TokenBytes) -> Iterator[str]:
-    """Yield the lines that ChatGLM3's fine-tuning script prints; a part of a character is shown as bytes."""
+def _sanity(row: ShownRow, vocabulary: TokenBytes) -> Iterator[str]:
+    """Yield the lines that ChatGLM3's fine-tuning script prints; an incomplete character is shown as bytes."""
     yield "Sanity Check >>>>>>>>>>>>>"
     for token in row.tokens:
         yield f"{vocabulary.alone(token.id)!r:>20}: {token.id:>6} -> {token.label:>6}"
@@ -94,7 +94,7 @@ def _show_rejects(opened: CompiledSet, query: Query, style: str) -> None:
     if style == "json":
         for entry in entries:
             _print_json(entry)
-        _aside(note)
+        _remark(note)
         return
     page = Page.on(sys.stdout)
     for entry in entries:
@@ -126,4 +126,4 @@ def _verdict(check: Check, rows: int) -> Iterator[str]:
             where = f"{entry['split']} row {entry['row']}  {visible(entry['file'])}:{entry['source_row']}"
             yield f"  {where}  token {entry['token']} ⟦{cut(visible(entry['text']), 60)}⟧"
         if check.rows > len(check.violations):
-            yield f"  and {check.rows - len(check.violations):,} rows more"
+            yield f"  and {check.rows - len(check.violations):,} more rows"

@@ -1,7 +1,7 @@
 """One row of a split, token by token.
 
-The text of a token is the characters that its last byte completes, so that the texts joined are the decoded row;
-bytes that never become a character are written `\\xe4`.
+The text of a token holds the characters that its last byte completes, so the joined texts are the decoded row. Bytes
+that never become a character are written as `\\xe4`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from schemas.arrow import IGNORED
 
 _OTHER_MODELS = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 _BETWEEN = "\uffff"
-"""Stands for a control token where text is searched: no text that looks like one goes across it."""
+"""Stands for each character of a control token while text is searched, so that no match crosses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of a row: label is -100 where it is context; key is the weights policy's, or "".
+    """One token of a row. Its label is -100 if it is context; `key` is a key of the weights policy, or "".
 
-    `looks_like_control` is true for text that spells a control token, or the `<|name|>` of any model, and is none.
+    `looks_like_control` is true for text that spells a control token, or any model's `<|name|>`, but is plain text.
     """
 
     id: int
@@ -42,14 +42,14 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a split, decoded. These are the keys of its JSON, `lookalikes` left out.
+class ShownRow:
+    """One row of a split, decoded. The fields are the keys of its JSON, except `lookalikes`.
 
-    `row` is its number in the split, 0-based; `source_row` and `offset` (bytes) say where in `file` it is from, `part`
-    which of that row's examples it is; `repeat` is 0 the first time a source row is used, 1 the second; `num_trained`
-    of its `length` tokens are trained; `repairs` names what was mended. `desirable` is there in KTO sets,
-    `rejected_tokens` (the same context with the other reply) in preference sets. `lookalikes` are (start, end) in
-    characters of `text`.
+    `row` is its number in the split, from 0. `source_row` and `offset` (in bytes) say where in `file` it is from, and
+    `part` which example of that source row it is. `repeat` is 0 the first time a source row is used, 1 the second time.
+    `num_trained` of its `length` tokens are trained. `repairs` names the repairs that were made. KTO sets have
+    `desirable`; preference sets have `rejected_tokens`, the same context with the rejected reply. `lookalikes` are
+    (start, end) in characters of `text`.
     """
 
     row: int
@@ -73,11 +73,11 @@ class Row:
 
     @property
     def text(self) -> str:
-        """The whole row decoded, control tokens included."""
+        """The decoded row, with control tokens."""
         return "".join(token.text for token in self.tokens)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row as `--json` prints it."""
+        """The row as `--json` prints it."""
         return {
             k: v
             for k, v in asdict(self).items()
@@ -85,8 +85,8 @@ class Row:
         }
 
     @property
-    def rejected(self) -> Row | None:
-        """The other side of a preference pair as a row of its own."""
+    def rejected(self) -> ShownRow | None:
+        """The rejected side of a preference pair as a row of its own."""
         if self.rejected_tokens is None or self.rejected_lookalikes is None:
             return None
         return replace(self, tokens=self.rejected_tokens, lookalikes=self.rejected_lookalikes, rejected_tokens=None)
@@ -95,14 +95,14 @@ class Row:
 _MAY_BE = ("desirable", "rejected_tokens")
 
 
-def decode_row(split: SplitExamples, number: int, vocabulary: TokenBytes) -> Row:
-    """Return one row of a split, decoded."""
+def decode_row(split: SplitExamples, number: int, vocabulary: TokenBytes) -> ShownRow:
+    """Decode one row of a split."""
     columns = split.row(number)
     weights = columns["loss_weights"] or [float(label != IGNORED) for label in columns["labels"]]
     tokens, lookalikes = _decoded(columns["input_ids"], columns["labels"], weights, columns["spans"], vocabulary)
     names = ("dataset", "file", "part", "offset", "repeat", "num_trained", "images", "videos")
     place = {"row": number, "split": split.name, "source_row": columns["row"], "length": len(tokens)}
-    row = Row(
+    row = ShownRow(
         **place,
         **{key: columns[key] for key in names},
         repairs=columns["repairs"] or [],
@@ -121,22 +121,22 @@ def decode_row(split: SplitExamples, number: int, vocabulary: TokenBytes) -> Row
 def _decoded(
     ids: list[int], labels: list[int], weights: list[float], spans: list[dict[str, Any]], vocabulary: TokenBytes
 ) -> tuple[list[Token], list[tuple[int, int]]]:
-    """Return the tokens of one sequence, and where its text looks like a control token."""
+    """Decode one sequence; return its tokens, and where its text looks like a control token."""
     controls = [token_id in vocabulary.controls for token_id in ids]
     texts = _texts(vocabulary.pieces(pa.array(ids, pa.int32())).to_pylist(), controls)
     lookalikes = _lookalikes(texts, controls, vocabulary.tokenizer.control_pattern)
-    who = chain.from_iterable(repeat((s["role"], s["key"]), s["num_tokens"]) for s in spans)
+    owners = chain.from_iterable(repeat((s["role"], s["key"]), s["num_tokens"]) for s in spans)
     tokens = [
         Token(token_id, text, label, weight, role, key, control, flag)
         for token_id, text, label, weight, (role, key), control, flag in zip(
-            ids, texts, labels, weights, who, controls, _touched(lookalikes, texts), strict=True
+            ids, texts, labels, weights, owners, controls, _touched(lookalikes, texts), strict=True
         )
     ]
     return tokens, lookalikes
 
 
 def _texts(pieces: list[bytes], controls: list[bool]) -> list[str]:
-    """Return each token's text: the characters its last byte completes; joined they are the whole text."""
+    """The text of each token: the characters that its last byte completes. Joined, they are the whole text."""
     decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
     texts: list[str] = []
     for piece, control in zip(pieces, controls, strict=True):
@@ -148,13 +148,13 @@ def _texts(pieces: list[bytes], controls: list[bool]) -> list[str]:
 
 
 def _lookalikes(texts: list[str], controls: list[bool], own: re.Pattern[str]) -> list[tuple[int, int]]:
-    """Return where the text spells a control token, the tokenizer's own or that of any model."""
+    """Where plain text spells a control token, of this tokenizer or of any model."""
     searched = "".join(_BETWEEN * len(t) if control else t for t, control in zip(texts, controls, strict=True))
     return sorted({match.span() for pattern in (own, _OTHER_MODELS) for match in pattern.finditer(searched)})
 
 
 def _touched(spans: list[tuple[int, int]], texts: list[str]) -> list[bool]:
-    """Return which tokens take part in a span of the text."""
+    """Which tokens overlap one of the spans of text: bool per token."""
     ends = list(accumulate(map(len, texts)))
     touched = [False] * len(texts)
     for start, end in spans:

@@ -1,4 +1,4 @@
-"""The set's own tokenizer, read as data: what bytes every id stands for."""
+"""The set's own tokenizer, read as data: the bytes of every id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.reader import CompiledSet
 
 
 class TokenBytes:
-    """The bytes of ids. Nothing is encoded, so the tokenizer, a second's work for a large one, is not built."""
+    """The bytes of ids. Nothing is encoded, so the tokenizer is not built; a large one takes a second."""
 
     def __init__(self, opened: CompiledSet) -> None:
         self._opened = opened
@@ -46,13 +46,13 @@ class TokenBytes:
         return pa.array([spelled.get(number, b"") for number in range(max(spelled) + 1)], pa.large_binary())
 
     def pieces(self, ids: pa.Array) -> pa.LargeBinaryArray:
-        """Return the bytes of these ids."""
+        """The bytes of these ids, large_binary[N]."""
         if len(ids) and pc.max(ids).as_py() >= len(self.bytes_of):
             raise self._opened.damage(f"token {pc.max(ids)} is not in its tokenizer")
         return self.bytes_of.take(ids)
 
     def alone(self, token_id: int) -> str | bytes:
-        """Return what one token decodes to by itself; bytes where they are no whole character."""
+        """One token decoded by itself; bytes if they are not whole characters."""
         data: bytes = self.bytes_of[token_id].as_py()
         try:
             data.decode()
@@ -62,7 +62,7 @@ class TokenBytes:
 
 
 def _speller(tokenizer: Tokenizer, kinds: set[str]) -> Callable[[str, int], bytes]:
-    """Return what turns a vocabulary entry and its id into bytes, as the tokenizer's own decoder would."""
+    """A function from a vocabulary entry and its id to bytes, as the tokenizer's decoder makes them."""
     if "ByteLevel" in kinds:
         byte_of = {ord(letter): byte for byte, letter in byte_letters().items()}
         return lambda token, _: token.translate(byte_of).encode("latin-1", "ignore")
