@@ -10,6 +10,7 @@ A field has the name of its option on the command line, and that name again wher
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,6 +118,8 @@ class CompileOptions:
     ray_address: str = ""
     workers: int = 1
     """0 = as many as the cluster has."""
+    only: tuple[int, int] | None = None
+    """(K, N): compile the K-th of N parts of the units, and link nothing; None = compile all and link."""
 
 
 def parse_mix(text: str) -> tuple[Request, ...]:
@@ -147,6 +150,15 @@ def parse_mix(text: str) -> tuple[Request, ...]:
     if not requests:
         raise UsageError("--mix", "names no dataset", "--mix agent:1,bench:2")
     return tuple(requests)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """Parse `K/N`, the K-th of N parts, counted from 0 as the jobs of an array are."""
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        last = f"0/{match[2]} to {int(match[2]) - 1}/{match[2]}" if match and int(match[2]) else "0/16 to 15/16"
+        raise UsageError(f"--only {text}", "expected K/N with K below N", f"Parts are counted from 0: {last}.")
+    return int(match[1]), int(match[2])
 
 
 def check_mix(requests: list[Request], mixing: MixOptions) -> None:

@@ -18,11 +18,10 @@ from compiler.encode.shapes import Rendered, RunPart, Shape
 from compiler.encode.shapes import Run as EncodedRun
 from compiler.encode.tokens import by_place, encode
 from compiler.encode.weigh import EVEN
-from compiler.proof.encoders import Choice, Trial, choose, try_fast
+from compiler.proof.encoders import Choice, Trial, choose, refuse, try_fast
 from compiler.tokenizer import encoders
 from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.units.collect import Collector
 from tests.support.conversations import texts
 from tests.support.encoders import long_files, use_wrong
 from tests.support.sets import manifest
@@ -136,17 +135,14 @@ def test_why_the_fast_encoder_could_not_be_loaded_is_said(tmp_path: Path) -> Non
 # -- a run --
 
 
-def test_a_set_is_the_same_with_either_encoder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_is_the_same_with_either_encoder(run: Run, tmp_path: Path) -> None:
     files = long_files(tmp_path, 1000)
     run("compile", *files, "-o", tmp_path / "fast")
     [(encoder, counts)] = manifest(tmp_path / "fast")["run"]["encoders"].items()
     assert encoder.startswith("fastokens ") and counts["texts_compared"] >= counts["units"] > 2
 
-    def slow(self: Collector, _many: bool) -> None:
-        self.encoder = encoders.REFERENCE
-
-    monkeypatch.setattr(Collector, "_choose_encoder", slow)
     (tmp_path / "cache").rename(tmp_path / "other")
+    refuse(tmp_path / "cache", tools("demo")[0])
     run("compile", *files, "-o", tmp_path / "slow")
     assert next(iter(manifest(tmp_path / "slow")["run"]["encoders"])).startswith("tokenizers ")
     assert manifest(tmp_path / "slow")["digest"] == manifest(tmp_path / "fast")["digest"]

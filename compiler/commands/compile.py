@@ -1,4 +1,4 @@
-"""`cli compile`, and `cli run-unit` for a plan of it."""
+"""`cli compile`."""
 
 from __future__ import annotations
 
@@ -200,9 +200,9 @@ def _workers() -> int:
     help="The cluster, or auto.  [default: $RAY_ADDRESS, or one on this machine for this run]",
 )
 @click.option(
-    "--plan-only",
-    is_flag=True,
-    help="Write what is to be compiled to OUT.plan.jsonl, for cli run-unit, and stop.",
+    "--only",
+    metavar="K/N",
+    help="Compile the K-th of N parts of the units into the cache, counted from 0, and link nothing.",
 )
 @cache_option("cache", "Where compiled units are kept.")
 @click.option(
@@ -227,22 +227,23 @@ def compile_(**given: Any) -> None:
       cli compile data/a.json data/b.jsonl.gz --tokenizer DIR -o out
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
+      cli compile chats.jsonl --cache /shared/cache --only $SLURM_ARRAY_TASK_ID/16
       cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
     gc.set_threshold(100_000)  # there is little cyclic garbage; looking for it is a twentieth of a small compile
     from compiler.commands import report, terminal
-    from compiler.pipeline import compile_set, plan_units
+    from compiler.pipeline import compile_part, compile_set
 
     options = _options(given)
-    if given["plan_only"]:
+    if options.only is not None:
         with terminal.watch() as watcher:
-            written = plan_units(options, watcher)
+            done = compile_part(options, watcher)
         if given["as_json"]:
-            plan = {"plan": str(written.path), "units": written.units, "units_cached": written.cached}
-            click.echo(json.dumps(plan, ensure_ascii=False))
+            units = {"units_compiled": done.compiled, "units_cached": done.cached}
+            click.echo(json.dumps({"only": given["only"]} | units))
         else:
-            terminal.print_out(report.plan_summary(written))
+            terminal.print_out(report.part_summary(done, given["only"]))
         return
     with terminal.watch() as watcher:
         result = compile_set(options, watcher)
@@ -265,23 +266,25 @@ def compile_(**given: Any) -> None:
 def _check_engine(given: dict[str, Any]) -> None:
     if given["ray_address"] is not None and given["engine"] != "ray":
         raise UsageError("--ray-address", "units are compiled on this machine", "Add --engine ray, or leave it out.")
-    if given["plan_only"] and given["engine"] == "ray":
-        raise UsageError("--plan-only --engine ray", "a plan is compiled by cli run-unit", "Leave out --engine ray.")
+    if given["only"] is not None and given["engine"] == "ray":
+        raise UsageError("--only --engine ray", "each gives out units to machines", "Leave one of them out.")
 
 
 def _options(given: dict[str, Any]) -> CompileOptions:
     """Turn what was given into options, with everything that can be checked without files checked."""
     from compiler.datasets import files, hub
-    from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_mix
+    from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_mix, parse_part
 
     _check(given)
     _check_engine(given)
+    given = dict(given)
     given["repairs"] = _repairs(given["repair"])
     given["max_length"] = given["max_length"] or given["pack"]
     given["mix"] = parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else ()
     given |= {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
     given["tokenizer"] = given["tokenizer"] and hub.tokenizer_folder(given["tokenizer"])
     given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else _workers())
+    given["only"] = given["only"] and parse_part(given["only"])
     given |= {"units": _filled(UnitOptions, given), "mixing": _filled(MixOptions, given)}
     return _filled(CompileOptions, given)
 
@@ -339,48 +342,3 @@ def _check(given: dict[str, Any]) -> None:
         raise UsageError(
             "--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai"
         )
-
-
-@click.command("run-unit", epilog=EXIT_CODES)
-@click.option("--plan", type=click.Path(path_type=Path), required=True, metavar="PLAN", help="What --plan-only wrote.")
-@click.option("--ids", metavar="A-B,...", help="The units to compile by number, the first one is 0: 3, 0-9,12.")
-@click.option("--slice", "part", metavar="K/N", help="The K-th of N slices of all units, the first one is 0.")
-@click.option(
-    "--workers", type=click.IntRange(1), default=_workers, show_default="cores", metavar="N", help="Processes."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def run_unit(plan: Path, ids: str | None, part: str | None, workers: int, as_json: bool) -> None:
-    """Compile some units of PLAN into its cache; the same cli compile without --plan-only then links them.
-
-    Units that are in the cache already are skipped, so a slice can be run again. Where one fails, its message and
-    exit code are those of cli compile, and what was compiled is kept.
-
-    \b
-    Examples:
-      cli run-unit --plan shards.plan.jsonl --ids 0-99
-      cli run-unit --plan shards.plan.jsonl --slice $SLURM_ARRAY_TASK_ID/16
-    """
-    from compiler.commands import report, terminal
-    from compiler.units.plan_file import UnitPlan, parse_ids, parse_slice
-    from compiler.units.slices import Slice
-
-    if (ids is None) == (part is None):
-        raise UsageError("run-unit", "expected one of --ids and --slice", "--ids 0-9, or --slice 0/16")
-    chosen, number_of = (parse_ids(ids), None) if ids is not None else ([], parse_slice(part or ""))
-    opened = UnitPlan.open(plan)
-    if number_of:
-        chosen = opened.slice(*number_of)
-    opened.check_ids(chosen)
-    with terminal.watch() as watcher:
-        ran = Slice(opened, chosen, watcher)
-        ran.run(workers)
-    if as_json:
-        result = {
-            "plan": str(plan),
-            "units_compiled": ran.done.compiled,
-            "units_cached": ran.done.cached,
-            "left": ran.left,
-        }
-        click.echo(json.dumps(result, ensure_ascii=False))
-    else:
-        terminal.print_out(report.slice_summary(ran))

@@ -10,8 +10,7 @@ from rich.text import Text
 from compiler.options import DEMO_NAME
 from compiler.pipeline import Result
 from compiler.sets.readme import mix_rows
-from compiler.units.plan_file import Written
-from compiler.units.slices import Slice
+from compiler.units.progress import Done
 from schemas.manifest import Manifest
 
 
@@ -36,25 +35,10 @@ def summary(result: Result, out: str) -> RenderableType:
     return Group(*parts)
 
 
-def plan_summary(written: Written) -> RenderableType:
-    """Return what is said when a plan was written."""
-    units = f"{written.units} unit{_s(written.units)} to compile, {written.cached} in the cache already"
-    last = written.units - 1
-    how = (
-        f"cli run-unit --plan {written.path} --ids 0-{last}"
-        if written.units
-        else "the same cli compile without --plan-only"
-    )
-    return Text(f"{units}\nwrote {written.path}; next: {how}")
-
-
-def slice_summary(done: Slice) -> RenderableType:
-    """Return what is said when a slice of a plan was compiled."""
-    lines = [f"{done.done.compiled} unit{_s(done.done.compiled)} compiled, {done.done.cached} in the cache already"]
-    if done.left:
-        whys = ", ".join(sorted({one["why"] for one in done.left}))
-        lines.append(f"{len(done.left)} unit{_s(len(done.left))} left for cli compile to do in another way: {whys}")
-    return Text("\n".join(lines))
+def part_summary(done: Done, part: str) -> RenderableType:
+    """Return what is said when a part of the units was compiled."""
+    units = f"part {part}: {done.compiled} unit{_s(done.compiled)} compiled, {done.cached} in the cache already"
+    return Text(f"{units}\nwhen all parts are done: the same cli compile without --only")
 
 
 def remarks(manifest: Manifest) -> list[str]:

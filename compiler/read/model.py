@@ -151,8 +151,7 @@ def no_rows(path: str | AnyPath) -> InputError:
 
 def changed(path: str | AnyPath) -> InputError:
     """Return the InputError for a file that is not the one that was cut into units."""
-    how = "Run again when nothing writes to it; for a plan, make it anew: cli compile --plan-only."
-    return InputError(str(path), "changed since it was cut into units", how)
+    return InputError(str(path), "changed since it was cut into units", "Run again when nothing writes to it.")
 
 
 def check_header(where: str, names: tuple[str, ...]) -> None:

@@ -21,7 +21,8 @@ import xxhash
 
 from compiler.cache.objects import Object, stamp_of
 from compiler.encode.shapes import Owner
-from compiler.units.collect import Compiled
+from compiler.sets.mix import Examples
+from compiler.units.compiled import CompiledDataset
 from schemas.arrow import WORD_LISTS
 from schemas.errors import IntegrityError
 from schemas.order import Ints
@@ -221,7 +222,29 @@ class Rows:
         return buckets
 
 
-def rows_of(compiled: Iterable[Compiled]) -> Rows:
+def examples_of(one: CompiledDataset) -> Examples:
+    """What the mix needs to know of a dataset's rows."""
+    tables = [unit.light for unit in one.loaded]
+    empty, none = [np.empty(0, np.int64)], [np.empty(0, "S16")]
+    return Examples(
+        tokens=np.concatenate([t.column("length").to_numpy() for t in tables] or empty).astype(np.int64),
+        trained=np.concatenate([t.column("num_trained").to_numpy() for t in tables] or empty).astype(np.int64),
+        fingerprints=np.concatenate([_prints(t, "fingerprint") for t in tables] or none),
+        groups=np.concatenate([_prints(t, "group") for t in tables] or none),
+        cap=one.dataset.num_samples,
+    )
+
+
+def _prints(table: pa.Table, name: str) -> npt.NDArray[np.bytes_]:
+    """A column of 16 bytes a row as S16[N]."""
+    column = table.column(name).combine_chunks()
+    buffer = column.buffers()[1] if len(column) else None
+    if buffer is None:
+        return np.empty(0, dtype="S16")
+    return np.frombuffer(buffer, dtype="S16", count=len(column), offset=column.offset * 16)
+
+
+def rows_of(compiled: Iterable[CompiledDataset]) -> Rows:
     """The rows of all datasets, one after the other."""
     return Rows(
         [

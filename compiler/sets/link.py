@@ -27,7 +27,7 @@ from compiler.encode.shapes import Owner
 from compiler.sets.gather import Bucket, Lists, Rows
 from compiler.sets.mix import Plan
 from compiler.sets.pack import Packs, pack, packed_columns
-from compiler.units.collect import Compiled
+from compiler.units.compiled import CompiledDataset
 from schemas.arrow import SPANS, SPLITS, WORD_LISTS, shard_schema
 from schemas.disk import flush
 from schemas.manifest import BatchEntry, ShardEntry
@@ -83,7 +83,7 @@ def split_of(plan: Plan, val: bool, starts: Ints) -> Split:
     return Split(starts[plan.dataset[chosen]] + plan.position[chosen], plan.repeat[chosen])
 
 
-def splits_of(plan: Plan, compiled: Iterable[Compiled], rows: Rows, pack_length: int | None) -> dict[str, Split]:
+def splits_of(plan: Plan, compiled: Iterable[CompiledDataset], rows: Rows, pack_length: int | None) -> dict[str, Split]:
     """What is written of each split, in order."""
     sizes = [sum(unit.num_rows for unit in one.loaded) for one in compiled]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

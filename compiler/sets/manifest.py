@@ -19,7 +19,7 @@ from compiler.sets.readme import dataset_card
 from compiler.sets.rejects import rejects_jsonl
 from compiler.templates.load import Template
 from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.units.collect import Compiled
+from compiler.units.compiled import CompiledDataset
 from schemas.errors import IntegrityError
 from schemas.manifest import (
     BALANCE,
@@ -80,7 +80,7 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     return found | {"max_rejects": options.max_rejects, "persona": persona}
 
 
-def encoders_entry(compiled: Iterable[Compiled]) -> dict[str, EncoderEntry]:
+def encoders_entry(compiled: Iterable[CompiledDataset]) -> dict[str, EncoderEntry]:
     """Return the encoders of the units, and how many of their texts were compared with the reference."""
     found: dict[str, EncoderEntry] = {}
     for one in compiled:
@@ -115,7 +115,7 @@ def packing_entry(length: int, splits: dict[str, SplitEntry]) -> PackingEntry:
     }
 
 
-def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) -> DatasetEntry:
+def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: Plan) -> DatasetEntry:
     """Return one dataset's part: files, what was drawn, what became of every row."""
     draw, rejected = plan.draws[number], one.rejected()
     rows, used = len(draw.position), len(np.unique(draw.position))
@@ -153,7 +153,7 @@ def dataset_entry(number: int, one: Compiled, examples: Examples, plan: Plan) ->
     }
 
 
-def _files(one: Compiled) -> list[FileEntry]:
+def _files(one: CompiledDataset) -> list[FileEntry]:
     """Return each file's rows and a digest over the digests of its units."""
     rows: Counter[str] = Counter()
     digests: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def check_balance(manifest: Manifest) -> None:
         raise IntegrityError("balance of the shards", f"{planned:,} rows were planned, {written:,} written", hint)
 
 
-def write_files(folder: Path, manifest: Manifest, compiled: list[Compiled], tokenizer: Tokenizer) -> None:
+def write_files(folder: Path, manifest: Manifest, compiled: list[CompiledDataset], tokenizer: Tokenizer) -> None:
     """Write what stands beside the shards (rejects, card, tokenizer) and list it with its digest in the manifest."""
     files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
     beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())

@@ -7,18 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from compiler.options import CompileOptions
-from compiler.units.collect import Compiled
+from compiler.units.compiled import CompiledDataset
 from schemas.errors import Reason, TooManyRejects
 from schemas.stores import StorePath
 
 
-def rejects_jsonl(compiled: list[Compiled]) -> bytes:
+def rejects_jsonl(compiled: list[CompiledDataset]) -> bytes:
     """The bytes of `rejects.jsonl`: one object a line, in the order of datasets, files and rows."""
     rejects = (reject for one in compiled for reject in one.rejects())
     return b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
 
 
-def check_rejects(compiled: list[Compiled], options: CompileOptions) -> None:
+def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> None:
     """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are kept for the user then."""
     nothing_left = not any(unit.num_rows for one in compiled for unit in one.loaded)
     for one in compiled:
@@ -49,7 +49,7 @@ def forget_rejects(options: CompileOptions) -> None:
         path.unlink(missing_ok=True)
 
 
-def _keep_rejects(compiled: list[Compiled], options: CompileOptions) -> Path:
+def _keep_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> Path:
     """Write the rejects beside the output, or into the cache where that cannot be written."""
     data = rejects_jsonl(compiled)
     *beside, in_cache = _kept_in(options)

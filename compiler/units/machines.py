@@ -1,4 +1,4 @@
-"""Units compiled on other machines: what must be the same there, checked before anything is compiled.
+"""What must be the same on every machine of a cluster, checked there before anything is compiled.
 
 Sources, tokenizer and cache are reached by path, so every machine must see them at the same place; and an object's
 name holds only if the code and libraries that make it are the ones that named it.
@@ -60,7 +60,7 @@ def marked(cache: Path) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def check(terms: Terms) -> None:
     """Raise unless this machine is as the run needs it; looked at once in each process."""
-    check_code(socket.gethostname(), terms.code, dict(terms.libraries))
+    _check_code(socket.gethostname(), terms.code, dict(terms.libraries))
     for path in terms.paths:
         if not path_of(path).exists():
             raise InputError(
@@ -68,10 +68,10 @@ def check(terms: Terms) -> None:
                 "it is not there on this machine",
                 "Sources and tokenizer must be at the same path on every machine: put them on a shared file system.",
             )
-    check_cache(terms.cache, terms.mark)
+    _check_cache(terms.cache, terms.mark)
 
 
-def check_code(where: str, code: str, libraries: dict[str, str]) -> None:
+def _check_code(where: str, code: str, libraries: dict[str, str]) -> None:
     """Raise unless code and libraries here are those of the run: others would make other objects of the same name."""
     theirs = {"the compiler's source": code[:12]} | libraries
     ours = {"the compiler's source": objects.code_digest()[:12]} | {name: _version(name) for name in libraries}
@@ -82,11 +82,11 @@ def check_code(where: str, code: str, libraries: dict[str, str]) -> None:
         raise IntegrityError(
             where,
             f"expected {wanted}, found {found}",
-            "Install the same version of everything on every machine; a plan can be made again.",
+            "Install the same version of everything on every machine.",
         )
 
 
-def check_cache(cache: str, mark: str) -> None:
+def _check_cache(cache: str, mark: str) -> None:
     """Raise unless the cache is the folder that the run was started with, and can be written from here."""
     where = f"{cache} (on {socket.gethostname()})"
     if not Path(cache).is_dir():

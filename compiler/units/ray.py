@@ -12,13 +12,14 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from compiler.units.local import Done
+from compiler.proof.encoders import Trial
 from compiler.units.machines import Terms, check, check_name, marked, portable, terms_of
-from compiler.units.task import Outcome, Task
+from compiler.units.task import OnOutcome, Outcome, Task, Trouble
 from compiler.units.unit import run_unit
 from schemas import install
 from schemas.errors import InputError, Problem, UsageError
@@ -35,24 +36,33 @@ STOPPING = 10.0
 """Seconds that units which are being compiled have to stop."""
 
 
-def run(tasks: Iterable[Task], workers: int, done: Done, *, address: str, say: Callable[[str], None]) -> str:
-    """Run the tasks, calling `done` for each as it ends. Return "", or what `done` said, which ends the run.
+@dataclass(frozen=True)
+class Cluster:
+    """Units on a Ray cluster. The address "" means $RAY_ADDRESS, or else a cluster on this machine for this run."""
 
-    At most `workers` tasks are in flight; 0 = twice the CPUs of the cluster, so that none of them waits for this
-    process. `address` "" means $RAY_ADDRESS, or else a cluster on this machine for the time of the run.
-    """
-    iterator = map(portable, tasks)
-    first = next(iterator, None)
-    if first is None:
-        return ""
-    with marked(Path(first.cache)) as mark, _connected(address, workers) as ray:
-        terms = terms_of(first.cache, mark, first.encoder, (first.setup.tokenizer, first.unit.path))
-        _check_nodes(ray, terms)
-        flight = _Flight(ray, terms, done, say)
-        try:
-            return flight.run(chain([first], iterator), workers or 2 * int(ray.cluster_resources()["CPU"]))
-        finally:
-            flight.stop()
+    address: str
+    workers: int
+    """Tasks in flight at most; 0 = twice the CPUs of the cluster, so that none of them waits for this process."""
+    say: Callable[[str], None]
+
+    def trial(self) -> Trial | None:
+        """None: the cluster is not asked before there are tasks."""
+        return None
+
+    def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
+        """Run the tasks; what a lost worker or node was doing is done again."""
+        iterator = map(portable, tasks)
+        first = next(iterator, None)
+        if first is None:
+            return None
+        with marked(Path(first.cache)) as mark, _connected(self.address, self.workers) as ray:
+            terms = terms_of(first.cache, mark, first.encoder, (first.setup.tokenizer, first.unit.path))
+            _check_nodes(ray, terms)
+            flight = _Flight(ray, terms, on_outcome, self.say)
+            try:
+                return flight.run(chain([first], iterator), self.workers or 2 * int(ray.cluster_resources()["CPU"]))
+            finally:
+                flight.stop()
 
 
 @contextmanager
@@ -177,13 +187,13 @@ class _Flight:
     end where the memory of a node is not enough.
     """
 
-    def __init__(self, ray: Any, terms: Terms, done: Done, say: Callable[[str], None]) -> None:
-        self.ray, self.terms, self.done, self.say = ray, terms, done, say
+    def __init__(self, ray: Any, terms: Terms, on_outcome: OnOutcome, say: Callable[[str], None]) -> None:
+        self.ray, self.terms, self.on_outcome, self.say = ray, terms, on_outcome, say
         self.compile = ray.remote(_compile).options(num_cpus=1, max_retries=0)
         self.flying: dict[Any, tuple[Task, int]] = {}
         self.nodes = set(_nodes(ray))
 
-    def run(self, tasks: Iterable[Task], limit: int) -> str:
+    def run(self, tasks: Iterable[Task], limit: int) -> Trouble | None:
         for task in tasks:
             self._submit(task, 1)
             while len(self.flying) >= limit:
@@ -192,7 +202,7 @@ class _Flight:
         while self.flying:
             if trouble := self._collect():
                 return trouble
-        return ""
+        return None
 
     def stop(self) -> None:
         """Take back what has not come back, and wait until nothing of it is written any more."""
@@ -204,12 +214,12 @@ class _Flight:
     def _submit(self, task: Task, tries: int) -> None:
         self.flying[self.compile.remote(task, self.terms)] = task, tries
 
-    def _collect(self) -> str:
+    def _collect(self) -> Trouble | None:
         """Wait for a task, and take whatever has come back by then."""
         refs = list(self.flying)
         if not self.ray.wait(refs, timeout=PATIENCE)[0]:
             self._look_for_lost_nodes()
-            return ""
+            return None
         for ref in self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
             task, tries = self.flying.pop(ref)
             try:
@@ -217,9 +227,9 @@ class _Flight:
             except _lost(self.ray) as error:
                 self._again(task, tries, type(error).__name__)
                 continue
-            if trouble := self.done(task, outcome):
+            if trouble := self.on_outcome(task, outcome):
                 return trouble
-        return ""
+        return None
 
     def _look_for_lost_nodes(self) -> None:
         """Do again what may have been on a node that is gone: one that falls silent answers nothing for minutes.

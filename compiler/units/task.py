@@ -1,12 +1,16 @@
-"""What a unit is compiled with, what comes of it, and the name of the object that it becomes."""
+"""What a unit is compiled with, what comes of it, where it may run, and the name of the object that it becomes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Protocol
 
 import registry
 from compiler.cache import objects
 from compiler.options import DatasetOptions, UnitOptions
+from compiler.proof.encoders import IDS_DIFFER, Trial
 from compiler.read import Unit
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.tokenizer.tokenizer import Sample
@@ -40,20 +44,41 @@ class Task:
     dataset: str
     """Its name, for progress only."""
     key: str
-    """The object's name, worked out once by whoever plans the run."""
+    """The name of the object, worked out once, where the file is cut."""
     encoder: str = REFERENCE
     """What encodes; the object does not depend on it."""
 
 
+class Trouble(StrEnum):
+    """Why what was compiled so far is no good, and everything is compiled in another way."""
+
+    IDS = IDS_DIFFER
+    SKELETON = "a skeleton did not reproduce the chat template's rendering"
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task. `trouble`: why the run must be done in another way, and there is no object then."""
+    """What came of a task; with `trouble` there is no object."""
 
-    trouble: str = ""
+    trouble: Trouble | None = None
     samples: list[Sample] = field(default_factory=list)
     """Texts that a fast encoder encoded, to be compared with the reference."""
     rows: int = 0
     rejected: int = 0
+
+
+OnOutcome = Callable[[Task, Outcome], Trouble | None]
+"""Called with what came of each task; a trouble ends the run."""
+
+
+class Engine(Protocol):
+    """A place where units run."""
+
+    def trial(self) -> Trial | None:
+        """Try the fast encoder in a process of the engine; None where none is there yet."""
+
+    def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
+        """Run the tasks, a few at a time. Return None when all are done, or the trouble that ended the run."""
 
 
 def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:

@@ -35,7 +35,7 @@ from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
 from compiler.tokenizer.encoders import version_of
 from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.units.task import Outcome, Setup, Task
+from compiler.units.task import Outcome, Setup, Task, Trouble
 from schemas.arrow import OBJECT
 from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
 
@@ -91,7 +91,7 @@ def run_unit(task: Task) -> Outcome:
         with _without_collections():
             compiler.run()
     except SkeletonMismatch:
-        return Outcome("a skeleton did not reproduce the chat template's rendering")
+        return Outcome(Trouble.SKELETON)
     samples = compiler.tokenizer.pop_samples()
     objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
     return Outcome(samples=samples, rows=compiler.counts["read"], rejected=len(compiler.rejects))

@@ -1,0 +1,80 @@
+"""A dataset after its units were compiled: their objects, and what was counted while they were made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from compiler.cache import objects
+from compiler.datasets.catalogue import Dataset
+from compiler.options import Request
+from schemas.errors import Reason
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """One unit of a dataset: which file it is from, what its object is called, the digest of its input."""
+
+    file: str
+    key: str
+    digest: str
+    offset: int
+    """Where the unit begins in its (decompressed) file, in bytes."""
+
+
+@dataclass
+class CompiledDataset:
+    """A dataset with its objects."""
+
+    dataset: Dataset
+    request: Request
+    records: list[UnitRecord] = field(default_factory=list)
+    loaded: list[objects.Object] = field(default_factory=list)
+
+    def counts(self) -> Counter[str]:
+        """The numbers of rows that were read, and rejected by reason ("rejected:REASON")."""
+        return self._total("counts")
+
+    def notes(self) -> Counter[str]:
+        """The numbers of rows that were repaired, were shortened or spell a control token."""
+        return self._total("notes")
+
+    def _total(self, what: str) -> Counter[str]:
+        total: Counter[str] = Counter()
+        for one in self.loaded:
+            total.update(one.info[what])
+        return total
+
+    def rejected(self) -> dict[str, int]:
+        """The number of rejects by reason, in alphabetical order."""
+        mark, counts = "rejected:", self.counts()
+        del counts[f"{mark}{Reason.CLEANED}"]
+        return {key.removeprefix(mark): n for key, n in sorted(counts.items()) if key.startswith(mark)}
+
+    def cleaned(self) -> int:
+        """The number of rows that the card's clean-up rules dropped: rejects.jsonl has them, but no mistake."""
+        return self.counts()[f"rejected:{Reason.CLEANED}"]
+
+    def num_examples(self) -> int:
+        """The number of examples that the rows make, rejected ones included."""
+        counts = self.counts()
+        return counts["read"] + counts["expanded"]
+
+    def first_rows(self) -> list[int]:
+        """For each unit, the number of rows of its file before it."""
+        seen: Counter[str] = Counter()
+        first = []
+        for record, one in zip(self.records, self.loaded, strict=True):
+            first.append(seen[record.file])
+            seen[record.file] += one.info["counts"].get("read", 0)
+        return first
+
+    def rejects(self) -> Iterator[dict[str, Any]]:
+        """The rejects with their dataset, file and row, in order."""
+        for record, one, first in zip(self.records, self.loaded, self.first_rows(), strict=True):
+            for reject in one.info["rejects"]:
+                offset = None if reject["offset"] is None else record.offset + reject["offset"]
+                where = {"dataset": self.dataset.name, "file": record.file, "row": first + reject["index"]}
+                yield where | {key: value for key, value in reject.items() if key != "index"} | {"offset": offset}

@@ -1,0 +1,118 @@
+"""The plan of a compile: every unit of the datasets, and which of them the cache lacks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from compiler.cache import objects
+from compiler.datasets.catalogue import Dataset
+from compiler.options import Request
+from compiler.proof.encoders import media_as_they_were, usable
+from compiler.read import cut, open_source, size_of
+from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.units.compiled import CompiledDataset, UnitRecord
+from compiler.units.progress import Done, Watcher
+from compiler.units.task import Outcome, Setup, Task, object_key
+from schemas.errors import IntegrityError
+
+UNITS_AHEAD = 4
+"""Units that are looked up in the cache while the next ones are cut."""
+
+
+@dataclass
+class UnitPlan:
+    """The units of a compile. `missing` cuts the files; when what it yields is compiled, `load` has every object."""
+
+    datasets: list[tuple[Dataset, Request]]
+    setup: Setup
+    cache: Path
+    tokenizer: Tokenizer
+    watcher: Watcher
+    only: tuple[int, int] | None = None
+    """(K, N): look at every N-th unit alone, beginning with the K-th; None = at all of them."""
+    done: Done = field(default_factory=Done)
+
+    def __post_init__(self) -> None:
+        """Begin with no unit."""
+        self.compiled = [CompiledDataset(dataset, request) for dataset, request in self.datasets]
+        self.found: dict[str, objects.Object] = {}
+
+    def missing(self) -> Iterator[Task]:
+        """Cut the files; yield a task for each unit that the cache lacks, and load what it has meanwhile."""
+        seen: set[str] = set()
+        waiting: deque[tuple[Task, Future[objects.Object | None]]] = deque()
+        with ThreadPoolExecutor(1) as loader:
+            for task in self._units():
+                if task.key not in seen:
+                    seen.add(task.key)
+                    waiting.append((task, loader.submit(self._usable, task.key)))
+                if len(waiting) > UNITS_AHEAD:
+                    yield from self._found_or_missing(*waiting.popleft())
+            while waiting:
+                yield from self._found_or_missing(*waiting.popleft())
+
+    def came_of(self, task: Task, outcome: Outcome) -> None:
+        """Count a unit that was compiled."""
+        self.done.count_compiled(task, outcome)
+        self.watcher.units(self.done)
+
+    def load(self) -> list[CompiledDataset]:
+        """Load the objects of all units, each of them checked."""
+        for one in self.compiled:
+            one.loaded = [self.found[r.key] if r.key in self.found else self._load(r) for r in one.records]
+        return self.compiled
+
+    def _units(self) -> Iterator[Task]:
+        """Yield every unit as the task that compiles it, and record it."""
+        sizes = [[size_of(file.path) for file in dataset.files] for dataset, _ in self.datasets]
+        total, before, number = sum(map(sum, sizes)), 0, count()
+        for one, sizes_of_files in zip(self.compiled, sizes, strict=True):
+            dataset = one.dataset
+            for file, size in zip(dataset.files, sizes_of_files, strict=True):
+                source = open_source(file.path)
+                for note in source.notes:
+                    self.watcher.say(f"{file.label}: {note}")
+                for unit in cut(source):
+                    self.done.bytes = before + min(unit.offset + unit.length, size)
+                    self.done.share = self.done.bytes / total if total else None
+                    if self.only is not None and next(number) % self.only[1] != self.only[0]:
+                        continue
+                    key = object_key(unit, dataset.options, self.setup)
+                    one.records.append(UnitRecord(file.label, key, unit.digest, unit.offset))
+                    yield Task(unit, dataset.options, self.setup, str(self.cache), dataset.name, key)
+                before += size
+
+    def _usable(self, key: str) -> objects.Object | None:
+        """An object of the cache; None where there is none that may be used."""
+        kept = objects.load(self.cache, key)
+        return kept if kept is not None and usable(kept, self.cache, self.tokenizer) else None
+
+    def _found_or_missing(self, task: Task, loading: Future[objects.Object | None]) -> Iterator[Task]:
+        kept = loading.result()
+        if kept is None:
+            yield task
+            return
+        self.found[task.key] = kept
+        self.done.count_cached(task.dataset, kept.info)
+        self.watcher.units(self.done)
+
+    def _load(self, record: UnitRecord) -> objects.Object:
+        kept = objects.load(self.cache, record.key)
+        if kept is None:
+            raise IntegrityError(
+                str(self.cache),
+                "an object that was just compiled is gone or damaged",
+                "Run again; then check the disk.",
+            )
+        if not media_as_they_were(kept):
+            raise IntegrityError(
+                record.file,
+                "an image or video of it changed meanwhile, or is another one on a machine that looked at it",
+                "Run again; on a cluster every machine must see them at the same paths.",
+            )
+        return kept
