@@ -122,11 +122,11 @@ class Conversation:
         return i < self.context and self.messages[i].role is Role.ASSISTANT
 
     def media(self) -> list[Media]:
-        """Return the media of all messages, in the order in which they stand."""
+        """The media of all messages, in the order in which they stand."""
         return [media for message in self.messages for media in message.media]
 
     def fingerprint(self) -> bytes:
-        """Return 16 bytes that are equal for equal conversations (text, roles, calls, tools, media; not weights)."""
+        """16 bytes, equal for equal conversations (text, roles, calls, tools, media; not weights)."""
         said = [*self.messages, *([self.rejected] if self.rejected else [])]
         parts = [_said(message) for message in said]
         more = [self.tools, self.rejected is not None, self.desirable, self.context]
@@ -172,5 +172,5 @@ class Segment:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Return JSON text exactly as the `tojson` filter of `transformers` writes it: spaces, no escapes."""
+    """JSON text exactly as the `tojson` filter of `transformers` writes it: spaces, no escapes."""
     return json.dumps(value, ensure_ascii=False, **options)

@@ -39,7 +39,7 @@ class Example:
 
 
 def within(offset: int | None, unit: Unit) -> int | None:
-    """Return an offset counted from the unit's start: an object serves its unit wherever the unit stands in a file."""
+    """An offset counted from the unit's start: an object serves its unit wherever the unit stands in a file."""
     return None if offset is None else offset - unit.offset
 
 
@@ -69,14 +69,14 @@ def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int]) -> pa.
 
 
 def _print(whole: bytes, piece: int) -> bytes:
-    """Return the conversation's fingerprint, another one for each further piece of a document."""
+    """The conversation's fingerprint, another one for each further piece of a document."""
     return xxhash.xxh3_128_digest(whole + piece.to_bytes(8)) if piece else whole
 
 
 def _sequences(
     prefix: str, sides: Sequence[Encoded | None], owners: dict[Owner, int]
 ) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64]]:
-    """Return the token columns of one side of the examples, null where there is none, and how many it trains."""
+    """The token columns of one side of the examples, null where there is none, and the numbers of trained tokens."""
     present = [side for side in sides if side is not None]
     absent = np.array([side is None for side in sides])
     mask = pa.array(absent) if absent.any() else None
@@ -93,12 +93,12 @@ def _sequences(
 
 
 def _counts(holds: npt.NDArray[np.bool_], offsets: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """Return for how many tokens of each row it holds, int64[N]."""
+    """The number of tokens of each row for which `holds` is true, int64[N]."""
     return np.diff(np.concatenate([[0], np.cumsum(holds)])[offsets])
 
 
 def _media(example: Example, kind: str) -> list[dict[str, Any]]:
-    """Return the references of one kind with where they stand in the ids."""
+    """The references of one kind with where they stand in the ids."""
     media = example.conversation.media()
     found = []
     for placed in example.encoded.placed:

@@ -24,12 +24,12 @@ Fitted = tuple[Conversation, list[Encoded]]
 
 
 def longest(sides: list[Encoded]) -> int:
-    """Return the length of the longer side, in tokens."""
+    """The length of the longer side, in tokens."""
     return max(side.length for side in sides)
 
 
 def fit(conversation: Conversation, sides: list[Encoded], max_length: int, policy: str, again: Encode) -> Fitted:
-    """Return the example at no more than `max_length` tokens; a RowError(`too_long`) where the policy cannot."""
+    """Shorten an example to `max_length` tokens; RowError(`too_long`) where the policy cannot."""
     length = longest(sides)
     if length <= max_length:
         return conversation, sides
@@ -73,7 +73,7 @@ def _first_that_fits(candidates: list[Conversation], max_length: int, again: Enc
 
 
 def _prefixes(conversation: Conversation, encoded: Encoded, max_length: int) -> list[Conversation]:
-    """Return the conversations that end with an earlier reply, the longest first, leaving out hopeless ones."""
+    """The conversations that end with an earlier reply, the longest first, leaving out hopeless ones."""
     if _only_last(conversation):
         return []
     candidates = []
@@ -87,7 +87,7 @@ def _prefixes(conversation: Conversation, encoded: Encoded, max_length: int) -> 
 
 
 def _suffixes(conversation: Conversation, excess: int, encoded: Encoded) -> list[Conversation]:
-    """Return the conversations that keep the system messages and begin at a later user message, the longest first."""
+    """The conversations that keep the system messages and begin at a later user message, the longest first."""
     messages = conversation.messages
     starts = [i for i, message in enumerate(messages) if message.role is Role.USER][1:]
     # Tokens that media stand for are not in the stretches: then no start is left out beforehand.
@@ -111,7 +111,7 @@ def _suffixes(conversation: Conversation, excess: int, encoded: Encoded) -> list
 
 
 def _with_system(messages: list[Message], merged: str) -> list[Message]:
-    """Return the messages with the system text that was merged into a dropped one before the first of them."""
+    """Put the system text that was merged into a dropped message before the first of those that are left."""
     return [put_before(messages[0], merged), *messages[1:]] if merged else messages
 
 
@@ -126,7 +126,7 @@ def _tokens_before(stretches: list[Stretch], starts: list[int]) -> dict[int, int
 
 
 def _cut(encoded: Encoded, max_length: int) -> Encoded:
-    """Return the first tokens, as many as fit; an image or a video is kept whole or not at all."""
+    """Keep the first tokens, as many as fit; an image or a video is kept whole or not at all."""
     keep, extra = max_length, 0
     placed = []
     for one in encoded.placed:
@@ -141,7 +141,7 @@ def _cut(encoded: Encoded, max_length: int) -> Encoded:
 
 
 def pieces(encoded: Encoded, max_length: int) -> list[Encoded]:
-    """Return a document's tokens in pieces of `max_length` and the rest; nothing predicts the first token of a piece.
+    """Cut a document into pieces of `max_length` tokens and the rest; nothing predicts the first token of a piece.
 
     A rest of one token would train nothing: the piece before it gives it one more. Where that has only two, the token
     before it stands before it again, as its context.

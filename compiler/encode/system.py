@@ -22,7 +22,7 @@ def merge_system(conversation: Conversation) -> bool:
 
 
 def put_before(message: Message, text: str) -> Message:
-    """Return the message with a text before its own, a blank line between; its media move with what they stand in."""
+    """Put a text before a message's own, with a blank line between; its media move with their text."""
     if not text:
         return message
     text = f"{text}\n\n"

@@ -39,7 +39,7 @@ class Policy:
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> Policy:
-        """Return the policy a card describes (`schemas/weights.schema.json`)."""
+        """The policy a card describes (`schemas/weights.schema.json`)."""
         keywords = {key: (w["keyword"], w["content"]) for key, w in card.get("keywords", {}).items()}
         patterns = tuple(
             (key, re.compile(w["pattern"], re.DOTALL), w["weight"]) for key, w in card.get("patterns", {}).items()
@@ -89,7 +89,7 @@ class Policy:
         return re.compile(f"\n({self._keyword.pattern})")  # begins with a literal, which is searched for quickly
 
     def intervals(self, reply: str, begin: int = 0) -> list[Interval]:
-        """Return the weighted stretches of a reply; the message's own text, which begins a line, is at `begin`.
+        """The intervals of a reply whose own text, which begins a line, is at character `begin`.
 
         Keywords are a state machine anchored at line starts: a keyword holds until the next one; the same words in
         the middle of a line are text. A pattern sees the reply from there too, but for what the template itself has
@@ -121,7 +121,7 @@ EVEN = Policy("none", {}, ())
 
 
 def _apart(intervals: list[Interval]) -> list[Interval]:
-    """Return the stretches in order and without overlap: where two overlap, the one that begins first has it."""
+    """Order intervals and take overlaps away: the interval that begins first keeps its characters."""
     apart: list[Interval] = []
     done = 0
     for start, end, weight, key in sorted(intervals):
@@ -132,7 +132,7 @@ def _apart(intervals: list[Interval]) -> list[Interval]:
 
 
 def _begin(reply: str, message: Message) -> int:
-    """Return where a message's own text begins in its reply: what it thinks comes first, and may hold the same words.
+    """Find where a message's own text begins in its reply: its thinking comes first and may hold the same words.
 
     A template may put a space before the text (Mistral, Llama 2), or strip it.
     """
@@ -177,12 +177,12 @@ def smallest(whole: Weighed, intervals: list[Interval], at: int) -> Weighed:
 
 
 def last_round(conversation: Conversation) -> Conversation:
-    """Return the conversation with every reply but the last as context."""
+    """Make every reply but the last context."""
     messages = conversation.messages
     last = max((i for i, message in enumerate(messages) if message.role is Role.ASSISTANT), default=0)
     return replace(conversation, messages=[*map(as_context, messages[:last]), *messages[last:]])
 
 
 def as_context(message: Message) -> Message:
-    """Return a reply as context; other messages as they are."""
+    """Make a reply context; other messages stay as they are."""
     return replace(message, weight=0.0) if message.role is Role.ASSISTANT else message

@@ -24,10 +24,10 @@ from compiler.conversation import Call, Conversation, Media, MediaFacts, Message
 from compiler.encode.shapes import Rendered
 from compiler.encode.tokens import Encoded, encode
 from compiler.encode.weigh import EVEN
+from compiler.templates.cut import merge
 from compiler.templates.guard import CUT
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template
-from compiler.templates.rendering import merge
 from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import IntegrityError, Reason, RowError
 

@@ -8,7 +8,7 @@ from compiler.tokenizer.tokenizer import Tokenizer
 
 
 def document_segments(conversation: Conversation, tokenizer: Tokenizer, template: Template) -> list[Segment]:
-    """Return the text between the tokens that the tokenizer itself puts first (often none) and the document's end.
+    """The text between the tokens that the tokenizer itself puts first (often none) and the document's end.
 
     All of it is trained but what stands first: nothing comes before it that could predict it (`fit.pieces`).
     """

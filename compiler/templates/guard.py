@@ -24,12 +24,12 @@ _MARKS = "[\U00100000-\U0010ffff]"
 
 
 def slot(number: int) -> str:
-    """Return the mark of slot `number`, which must be below MAX_SLOTS."""
+    """The mark of slot `number`, which must be below MAX_SLOTS."""
     return chr(_SLOTS + number)
 
 
 def slot_number(mark: str) -> int:
-    """Return the number of the slot whose mark this is."""
+    """The number of the slot whose mark this is."""
     return ord(mark) - _SLOTS
 
 
@@ -45,7 +45,7 @@ class Guard:
         self._word = next(w for w in (f"zq{i}x" for i in count()) if not any(w in text for text in lowered))
 
     def hide(self, text: str) -> str:
-        """Return `text` with every control token's text and slot character replaced by a mark."""
+        """Replace every control token's text and every slot character in `text` by a mark."""
         return self._pattern.sub(self._mark, text)
 
     def _mark(self, match: re.Match[str]) -> str:
@@ -66,14 +66,14 @@ class Guard:
         return len(whole) != len(re.findall(self._word, text, re.IGNORECASE))
 
     def restore(self, text: str) -> str:
-        """Return `text` with the hidden strings back in place."""
+        """Put the hidden strings back into `text`."""
         if not self._hidden:
             return text
         return re.sub(f"{self._word}([0-9a-f]+)z", lambda match: self._hidden[int(match[1], 16)], text)
 
 
 def map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a JSON value with `change` applied to every string in it, keys included."""
+    """Apply `change` to every string of a JSON value, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):

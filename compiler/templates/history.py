@@ -8,7 +8,7 @@ from compiler.conversation import Conversation, Role
 
 
 def by_reply(conversation: Conversation) -> list[Conversation]:
-    """Return one conversation for each trained reply, what comes before it being history.
+    """One conversation for each trained reply, with all that comes before it as history.
 
     For templates that render a reply differently once others follow (Qwen3 leaves earlier thinking out).
     """

@@ -65,7 +65,7 @@ def _to_json_filter(
 
 
 def python_arguments(arguments: Mapping[str, Any]) -> str:
-    """Return `a='x', b=1`: arguments as Python keywords, as ChatGLM3 writes them in tool_call(...)."""
+    """`a='x', b=1`: arguments as Python keywords, as ChatGLM3 writes them in tool_call(...)."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
@@ -109,7 +109,7 @@ class ChatTemplate:
         self._named_tokens = dict(named_tokens)
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, generation_prompt: bool) -> str:
-        """Return the rendered text; a template that refuses the conversation is a RowError with its own words."""
+        """The rendered text; a template that refuses the conversation is a RowError with its own words."""
         try:
             return self._template.render(
                 messages=messages,
@@ -125,7 +125,7 @@ class ChatTemplate:
             raise RowError(Reason.TEMPLATE_REFUSED, text) from error
 
     def sensitive_texts(self) -> list[str]:
-        """Return the string constants by which the template may look into a content.
+        """The string constants by which the template may look into a content.
 
         `'</think>' in content`, `content.split('</think>')`, `content | replace('a', 'b')`: a content that holds one
         of these may be rendered differently from any other, so it never goes through a skeleton.

@@ -11,8 +11,9 @@ import registry
 from compiler.media.rules import load_vision
 from compiler.templates.guard import CUT
 from compiler.templates.jinja import ChatTemplate
+from compiler.templates.markup import NO_VISION
 from compiler.templates.program import Program
-from compiler.templates.rendering import NO_VISION, Rendering
+from compiler.templates.rendering import Rendering
 from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import UsageError, nearest
 
@@ -37,7 +38,7 @@ class Template:
 def load_template(
     name: str, tokenizer: Tokenizer, *, special_text: str = "text", skeletons: bool = True, documents: bool = False
 ) -> Template:
-    """Return the template called `name`; "auto" is the tokenizer's own chat template. Documents need none."""
+    """The template called `name`; "auto" is the tokenizer's own chat template. Documents need none."""
     card: dict[str, Any] = {} if name == "auto" else registry.template(name)
     missing = [token for token in card.get("needs", ()) if token not in tokenizer.controls]
     if missing:
@@ -72,7 +73,7 @@ def load_template(
 
 
 def _own(tokenizer: Tokenizer) -> tuple[str, str]:
-    """Return the tokenizer's chat template, and the one it has for conversations with tools."""
+    """The tokenizer's chat template, and the one it has for conversations with tools."""
     sources = tokenizer.chat_templates
     if not sources:
         raise UsageError(
@@ -105,7 +106,7 @@ def _rendering(plain: str, with_tools: str, card: Mapping[str, Any], tokenizer: 
 
 
 def document_end(card: Mapping[str, Any], tokenizer: Tokenizer) -> str:
-    """Return the token after a document: the card's, the family's, or the tokenizer's eos; "" where there is none."""
+    """The token after a document: the card's, the family's, or the tokenizer's eos; "" where there is none."""
     eos = tokenizer.named_tokens.get("eos_token", "")
     candidates = [card.get("document_end"), registry.document_ends().get(eos), eos]
     return next((token for token in candidates if token and token in tokenizer.controls), "")

@@ -53,12 +53,12 @@ class Program:
     _seen: dict[ShapeKey, _Seen] = field(default_factory=dict)
 
     def segments(self, conversation: Conversation) -> list[Segment]:
-        """Return the conversation's segments, by skeleton where that is proven to be the same."""
+        """The conversation's segments, by skeleton where that is proven to give the same."""
         found = self.proven(conversation)
         return found.fill(conversation) if isinstance(found, Skeleton) else found
 
     def proven(self, conversation: Conversation) -> Skeleton | list[Segment]:
-        """Return the skeleton that the conversation is to be filled into, or else its segments, rendered."""
+        """The skeleton that the conversation may be filled into, or else its rendered segments."""
         if not self.skeletons or _has_no_shape(conversation):
             return self.rendering.segments(conversation)
         shape = _shape(conversation)
@@ -87,7 +87,7 @@ class Program:
         return skeleton
 
     def joined(self, conversation: Conversation) -> list[Segment]:
-        """Return the conversation's segments by its skeleton, unproven; by rendering where there can be none."""
+        """The conversation's segments by its skeleton, unproven; by rendering where it can have none."""
         if not self.skeletons or _has_no_shape(conversation):
             return self.rendering.segments(conversation)
         skeleton = self._skeleton_for(conversation, _shape(conversation))
@@ -102,7 +102,7 @@ class Program:
 
 
 def _has_no_shape(conversation: Conversation) -> bool:
-    """Return whether it holds what a shape does not say the place of: media, reasoning, tools that are no list."""
+    """Return whether it holds something that a shape has no slot for: media, reasoning, tools that are no list."""
     if conversation.tools is not None and not isinstance(conversation.tools, list):
         return True
     return any(message.media or message.reasoning is not None for message in conversation.messages)
@@ -113,7 +113,7 @@ def _is_sampled(conversation: Conversation) -> bool:
 
 
 def _shape(conversation: Conversation) -> ShapeKey:
-    """Return what a skeleton depends on: roles, calls, what is empty or absent, how many tools."""
+    """The key of a conversation's shape: roles, calls, which texts are empty or absent, how many tools."""
     turns = [
         (
             m.role,

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Segment, to_json
+from compiler.templates.cut import are_one, cut, merge
 from compiler.templates.guard import MAX_SLOTS, SLOT_PATTERN, slot, slot_number
 from compiler.templates.jinja import Slot
-from compiler.templates.rendering import Rendering, are_one, as_dict, merge
+from compiler.templates.messages import as_dict
+from compiler.templates.rendering import Rendering
 from schemas.errors import RowError
 
 Field = tuple[str, int, int]
@@ -79,7 +81,7 @@ class Skeleton:
 
 
 def make_skeleton(rendering: Rendering, conversation: Conversation) -> Skeleton | None:
-    """Return the skeleton of the conversation's shape; None where the template cannot be cut that way."""
+    """The skeleton of the conversation's shape; None where the template cannot be cut that way."""
     slots: list[Field] = []
 
     def new(kind: str, i: int, j: int = 0) -> str:
@@ -103,7 +105,7 @@ def make_skeleton(rendering: Rendering, conversation: Conversation) -> Skeleton 
         messages.append(named)
     tools = None if conversation.tools is None else [Slot(new("tool", j)) for j in range(len(conversation.tools))]
     try:
-        segments = rendering.cut(messages, tools, conversation)
+        segments = cut(rendering, messages, tools, conversation)
     except RowError:
         return None
     if len(slots) > MAX_SLOTS:
@@ -188,7 +190,7 @@ def _value(conversation: Conversation, what: str, i: int, j: int) -> str:
 
 
 def _with_contents(conversation: Conversation, text: str) -> Conversation:
-    """Return the conversation with every content that is not empty replaced, each by another text."""
+    """Replace every content that is not empty by a probe text, each by another one."""
     messages = [
         Message(m.role, f"{text}{i}{text}" if m.content else "", m.calls, m.name, m.call_id)
         for i, m in enumerate(conversation.messages)

@@ -14,7 +14,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 
 def with_reasoning(conversation: Conversation) -> Conversation:
-    """Return the conversation with the thinking of its replies apart; the same one where no reply has any."""
+    """Take the thinking of replies apart from their text; the same conversation where no reply has any."""
     messages = [_split(message) for message in conversation.messages]
     if all(new is old for new, old in zip(messages, conversation.messages, strict=True)):
         return conversation
@@ -22,7 +22,7 @@ def with_reasoning(conversation: Conversation) -> Conversation:
 
 
 def _split(message: Message) -> Message:
-    """Return a reply that begins with one thinking block with that apart; any other message as it is."""
+    """Take the thinking block that begins a reply apart; any other message stays as it is."""
     text = message.content
     if message.role is not Role.ASSISTANT or message.reasoning is not None or not text.startswith(OPEN):
         return message

@@ -45,7 +45,7 @@ BATCH = 512
 
 @lru_cache(maxsize=2)
 def _tools(setup: Setup) -> tuple[Tokenizer, Template]:
-    """Return the tokenizer and template of the settings, loaded once in each process."""
+    """The tokenizer and template of a setup, loaded once in each process."""
     tokenizer = Tokenizer.load(Path(setup.tokenizer))
     template = load_template(
         setup.template,
@@ -182,7 +182,7 @@ class _UnitCompiler:
     # -- length --
 
     def _examples(self, one: _Pending, sides: list[Encoded]) -> list[Example]:
-        """Return the example at its final length: several only where a document is longer than --max-length."""
+        """The example at its final length; several only where a document is longer than --max-length."""
         conversation, found, note = self._fitted(one.conversation, sides)
         if not all(side.weights.any() for sides in found for side in sides):  # a weight is never negative
             raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
@@ -199,7 +199,7 @@ class _UnitCompiler:
     def _fitted(
         self, conversation: Conversation, sides: list[Encoded]
     ) -> tuple[Conversation, list[list[Encoded]], str]:
-        """Return the conversation, the sequences of each example made of it, and what happened to its length."""
+        """Apply the length policy: the conversation, the sequences of each example made of it, and a note."""
         limit, policy = self.options.max_length, self.options.overlength
         document = self.read_as.kind == Kind.PRETRAIN
         if document and policy in ("turns", "last-turns"):
@@ -240,11 +240,11 @@ class _UnitCompiler:
         )
 
     def table(self) -> pa.Table:
-        """Return the compiled rows."""
+        """The compiled rows."""
         return pa.Table.from_batches(self.batches, OBJECT)
 
     def info(self, compared: int) -> dict[str, Any]:
-        """Return counts, rejects and what encoded, as the object's record keeps them."""
+        """Counts, rejects and the name of the encoder, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
         found |= {"dataset": self.task.dataset, "whos": list(self.owners)}
