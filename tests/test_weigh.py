@@ -6,7 +6,7 @@ import pytest
 
 import registry
 from compiler.conversation import Conversation, Message, Role
-from compiler.encode.weigh import Policy
+from compiler.encode.weigh import Policy, weigh_replies
 from tests.support.encoded import weighed_texts
 from tests.support.shared import tools
 
@@ -85,10 +85,11 @@ def test_what_a_reply_thinks_is_no_part_of_its_own_text_though_the_same_words_ar
     thought = "Paris is big.\nObservation: my notes say so.\nAction: look\nDone"
     rendered = f"<think>\n{thought}\n</think>\n\n{said.strip()}"
     message = Message(Role.ASSISTANT, said, reasoning=thought)
-    [found] = Policy.from_card(registry.weights("react")).of_replies([rendered], [message])
+    react = Policy.from_card(registry.weights("react"))
+    [(found, _)] = weigh_replies([react], [rendered], [Conversation([message])], 0)
     begin = rendered.index("</think>") + len("</think>\n\n")
-    assert all(start >= begin for start, *_ in found)
-    assert len(found) == (2 if said.startswith("Action") else 0)
+    expected = [(begin, 1.0, ""), (7, 2.0, "keyword"), (5, 2.0, "Action:")]
+    assert found == (expected if said.startswith("Action") else [(len(rendered), 1.0, "")])
 
 
 def test_a_policy_may_look_at_questions_alone() -> None:

@@ -32,11 +32,6 @@ class Example:
     piece: int = 0
     """Which piece of its document it is."""
 
-    @property
-    def sides(self) -> list[Encoded]:
-        """The sequences of the example: one, or the two of a preference pair."""
-        return [self.encoded] if self.rejected is None else [self.encoded, self.rejected]
-
 
 def within(offset: int | None, unit: Unit) -> int | None:
     """An offset counted from the unit's start: an object serves its unit wherever the unit stands in a file."""
@@ -49,6 +44,8 @@ def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int]) -> pa.
     groups = [example.conversation.group or whole for example, whole in zip(kept, wholes, strict=True)]
     chosen, trained = _sequences("", [example.encoded for example in kept], owners)
     rejected, also_trained = _sequences("rejected_", [example.rejected for example in kept], owners)
+    lengths = np.array([example.encoded.length for example in kept])
+    lengths += np.array([0 if example.rejected is None else example.rejected.length for example in kept])
     arrays = {
         **chosen,
         **rejected,
@@ -60,7 +57,7 @@ def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int]) -> pa.
         "part": pa.array([example.part for example in kept], pa.int32()),
         "index": pa.array([example.row.index for example in kept], pa.int64()),
         "offset": pa.array([within(example.row.offset, unit) for example in kept], pa.int64()),
-        "length": pa.array([sum(side.length for side in example.sides) for example in kept], pa.int32()),
+        "length": pa.array(lengths, pa.int32()),
         "fingerprint": pa.array([_print(whole, one.piece) for whole, one in zip(wholes, kept, strict=True)]),
         "group": pa.array(groups),
     }
@@ -99,6 +96,8 @@ def _counts(holds: npt.NDArray[np.bool_], offsets: npt.NDArray[np.integer[Any]])
 
 def _media(example: Example, kind: str) -> list[dict[str, Any]]:
     """The references of one kind with where they stand in the ids."""
+    if not example.encoded.placed:
+        return []
     media = example.conversation.media()
     found = []
     for placed in example.encoded.placed:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.conversation import Conversation, Role, Segment
-from compiler.encode.weigh import Interval, Policy, Weighed, cut, smallest
+from compiler.encode.weigh import Policy, Weighed, between, weigh_replies
 from compiler.templates.skeleton import Field, Text, values_of
 from compiler.tokenizer.tokenizer import Tokenizer
 
@@ -163,47 +163,42 @@ class Shape:
 
     def _weigh(self, reply: _Reply, rows: list[Rendered]) -> None:
         """Cut the runs of a reply where the policies change its weight or key."""
-        body = reply.runs[:-1]
-        messages = [row.conversation.messages[reply.message] for row in rows]
-        if len(body) == 1 and not self.swallowed[body[0]] and self.text_number[body[0]] >= 0:
-            replies = [row.texts[self.text_number[body[0]]] for row in rows]
+        *body, stop = reply.runs
+        if len(body) == 1 and not self.swallowed[body[0]]:
+            texts = [self._text(body[0], row) for row in rows]
         else:
-            replies = ["".join([self.swallowed[i] + self._text(i, row) for i in body]) for row in rows]
-        found = [policy.of_replies(replies, messages) for policy in self.policies]
-        asks = any(policy.queries for policy in self.policies)
-        for n, row in enumerate(rows):
-            whole = [policy.of_whole(row.conversation, reply.message) if asks else None for policy in self.policies]
-            if not asks and not any(intervals[n] for intervals in found):
-                continue
-            at = 0
-            for number in reply.runs:
-                at += len(self.swallowed[number])
-                length = len(self._text(number, row))
-                plain = (length, float(self.weight[number]), "")
-                weighed = [plain]
-                for intervals, weight in zip(found, whole, strict=True):
-                    if weight is not None:
-                        weighed = [(length, given * weight, key) for length, given, key in weighed]
-                    elif number != reply.runs[-1]:
-                        weighed = self._cut(number, weighed, intervals[n], at)
-                at += length
-                if weighed != [plain]:
-                    role = self.owners[number][0]
-                    row.pieces[number] = [
-                        Piece(length, weight, (role, key), reply.message, True) for length, weight, key in weighed
-                    ]
+            texts = ["".join([self.swallowed[i] + self._text(i, row) for i in body]) for row in rows]
+        found = weigh_replies(self.policies, texts, [row.conversation for row in rows], reply.message)
+        for row, text, (weighed, stop_weight) in zip(rows, texts, found, strict=True):
+            if len(weighed) > 1 or weighed[0] != (len(text), 1.0, ""):
+                at = 0
+                for number in body:
+                    at += len(self.swallowed[number])
+                    length = len(self._text(number, row))
+                    some = between(weighed, at, at + length) if len(body) > 1 else weighed
+                    if self.text_number[number] < 0:
+                        some = [self._of_control(number, some)]
+                    self._put(row, number, reply, some)
+                    at += length
+            if stop_weight != 1:
+                self._put(row, stop, reply, [(len(self.names[stop]), stop_weight, "")])
 
-    def _cut(self, number: int, weighed: list[Weighed], intervals: list[Interval], at: int) -> list[Weighed]:
-        return (cut if self.text_number[number] >= 0 else _cut_control)(weighed, intervals, at)
+    def _of_control(self, number: int, weighed: list[Weighed]) -> Weighed:
+        """One token weighs the smallest weight of its characters; the placeholder of an image or video weighs 0."""
+        least = 0.0 if self.media and self.media[number] >= 0 else min(weight for _, weight, _ in weighed)
+        return len(self.names[number]), least, next((key for _, _, key in weighed if key), "")
+
+    def _put(self, row: Rendered, number: int, reply: _Reply, weighed: list[Weighed]) -> None:
+        if weighed and (len(weighed) > 1 or weighed[0][1:] != (float(self.weight[number]), "")):
+            role = self.owners[number][0]
+            row.pieces[number] = [
+                Piece(length, weight, (role, key), reply.message, True) for length, weight, key in weighed
+            ]
 
     def _text(self, number: int, row: Rendered) -> str:
         """The text of a run in a row; a control token's own text for one."""
         text = self.text_number[number]
         return row.texts[text] if text >= 0 else self.names[number]
-
-
-def _cut_control(weighed: list[Weighed], intervals: list[Interval], at: int) -> list[Weighed]:
-    return [smallest(weighed[0], intervals, at)]
 
 
 def runs_of(segments: Iterable[tuple[Segment, Text]], tokenizer: Tokenizer) -> list[Run]:

@@ -190,23 +190,27 @@ def _weigh_pieces(
     characters.
     """
     shares: list[dict[int, list[int]]] = [{} for _ in rows]
-    by_bytes: list[tuple[dict[int, list[int]], int, list[Piece], int, int, list[int]]] = []
+    cut: list[tuple[dict[int, list[int]], int, list[Piece], int, int, str, bool]] = []
     for row, first, share in zip(rows, edges, shares, strict=False):
         for number, pieces in row.pieces.items():
             low, high = ends[first + number], ends[first + number + 1]
             if len(pieces) == 1:
                 weights[low:high] = pieces[0].weight
                 share[number] = [high - low]
-                continue
-            text, fresh = row.texts[row.shape.text_number[number]], bool(row.shape.fresh[number])
-            widths = _widths(text, pieces, ids[low:high], tokenizer, fresh=fresh)
-            if widths:
-                by_bytes.append((share, number, pieces, low, high, widths))
-                continue
-            _, offsets = tokenizer.encode_with_offsets(text, fresh=fresh)
-            given, widths = [piece.weight for piece in pieces], [piece.length for piece in pieces]
-            weights[low:high], owner = by_place(given, offsets[:, 0], offsets[:, 1], widths)
-            share[number] = np.bincount(owner, minlength=len(widths)).tolist()
+            else:
+                text, fresh = row.texts[row.shape.text_number[number]], bool(row.shape.fresh[number])
+                cut.append((share, number, pieces, low, high, text, fresh))
+    by_bytes: list[tuple[dict[int, list[int]], int, list[Piece], int, int, list[int]]] = []
+    as_is = [tokenizer.reads_as_is(text) for *_, text, _ in cut]
+    for (share, number, pieces, low, high, text, fresh), is_read_as_is in zip(cut, as_is, strict=True):
+        widths = _widths(text, pieces, ids[low:high], tokenizer, fresh=fresh) if is_read_as_is else []
+        if widths:
+            by_bytes.append((share, number, pieces, low, high, widths))
+            continue
+        _, offsets = tokenizer.encode_with_offsets(text, fresh=fresh)
+        given, widths = [piece.weight for piece in pieces], [piece.length for piece in pieces]
+        weights[low:high], owner = by_place(given, offsets[:, 0], offsets[:, 1], widths)
+        share[number] = np.bincount(owner, minlength=len(widths)).tolist()
     if by_bytes:
         assert tokenizer.byte_lengths is not None
         where = np.concatenate([np.arange(low, high) for *_, low, high, _ in by_bytes])
@@ -230,7 +234,7 @@ def _widths(
     A prefix space that the tokenizer puts before the text is the first piece's.
     """
     sizes = tokenizer.byte_lengths
-    if sizes is None or not len(ids) or not tokenizer.reads_as_is(text):
+    if sizes is None or not len(ids):
         return []
     widths = [piece.length for piece in pieces]
     if not text.isascii():

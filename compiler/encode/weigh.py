@@ -21,7 +21,7 @@ Interval = tuple[int, int, float, str]
 """(start, end, weight, key) in characters of a reply; intervals are in order and do not overlap."""
 
 Weighed = tuple[int, float, str]
-"""(number of characters, weight, key): neighbouring characters of one run that weigh the same."""
+"""(number of characters, weight, key): neighbouring characters of a reply that weigh the same."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,6 @@ class Policy:
         before = reversed(conversation.messages[:reply])
         query = next((message.content for message in before if message.role is Role.USER), "")
         return next((weight for text, weight in self.queries if text in query), None)
-
-    def of_replies(self, texts: list[str], messages: list[Message]) -> list[list[Interval]]:
-        """The intervals of each reply, given as the model would produce it, its stop left out."""
-        return [self.intervals(text, _begin(text, message)) for text, message in zip(texts, messages, strict=True)]
 
     @property
     def keys(self) -> list[str]:
@@ -142,9 +138,27 @@ def _begin(reply: str, message: Message) -> int:
     return next((place for place in places if place >= 0), after)
 
 
-def cut(weighed: list[Weighed], intervals: list[Interval], at: int) -> list[Weighed]:
-    """Cut a run that begins at character `at` of its reply at the intervals, and multiply by their weights."""
+def weigh_replies(
+    policies: list[Policy], texts: list[str], conversations: list[Conversation], number: int
+) -> list[tuple[list[Weighed], float]]:
+    """Weigh message `number` of each conversation, a reply of this text: its characters, and the stop after them."""
+    found = []
+    for text, conversation in zip(texts, conversations, strict=True):
+        weighed, stop = [(len(text), 1.0, "")], 1.0
+        for policy in policies:
+            whole = policy.of_whole(conversation, number)
+            if whole is not None:
+                weighed, stop = [(length, weight * whole, key) for length, weight, key in weighed], stop * whole
+            elif intervals := policy.intervals(text, _begin(text, conversation.messages[number])):
+                weighed = _multiplied(weighed, intervals)
+        found.append((weighed, stop))
+    return found
+
+
+def _multiplied(weighed: list[Weighed], intervals: list[Interval]) -> list[Weighed]:
+    """Cut characters at intervals, and multiply their weights by those of the intervals."""
     found: list[Weighed] = []
+    at = 0
     for length, weight, key in weighed:
         end = at + length
         for start, stop, times, name in intervals:
@@ -164,16 +178,16 @@ def cut(weighed: list[Weighed], intervals: list[Interval], at: int) -> list[Weig
     return found
 
 
-def smallest(whole: Weighed, intervals: list[Interval], at: int) -> Weighed:
-    """Weigh a control token at character `at` of its reply: one token, so the smallest weight that it covers."""
-    length, weight, _ = whole
-    end = at + length
-    covered = [(max(start, at), min(stop, end), times, name) for start, stop, times, name in intervals]
-    covered = [one for one in covered if one[0] < one[1]]
-    if not covered:
-        return whole
-    rest = [1.0] if sum(stop - start for start, stop, *_ in covered) < length else []
-    return length, weight * min([times for _, _, times, _ in covered] + rest), covered[0][3]
+def between(weighed: list[Weighed], start: int, end: int) -> list[Weighed]:
+    """The characters [start, end) of weighed ones."""
+    found: list[Weighed] = []
+    at = 0
+    for length, weight, key in weighed:
+        low, high = max(at, start), min(at + length, end)
+        if low < high:
+            found.append((high - low, weight, key))
+        at += length
+    return found
 
 
 def last_round(conversation: Conversation) -> Conversation:

@@ -80,9 +80,10 @@ class Program:
             if skeleton.fits(row) and skeleton.fill(row) != rendered:
                 raise SkeletonMismatch
         seen.first.clear()
+        sampled = _is_sampled(conversation)
         if not skeleton.fits(conversation):
             return self.rendering.segments(conversation)
-        if _is_sampled(conversation) and skeleton.fill(conversation) != self.rendering.segments(conversation):
+        if sampled and skeleton.fill(conversation) != self.rendering.segments(conversation):
             raise SkeletonMismatch
         return skeleton
 
