@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,27 @@ def test_objects_of_another_version_are_told_apart_and_pruned_alone(
     assert said("prune", "--cache", folder, "--other-versions")["objects"] == 2
     assert files_of(folder) == ours
     assert compile_(rows("a"))["units_cached"] == 1
+
+
+def test_a_change_of_the_source_makes_objects_stale_only_where_it_can_decide_bytes(tmp_path: Path, rows: Any) -> None:
+    file, code = rows("a"), tmp_path / "code"
+    for name in ("compiler", "registry", "schemas", "trainer"):
+        shutil.copytree(ROOT / name, code / name)
+    shutil.copy(ROOT / "cli.py", code)
+
+    def units_compiled() -> int:
+        command = [sys.executable, "-m", "cli", "compile", file, "--cache", tmp_path / "cache", "-o", tmp_path / "out"]
+        done = subprocess.run([*command, "--json"], cwd=code, check=True, capture_output=True)
+        return int(json.loads(done.stdout)["units_compiled"])
+
+    assert units_compiled() == 1
+    for room in ("inspect", "commands", "sets", "datasets"):
+        for path in (code / "compiler" / room).glob("*.py"):
+            path.write_text(path.read_text("utf-8") + "# another version\n", "utf-8")
+    assert units_compiled() == 0
+    with (code / "compiler" / "encode" / "weigh.py").open("a") as weigh:
+        weigh.write("# another version\n")
+    assert units_compiled() == 1
 
 
 # -- verify --

@@ -15,6 +15,8 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+from compiler.cache.objects import DECIDES_BYTES
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("compiler", "trainer", "registry", "schemas")
 FLOORS = [
@@ -148,3 +150,18 @@ def test_at_most_three_files_are_longer_than_320_lines() -> None:
     lengths = {file(module): len(modules()[module].read_text(encoding="utf-8").splitlines()) for module in modules()}
     long = {name: length for name, length in lengths.items() if length > 320}
     assert len(set(long) - LONG) <= 3, long
+
+
+def test_the_digest_of_the_code_covers_every_module_that_compiles_a_unit_or_certifies_a_template() -> None:
+    found, left = set[str](), ["compiler.units.unit", "compiler.proof.certificate"]
+    while left:
+        module = left.pop()
+        if module not in found:
+            found.add(module)
+            left += imported(module) & set(modules())
+    covered = {path for pattern in DECIDES_BYTES for path in ROOT.glob(pattern)}
+    assert all(next(ROOT.glob(pattern), None) for pattern in DECIDES_BYTES)
+    assert len(found) > 60
+    assert {modules()[module] for module in found} <= covered
+    for room_ in ("inspect", "commands", "sets", "datasets"):
+        assert not covered & set((ROOT / "compiler" / room_).rglob("*")), room_

@@ -58,14 +58,30 @@ class Object:
         return self.stamp[0]
 
 
+DECIDES_BYTES = (
+    *(f"compiler/{room}/**/*.py" for room in ("read", "formats", "rows", "media")),
+    *(f"compiler/{room}/**/*.py" for room in ("templates", "tokenizer", "encode", "proof")),
+    "compiler/conversation.py",
+    "compiler/options.py",
+    "compiler/cache/objects.py",
+    "compiler/units/task.py",
+    "compiler/units/unit.py",
+    "registry/*.py",
+    "schemas/*.py",
+    "schemas/*.json",
+)
+"""The source files that what is kept in the cache depends on. A change of others leaves the cache as good as it was.
+
+The data of the registry is not here: names of objects hold the digests of what they use of it.
+"""
+
+
 @cache
 def code_digest() -> str:
-    """Return a digest of the compiler's own source and schemas: another version never reads our objects."""
+    """A digest of the source that decides bytes: a version with another one never reads our objects."""
     total = hashlib.sha256()
-    for folder in ("compiler", "schemas"):
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".json"):
-                total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    for path in sorted({path for pattern in DECIDES_BYTES for path in ROOT.glob(pattern)}):
+        total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
     return total.hexdigest()
 
 
