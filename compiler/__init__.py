@@ -1,2 +1,27 @@
-"""The compiler: source rows -> objects -> shards. Start reading at `pipeline.py`."""
+"""The compiler: source files become a set, in five steps.
+
+    1 choose            2 lift                         3 encode
+    names -> files  ->  row -> conversation        ->  rendering -> ids, labels, weights
+    datasets, read      or reject                      templates, tokenizer, encode, proof
+                        formats, rows, media                       |
+                                                                   |
+    set  <-  mix, pack, link  <-  object of a unit  <--------------+
+    5 link                        4 keep
+    sets                          units, cache
+
+1. Choose: names become datasets, datasets become files, files are cut into units.
+2. Lift: a row is checked and becomes a conversation, or a reject with its place and reason.
+3. Encode: the chat template is laid around the messages; text becomes ids, labels and weights. `proof` checks the
+   template and the encoder first.
+4. Keep: the examples of a unit become an object in the cache, named by a digest of all that decides its bytes.
+5. Link: the mix draws rows, which are copied from objects into shards; the manifest is written last.
+
+    pipeline.py      the story of `cli compile`: start reading here
+    conversation.py  the types of a row on its way
+    options.py       everything that a compile can be asked
+    inspect/         what a finished set holds and trains
+    commands/        the command line
+
+docs/architecture.md follows one row through the steps, with printed values.
+"""
 # finetune-data-compiler: by this name cli.py knows its own packages.

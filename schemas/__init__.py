@@ -1,4 +1,16 @@
-"""What may pass: JSON Schemas, the Arrow schema of a shard, errors. The bottom floor: imports nothing above it."""
+"""What may pass between rooms: the contract of compiler and trainer. The lowest floor; it imports nothing of ours.
+
+*.schema.json  JSON Schemas of source formats, cards, configurations and the manifest
+arrow.py       the columns of a shard
+manifest.py    the manifest of a set
+reader.py      a set opened by its manifest, every batch checked before use
+packs.py       the examples in a row of a packed set
+order.py       seeded orders, the same on every machine
+stores.py      object stores
+disk.py        durable writes, digests of files
+errors.py      errors that a user can fix, and reasons of rejects
+install.py     the command that installs an extra
+"""
 # finetune-data-compiler: by this name cli.py knows its own packages.
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""The cache of compiled units: objects named by a digest of what decides their bytes, and the pruning of them."""
+"""Step 4, keep: objects and records in the cache, and their removal.
+
+objects.py  store and load: the name of an object is the digest of everything that decides its bytes
+prune.py    what is in the cache, whether it is whole, what to remove; the lock that compiles share
+"""

@@ -1,4 +1,13 @@
-"""The command line of the compiler: parse, call, print. What a command needs is imported when it runs."""
+"""The command line of the compiler: parse, call, print. What a command needs is imported when it runs.
+
+compile.py       cli compile
+sets.py          cli inspect, cli verify
+formats.py       cli formats
+cache.py         cli cache
+report.py        what cli compile prints at its end
+cache_report.py  what cli cache prints
+terminal.py      progress on stderr, results on stdout
+"""
 
 from compiler.commands.cache import cache
 from compiler.commands.compile import compile_

@@ -1,1 +1,10 @@
-"""From names to files: the registry's cards, the user's dataset_info.json, files on the command line, hubs."""
+"""Step 1, choose: names become datasets, and datasets become files.
+
+--mix agent:1,chats#500  ->  catalogue  ->  files
+                             a file, a card of the registry, or an entry of a dataset_info.json
+
+catalogue.py  a name to a dataset: format, columns, files, weights policy
+files.py      the files of a dataset: one, or those of a folder
+hub.py        datasets and tokenizers of the hubs: a local copy, or a download
+chosen.py     all datasets of a compile, which are of one kind
+"""

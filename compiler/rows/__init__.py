@@ -1,1 +1,14 @@
-"""From a row's value to conversations: repaired, validated, lifted, cleaned."""
+"""Step 2, lift: a row's value becomes conversations, or a reject with its pointer. Nothing here knows a template.
+
+row -> mend -> validate -> persona -> lift (formats) -> repair -> clean -> turns, ReAct, media -> conversation
+
+lift.py      these steps, in order
+mend.py      repairs of raw rows, before they are validated
+validate.py  rows against the JSON Schema of their format, with the user's names in it
+persona.py   self-cognition: the model's name in place of placeholders
+repair.py    repairs of conversations
+clean.py     the clean-up rules of a dataset's card
+media.py     the images and videos of a row: found, measured, counted in tokens
+hints.py     the repairs that would make a rejected row good
+react/       ReAct text: parsed, checked, written
+"""

@@ -1,1 +1,15 @@
-"""One unit compiled to an object, and where units run: this process, local workers, Ray, other machines."""
+"""Steps 1 to 4 for every unit: what the cache lacks is compiled, here or elsewhere; then all of it is loaded.
+
+datasets -> plan.missing() -> tasks -> engine -> objects in the cache -> plan.load() -> compiled datasets
+            cut, look up               run_unit
+
+plan.py      the units of the datasets, and which of them the cache lacks
+run.py       the plan run by an engine, and run again where a proof failed
+task.py      what a unit is compiled with, and the name of its object
+unit.py      one unit compiled: rows to conversations to columns to an object
+local.py     the engine on this machine: this process, or a pool of processes
+ray.py       the engine on a Ray cluster
+machines.py  what must be the same on every machine of a cluster
+compiled.py  a dataset's objects, and what was counted while they were made
+progress.py  how far a run is
+"""

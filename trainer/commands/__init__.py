@@ -1,4 +1,11 @@
-"""The command line of the trainer: parse, call, print. What a command needs is imported when it runs."""
+"""The command line of the trainer: parse, call, print. What a command needs is imported when it runs.
+
+train.py      cli train
+export.py     cli export
+chat.py       cli chat
+doctor.py     cli doctor
+libraries.py  whether the extra `train` is installed, and how much its libraries print
+"""
 
 from trainer.commands.chat import chat_command
 from trainer.commands.doctor import doctor_command

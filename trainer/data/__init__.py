@@ -1,1 +1,11 @@
-"""From shards to batches: order, streaming, collation, images."""
+"""Rows of a set become batches. What is trained when is arithmetic, so a resume needs one number.
+
+order -> stream (store) -> collate (images) -> loader -> batch
+
+order.py    which rows a step has: a function of rows, seed, epoch and step
+stream.py   any row of a set, every batch of a shard checked
+store.py    batches of a set in an object store, kept on disk
+collate.py  rows to tensors
+images.py   images, loaded and checked when their batch is made
+loader.py   coming batches, made by threads while the device works
+"""

@@ -1,4 +1,4 @@
-"""Objectives: what is minimized, one file each. A new one is a file, its settings, and a place in `OBJECTIVES`.
+"""Objectives: what is minimised, one file each. A new one is a file, its settings, and its name in `OBJECTIVES`.
 
 A batch is a dict of tensors, B rows of T tokens, padded on the right:
 
@@ -12,6 +12,12 @@ A batch is a dict of tensors, B rows of T tokens, padded on the right:
 and anything else the model takes (pixel_values, image_grid_thw, ...), which is passed on to it. Batches of pairs hold
 the other side under the same names with a prefix: `rejected_` (preference), `kl_` (the mismatched pairs of KTO). What a
 side lacks (the pixels, which belong to the prompt) is taken from the row itself.
+
+    objective.py      what an objective declares
+    cross_entropy.py  sft, pretrain
+    dpo.py            preference
+    kto.py            kto
+    log_probs.py      log-probabilities of tokens and rows, by the model and by its reference
 
 An objective returns sums. Loss = sum of `loss_sum` / sum of `weight_sum` over all ranks and accumulated batches of a
 step, so it does not depend on how many of either there are.

@@ -1,1 +1,5 @@
-"""Generation and its scores."""
+"""What a model writes, beside what the rows say.
+
+generate.py  predictions for every reply of a split
+metrics.py   BLEU, ROUGE, and the match of calls
+"""

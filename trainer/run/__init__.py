@@ -1,1 +1,14 @@
-"""One run: its plan and checks, DeepSpeed, steps, checkpoints, evaluation, logs."""
+"""One run: planned, checked, stepped, saved, watched.
+
+plan.py         steps and order, known before a weight is loaded
+checks.py       what set, model and configuration must be for each other
+report.py       what `--dry-run` prints, and likely mistakes
+sanity.py       the first sequence, token by token
+probe.py        a pack's loss against its examples' losses
+deepspeed.py    the model in DeepSpeed
+step.py         one step: sum of weighted losses over sum of weights
+schedule.py     the learning rate of a step
+evaluate.py     losses on the validation split
+checkpoints.py  checkpoints, complete once their mark is written
+log.py          log.jsonl, the screen, loss.png, trackers
+"""

@@ -1,1 +1,8 @@
-"""After training: export and chat."""
+"""After training: a checkpoint becomes a model to serve, or talks.
+
+checkpoint.py  a checkpoint with its set and base model
+merge.py       LoRA merged into the weights, and the proof that it predicts the same
+tokenizer.py   the set's tokenizer and chat template as Transformers reads them
+export.py      the Hugging Face folder
+chat.py        a conversation in the model's chat template
+"""
