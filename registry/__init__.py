@@ -1,6 +1,6 @@
-"""What is known, as data: cards of datasets, templates and weights, samples, the self-cognition pool, a tokenizer.
+"""Facts as data: cards of datasets, templates, weights and vision, samples, the self-cognition pool, a tokenizer.
 
-One file per thing; this loader reads them, and nothing is registered by being imported.
+One file per fact. This loader reads them; importing a module registers nothing.
 """
 # finetune-data-compiler: by this name cli.py knows its own packages.
 
@@ -25,9 +25,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""Every file of a model's folder that can decide an id or a rendering."""
+"""The files of a model's folder that can decide an id or a rendering."""
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-"""Every file of a model's folder that can decide how many tokens a picture or a video is."""
+"""The files of a model's folder that can decide the number of tokens of a picture or video."""
 SELF_COGNITION = ROOT / "self_cognition" / "pool.jsonl"
 
 
@@ -47,37 +47,37 @@ def _names(folder: str) -> list[str]:
 
 
 def template_names() -> list[str]:
-    """Return the names of the template cards."""
+    """The names of the template cards."""
     return _names("templates")
 
 
 def template(name: str) -> dict[str, Any]:
-    """Return a template card; an unknown name is a UsageError with the nearest one."""
+    """A template card; an unknown name is a UsageError with the nearest one."""
     return _load("templates", name, "template_card", "--template")
 
 
 def template_source(file: str) -> str:
-    """Return the Jinja text a template card names."""
+    """The Jinja text a template card names."""
     return (ROOT / "templates" / file).read_text(encoding="utf-8")
 
 
 @cache
 def tokenizer_families() -> dict[str, dict[str, Any]]:
-    """Return how vocabulary files without a tokenizer.json are read, by tokenizer class."""
+    """How vocabulary files without a tokenizer.json are read, by tokenizer class."""
     loaded: dict[str, dict[str, Any]] = json.loads((ROOT / "tokenizers" / "families.json").read_text(encoding="utf-8"))
     return loaded
 
 
 @cache
 def awkward_texts() -> list[str]:
-    """Return pieces of text at which encoders differ, where they do."""
+    """Pieces of text at which encoders are known to differ."""
     loaded: list[str] = json.loads((ROOT / "tokenizers" / "awkward_texts.json").read_text(encoding="utf-8"))
     return loaded
 
 
 @cache
 def document_ends() -> dict[str, str]:
-    """Return what ends a document for tokenizers whose eos is the stop of a chat turn, by that eos."""
+    """The token that ends a document, by eos, for tokenizers whose eos is the stop of a chat turn."""
     loaded = json.loads((ROOT / "tokenizers" / "document_ends.json").read_text(encoding="utf-8"))
     ends: dict[str, str] = loaded["by_eos"]
     return ends
@@ -85,18 +85,18 @@ def document_ends() -> dict[str, str]:
 
 @cache
 def other_models() -> dict[str, list[str]]:
-    """Return the names of other models: "words" stand by themselves, "texts" anywhere."""
+    """The names of other models: "words" stand by themselves, "texts" anywhere."""
     loaded: dict[str, list[str]] = json.loads(OTHER_MODELS.read_text(encoding="utf-8"))
     return loaded
 
 
 def weights_names() -> list[str]:
-    """Return the names of the weights policies."""
+    """The names of the weights policies."""
     return _names("weights")
 
 
 def weights(name: str) -> dict[str, Any]:
-    """Return a weights policy; an unknown name is a UsageError with the nearest one.
+    """A weights policy; an unknown name is a UsageError with the nearest one.
 
     `A+B` is A with B after it: their weights multiply.
     """
@@ -105,27 +105,27 @@ def weights(name: str) -> dict[str, Any]:
 
 
 def vision_names() -> list[str]:
-    """Return the names of the vision cards."""
+    """The names of the vision cards."""
     return _names("vision")
 
 
 def vision(name: str) -> dict[str, Any]:
-    """Return a vision card; an unknown name is a UsageError with the nearest one."""
+    """A vision card; an unknown name is a UsageError with the nearest one."""
     return _load("vision", name, "vision", "vision card")
 
 
 def datasets() -> dict[str, dict[str, Any]]:
-    """Return the shipped dataset cards by name."""
+    """The shipped dataset cards by name."""
     return {name: _load("datasets", name, "dataset_card", "--mix") for name in _names("datasets")}
 
 
 def train_config_names() -> list[str]:
-    """Return the names of the tables for training configurations of other tools."""
+    """The names of the tables for training configurations of other tools."""
     return _names("train_configs")
 
 
 def train_config(name: str) -> dict[str, Any]:
-    """Return how the keys of another tool's training configuration become ours, included tables and all."""
+    """How the keys of another tool's training configuration become ours, with the included tables."""
     table = _load("train_configs", name, "train_dialect", "train config")
     keys = dict(table["keys"])
     for other, prefix in table.get("include", {}).items():

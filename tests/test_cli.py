@@ -185,7 +185,8 @@ def test_exit_5_is_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None
     done = cli("compile", tmp_path / "gone.jsonl", "--cache", tmp_path / "c", "-o", tmp_path / "out")
     assert (done.returncode, done.stdout) == (5, "")
     assert done.stderr == (
-        f"error: {tmp_path}/gone.jsonl: no such file or folder\n  Check the path; relative ones start where you are.\n"
+        f"error: {tmp_path}/gone.jsonl: no such file or folder\n"
+        "  Check the path; a relative path starts at the current folder.\n"
     )
 
 

@@ -86,7 +86,7 @@ def test_control_tokens_have_the_ids_of_the_model() -> None:
 
 
 def test_the_first_qwen_is_read_from_its_ranks(tmp_path: Path) -> None:
-    """qwen.tiktoken has no shared copy: a small one in its form, control tokens numbered on from its end."""
+    """qwen.tiktoken has no shared copy: a small one in its form, control tokens numbered after its last id."""
     tokens = [bytes([byte]) for byte in range(256)] + [b"he", b"ll", b"hell", b"hello"]
     lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
     (tmp_path / "qwen.tiktoken").write_text("\n".join(lines) + "\n", encoding="ascii")

@@ -743,7 +743,7 @@ def test_a_reply_to_be_unlearned_far_into_a_plain_file_is_never_trained(run: Run
     assert sorted(row["row"] for row in rows(tmp_path / "out")) == list(range(40))
     (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
     assert (reject["row"], reject["reason"]) == (40, "schema")
-    assert reject["message"].startswith("expected a plain row as the first ones are, found a ")
+    assert reject["message"].startswith("expected a plain row like the first ones, found a ")
 
 
 def test_two_replies_that_are_the_same_are_no_preference(run: Run, tmp_path: Path) -> None:

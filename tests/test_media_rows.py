@@ -327,7 +327,7 @@ REFUSED = [
     (chat(("u", "q"), ("a", "<image>")) | {"images": ["a.png"]}, "/images/0", "found 1 image and no mark; --repair"),
     (chat(("s", "<image>"), ("u", "q"), ("a", "r")) | {"images": ["a.png"]}, "/images/0", "and no mark"),
     (ASKED | {"images": ["gone.png"]}, "/images/0", "no such file"),
-    (ASKED | {"images": ["../data/a.png"]}, "/images/0", "it goes up with '..'"),
+    (ASKED | {"images": ["../data/a.png"]}, "/images/0", "it contains '..'"),
     (ASKED | {"images": ["https://example.org/a.png"]}, "/images/0", "references with a scheme are not followed"),
     (ASKED | {"images": ["rows.jsonl"]}, "/images/0", "rows.jsonl"),
     (chat(("u", "<video>q"), ("a", "r")) | {"videos": [["v/0.png", "a.png"]]}, "/videos/0", "frames of one size"),

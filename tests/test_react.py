@@ -513,14 +513,14 @@ def called(*calls: Call, answers: Any = "rain", text: str = "", ends: str = "Rai
         (
             [user(), reply("", BERGEN, weight=2.0), result("rain"), reply("Rain.", weight=2.0)],
             1,
-            "the reply asks for a weight of 2, and the results in it",
+            "the reply asks for a weight of 2, and the results inside it",
         ),
         (called(answers=[result("rain", weight=1.0)]), 2, "the result is trained"),
         ([*CALLED[:3], reply("Rain.", reasoning="Hm.")], 3, "the reasoning of a reply"),
     ],
 )
 def test_what_the_text_cannot_say_is_refused_with_its_place(messages: list[Message], place: int, message: str) -> None:
-    with pytest.raises(RowError, match=re.escape(f"ReAct text cannot say it: {message}")) as caught:
+    with pytest.raises(RowError, match=re.escape(f"ReAct text cannot express this: {message}")) as caught:
         to_text(Conversation(messages), "en", turns="/messages")
     assert caught.value.reject.reason is Reason.TEMPLATE_REFUSED
     assert caught.value.reject.pointer == f"/messages/{place}"
@@ -740,7 +740,7 @@ def test_places_and_history_follow_when_a_message_is_left_out() -> None:
 def test_a_row_with_a_text_of_the_card_is_rejected_with_its_place(
     messages: list[Message], text: str, pointer: str
 ) -> None:
-    with pytest.raises(RowError, match=f"message has '{text}'") as caught:
+    with pytest.raises(RowError, match=f"message contains '{text}'") as caught:
         clean(Conversation(messages), BENCH, "/conversations")
     assert (caught.value.reject.reason, caught.value.reject.pointer) == (Reason.CLEANED, pointer)
 

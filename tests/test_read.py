@@ -313,7 +313,7 @@ def test_links_in_a_circle_are_one_message(tmp_path: Path) -> None:
 
 def test_a_directory_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").mkdir()
-    assert "is a directory" in refusal(tmp_path / "a.jsonl")
+    assert "is a folder" in refusal(tmp_path / "a.jsonl")
 
 
 def test_a_pipe_is_one_message_and_does_not_wait_for_a_writer(tmp_path: Path) -> None:

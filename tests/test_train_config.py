@@ -226,7 +226,7 @@ def test_every_key_of_such_a_file_is_taken_over_or_named(name: str) -> None:
         ("qwen2.5_14B_lora_sft.yaml", ("cutoff_len", "cutof_len"), "did you mean 'cutoff_len'"),
         ("qwen2.5_14B_lora_sft.yaml", ("stage: sft", "stage: ppo"), "'ppo' cannot be had"),
         ("qwen2.5_14B_lora_sft.yaml", ("finetuning_type: lora", "finetuning_type: oft"), "'oft' cannot be had"),
-        ("qwen2.5_14B_lora_sft.yaml", ("do_train: true", "do_train: false"), "this command trains"),
+        ("qwen2.5_14B_lora_sft.yaml", ("do_train: true", "do_train: false"), "this command only trains"),
     ],
 )
 def test_what_cannot_be_had_is_refused(tmp_path: Path, name: str, change: tuple[str, str], said: str) -> None:

@@ -1,7 +1,7 @@
 """ChatGLM3: conversations of {role, content}, with `tool` turns that hold a call and its result at once.
 
-A `tool` turn is lifted apart: the call belongs to the assistant, the observation is a tool's result. Tools may be any
-JSON; they become the system prompt, so a row with tools has no system message of its own.
+A `tool` turn is split: the call belongs to the assistant, the observation is a tool's result. Tools may be any JSON;
+they become the system prompt, so a row with tools has no system message of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROLES = {
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
-    """Return the conversation; `places` says which messages came from which turn."""
+    """The conversation; `places` tells from which turn each message came."""
     found, column = read_columns(row, columns), columns["messages"]
     tools = found.get("tools")
     messages: list[Message] = []
@@ -45,7 +45,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
 
 
 def _tool_turn(turn: dict[str, Any], messages: list[Message]) -> list[Message]:
-    """Return a tool turn's call and result; the call joins the thought before it where both weigh the same."""
+    """The call and the result of a tool turn; the call joins the thought before it if both have the same weight."""
     call = Call(turn["name"], turn["parameters"])
     observation = turn["observation"]
     result = Message(Role.TOOL, observation if isinstance(observation, str) else to_json(observation), name=call.name)

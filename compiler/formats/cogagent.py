@@ -1,9 +1,8 @@
-"""CogAgent: messages of {role, content}, a user message with the screenshot it is about in the key `image`.
+"""CogAgent: messages of {role, content}; a user message may have a screenshot in the key `image`.
 
-The image stays in the message that carries it, before its text (decision 16). A user message with an image whose
-content begins with `Task:` is an agent's prompt: it and the reply to it must match CogAgent's grammar. Any other
-content is plain dialogue, which the model can learn too, and is taken as it is. A prompt without its screenshot asks
-the impossible and is rejected.
+The image stands before the text of its message (decision 16). A user message with an image whose content begins with
+`Task:` is an agent's prompt: it and its reply must match CogAgent's grammar. Any other content is plain dialogue and
+stays unchanged. A prompt without a screenshot is rejected, because it cannot be answered.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from schemas.errors import Reason, RowError
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
-    """Return the conversation; its group is the task and platform of its first prompt, None where it has no prompt."""
+    """The conversation; its group is the task and platform of its first prompt, None where it has no prompt."""
     column = columns["messages"]
     messages = [_message(source, f"/{column}/{i}") for i, source in enumerate(read_columns(row, columns)["messages"])]
     prompts = [_prompt(message, f"/{column}/{i}") for i, message in enumerate(messages)]
@@ -48,7 +47,7 @@ def _message(source: dict[str, Any], pointer: str) -> Message:
 
 
 def _prompt(message: Message, pointer: str) -> ScreenPrompt | None:
-    """Return the prompt that a message is, None for anything else."""
+    """The prompt that a message is; None for anything else."""
     if message.role is not Role.USER or not looks_like_prompt(message.content):
         return None
     if not message.media:

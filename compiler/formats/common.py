@@ -1,4 +1,4 @@
-"""What several source formats share: turn order, tools and arguments given as JSON text, per-message flags."""
+"""What several source formats share: reading columns, tools and calls as JSON text, weights of messages, turn order."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ def complete(
         if (chosen := found.get("chosen")) is not None:
             places = conversation.places or list(range(len(conversation.messages)))
             conversation.messages.append(to_message(chosen, f"/{columns['chosen']}"))
-            conversation.places = [*places, -1]  # it is beside the list of messages
+            conversation.places = [*places, -1]  # it is not in the list of messages
     return place_media(conversation, found, columns) if "images" in found or "videos" in found else conversation
 
 
 def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:
-    """Return JSON that a row carries as text, read as strictly as a row itself; `what` says what was expected."""
+    """The value of JSON text inside a row, parsed as strictly as the row itself; `what` is what was expected."""
     value, reject = parse(text.strip().encode(), "text")
     if reject is not None:
         raise RowError(reason, f"expected {what} as JSON, found text that is not: {reject.message}", pointer)
@@ -99,7 +99,7 @@ def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:
 
 
 def parse_tools(value: Any, pointer: str) -> list[Any] | None:
-    """Return the list of tools given as JSON text, a list or one tool; None where nothing is given, [] for "[]"."""
+    """The list of tools given as JSON text, a list or one tool; None where nothing is given, [] for "[]"."""
     within = pointer
     if isinstance(value, str):
         value = parse_text(value, "a list of tools", Reason.TOOLS, pointer) if value.strip() else None
@@ -119,9 +119,9 @@ def parse_tools(value: Any, pointer: str) -> list[Any] | None:
 
 
 def parse_call(call: Any, pointer: str, arguments_at: str, *, call_id: str | None = None) -> Call:
-    """Return a tool call from {"name", "arguments"}; arguments may be an object or its JSON text (decision 6).
+    """The tool call of {"name", "arguments"}; arguments may be an object or its JSON text (decision 6).
 
-    `pointer` is where the call is in the row, `arguments_at` where its arguments are.
+    `pointer` points to the call in the row, `arguments_at` to its arguments.
     """
     if not isinstance(call, dict):
         raise RowError(Reason.TOOL_ARGUMENTS, f"expected a tool call as an object, found {_kind(call)}", pointer)
@@ -142,10 +142,10 @@ def parse_call(call: Any, pointer: str, arguments_at: str, *, call_id: str | Non
 
 
 def asked_weight(message: dict[str, Any], role: Role) -> float | None:
-    """Return the weight a message asks for with `loss_scale`, `loss` or OpenAI's `weight`; None = by role.
+    """The weight that a message asks for with `loss_scale`, `loss` or OpenAI's `weight`; None = by role.
 
-    `loss: true` on a reply is the default and leaves it to the weights policy; on any other role it trains the
-    content (decision 14).
+    `loss: true` on a reply is the default and leaves it to the weights policy; on any other role the content is
+    trained (decision 14).
     """
     loss, scale = message.get("loss"), message.get("loss_scale")
     if loss is None and message.get("weight") is not None:

@@ -1,6 +1,6 @@
-"""conversation_pairs: {"conversation": [{"human", "assistant"}, ...]}, as Firefly and the older ms-swift have it.
+"""conversation_pairs: {"conversation": [{"human", "assistant"}, ...]}, as in Firefly and older ms-swift data.
 
-Each item is a question with its reply; the tags name the two keys.
+Each item is a question and its reply; the tags name the two keys.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from compiler.options import Names
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
-    """Return the conversation; `places` says that two messages came from each pair."""
+    """The conversation; by `places`, two messages come from each pair."""
     found = read_columns(row, columns)
     messages = [Message(Role.SYSTEM, found["system"])] if found.get("system") else []
     places = [-1] * len(messages)

@@ -1,9 +1,9 @@
-"""hermes: sharegpt as NousResearch's function-calling data has it, with calls and results as blocks of text.
+"""hermes: sharegpt as in NousResearch's function-calling data, with calls and results as blocks of text.
 
-<tool_call> blocks (JSON, or a dict as Python prints it) that end a gpt message become its calls, what stands before
-them is its text; every <tool_response> block of a tool message becomes one result, unchanged inside. A system message
-stays as it is. The `tools` column is given to the chat template unless the system message lists the same tools in
-<tools>: they would be in the prompt twice.
+<tool_call> blocks (JSON, or a dict as Python prints it) at the end of a gpt message become its calls; the text before
+them is its text. Every <tool_response> block of a tool message becomes one result, its text unchanged. A system message
+stays unchanged. The `tools` column is given to the chat template unless the system message lists the same tools in
+<tools>, because they would be in the prompt twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RESPONSE = re.compile(r"\s*<tool_response>(.*?)</tool_response>\s*", re.DOTALL)
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
-    """Return the conversation; `places` says which results came from one message."""
+    """The conversation; `places` tells which results came from one message."""
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = tags["role_tag"], tags["content_tag"]
@@ -57,7 +57,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
 
 
 def _calls(value: str, pointer: str) -> tuple[str, list[Call]]:
-    """Return the text before the first call, and the calls."""
+    """The text before the first call, and the calls."""
     text, tag, _ = value.partition("<tool_call>")
     if not tag:
         return value, []
@@ -79,7 +79,7 @@ def _calls(value: str, pointer: str) -> tuple[str, list[Call]]:
 
 
 def _results(value: str) -> list[str]:
-    """Return what the response blocks hold; the whole text where it is not made of them."""
+    """The contents of the response blocks; the whole text if it is not made of blocks."""
     found, at = [], 0
     while at < len(value):
         block = _RESPONSE.match(value, at)
@@ -91,7 +91,7 @@ def _results(value: str) -> list[str]:
 
 
 def _lists(system: str, tools: list[Any] | None) -> bool:
-    """Return whether a <tools> block of the system text says the same tools: as one list, or one on each line."""
+    """Whether a <tools> block of the system text lists the same tools, as one list or one on each line."""
     for piece in system.split("<tools>")[1:] if tools else ():
         inner, closed, _ = piece.partition("</tools>")
         for text in (inner, f"[{','.join(inner.strip().splitlines())}]") if closed else ():

@@ -1,7 +1,7 @@
 """Images and videos that a row lists, put where its texts mark them with <image> and <video>.
 
-Marks count in user and tool messages. In a system text and in a reply they are text: a model that describes a page may
-well write "<image>". Messages whose parts place their media themselves are left alone.
+Marks count in user and tool messages only. In a system text or a reply they are text: a model that describes a page may
+well write "<image>". Messages whose parts already contain media are left alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from compiler.options import Names
 from schemas.errors import Reason, RowError
 
 MEDIA_COLUMNS = {"images": "images", "videos": "videos"}
-"""The columns with references, and what they are called where the user names no others."""
+"""The columns with references, and their default names."""
 _KINDS = {"images": "image", "videos": "video"}
 
 
@@ -49,7 +49,7 @@ def place_media(conversation: Conversation, found: dict[str, Any], columns: Name
 
 
 def _listed(value: Any, kind: str, pointer: str) -> list[Media]:
-    """Return the media of a column: one reference, a list of them, or (videos) a list of lists of frames."""
+    """The media of a column: one reference, a list of them, or (videos) a list of lists of frames."""
     if isinstance(value, str):
         return [Media(kind, value, pointer=pointer)] if value else []
     return [_one(item, kind, f"{pointer}/{i}") for i, item in enumerate(value)]
@@ -62,7 +62,7 @@ def _one(item: Any, kind: str, pointer: str) -> Media:
 
 
 def _take_marks(message: Message, pattern: re.Pattern[str], waiting: dict[str, Iterator[Media]]) -> None:
-    """Take the marks out of a text; each media remembers where its mark stood."""
+    """Remove the marks from a text; each image or video takes the place of its mark."""
     pieces = pattern.split(message.content)
     content = pieces[0]
     for kind, text in zip(pieces[1::2], pieces[2::2], strict=True):

@@ -1,6 +1,7 @@
-"""ms_agent: {from: system|user|assistant, value}, ReAct text inside the assistant's value (ms-bench has the same form).
+"""ms_agent: {from: system|user|assistant, value} with ReAct text in the assistant's value; ms-bench looks the same.
 
-The reply stays one text, exactly as it is: which part of it is trained is the weights policy's work (`react`).
+It is read as sharegpt with other role names. The reply stays one text; the weights policy `react` decides which part of
+it is trained.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from schemas.errors import Reason, RowError
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
-    """Return the conversation. `developer` is a system message, `function` a tool result."""
+    """The conversation. `developer` is a system message, `function` a tool result."""
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = tags["role_tag"] or "role", tags["content_tag"] or "content"
@@ -47,7 +47,7 @@ def _roles(tags: Names) -> dict[str, Role]:
 
 
 def _fill(message: Message, content: Any, pointer: str) -> None:
-    """Put a content into a message: a text, or parts, joined without anything between; media stand between them."""
+    """Fill in the content of a message: a text, or parts. Texts are joined as they are; media keep their places."""
     if not isinstance(content, list):
         message.content = content or ""
         return

@@ -1,4 +1,4 @@
-"""pretrain: a text to be learned as it is, without turns."""
+"""pretrain: plain text without turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from compiler.options import Names
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
-    """Return the document."""
+    """The document."""
     column = columns["text"]
     assert column is not None
     return Conversation([Message(Role.DOCUMENT, row[column])])

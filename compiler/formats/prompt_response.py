@@ -1,4 +1,4 @@
-"""prompt_response: one prompt and its response, as ChatGLM3's input-output form has them."""
+"""prompt_response: one prompt and its response, as in ChatGLM3's input-output form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from compiler.options import Names
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
-    """Return the conversation of one turn."""
+    """The conversation of one turn."""
     found = read_columns(row, columns)
     return Conversation([Message(Role.USER, found["prompt"]), Message(Role.ASSISTANT, found["response"])])
 

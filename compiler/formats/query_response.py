@@ -1,4 +1,7 @@
-"""query_response: ms-swift's {query, response} with optional history, system, tools, media; pairs and KTO."""
+"""query_response: ms-swift's {query, response} with optional history, system, tools, media; pairs and KTO.
+
+It is read as alpaca without an instruction.
+"""
 
 from __future__ import annotations
 

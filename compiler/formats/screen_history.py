@@ -1,12 +1,12 @@
-"""screen_history: a row is a whole trajectory on a screen, one example is one step of it.
+"""screen_history: a row is a whole trajectory on a screen, and each step becomes one example.
 
-Step k is asked with its own screenshot and the steps before it as the history, in the form in which CogAgent is asked
-at inference; the reply says what the answer format asks for. All examples of a trajectory, and of other rows with
-its task and platform, stay on one side of the validation split.
+The prompt of step k has its screenshot and the steps before it as history, in the form that CogAgent sees at inference;
+the reply has the parts that the answer format asks for. All examples of a trajectory, and of other rows with its task
+and platform, stay on one side of the validation split.
 
-Where the row names no answer format it is the fullest one that every step can answer: Status if all steps have
-`status`, Plan if they have `plan` too, Sensitive if all have `sensitive` (END needs none: `<<END>>` stands there).
-A part that a named answer format does not ask for is left out; white space around a text is too.
+If the row names no answer format, it is the fullest one that every step can answer: Status if all steps have `status`,
+Plan if they have `plan` too, Sensitive if all have `sensitive` (END needs none: its reply ends in `<<END>>`). Parts
+that a named answer format does not ask for are left out, and so is white space around a text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def lift(
     columns: Names,
     tags: Names,  # noqa: ARG001
 ) -> list[Conversation]:
-    """Return one conversation for each step; `places` leads to the step."""
+    """One conversation for each step; its `places` point to the step."""
     found = read_columns(row, columns)
     task, platform = found["task"].strip(), found["platform"]
     if not task or prompts.structure(task):
@@ -53,7 +53,7 @@ def lift(
 
 
 def _steps(sources: list[dict[str, Any]], pointer: str) -> list[ScreenStep]:
-    """Return the steps, each parsed with the variables that those before it have set."""
+    """The steps, each parsed with the variables that earlier steps have set."""
     steps: list[ScreenStep] = []
     variables: set[str] = set()
     for k, source in enumerate(sources):
@@ -74,7 +74,7 @@ def _steps(sources: list[dict[str, Any]], pointer: str) -> list[ScreenStep]:
 
 
 def _fullest_format(sources: list[dict[str, Any]], steps: list[ScreenStep]) -> str:
-    """Return the answer format with every part that all the steps have."""
+    """The answer format with every part that all the steps have."""
 
     def all_have(key: str) -> bool:
         return all(source.get(key) is not None for source in sources)
@@ -86,7 +86,7 @@ def _fullest_format(sources: list[dict[str, Any]], steps: list[ScreenStep]) -> s
 
 
 def _reply(source: dict[str, Any], step: ScreenStep, answer_format: str, pointer: str) -> ScreenReply:
-    """Return the reply of a step, with the parts that the answer format asks for."""
+    """The reply of a step, with the parts that the answer format asks for."""
 
     def text(key: str) -> str | None:
         if key.capitalize() not in answer_format.split("-"):

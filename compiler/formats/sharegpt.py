@@ -1,6 +1,6 @@
 """sharegpt: a list of {from, value}, with tool calls as `function_call` and their results as `observation`.
 
-With `tags` it also reads lists of {role, content} and any other names for keys and roles.
+With other `tags` it also reads lists of {role, content}, and any other names of keys and roles.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ROLES = {
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
-    """Return the conversation; a leading system message wins over the system column."""
+    """The conversation; a leading system message wins over the system column."""
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
@@ -46,7 +46,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
 
 
 def _calls(text: str, pointer: str) -> list[Call]:
-    """Return the calls of a function_call message: one JSON object, or a list of them."""
+    """The calls of a function_call message: one JSON object, or a list of them."""
     value = parse_text(text, "a tool call", Reason.TOOL_ARGUMENTS, pointer)
     calls = value if isinstance(value, list) else [value]
     if not calls:

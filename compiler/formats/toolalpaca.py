@@ -1,8 +1,8 @@
-"""toolalpaca: ToolAlpaca's {"NLDocumentation", "Instances"}: one row is an API with many conversations about it.
+"""toolalpaca: ToolAlpaca's {"NLDocumentation", "Instances"}; a row is an API with many conversations about it.
 
-Each instance becomes what ChatGLM3's format_tool_alpaca.py makes of it: the API's documentation as the one tool; the
+Each instance becomes what ChatGLM3's format_tool_alpaca.py makes of it: the API's documentation as the only tool; the
 input; for every intermediate step the thought before "Action:", the call and its observation; the final thought and,
-on the next line, the output. An instance that cannot be lifted is a reject by itself.
+on the next line, the output. An instance that cannot be lifted is a reject of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _Lifted = list[Conversation | RowError]
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> _Lifted:  # noqa: ARG001
-    """Return one conversation for each instance, or why there is none."""
+    """One conversation for each instance, or the error why there is none."""
     found = read_columns(row, columns)
     lifted: _Lifted = []
     for i, instance in enumerate(found["instances"]):

@@ -1,11 +1,10 @@
 """toolbench: the answer files of ToolBench's tree search, {"answer_generation": {train_messages, function, ...}}.
 
-`train_messages` holds, for every reply on the way to the answer, the messages up to it. Upstream makes a training row
-of each and trains its last reply alone. Lists that go on from one another are the same conversation further on, so
-one conversation is made of them, in which those replies are trained; a list that none goes on from (the search
-turned back there and asked otherwise) ends one. Every reply is trained once, after exactly the messages it had.
-A thought and the call after it are one reply; the query and a remark of the search after it are one user message,
-on lines of their own.
+`train_messages` holds one list for every reply on the way to the answer: the messages up to that reply. Upstream makes
+a training row of each list and trains only its last reply. Here, lists that continue one another become one
+conversation in which all those replies are trained; where the search backtracked, another conversation begins. Every
+reply is trained once, after exactly the messages that preceded it. A thought and the call after it are one reply. The
+query and the search's remark on it are one user message, each on its own lines.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _List = list[dict[str, Any]]
 
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> list[Conversation]:  # noqa: ARG001
-    """Return the conversations of a search, most often one; they are one group."""
+    """The conversations of a search, most often one; together they are one group."""
     answer, pointer = read_columns(row, columns)["answer"], f"/{columns['answer']}"
     if not answer["valid_data"]:
         what = "expected a search that found an answer (valid_data), found one that did not"
@@ -46,9 +45,9 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> list[Conversation]
 
 
 def _trained(lists: list[_List]) -> dict[int, set[int]]:
-    """Return, for each list that none goes on from, which of its messages are trained.
+    """The numbers of the trained messages, by the number of each list that no other list continues.
 
-    A list whose last message is a thought without its call is left out, as upstream: the call's own list has both.
+    A list that ends in a thought without its call is left out, as upstream does: the list of the call has both.
     """
     lasts = [messages[-1] for messages in lists]
     ends = [i for i, last in enumerate(lasts) if last["role"] == "assistant" and last.get("function_call")]
@@ -80,7 +79,7 @@ def _conversation(source: _List, trained: set[int], tools: Any, pointer: str) ->
 
 
 def _goes_on(before: Message, message: Message) -> bool:
-    """Return whether two messages are one turn: a thought and its call, the query and the search's remark to it."""
+    """Whether two messages belong together: a thought and its call, or the query and the search's remark on it."""
     return before.role is message.role and message.role in (Role.ASSISTANT, Role.USER) and not before.calls
 
 

@@ -1,12 +1,12 @@
-"""Images and videos by reference: where they may lie, what a file says of itself, how many tokens it stands for.
+"""Images and videos by reference: the file, its facts, and its number of tokens.
 
-    paths     a reference of a row -> a file under the media folder, or a reject
+    paths     a reference in a row -> a file under the media folder, or a reject
     probe     a file -> its facts
-    image     what the bytes of an image say
-    video     what a video file says (needs the extra `video`)
-    resize    how a processor resizes a picture and picks frames: arithmetic
+    image     the facts of an image
+    video     the facts of a video file (needs the extra `video`)
+    resize    how a processor resizes a picture and samples frames: arithmetic
     settings  the numbers of a model's processor, from its own files
-    rules     a vision card with those numbers: facts -> tokens, and how they are laid out
+    rules     a vision card with those numbers: facts -> tokens and their layout
 
-No pixel is stored: a shard holds references, and the trainer reads the same files again.
+Pixels are not stored: a shard holds references, and the trainer reads the same files again.
 """

@@ -1,4 +1,4 @@
-"""What the bytes of an image say: its size as the model's processor will see it, and that they are whole."""
+"""The size of an image as the model's processor will see it, and whether its bytes are complete."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ MAX_BYTES = 128 * 2**20
 MAX_PIXELS = 2**30 // 12
 """The most pixels of an image or a frame: a quarter of a gigabyte at three bytes each, where Pillow itself warns."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is read, whatever the file is called. Pillow knows more, and some of it (EPS) starts other programs."""
+"""The formats that are read, whatever the file is called. Pillow knows more, and some (EPS) start other programs."""
 
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, struct.error)
-"""What Pillow's readers raise for bytes that are not what they should be: the first four were met in 1.2 million broken
-files, read with Pillow 11 and 13."""
+"""What Pillow raises for broken files. The first four occurred among 1.2 million of them, with Pillow 11 and 13."""
 _CLIPPED = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
-"""Modes with more than 8 bits of grey, whose conversion to RGB cuts every value off at 255."""
+"""Modes with more than 8 bits of grey; their conversion to RGB clips every value at 255."""
 _EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def too_large(path: Path, width: int, height: int) -> RowError | None:
-    """Return the reject of a picture with no pixel, or more than `MAX_PIXELS`; None for one of a usable size."""
+    """The error for a picture with no pixel or more than `MAX_PIXELS`; None for a usable size."""
     if 0 < width * height <= MAX_PIXELS:
         return None
     found = f"{path.name}: expected 1 to {MAX_PIXELS:,} pixels, found {width}x{height}"
@@ -39,7 +38,7 @@ def too_large(path: Path, width: int, height: int) -> RowError | None:
 
 @lru_cache(maxsize=16384)
 def read_image(path: Path, size: int, _mtime_ns: int) -> MediaFacts:
-    """Return the facts of an image file of that size and time of change; from memory where they were asked before."""
+    """The facts of an image file; remembered for its path, size and time of change."""
     if not 0 < size <= MAX_BYTES:
         raise RowError(Reason.MEDIA, f"{path.name}: expected 1 to {MAX_BYTES:,} bytes, found {size:,}")
     try:
@@ -47,13 +46,13 @@ def read_image(path: Path, size: int, _mtime_ns: int) -> MediaFacts:
     except OSError as error:
         raise RowError(Reason.MEDIA, f"{path.name}: {error.strerror}") from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the limits and the outcome are decided here, not by a filter of warnings
+        warnings.simplefilter("ignore")  # the limits are checked here, whatever filters are set
         width, height = _look(path, data)
     return MediaFacts(hashlib.sha256(data).hexdigest(), width, height)
 
 
 def _look(path: Path, data: bytes) -> tuple[int, int]:
-    """Return (width, height) of an upright image whose bytes are whole."""
+    """(width, height) of the upright image; a RowError if the bytes are not a whole image."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (*_BROKEN, Image.DecompressionBombError) as error:
@@ -65,7 +64,7 @@ def _look(path: Path, data: bytes) -> tuple[int, int]:
         raise reject
     if image.mode in _CLIPPED:
         what = f"{path.name}: expected at most 8 bits of grey, found mode {image.mode}"
-        raise RowError(Reason.MEDIA, f"{what}: the processor would cut it off at white; convert it to 8 bits")
+        raise RowError(Reason.MEDIA, f"{what}: the processor would clip it at white; convert it to 8 bits")
     try:
         return _read(image, data)
     except _BROKEN as error:
@@ -73,7 +72,7 @@ def _look(path: Path, data: bytes) -> tuple[int, int]:
 
 
 def _read(image: Image.Image, data: bytes) -> tuple[int, int]:
-    """Return (width, height) of the upright image, read to its end as cheaply as its format allows."""
+    """(width, height) of the upright image, read to its end as cheaply as its format allows."""
     width, height = image.size
     if image.format == "PNG":
         image.verify()  # the file of a verified image is closed

@@ -1,4 +1,4 @@
-"""From a reference in a row to a file, never outside the media folder and never over the network."""
+"""From a reference in a row to a file: never outside the media folder, never over the network."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from schemas.errors import Reason, RowError
 
 _REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|data:|file:", re.IGNORECASE)
 _SHOWN = 120
-"""How much of a reference a message quotes: a `data:` reference is the whole picture as text."""
+"""The characters of a reference that a message quotes; a `data:` reference holds a whole picture."""
 
 
 def resolve(root: Path, uri: str, pointer: str = "") -> Path:
-    """Return the real path of the file that `uri` names under `root`; a RowError where it names anything else.
+    """The real path of the file that `uri` names under `root`; a RowError where it names anything else.
 
-    1. A reference with a scheme (`http://`, `s3://`, `data:`, `file:`) is not followed.
-    2. No part of it is `..`. An absolute path is fine where it lies under the root.
-    3. What it leads to, all links followed, lies under the root, links followed too, and is a regular file.
+    1. A reference with a scheme (`http://`, `s3://`, `data:`, `file:`) is refused.
+    2. No part of it is `..`. An absolute path must lie under the root.
+    3. With all links followed, also those of the root, it is a regular file under the root.
 
-    The same `uri` means the same file for every row: neither the working directory nor `~` counts.
+    The same `uri` means the same file for every row: the working directory and `~` do not matter.
     """
 
     def wrong(what: str, hint: str) -> RowError:
@@ -38,16 +38,20 @@ def resolve(root: Path, uri: str, pointer: str = "") -> Path:
     if "\0" in uri:
         raise wrong("it holds a NUL character", "give a path relative to --media-dir")
     if ".." in re.split(r"[/\\]", uri):
-        raise wrong("it goes up with '..'", "let --media-dir name a folder that holds all the files")
+        raise wrong("it contains '..'", "--media-dir must name a folder that contains all the files")
     try:
         top, path = root.resolve(), (root / uri).resolve()
         if not path.is_relative_to(top):
             outside = "an absolute path outside" if Path(uri).is_absolute() else "a link that leads outside"
-            raise wrong(f"it is {outside}", "let --media-dir name a folder that holds all the files")
+            raise wrong(f"it is {outside}", "--media-dir must name a folder that contains all the files")
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise wrong("no such file", "--media-dir names the folder that references are relative to") from None
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, not of this file system
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # a name too long, circular links, a file name that is impossible here
         raise wrong(f"it cannot be opened ({_why(error)})", "--media-dir names the folder of the files") from error
     if not stat.S_ISREG(mode):
         raise wrong(f"it is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}", "name the file itself")
@@ -56,7 +60,7 @@ def resolve(root: Path, uri: str, pointer: str = "") -> Path:
 
 @contextmanager
 def located(pointer: str) -> Iterator[None]:
-    """Give the row errors raised inside the place of the reference they are about, where they do not know it."""
+    """Add a pointer to the row errors raised inside that have none."""
     try:
         yield
     except RowError as error:
@@ -66,12 +70,12 @@ def located(pointer: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else "links in a circle, or no file name"
+    return error.strerror if isinstance(error, OSError) and error.strerror else "circular links, or not a file name"
 
 
 def state_of(path: Path) -> list[Any] | None:
-    """Return where a path leads, size and time of change; None where it leads nowhere."""
+    """[the real path, size, time of change] of a file; None where there is none."""
     try:
         return [str(path.resolve()), *stamp_of(path)]
-    except (OSError, RuntimeError, ValueError):  # not there, links in a circle, no file name
+    except (OSError, RuntimeError, ValueError):  # missing, circular links, not a file name
         return None

@@ -1,7 +1,7 @@
-"""What a file says of itself, by its path: an image, a video, a list of frames.
+"""Facts of media files: an image, a video, a list of frames.
 
-Files are read once, to their end, and never trusted by their names. Asked again for the same path, size and time of
-change, the answer comes from memory: one screenshot is often part of many rows.
+A file is read once, to its end; its name is not trusted. The facts are remembered by path, size and time of change,
+because one screenshot is often part of many rows.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from schemas.errors import Reason, RowError
 
 
 def probe_image(path: Path, pointer: str = "") -> MediaFacts:
-    """Return the facts of an image file: sha256, and its size once its EXIF orientation is applied.
+    """The facts of an image file: its sha256, and its size after its EXIF orientation is applied.
 
-    1. The format is what the bytes say. The first frame counts where there are several.
-    2. The whole file is there: a PNG's checksums are compared, a JPEG is decoded at an eighth of its size, others
-       whole.
-    3. The model's processor can use it: `load_image` of transformers turns the picture by its EXIF orientation and
-       converts it to RGB; a picture that this would destroy is refused.
+    1. The bytes decide the format. Of several frames, the first counts.
+    2. The file is complete: the checksums of a PNG are compared, a JPEG is decoded at an eighth of its size, other
+       formats are decoded in full.
+    3. The model's processor can use it: `load_image` of transformers applies the EXIF orientation and converts to RGB;
+       a picture that this would destroy is refused.
 
     Cost for a screenshot of 1920x1080 pixels: 3 ms as PNG, 4 ms as JPEG (16 ms if progressive), 20 to 40 ms as WebP.
     """
@@ -33,13 +33,12 @@ def probe_image(path: Path, pointer: str = "") -> MediaFacts:
 
 
 def probe_video(path: Path, pointer: str = "") -> MediaFacts:
-    """Return the facts of a video file: sha256, size as it is shown, number of frames, frames per second.
+    """The facts of a video file: its sha256, size as shown, number of frames, frames per second.
 
-    1. The first frame is decoded: its size counts, turned by the rotation the file carries (torchcodec, which
-       transformers reads videos with, turns them too since 0.11).
-    2. Frames are counted as packets, without decoding: what torchcodec's exact mode counts, whatever the header says.
-    3. A packet that is cut off means a file that is cut off. (A Matroska file that is cut off is simply shorter:
-       nothing in it says otherwise.)
+    1. The first frame is decoded for its size, with the rotation that the file declares (torchcodec, which transformers
+       uses, applies it since 0.11).
+    2. Frames are counted as packets, without decoding, as torchcodec's exact mode counts them; the header is ignored.
+    3. A truncated packet means a truncated file. (A truncated Matroska file is simply shorter: nothing shows it.)
 
     Without PyAV it is a UsageError.
     """
@@ -47,7 +46,7 @@ def probe_video(path: Path, pointer: str = "") -> MediaFacts:
 
 
 def probe_frames(paths: Sequence[Path], pointer: str = "") -> MediaFacts:
-    """Return the facts of a video given as images: all of one size; sha256 over the frames' sha256 (32 bytes each)."""
+    """The facts of a video given as images of one size; its sha256 is over the frames' sha256 (32 bytes each)."""
     if not paths:
         raise RowError(Reason.MEDIA, "expected at least one frame, found an empty list", pointer)
     places = [f"{pointer}/{i}" if pointer else "" for i in range(len(paths))]

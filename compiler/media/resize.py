@@ -1,8 +1,8 @@
-"""What a processor does to the size of a picture and to the frames of a video: arithmetic, no pixels.
+"""How a processor resizes pictures and samples the frames of videos: arithmetic only, no pixels.
 
-Facts from transformers 5.24.0: `smart_resize` of models/qwen2_vl and models/glm4v, `sample_frames` and `resize` of
-models/qwen2_vl/video_processing_qwen2_vl.py. Tests compare with those functions; operations keep their order, because
-a size next to a limit depends on the last bit.
+From transformers 5.24.0: `smart_resize` of models/qwen2_vl and models/glm4v, `sample_frames` and `resize` of
+models/qwen2_vl/video_processing_qwen2_vl.py. Tests compare with those functions. The order of operations is theirs,
+because a size next to a limit depends on the last bit.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 from schemas.errors import Reason, RowError
 
 MAX_RATIO = 200
-"""A picture longer than this many times its width is refused by every `smart_resize`."""
+"""The largest aspect ratio that `smart_resize` accepts."""
 
 
 def smart_resize(height: int, width: int, unit: int, low: int, high: int, frames: int = 1) -> tuple[int, int]:
-    """Return (height, width) in multiples of `unit`, about as large as given and with `low` to `high` pixels.
+    """(height, width) in multiples of `unit`, close to the given size, with `low` to `high` pixels.
 
-    Pixels are counted over all `frames`. The ratio is kept as well as multiples allow.
+    Pixels are counted over all `frames`. The aspect ratio is kept as well as multiples allow.
     """
     if max(height, width) / min(height, width) > MAX_RATIO:
         what = f"expected a picture at most {MAX_RATIO} times as long as it is wide, found {width}x{height} pixels"
@@ -36,7 +36,7 @@ def smart_resize(height: int, width: int, unit: int, low: int, high: int, frames
 
 
 def enlarge(height: int, width: int, unit: int) -> tuple[int, int]:
-    """Return (height, width) scaled up until neither side is shorter than `unit`; unchanged where none is."""
+    """(height, width) scaled up until neither side is shorter than `unit`."""
     if height >= unit and width >= unit:
         return height, width
     by = max(unit / height, unit / width)
@@ -44,11 +44,11 @@ def enlarge(height: int, width: int, unit: int) -> tuple[int, int]:
 
 
 def sample(total: int, fps: float, numbers: dict[str, Any]) -> int:
-    """Return how many of a video's `total` frames (`fps` a second) the processor takes.
+    """The number of frames that the processor takes of a video with `total` frames, `fps` a second.
 
-    `num_frames` asks for a number, `fps` for a rate between `min_frames` and `max_frames`; both are rounded to whole
-    temporal patches. Where rounding makes transformers ask for one frame more than there is, which its decoders
-    answer with an error, that frame is not counted.
+    `num_frames` asks for a number, `fps` for a rate, limited by `min_frames` and `max_frames`; both are rounded to
+    whole temporal patches. Where rounding makes transformers ask for one frame more than the video has (an error in its
+    decoders), that frame is not counted.
     """
     step = numbers["temporal_patch_size"]
     if numbers["num_frames"] is not None:
@@ -64,7 +64,7 @@ def sample(total: int, fps: float, numbers: dict[str, Any]) -> int:
 
 
 def pixel_limit(frames: int, numbers: dict[str, Any]) -> int:
-    """Return the most pixels a frame may have: `longest_edge`, or its share of the video's budget if that is less."""
+    """The most pixels that a frame may have: `longest_edge`, or its share of the video's budget if that is less."""
     high: int = numbers["longest_edge"]
     if not numbers["cap_pixels_per_frame"]:
         return high

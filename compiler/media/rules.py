@@ -1,4 +1,4 @@
-"""A vision card with the numbers of a model's processor: facts of a file -> tokens, and how they are laid out."""
+"""A vision card with the numbers of a model's processor: facts of a file -> tokens and their layout."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from schemas.disk import digest_of
 from schemas.errors import Reason, RowError, UsageError
 
 Grid = tuple[int, int, int]
-"""Patches of a picture or video: in time, down, across. What transformers calls `grid_thw`."""
+"""Patches of a picture or video in time, height and width: `grid_thw` in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """How one model lays out pictures and videos, and counts their tokens."""
+    """How a model lays out pictures and videos and counts their tokens."""
 
     card: dict[str, Any]
     digest: str
-    """sha256 over the card and the processor's files: part of what decides the bytes of an object."""
+    """sha256 over the card and the processor's files; it is part of the name of an object."""
     controls: dict[str, tuple[int, int, int]]
-    """By kind: the ids of the token before, of the placeholder, and of the token after."""
+    """By kind: the ids of the opening token, the placeholder and the closing token."""
     numbers: dict[str, Numbers]
 
     @property
@@ -39,28 +39,28 @@ class Vision:
 
     @property
     def repeats_pad(self) -> bool:
-        """Whether the ids hold a placeholder for every token, or one for all of them."""
+        """Whether the ids hold one placeholder for every token, or one for all."""
         return bool(self.card["repeats_pad"])
 
     def image_tokens(self, facts: MediaFacts, pointer: str = "") -> int:
-        """Return how many of the model's tokens a picture is; a RowError where its processor would refuse it."""
+        """The number of the model's tokens for a picture; a RowError where its processor would refuse it."""
         with located(pointer):
             return self._tokens("image", self.grid("image", facts))
 
     def video_tokens(self, facts: MediaFacts, pointer: str = "") -> int:
-        """Return how many of the model's tokens a video is; a RowError where it cannot be laid out."""
+        """The number of the model's tokens for a video; a RowError where it cannot be laid out."""
         with located(pointer):
             return self._tokens("video", self.grid("video", facts))
 
     def frames(self, facts: MediaFacts) -> int:
-        """Return how many frames of a video the model sees; a list of frames (without fps) is taken as it is."""
+        """The number of frames of a video that the model sees; a list of frames (no fps) is used in full."""
         numbers = self._numbers("video")
         if facts.fps is None or not numbers["do_sample_frames"]:
             return facts.num_frames
         return sample(facts.num_frames, facts.fps, numbers)
 
     def grid(self, kind: str, facts: MediaFacts) -> Grid:
-        """Return the patches before they are merged, as the model's processor cuts them."""
+        """The patches before merging, as the model's processor cuts them."""
         numbers = self._numbers(kind)
         if self.card["rule"] == "fixed":
             return 1, numbers["grid_height"], numbers["grid_width"]
@@ -81,7 +81,7 @@ class Vision:
         return math.ceil(frames / step), height // patch, width // patch
 
     def layout(self, kind: str, num_tokens: int) -> list[tuple[int, int]]:
-        """Return (control id, how often) of what stands for a picture or video of so many tokens."""
+        """(control id, count) pairs that represent a picture or video of `num_tokens` tokens."""
         self._numbers(kind)
         first, pad, last = self.controls[kind]
         return [(first, 1), (pad, num_tokens if self.repeats_pad else 1), (last, 1)]
@@ -90,7 +90,7 @@ class Vision:
         return math.prod(grid) // self._numbers(kind)["merge_size"] ** 2
 
     def _numbers(self, kind: str) -> dict[str, Any]:
-        """Return the numbers of a kind; a RowError where the card, or the tokenizer, has no layout for it."""
+        """The numbers of a kind of media; a RowError where the card or the tokenizer has no layout for it."""
         if kind in self.numbers:
             return self.numbers[kind].values
         why = self.card[kind].get("refused") or f"the tokenizer has no {', '.join(_tokens_of(self.card[kind]))}"
@@ -98,19 +98,19 @@ class Vision:
 
 
 def load_vision(folder_files: dict[str, bytes], name: str | None, controls: dict[str, int]) -> Vision | None:
-    """Return how the model of a folder lays out media; None for a folder without an image processor.
+    """How the model of a folder lays out media; None for a folder without an image processor.
 
-    1. The card is the one named, else the one that knows the processor's class, else the one that knows the classes of
-       its parts. A class that no card knows is a UsageError.
-    2. Its numbers are the processor's own; what its files leave out is the default of the library's class.
-    3. Its control tokens are placed by id and must be among `controls` (text -> id).
+    1. The card is the one named, else the one for the processor's class, else the one for the classes of its parts. A
+       class without a card is a UsageError.
+    2. The numbers are the processor's own; those that its files leave out are the defaults of the library's class.
+    3. The control tokens are placed by id and must be among `controls` (text -> id).
     """
     processor = read_processor(folder_files)
     card = registry.vision(name) if name else _choose(processor)
     if card is None:
         return None
     if missing := [text for text in _tokens_of(card["image"]) if text not in controls]:
-        what = f"the tokenizer has no control token {', '.join(missing)}, which pictures are laid out with"
+        what = f"the tokenizer has no control token {', '.join(missing)}, which pictures need"
         raise UsageError(f"vision card {card['name']}", what, _NAME_ONE)
     kinds = [kind for kind in ("image", "video") if _has(card[kind], controls)]
     return Vision(
@@ -121,7 +121,7 @@ def load_vision(folder_files: dict[str, bytes], name: str | None, controls: dict
     )
 
 
-_NAME_ONE = 'A template card that says "vision": NAME takes a vision card by name, whatever the processor is called.'
+_NAME_ONE = 'To choose a vision card by name, write "vision": NAME into a template card.'
 
 
 def _choose(processor: Processor) -> dict[str, Any] | None:
@@ -130,7 +130,7 @@ def _choose(processor: Processor) -> dict[str, Any] | None:
     key = "processor_class" if "processor_class" in types else "image_processor_type"
     fitting = [card for card in cards if types.get(key) in card.get(key, ())]
     if not fitting and "image_processor_type" not in types:
-        return None  # a processor of sound, or none at all
+        return None  # an audio processor, or none
     if len(fitting) > 1 and "video_processor_type" in types:
         fitting = [card for card in fitting if types["video_processor_type"] in card["video_processor_type"]]
     if len(fitting) == 1:
@@ -150,7 +150,7 @@ def _numbers_of(card: dict[str, Any], kind: str, processor: Processor) -> Number
         return Numbers(defaults, dict.fromkeys(defaults, origin))
     if not processor.parts:
         what = "it needs the processor's own numbers, and the tokenizer's folder has none"
-        hint = f"Put the model's {IMAGE} there, and what else it has of {', '.join(PROCESSOR_FILES)}."
+        hint = f"Put the model's {IMAGE} there, and the others of {', '.join(PROCESSOR_FILES)} that it has."
         raise UsageError(f"vision card {card['name']}", what, hint)
     part = processor.parts.get(kind, ("", {}))
     numbers = read_numbers(part, defaults, card.get("renamed", {}), origin)

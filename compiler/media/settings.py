@@ -1,7 +1,7 @@
-"""The numbers of a model's image and video processor: from its own files, and the library's where they say nothing.
+"""The numbers of a model's image and video processor: from its own files, else the defaults of the library.
 
-Which file counts is decided as transformers 5 decides it: the nested part of `processor_config.json`, then the file of
-that kind, then (videos) the image processor's file.
+Files take precedence as in transformers 5: the nested part of `processor_config.json`, then the file of that kind,
+then (videos) the image processor's file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ PROCESSOR, IMAGE, VIDEO = PROCESSOR_FILES
 
 _FLAGS = frozenset({"do_resize", "do_sample_frames", "cap_pixels_per_frame"})
 _EDGES = ("shortest_edge", "longest_edge")
-"""Limits of the number of pixels, whatever their names say."""
+"""Limits on the number of pixels, despite their names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The numbers of one kind of media, and where each is from."""
+    """The numbers of one kind of media, and the source of each."""
 
     values: dict[str, Any]
     sources: dict[str, str]
@@ -31,7 +31,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """What the folder of a model says of its processor. `types` are class names by what they are the class of."""
+    """What a model's folder says about its processor. `types` are class names, by the key that gives them."""
 
     types: dict[str, str] = field(default_factory=dict)
     parts: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Processor:
 
 
 def read_processor(files: dict[str, bytes]) -> Processor:
-    """Return what the processor files among `files` (of a model's folder, by name) say; empty where there are none."""
+    """What the processor files among `files` (of a model's folder, by name) say; empty where there are none."""
     whole, parts = _object(files, PROCESSOR), {}
     for kind, names in (("image", (IMAGE,)), ("video", (VIDEO, IMAGE))):
         nested = whole.get(f"{kind}_processor")
@@ -59,10 +59,10 @@ def read_processor(files: dict[str, bytes]) -> Processor:
 def read_numbers(
     part: tuple[str, dict[str, Any]], defaults: dict[str, Any], renamed: dict[str, str], origin: str
 ) -> Numbers:
-    """Return every number that `defaults` names, from the processor's part where it has it.
+    """Every number in `defaults`, with the processor's own value where it has one.
 
-    `size` holds the edges and replaces both of them; a key of `renamed` then overrides the edge it names. `origin` says
-    where the defaults are from.
+    `size` replaces both edges; a key of `renamed` then overrides the edge it names. `origin` is the source of the
+    defaults.
     """
     file, said = part
     given = {key: said[key] for key in defaults if said.get(key) is not None and key not in _EDGES}
@@ -81,7 +81,7 @@ def read_numbers(
     return Numbers(defaults | given, {key: file if key in given else origin for key in defaults})
 
 
-_BOTH = "The processor reads two edges (limits of the number of pixels) from it, and fails without one of them."
+_BOTH = "The processor needs both edges (limits on the number of pixels)."
 
 
 def _check(file: str, key: str, value: Any) -> None:

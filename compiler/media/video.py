@@ -1,4 +1,4 @@
-"""What a video file says of itself, read with PyAV (FFmpeg) under limits."""
+"""The facts of a video file, read with PyAV (FFmpeg) under limits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from schemas.errors import Reason, RowError, UsageError
 MAX_BYTES = 8 * 2**30
 """The largest video file that is read."""
 FORMATS = ("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "gif")
-"""What is read, by FFmpeg's names (mov is also mp4 and 3gp, matroska also webm, asf wmv). Playlists are not among them:
-they name other files and addresses, which FFmpeg would open."""
+"""The formats that are read, by FFmpeg's names (mov is also mp4 and 3gp, matroska also webm, asf also wmv). Playlists
+are excluded: FFmpeg would open the files and addresses that they name."""
 
 
 def _pyav() -> Any:
@@ -31,7 +31,7 @@ def _pyav() -> Any:
 
 @lru_cache(maxsize=4096)
 def read_video(path: Path, size: int, _mtime_ns: int) -> MediaFacts:
-    """Return the facts of a video file of that size and time of change; from memory where they were asked before."""
+    """The facts of a video file; remembered for its path, size and time of change."""
     av = _pyav()
     if not 0 < size <= MAX_BYTES:
         raise RowError(Reason.MEDIA, f"{path.name}: expected 1 to {MAX_BYTES:,} bytes, found {size:,}")
@@ -54,7 +54,7 @@ def _facts(path: Path, container: Any, digest: str) -> MediaFacts:
         raise RowError(Reason.MEDIA, f"{path.name}: expected a video, found {found}")
     if reject := too_large(path, stream.width, stream.height):
         raise reject
-    stream.thread_type = "NONE"  # frames come out as soon as they are complete
+    stream.thread_type = "NONE"  # a frame is returned as soon as it is complete
     first, frames = None, 0
     for packet in container.demux(stream):
         if packet.is_corrupt:
@@ -66,7 +66,7 @@ def _facts(path: Path, container: Any, digest: str) -> MediaFacts:
         raise RowError(Reason.MEDIA, f"{path.name}: expected a video, found no frame in it")
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
-        raise RowError(Reason.MEDIA, f"{path.name}: its frames per second are unknown; give it as a list of frames")
+        raise RowError(Reason.MEDIA, f"{path.name}: its frame rate is unknown; give it as a list of frames")
     width, height = first.width, first.height
     if first.rotation % 180 == 90:
         width, height = height, width

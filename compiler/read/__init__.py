@@ -6,12 +6,12 @@
 
 The rules that hold for every kind:
 
-* The text of a row is never changed: no trimming, no normalizing, no guessing of types.
+* The text of a row is never changed: no trimming, no normalising, no guessing of types.
 * `Row.offset` and `Row.length` are bytes in the decompressed file, counted from its real start (a byte
   order mark counts 3). The slice is exactly the JSON value, the CSV record or the line, without its ending.
 * The rows are the same for any `target_bytes`, and the same for a file and its .gz or .zst.
-* Bad input is either a `Reject` of one row, or an `InputError` when the rest of the file cannot be trusted
-  to begin where it seems to. `open_source`, `cut` and `read` all may raise InputError.
+* Bad input is a `Reject` of one row, or an `InputError` if it is unclear where the next row begins.
+  `open_source`, `cut` and `read` may all raise InputError.
 
     module       what it knows
     model.py     FileKind, SourceFile, Unit, Row
@@ -19,7 +19,11 @@ The rules that hold for every kind:
     text.py      .jsonl .json .csv .tsv .txt
     elements.py  where the elements of a JSON array are
     value.py     one JSON value, and everything that can be wrong with it
-    columns.py   .parquet .arrow .feather .xlsx
+    literal.py   a list or object as Python prints it
+    columns.py   the units and rows of tables
+    tables.py    .parquet .arrow .feather
+    cells.py     their cells as JSON values
+    sheets.py    .xlsx
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ def cut(source: SourceFile, target_bytes: int = 1 << 20) -> Iterator[Unit]:
         yield unit
     if not found:
         raise no_rows(source.path)
-    if in_store and stamp_of(source.path) != stamp:  # units of text are not read again, which would show it
+    if in_store and stamp_of(source.path) != stamp:  # units of text are not read again later, where it would be noticed
         raise changed(source.path)
 
 
@@ -72,7 +76,7 @@ def read(unit: Unit) -> Iterator[Row]:
 
 
 def _columns() -> ModuleType:
-    """Return the module for columnar files; importing it loads pyarrow, which text files do not need."""
+    """The module for columnar files; importing it loads pyarrow, which text files do not need."""
     from compiler.read import columns
 
     return columns

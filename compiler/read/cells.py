@@ -38,7 +38,7 @@ def values_of(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], Reject | 
 
 
 def _cells(name: str, column: pa.Array) -> list[Any]:
-    """Return the values of a column; a cell that has none is a Reject."""
+    """The values of a column; a cell that has none is a Reject."""
     try:
         return _converted(column)
     except (ValueError, OverflowError, KeyError, pa.ArrowException, RowError):
@@ -46,7 +46,7 @@ def _cells(name: str, column: pa.Array) -> list[Any]:
 
 
 def _cell(name: str, column: pa.Array) -> Any:
-    """Return the one value of a column, or the reject saying why there is none."""
+    """The one value of a column, or the reject saying why there is none."""
     pointer = "/" + escape(name)
     try:
         return _converted(column)[0]
@@ -60,7 +60,7 @@ def _cell(name: str, column: pa.Array) -> Any:
 
 
 def _converted(column: pa.Array) -> list[Any]:
-    """Return the values of a column as JSON values."""
+    """The values of a column as JSON values."""
     type_ = mapped(column.type, _without_nanoseconds)
     if type_ != column.type:
         column = column.cast(type_, safe=False)
@@ -70,7 +70,7 @@ def _converted(column: pa.Array) -> list[Any]:
 
 
 def _without_nanoseconds(type_: pa.DataType) -> pa.DataType:
-    """Return the type of a time to the microsecond, or the type itself.
+    """The type of a time to the microsecond, or the type itself.
 
     pyarrow gives nanoseconds as pandas objects if pandas is installed and fails otherwise; a row must not
     depend on that.
@@ -83,7 +83,7 @@ def _without_nanoseconds(type_: pa.DataType) -> pa.DataType:
 
 
 def mapped(type_: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """Return the type with `leaf` applied to the types inside it."""
+    """The type with `leaf` applied to the types inside it."""
     types = pa.types
 
     def inner(field: pa.Field) -> pa.Field:
@@ -105,7 +105,7 @@ def mapped(type_: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa
 
 
 def _converter(type_: pa.DataType) -> Convert | None:
-    """Return what makes JSON of a value of this type that is not null; None if the value is JSON already."""
+    """The function that converts a value of this type (not null) to JSON; None if it already is JSON."""
     types = pa.types
     if isinstance(type_, pa.BaseExtensionType):
         inner = _converter(type_.storage_type)
@@ -158,7 +158,7 @@ def _map_converter(type_: pa.MapType) -> Convert:
 
 
 def _scalar(value: Any) -> Any:
-    """Return a single value as JSON: text, unless it is JSON already."""
+    """A single value as JSON: text, unless it is JSON already."""
     if isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, bytes):

@@ -14,7 +14,7 @@ from compiler.read.source import open_stream
 
 def cut(source: SourceFile) -> Iterator[Unit]:
     """A unit for each row group (Parquet) or record batch (Arrow), or one for the first sheet (.xlsx)."""
-    stamp = stamp_of(source.path)  # before the bytes are read: what is written from now on shows
+    stamp = stamp_of(source.path)  # before the bytes are read, so that later changes show
     with open_stream(source) as stream:
         data = stream.read() if source.compression or source.kind is FileKind.XLSX else None
         if data is None:

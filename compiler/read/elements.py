@@ -1,8 +1,8 @@
-"""Where the elements of a JSON array are, without parsing them and without holding the array.
+"""The positions of the elements of a JSON array, found without parsing them or holding the array in memory.
 
-The scanner looks only at strings and brackets. It does not ask whether an element is JSON: an element whose
-brackets balance ends where they do, and is parsed (and maybe rejected) on its own later. Only what leaves no
-place for the next row to begin is an error: a missing comma, text after the array, no end.
+The scanner looks only at strings and brackets. It does not check that an element is JSON: an element ends where
+its brackets balance, and is parsed (and perhaps rejected) later. An error is only what hides the start of the
+next row: a missing comma, text after the array, no end.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _OPENING, _CLOSING = b"[{", b"]}"
 
 
 class Elements:
-    """A state machine over blocks that may end anywhere, even inside an escape.
+    """A state machine over blocks, which may end anywhere, even inside an escape.
 
-    The state is a method: it takes the block and a position, and returns the position it has read up to.
+    The state is a method that takes a block and a position and returns the position that it has read up to.
     """
 
     def __init__(self, path: str | Path, at: int) -> None:
@@ -56,7 +56,7 @@ class Elements:
         self._line, self._counted = 1, 0  # line number of position `_counted` of the current block
         self._held = b""  # a backslash that ended the last block: it belongs to the byte after it
         self._depth = 0
-        self._begun, self._begun_line = at, 1  # the element that is open, or was last
+        self._begun, self._begun_line = at, 1  # the element that is open, or the last one
         self._ended = False
         self._state: Callable[[bytes, int], int] = self._opening
 
@@ -96,7 +96,7 @@ class Elements:
         return at
 
     def _element(self, block: bytes, at: int) -> int:
-        """Read the first byte of an element, which decides how its end is found."""
+        """Read the first byte of an element; it decides how the end is found."""
         at = _after_space(block, at)
         if at == len(block):
             return at
@@ -204,6 +204,6 @@ class Elements:
 
 
 def _after_space(block: bytes, at: int) -> int:
-    """Return the position of the first byte at or after `at` that is not JSON space."""
+    """The position of the first byte at or after `at` that is not JSON space."""
     match = _SPACE.match(block, at)
     return match.end() if match else at

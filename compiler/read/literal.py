@@ -1,4 +1,4 @@
-"""Lists and objects as Python prints them, read as data: `{'a': None}` is what `{"a": null}` is."""
+"""Lists and objects as Python prints them, parsed as data: `{'a': None}` equals `{"a": null}` in JSON."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Nesting needs no limit here: Python's tokenizer stops at 200 brackets, fewer tha
 
 
 _QUOTED = re.compile(r"\s*[\[{(]\s*'")
-"""How a text begins that is no JSON, and most likely what Python printed."""
+"""The beginning of a text that cannot be JSON and that Python probably printed."""
 
 
 def parse_text(text: str) -> Any:
-    """Return the value of a text that is JSON, or else a Python literal; ValueError says why it is neither."""
+    """The value of a text that is JSON or a Python literal; ValueError says why it is neither."""
     if _QUOTED.match(text):
         with suppress(ValueError):
             return parse_literal(text)
@@ -37,21 +37,21 @@ def parse_text(text: str) -> Any:
 
 
 def parse_literal(text: str) -> Any:
-    """Return the JSON value that a Python literal stands for; ValueError where there is none.
+    """The JSON value that a Python literal spells; ValueError where there is none.
 
-    Nothing is executed: the text is parsed, and only the syntax of numbers, strings, True, False, None, lists, tuples
-    (read as lists) and dicts with string keys is taken. As strict as JSON of a row is: no key twice, no number
-    beyond all floats, no half character.
+    Nothing is executed: the text is parsed, and only numbers, strings, True, False, None, lists, tuples (read as lists)
+    and dicts with string keys are accepted. It is as strict as JSON of a row: no repeated key, no infinite number, no
+    lone surrogate.
     """
     if len(text) > MAX_LITERAL:
         raise ValueError(f"{len(text)} characters are more than {MAX_LITERAL}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" is a warning to Python and two characters to us
+            warnings.simplefilter("ignore")  # "\d" is a warning in Python; here it is two characters
             tree = ast.parse(text.strip(), mode="eval")
     except SyntaxError as error:
         raise ValueError(error.msg) from error
-    except (MemoryError, RecursionError) as error:  # what Python's parser says of expressions beyond its stack
+    except (MemoryError, RecursionError) as error:  # raised for expressions too deep for Python's parser
         raise ValueError("too complex") from error
     return _value(tree.body)
 
@@ -67,7 +67,7 @@ def _value(node: ast.expr) -> Any:
         return [_value(item) for item in node.elts]
     if isinstance(node, ast.Dict):
         return _object(node)
-    raise ValueError(f"a {type(node).__name__} is no value")
+    raise ValueError(f"a {type(node).__name__} is not a value")
 
 
 def _object(node: ast.Dict) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a file, a unit and a row are."""
+"""The types of this package: a file, a unit of it, a row."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Unit:
 
 
 def stamp_of(path: str | AnyPath) -> Stamp:
-    """Return what changes when a file is written: its size, and the nanosecond of its last change or its ETag."""
+    """(size, time of change in ns, or ETag) of a file: it differs after the file was written."""
     path = path_of(path)
     if isinstance(path, StorePath):
         try:
@@ -88,7 +88,7 @@ def stamp_of(path: str | AnyPath) -> Stamp:
 
 
 def size_of(path: AnyPath) -> int:
-    """Return how many bytes a file has, 0 where it is in a store or cannot be asked: for how far a run is."""
+    """The bytes of a file, for progress; 0 where it is in a store or cannot be asked."""
     try:
         return 0 if isinstance(path, StorePath) else path.stat().st_size
     except OSError:
@@ -97,7 +97,7 @@ def size_of(path: AnyPath) -> int:
 
 @dataclass(slots=True)
 class Row:
-    """One row, or why it is none: exactly one of `value` and `reject` counts.
+    """One row, or the reason why there is none: exactly one of `value` and `reject` counts.
 
     `index` is 0-based within the unit. `raw` is the slice of the file; for columnar kinds, which have no
     such slice, it is the value as JSON (NaN shows as null, a cell that cannot be shown is left out).
@@ -112,7 +112,7 @@ class Row:
 
 
 def digest_of(kind: FileKind, header: tuple[str, ...], data: bytes) -> str:
-    """Return the digest of a unit of text; the header is written as JSON so that its end is certain."""
+    """The digest of a unit of text; the header is written as JSON so that its end is certain."""
     digest = hashlib.sha256(kind.encode() + b"\0" + orjson.dumps(header) + b"\0")
     digest.update(data)
     return digest.hexdigest()
@@ -124,7 +124,7 @@ def digest_of_part(kind: FileKind, sha256: str, number: int) -> str:
 
 
 def open_file(path: str | AnyPath) -> BinaryIO:
-    """Return the file opened for reading; everything the operating system may answer is an InputError."""
+    """The file opened for reading; everything the operating system may answer is an InputError."""
     try:
         return path_of(path).open("rb")
     except OSError as error:
@@ -132,25 +132,27 @@ def open_file(path: str | AnyPath) -> BinaryIO:
 
 
 def unreadable(path: str | AnyPath, error: OSError) -> InputError:
-    """Return the InputError for what the operating system said about a file."""
+    """The InputError for what the operating system said about a file."""
     path = path_of(path)
     if isinstance(error, FileNotFoundError) and isinstance(path, StorePath):
         return no_such(path)
     if isinstance(error, PermissionError):
         return InputError(str(path), "permission denied", "Make the file readable for this user.")
     if isinstance(error, FileNotFoundError):
-        return InputError(str(path), "no such file or folder", "Check the path; relative ones start where you are.")
+        return InputError(
+            str(path), "no such file or folder", "Check the path; a relative path starts at the current folder."
+        )
     what = os.strerror(error.errno) if error.errno else str(error)
     return InputError(str(path), f"cannot be read ({what})")
 
 
 def no_rows(path: str | AnyPath) -> InputError:
-    """Return the InputError for a file without a single row."""
-    return InputError(str(path), "has no rows", "Leave it out, or check what should have written it.")
+    """The InputError for a file without a single row."""
+    return InputError(str(path), "has no rows", "Leave it out, or check the program that wrote it.")
 
 
 def changed(path: str | AnyPath) -> InputError:
-    """Return the InputError for a file that is not the one that was cut into units."""
+    """The InputError for a file that is not the one that was cut into units."""
     return InputError(str(path), "changed since it was cut into units", "Run again when nothing writes to it.")
 
 

@@ -40,7 +40,7 @@ def rows(unit: Unit) -> Iterator[tuple[dict[str, Any], None]]:
 
 
 def _sheet(path: str, data: bytes) -> list[list[str | bool]]:
-    """Return the rows of the first sheet that hold something; the first of them is the header.
+    """The rows of the first sheet that hold something; the first of them is the header.
 
     The columns after the last one that holds anything are left out: formatting alone makes such columns.
     """
@@ -57,7 +57,7 @@ def _sheet(path: str, data: bytes) -> list[list[str | bool]]:
 
 
 def _cell_text(cell: Any) -> str | bool:
-    """Return a cell as a person reads it; spreadsheets show 15 digits."""
+    """A cell as a person reads it; spreadsheets show 15 digits."""
     if isinstance(cell, bool | str):
         return cell
     if isinstance(cell, float):

@@ -1,4 +1,4 @@
-"""From a path to a stream of its decompressed bytes, and to what those bytes are."""
+"""From a path to the kind of its contents and a stream of its decompressed bytes."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ _FOREIGN_TEXT = (  # UTF-32 first: its little-endian mark begins with that of UT
     (b"\xfe\xff", "UTF-16"),
 )
 _FOREIGN_DATA = (
-    (b"\x1f\x8b\x08", "gzip data", ".gz added"),
-    (b"\x28\xb5\x2f\xfd", "zstd data", ".zst added"),
-    (b"PK\x03\x04", "a zip archive", ".xlsx if it is a workbook"),
-    (b"PAR1\x15", "a Parquet file", ".parquet"),
-    (b"ARROW1\0\0", "an Arrow file", ".arrow"),
+    (b"\x1f\x8b\x08", "gzip data", "with .gz added"),
+    (b"\x28\xb5\x2f\xfd", "zstd data", "with .zst added"),
+    (b"PK\x03\x04", "a zip archive", "to .xlsx if it is a workbook"),
+    (b"PAR1\x15", "a Parquet file", "to .parquet"),
+    (b"ARROW1\0\0", "an Arrow file", "to .arrow"),
 )
-_KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object that should have been an array
+_KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object in place of an array
 _TOKENS = re.compile(OPEN_STRING + rb"(?P<key>[ \t\r\n]*+:[ \t\r\n]*+)?|[\[\]{}]", re.DOTALL)
 
 
 def open_source(path: str | AnyPath) -> SourceFile:
-    """Return what a file is and how to read it, from its name and, for JSON, its first bytes.
+    """The kind of a file and how to read it, from its name and, for JSON, its first bytes.
 
-    `.json` that is JSON Lines and `.jsonl` that is one array are read as what they are, with a note: JSON
-    Lines if the object at the start is closed on its own line; an array if the bracket at the start is not
-    closed on its line, or is and holds only objects and nothing follows.
+    A `.json` of JSON Lines and a `.jsonl` of one array are read as what they are, with a note. It is JSON Lines
+    if the object at the start is closed on its own line. It is an array if the bracket at the start is not
+    closed on its line, or if that line is an array of objects and nothing follows.
 
     InputError: unknown suffix, missing, not a file, unreadable, empty, UTF-16 or UTF-32, data of another
     kind, or a `.json` that begins with neither an array nor a one-line object.
@@ -97,9 +97,9 @@ def _check_is_file(path: AnyPath) -> None:
     except ValueError as error:  # a NUL byte
         raise InputError(repr(str(path)), "cannot be a path") from error
     if stat.S_ISDIR(found.st_mode):
-        raise InputError(str(path), "is a directory", "Name the files in it, one by one.")
+        raise InputError(str(path), "is a folder", "Name the files in it, one by one.")
     if not stat.S_ISREG(found.st_mode):
-        raise InputError(str(path), "is not a regular file", "Write the data into one: it is read twice.")
+        raise InputError(str(path), "is not a regular file", "Write the data into a file: it is read twice.")
     if not found.st_size:
         raise no_rows(path)
     open_file(path).close()
@@ -117,7 +117,7 @@ def _check_is_in_store(path: StorePath) -> None:
 
 
 def _kind_of_name(path: AnyPath) -> tuple[FileKind, str]:
-    """Return kind and compression; only the suffixes decide, in any case."""
+    """(kind, compression) by the suffixes alone, in upper or lower case."""
     name = path.name.lower()
     compression = next((end for end in ("gz", "zst") if name.endswith("." + end)), "")
     kind = KINDS.get(Path(name.removesuffix("." + compression) if compression else name).suffix)
@@ -129,7 +129,7 @@ def _kind_of_name(path: AnyPath) -> tuple[FileKind, str]:
 
 
 def _look_inside(source: SourceFile) -> SourceFile:
-    """Return the source with what the first bytes of a text file say about it."""
+    """The source with what the first bytes of a text file say about it."""
     path = source.path
     with open_stream(source) as stream:
         head = stream.read(8)
@@ -141,7 +141,7 @@ def _look_inside(source: SourceFile) -> SourceFile:
             raise InputError(str(path), f"is {encoding} text", hint)
     for magic, what, suffix in _FOREIGN_DATA:
         if head.startswith(magic):
-            raise InputError(str(path), f"holds {what}, not {source.kind} text", f"Rename it: {suffix}.")
+            raise InputError(str(path), f"holds {what}, not {source.kind} text", f"Rename it {suffix}.")
     kind, start, notes = source.kind, 0, []
     if head.startswith(_UTF8_BOM):
         start = len(_UTF8_BOM)
@@ -157,7 +157,7 @@ def _look_inside(source: SourceFile) -> SourceFile:
 
 
 def _is_json_lines(source: SourceFile) -> bool:
-    """Return whether a `.json` file is JSON Lines; InputError if it is neither that nor an array."""
+    """Whether a `.json` file is JSON Lines; InputError if it is neither that nor an array."""
     with open_stream(source) as stream:
         line = _first_line(stream)
         if not line:
@@ -179,7 +179,7 @@ def _is_json_lines(source: SourceFile) -> bool:
 
 
 def _is_array(source: SourceFile) -> bool:
-    """Return whether a `.jsonl` is one array: `[` not closed on its line, or objects in it and no more."""
+    """Whether a `.jsonl` is one array: its `[` is not closed on its line, or the line is all and holds only objects."""
     with open_stream(source) as stream:
         line = _first_line(stream)
         if not line.startswith(b"["):
@@ -196,12 +196,12 @@ def _is_array(source: SourceFile) -> bool:
 
 
 def _first_line(stream: BinaryIO) -> bytes:
-    """Return the next line that is not blank, without the space around it; b"" at the end of the file."""
+    """The next line that is not blank, without the space around it; b"" at the end of the file."""
     return next((text for line in stream if (text := line.strip())), b"")
 
 
 def _closes(line: bytes) -> bool:
-    """Return whether the bracket that the line begins with is closed on it."""
+    """Whether the bracket at the start of the line is closed on it."""
     depth = 0
     for match in BRACKETS.finditer(line):
         if not match[0].startswith(b'"'):
@@ -212,7 +212,7 @@ def _closes(line: bytes) -> bool:
 
 
 def _keys(text: bytes) -> tuple[list[str], list[str]]:
-    """Return the first keys of the object that `text` begins with, and those of them that hold an array."""
+    """The first keys of the object that `text` begins with, and those of them that hold an array."""
     keys, lists, depth = [], [], 0
     for match in _TOKENS.finditer(text):
         if not match[0].startswith(b'"'):
@@ -241,10 +241,10 @@ _MEMBERS: dict[str, Callable[[], _Member]] = {
 
 
 class _Decompressed(io.RawIOBase):
-    """The decompressed bytes of a file of any number of members; InputError where it is corrupt or cut short.
+    """The decompressed bytes of a file of any number of members; InputError where it is corrupt or truncated.
 
-    gzip.open and zstandard.open are not used: the first forgets what it read before an error, the second
-    takes a file that was cut short for a whole one.
+    gzip.open and zstandard.open are not used: the first loses the bytes before an error, the second accepts a
+    truncated file.
     """
 
     _CHUNK = 512  # compressed bytes at a time: a zstd bomb makes at most 16 MiB out of this many
@@ -259,7 +259,7 @@ class _Decompressed(io.RawIOBase):
         self._padding = False  # after a gzip member there may be zeros
 
     def readable(self) -> bool:
-        """Return True: BufferedReader asks."""
+        """True; BufferedReader asks."""
         return True
 
     def readinto(self, into: memoryview) -> int:  # type: ignore[override]
@@ -279,7 +279,7 @@ class _Decompressed(io.RawIOBase):
         return size
 
     def _decompress(self, chunk: bytes) -> bytes:
-        """Return what a chunk holds, b"" if nothing yet."""
+        """The decompressed bytes of a chunk; b"" if there are none yet."""
         if self._member is None:
             if self._padding:
                 chunk = chunk.lstrip(b"\0")

@@ -16,7 +16,7 @@ from compiler.read.value import escape
 from schemas.errors import InputError, Reject
 from schemas.stores import StorePath, path_of, problem
 
-_BATCH_ROWS = 1024  # rows that are Python objects at a time
+_BATCH_ROWS = 1024  # rows held as Python objects at a time
 _MAX_TYPE_DEPTH = 250  # `Row.raw` is written by orjson, which stops at 254 levels
 
 
@@ -95,7 +95,7 @@ def _check_batch(path: str, number: int, batch: pa.RecordBatch) -> None:
 
 
 def _binary_for_text(type_: pa.DataType) -> pa.DataType:
-    """Return the binary type with the layout of a text type, or the type itself."""
+    """The binary type with the layout of a text type, or the type itself."""
     if pa.types.is_string(type_):
         return pa.binary()
     if pa.types.is_large_string(type_):
@@ -104,7 +104,7 @@ def _binary_for_text(type_: pa.DataType) -> pa.DataType:
 
 
 def _buffer(path: str, data: bytes | None) -> Any:
-    """Return a file for pyarrow; not a memory map, which crashes when somebody else shortens the file."""
+    """A file for pyarrow; not a memory map, which crashes when somebody else shortens the file."""
     if data is not None:
         return pa.BufferReader(data)
     place = path_of(path)
@@ -115,14 +115,14 @@ def _buffer(path: str, data: bytes | None) -> Any:
 
 
 def _is_arrow_file(file: Any) -> bool:
-    """Return whether this is an Arrow file rather than a stream, which begins with no magic."""
+    """Whether this is an Arrow file; a stream has no magic bytes."""
     magic = file.read(6)
     file.seek(0)
     return bool(magic == b"ARROW1")
 
 
 def _packed(rows: pa.Table | pa.RecordBatch) -> bytes:
-    """Return rows as one Arrow stream."""
+    """The rows as one Arrow stream."""
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write(rows)
@@ -153,10 +153,10 @@ def _check_fields(path: str, above: str, fields: list[pa.Field], depth: int) -> 
 
 @contextlib.contextmanager
 def _arrow_errors(path: str, kind: FileKind) -> Iterator[None]:
-    """Turn what pyarrow says about a file into an InputError."""
+    """Turn pyarrow's errors about a file into an InputError."""
     try:
         yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a name, or a message
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: in a name or a message
         if isinstance(error, OSError) and error.errno:
             raise unreadable(path, error) from error
         place = path_of(path)

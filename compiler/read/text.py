@@ -1,7 +1,7 @@
 """Units and rows of .jsonl, .json, .csv, .tsv and .txt.
 
-Cutting finds spans: runs of whole lines, CSV records, array elements. Reading finds the same spans again
-within a unit, with the same code, so that the two cannot disagree.
+Cutting finds spans: whole lines, CSV records, array elements. Reading finds the same spans again within a
+unit, with the same code, so that the two cannot disagree.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _LINES = frozenset({FileKind.JSONL, FileKind.TXT})
 _JSON_SPACE = b" \t\r\n"
 
 MAX_FIELD = 1 << 26
-"""Characters of a CSV field; a longer one is a quote that was never closed, found before memory is full."""
-csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no other way
+"""The most characters of a CSV field; a longer one means an unclosed quote, found before memory is full."""
+csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no other setting
 
 
 def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
@@ -79,7 +79,7 @@ def read(unit: Unit) -> Iterator[Row]:
 
 
 def _bytes_of(unit: Unit) -> bytes:
-    """Return the bytes of a unit from its file; InputError if they are not those that were cut."""
+    """The bytes of a unit from its file; InputError if they are not those that were cut."""
     with open_file(unit.path) as file:
         try:
             file.seek(unit.offset)
@@ -92,7 +92,7 @@ def _bytes_of(unit: Unit) -> bytes:
 
 
 class _Window:
-    """The part of a stream from the first span not yet taken up to where it was read."""
+    """The part of a stream that was read and not yet taken."""
 
     def __init__(self, stream: BinaryIO, at: int) -> None:
         self._stream = stream
@@ -112,11 +112,11 @@ class _Window:
             yield line
 
     def peek(self, begin: int, end: int) -> bytes:
-        """Return the bytes of a range of offsets."""
+        """The bytes of a range of offsets."""
         return bytes(self._held[begin - self._at : end - self._at])
 
     def take(self, begin: int, end: int) -> bytes:
-        """Return the bytes of a range of offsets, and forget them and all before them."""
+        """The bytes of a range of offsets; they and all before them are dropped."""
         data = self.peek(begin, end)
         del self._held[: end - self._at]
         self._at = end
@@ -126,9 +126,9 @@ class _Window:
 def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int, window: _Window) -> Iterator[tuple[int, int]]:
     """Yield the range of each group of consecutive spans of about `target_bytes`.
 
-    What closes a group is what its last span says, not where it stands: after a row was edited, inserted or removed,
-    the groups soon end where they did before, and their objects are still good. A span closes a group of at least a
-    quarter of the target with a chance of twice its length over the target, and in any case at twice the target.
+    The content of a span decides whether it closes a group, not its position: after a row was edited, inserted or
+    removed, groups soon end where they did before, and their objects are reused. A span closes a group of at least a
+    quarter of the target with a probability of twice its length over the target, and always at twice the target.
     """
     group: tuple[int, int] | None = None
     for begin, end in spans:
@@ -182,7 +182,7 @@ def _read_json_array(unit: Unit, data: bytes) -> Iterator[Row]:
 
 
 def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
-    """Yield {"text": line} per line that is not blank; the line keeps its space, not its ending."""
+    """Yield {"text": line} for each line that is not blank; the line keeps its spaces, not its ending."""
     index, at = 0, unit.offset
     for line in _lines(data):
         raw = _without_ending(line)
@@ -198,20 +198,20 @@ def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
 
 
 def _lines(data: bytes) -> Iterable[bytes]:
-    """Return the lines with their endings; only b"\\n" ends a line (bytes.splitlines has other ideas)."""
+    """The lines with their endings; only b"\\n" ends a line (bytes.splitlines splits at more)."""
     return io.BytesIO(data)
 
 
 def _without_ending(line: bytes) -> bytes:
-    """Return a line without its \\n or \\r\\n."""
+    """A line without its \\n or \\r\\n."""
     return line[: -2 if line.endswith(b"\r\n") else -1] if line.endswith(b"\n") else line
 
 
 class _Records:
-    """CSV records and where they are; what a record is, is decided by the csv module in its strict mode.
+    """CSV records and their positions, as the csv module splits them in strict mode.
 
-    A record with broken quoting ends with the line at which the module gives up, and the next one begins
-    on the next line. A quote that is never closed leaves no next record: InputError.
+    A record with broken quoting ends with the line at which the module gives up; the next one begins on the
+    next line. A quote that is never closed is an InputError.
     """
 
     def __init__(self, path: str, kind: FileKind, lines: Iterable[bytes], at: int) -> None:
@@ -263,7 +263,7 @@ class _Records:
 
 
 def _read_header(records: _Records) -> tuple[str, ...]:
-    """Return the first record of a CSV file as column names."""
+    """The first record of a CSV file as column names."""
     where = records.path
     for _, raw, fields in records:
         if isinstance(fields, csv.Error):
@@ -291,7 +291,7 @@ def _read_csv(unit: Unit, data: bytes) -> Iterator[Row]:
 def _csv_value(
     header: tuple[str, ...], raw: bytes, fields: list[str] | csv.Error
 ) -> tuple[dict[str, str] | None, Reject | None]:
-    """Return the value of a record, or why it has none."""
+    """The value of a record, or why it has none."""
     try:
         raw.decode()
     except UnicodeDecodeError as error:

@@ -1,8 +1,8 @@
-"""One JSON value out of its bytes, or the one reason why there is none.
+"""One JSON value from its bytes, or the reason why there is none.
 
-`parse` is quick for rows without anything unusual (orjson) and careful for all others (the json module, which
-is slower and tells more). The careful way decides alone which reason a row is rejected for, in this order:
-not UTF-8, too deep, not JSON, a lone surrogate, a key twice.
+`parse` is fast for ordinary rows (orjson) and careful for all others (the json module, which is slower and
+reports more). Only the careful way decides why a row is rejected, in this order: not UTF-8, too deep,
+not JSON, a lone surrogate, a repeated key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NINETEEN_DIGITS = re.compile(rb"[0-9]{19}")
 
 
 def parse(raw: bytes, whole: str = "row") -> tuple[Any, Reject | None]:
-    """Return the value and None, or None and the reject; `raw` has no space around it, `whole` is what it is.
+    """The value and None, or None and the reject; `raw` has no space around it, `whole` is what it is.
 
     orjson refuses everything that is not JSON, and lone surrogates, but it keeps the last of two equal keys,
     turns integers beyond 64 bits into floats, and allows 1024 levels. So what it accepts is taken only if:
@@ -53,33 +53,33 @@ def parse(raw: bytes, whole: str = "row") -> tuple[Any, Reject | None]:
 
 
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> Reject:
-    """Return the reject for a row whose bytes are not UTF-8."""
+    """The reject for a row whose bytes are not UTF-8."""
     what = f"byte 0x{raw[error.start]:02x} is not UTF-8 at byte {error.start} of the row"
     return Reject(Reason.NOT_UTF8, f"{what}, near {excerpt(raw, error.start)}; convert the file to UTF-8")
 
 
 def excerpt(raw: bytes, at: int) -> str:
-    """Return a few characters around a byte, quoted so that each of them can be seen."""
+    """A few characters around a byte, quoted so that each of them can be seen."""
     begin, end = max(0, at - 20), at + 20
     text = raw[begin:end].decode("utf-8", "replace")
     return f"{'...' if begin else ''}{text!r}{'...' if end < len(raw) else ''}"
 
 
 def _colons(text: bytes) -> int:
-    """Return how many colons there are; bytes.count looks at each byte, replace jumps (twice as fast)."""
+    """The number of colons; `replace` searches twice as fast as `count`."""
     return len(text) - len(text.replace(b":", b""))
 
 
 def _has_escaped_colon(raw: bytes) -> bool:
-    """Return whether a colon may be written as an escape; rfind is twice as fast as find here."""
+    """Whether a colon may be written as an escape; rfind is twice as fast as find here."""
     return raw.rfind(b"\\u003") >= 0 and (b"\\u003a" in raw or b"\\u003A" in raw)
 
 
 def _has_long_number(raw: bytes) -> bool:
-    """Return whether there are 19 digits in a row.
+    """Whether there are 19 digits in a row.
 
-    Among 19 neighbours there are at least three whose position is divisible by 6, so it is enough to look at
-    every sixth byte first: thirty times as fast as the plain search on text.
+    Any 19 neighbouring bytes contain at least three whose position is divisible by 6, so every sixth byte is
+    looked at first: thirty times as fast as the plain search on text.
     """
     return b"000" in raw[::6].translate(_ZERO_IF_DIGIT) and _NINETEEN_DIGITS.search(raw) is not None
 
@@ -93,7 +93,7 @@ class _NotJsonError(Exception):
 
 
 def _parse_carefully(raw: bytes, whole: str) -> tuple[Any, Reject | None]:
-    """Return what `parse` returns, in every case, slowly."""
+    """The slow way of `parse`, for every case."""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
@@ -115,7 +115,7 @@ def _parse_carefully(raw: bytes, whole: str) -> tuple[Any, Reject | None]:
 
 
 def _loads(text: str, repeated: list[tuple[dict[str, Any], str]]) -> Any:
-    """Return the value with exact integers; objects with a key twice are added to `repeated`."""
+    """The value with exact integers; objects with a key twice are added to `repeated`."""
 
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -167,13 +167,13 @@ def _not_json(raw: bytes, at: int, what: str, whole: str) -> Reject:
 
 
 def _position(raw: bytes, token: str) -> int:
-    """Return where a token stands outside of strings."""
+    """The position of a token outside of strings."""
     tokens = re.compile(STRING + b"|(" + re.escape(token.encode()) + b")", re.DOTALL)
     return next((match.start() for match in tokens.finditer(raw) if match.group(1)), 0)
 
 
 def _too_deep_at(raw: bytes) -> int | None:
-    """Return the byte of the first bracket beyond MAX_DEPTH, valid JSON or not."""
+    """The byte of the first bracket beyond MAX_DEPTH, valid JSON or not."""
     depth = 0
     for match in BRACKETS.finditer(raw):
         byte = raw[match.start()]
@@ -187,7 +187,7 @@ def _too_deep_at(raw: bytes) -> int | None:
 
 
 def _lone_surrogate(value: Any) -> Reject | None:
-    """Return the reject for the first text with half a character; for a key, the pointer is its object."""
+    """The reject for the first text with half a character; for a key, the pointer is its object."""
     for pointer, node in _walk(value):
         for text in (node,) if isinstance(node, str) else node if isinstance(node, dict) else ():
             try:
@@ -201,7 +201,7 @@ def _lone_surrogate(value: Any) -> Reject | None:
 
 
 def _repeated_key(value: Any, repeated: list[tuple[dict[str, Any], str]]) -> Reject | None:
-    """Return the reject for the first object that has a key twice.
+    """The reject for the first object that has a key twice.
 
     An object of `repeated` may itself have been dropped with an outer repeated key, but then that outer
     object is in `repeated`, and the outermost one is always still there.
@@ -230,7 +230,7 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def escape(key: str) -> str:
-    """Return a key as one part of a JSON pointer (RFC 6901)."""
+    """A key as one part of a JSON pointer (RFC 6901)."""
     return key.replace("~", "~0").replace("/", "~1")
 
 

@@ -1,7 +1,7 @@
-"""The clean-up rules of a dataset card: what its rows are known to hold and no model should learn.
+"""The clean-up rules of a dataset card, for texts that its rows are known to contain and no model should learn.
 
 Rules are data (`clean` in `registry/datasets/*.json`). Nothing is cleaned silently: a rule that changes a row is
-named beside its repairs, a row that a rule takes out is a reject.
+counted like a repair, a row that a rule drops is a reject.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from schemas.errors import Reason, RowError
 
 
 def clean(conversation: Conversation, rules: Mapping[str, Sequence[str]], pointer: str | None = None) -> list[str]:
-    """Apply a card's rules to a conversation in place, and return the names of those that changed it.
+    """Apply a card's rules to a conversation in place; return the names of the rules that changed it.
 
-    1. `drop_system`: a first system message that is one of the texts is left out.
-    2. `drop_rows_with`: a row with one of the texts in what is left of it, in upper or lower case, is a RowError.
+    1. `drop_system`: a first system message that equals one of the texts is removed.
+    2. `drop_rows_with`: a row that still contains one of the texts, in upper or lower case, is a RowError.
 
-    `pointer` names the row's list of messages, None where it has none.
+    `pointer` points to the row's list of messages; None where it has none.
     """
     places = conversation.places if conversation.places is not None else list(range(len(conversation.messages)))
     applied = []
@@ -30,11 +30,11 @@ def clean(conversation: Conversation, rules: Mapping[str, Sequence[str]], pointe
         applied.append("drop_system")
     said = list(zip(conversation.messages, places, strict=True))
     if conversation.rejected is not None:
-        said.append((conversation.rejected, -1))  # it is beside the list of messages, not in it
+        said.append((conversation.rejected, -1))  # it is not in the list of messages
     for message, place in said:
         content = message.content.lower()
         found = next((text for text in rules.get("drop_rows_with", ()) if text.lower() in content), None)
         if found is not None:
             where = "" if pointer is None or place < 0 else f"{pointer}/{place}"
-            raise RowError(Reason.CLEANED, f"the {message.role} message has {found!r}; drop_rows_with", where)
+            raise RowError(Reason.CLEANED, f"the {message.role} message contains {found!r} (drop_rows_with)", where)
     return applied

@@ -107,7 +107,7 @@ class Preparer:
         """Refuse a pair or a labelled row among plain ones: a reply to be unlearned is never trained."""
         kind = kind_of_row(value)
         if kind in (Kind.KTO, Kind.PREFERENCE) and kind in self._format.kinds:
-            what = f"expected a plain row as the first ones are, found a {kind} row; compile it apart"
+            what = f"expected a plain row like the first ones, found a {kind} row; compile such rows separately"
             raise RowError(Reason.SCHEMA, what)
 
     def _finished(self, conversation: Conversation, mended: list[str]) -> Conversation | Reject:

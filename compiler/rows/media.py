@@ -60,6 +60,6 @@ class MediaOfRows:
             what = "images and videos are not read from object stores; copy them, and name the folder with --media-dir"
             raise RowError(Reason.MEDIA, what)
         root = Path(self.folder)
-        if str(root / uri) not in self.files:  # the state that the first row saw: another one later is a change
+        if str(root / uri) not in self.files:  # the state that the first row saw; a later one is a change
             self.files[str(root / uri)] = state_of(root / uri)
         return resolve(root, uri)

@@ -1,7 +1,7 @@
-"""Repairs of rows as they are in the file, before validation, each by name and only when asked for.
+"""Repairs of rows as they are in the file, before validation; each has a name and is made only on request.
 
-A repair is pure: it returns the very row it was given where it changes nothing, else a new one that shares with it
-what did not change. It looks for the row's parts under the user's own names of columns and tags.
+A repair is pure: if it changes nothing it returns the very row it was given, else a new row that shares the unchanged
+parts. It uses the user's own names of columns and tags.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from compiler.read.literal import parse_text
 from compiler.read.value import parse
 
 RowRepair = Callable[[Any, Names, Names], Any]
-"""(row, columns, tags) -> the row, repaired, or the same object."""
+"""(row, columns, tags) -> the repaired row, or the same object."""
 
 LISTS = ("messages", "history", "instances", "steps")
 OBJECTS = ("answer",)
-"""The columns that must be lists or objects in every format that has them; a test compares them with the schemas."""
+"""The columns that are lists or objects in every format that has them; a test compares them with the schemas."""
 
 _RESULT = "function"
-"""What openai's `function_tag` is: there a tool's result, where in sharegpt it is the role whose text is a call."""
+"""The `function_tag` of openai, where it means a tool's result; in sharegpt it is the role whose text is a call."""
 
 
 def unwrap(value: Any, columns: Names, tags: Names) -> Any:  # noqa: ARG001
-    """Take a row out of a list that holds nothing but it."""
+    """Unwrap a row from a list that contains nothing else."""
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) else value
 
 
 def literals(value: Any, columns: Names, tags: Names) -> Any:  # noqa: ARG001
-    """Read a list or object that a row holds as text, in JSON or as Python prints it, where no text may stand."""
+    """Parse a list or object that a row holds as text (JSON, or as Python prints it) where text is not allowed."""
     if not isinstance(value, dict):
         return value
     for names, kind in ((LISTS, list), (OBJECTS, dict)):
@@ -43,7 +43,7 @@ def literals(value: Any, columns: Names, tags: Names) -> Any:  # noqa: ARG001
 
 
 def arguments(value: Any, columns: Names, tags: Names) -> Any:
-    """Take the JSON text of a tool call's arguments out of the JSON text that quotes it once more."""
+    """Unquote the arguments of a tool call that were written as JSON text once too often."""
     messages, role_tag, content_tag = columns.get("messages"), tags.get("role_tag"), tags.get("content_tag")
     if not isinstance(value, dict) or messages is None or role_tag is None or content_tag is None:
         return value
@@ -62,9 +62,9 @@ def arguments(value: Any, columns: Names, tags: Names) -> Any:
 
 
 def content(value: Any, columns: Names, tags: Names) -> Any:
-    """Give an assistant message that calls tools and has no content the content ""."""
+    """Give the content "" to an assistant message that calls tools and has none."""
     messages, role_tag, content_tag = columns.get("messages"), tags.get("role_tag"), tags.get("content_tag")
-    # Only openai reads `tool_calls`: in sharegpt a message that was given a content would pass, its calls be lost.
+    # Only openai reads `tool_calls`: a sharegpt message given a content would pass, and its calls would be lost.
     openai = tags.get("function_tag") == _RESULT
     if not isinstance(value, dict) or messages is None or role_tag is None or content_tag is None or not openai:
         return value
@@ -84,11 +84,11 @@ ROW_REPAIRS: dict[str, RowRepair] = {
     "arguments": arguments,
     "content": content,
 }
-"""In the order in which they are to be applied."""
+"""In the order in which they are applied."""
 
 
 def mend(value: Any, repairs: Iterable[str], columns: Names, tags: Names) -> tuple[Any, list[str]]:
-    """Return the row with those of the repairs made that mend rows, and the names of those that changed it."""
+    """The row after those of the repairs that are in ROW_REPAIRS, and the names of those that changed it."""
     made = []
     for name, repair in ROW_REPAIRS.items():
         if name in repairs and (mended := repair(value, columns, tags)) is not value:
@@ -98,12 +98,12 @@ def mend(value: Any, repairs: Iterable[str], columns: Names, tags: Names) -> tup
 
 
 def _with(source: dict[str, Any], key: str, new: Any) -> dict[str, Any]:
-    """Return the object with another value under a key, or itself where it is that value."""
+    """The object with another value under a key; the same object if it already has that value."""
     return source if source.get(key) is new else source | {key: new}
 
 
 def _each(source: dict[str, Any], key: str, mend: Callable[[Any], Any]) -> dict[str, Any]:
-    """Return the object with every item of one of its lists mended, or itself where none changed."""
+    """The object with every item of one of its lists mended; the same object if none changed."""
     items = source.get(key)
     if not isinstance(items, list):
         return source
@@ -116,18 +116,18 @@ def _same(before: Any, after: Any) -> bool:
 
 
 def _read(value: Any, kind: type) -> Any:
-    """Return the list or object that a text stands for; anything else as it is."""
+    """The list or object that a text spells; anything else unchanged."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
         found = parse_text(value)
     except ValueError:
-        return value  # not repaired: the row is rejected for what it holds
+        return value  # not repaired: the row is rejected as it is
     return found if isinstance(found, kind) else value
 
 
 def _nested(source: Any, key: str) -> Any:
-    """Return an object whose member `key` is a call with its arguments mended."""
+    """The object with the arguments mended in the call that is its member `key`."""
     if not isinstance(source, dict) or not isinstance(source.get(key), dict):
         return source
     return _with(source, key, _mend_call(source[key]))
@@ -140,7 +140,7 @@ def _mend_call(call: Any) -> Any:
 
 
 def _mend_text(text: Any) -> Any:
-    """Return the JSON text of one call or of a list of them with their arguments mended."""
+    """The JSON text of a call, or of a list of calls, with the arguments mended."""
     if not isinstance(text, str):
         return text
     calls, reject = parse(text.strip().encode(), "text")
@@ -154,7 +154,7 @@ def _mend_text(text: Any) -> Any:
 
 
 def _unquoted(text: str) -> str:
-    """Return the innermost JSON text of an object that JSON strings quote, or `text` where they quote none."""
+    """The innermost JSON text of an object inside nested JSON strings; `text` itself if there is none."""
     inner = text
     while True:
         found, reject = parse(inner.strip().encode(), "text")

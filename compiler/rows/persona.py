@@ -1,8 +1,8 @@
-"""Self-cognition: who the model is, substituted into the pool's placeholders.
+"""Self-cognition: the name and author of the model, in place of the placeholders of the pool.
 
-Rows are {query, response, tag: zh|en}. `{{NAME}}` and `{{AUTHOR}}` (LLaMA-Factory's lower-case forms too) are replaced
-in query and response, with the Chinese or the English value by the row's tag. What is left between double braces
-is an error: it would be trained as it stands.
+Rows are {query, response, tag: zh|en}. `{{NAME}}` and `{{AUTHOR}}` (or lower-case, as LLaMA-Factory writes them) are
+replaced in query and response, by the Chinese or the English value according to the row's tag. Any other text in double
+braces is an error, because it would be trained literally.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLUMNS = {
 
 
 def persona(name: str, author: str) -> tuple[tuple[str, str], ...]:
-    """Return the substitutions for `--name ZH[,EN] --author ZH[,EN]`; one value serves both languages."""
+    """The substitutions for `--name ZH[,EN] --author ZH[,EN]`; a single value serves both languages."""
     values = []
     for what, given in (("name", name), ("author", author)):
         parts = [part.strip() for part in given.replace("，", ",").split(",")]
@@ -38,7 +38,7 @@ def persona(name: str, author: str) -> tuple[tuple[str, str], ...]:
 
 
 def substitute(row: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
-    """Return the row with its placeholders filled in."""
+    """The row with its placeholders filled in."""
     tag = row.get("tag", "zh")
 
     def fill(match: re.Match[str]) -> str:
@@ -58,10 +58,10 @@ def substitute(row: dict[str, Any], values: dict[str, str]) -> dict[str, Any]:
 
 
 def warnings(row: dict[str, Any], values: dict[str, str]) -> list[str]:
-    """Return what is odd about a filled-in row, as names of warnings.
+    """The names of the warnings that a filled-in row deserves.
 
-    `other_model`: the reply names a model or maker that is not the persona's. `chinese_name`: the name or the author is
-    Chinese, and the reply English.
+    `other_model`: the reply names a model or maker that is not the persona's. `chinese_name`: an English reply contains
+    a Chinese name or author.
     """
     found = []
     own = "\n".join(values.values()).casefold()

@@ -1,6 +1,6 @@
-"""Repairs of rows, each by name and only when asked for: nothing is mended silently.
+"""Repairs of conversations; each has a name and is made only on request.
 
-A repair says in one sentence what it changes; the row it changed is counted under its name.
+Rows that a repair changed are counted under its name.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from compiler.conversation import Conversation, Role
 
 Repair = Callable[[Conversation], bool]
-"""Changes a conversation in place; returns whether it did."""
+"""Changes a conversation in place; returns whether it changed anything."""
 
 
 def dangling(conversation: Conversation) -> bool:
-    """Remove trailing turns that have no reply; not of a pair, whose other reply is to the last of them."""
+    """Remove trailing messages without a reply. A pair keeps them: its rejected reply answers the last one."""
     messages = conversation.messages
     if conversation.rejected is not None:
         return False
@@ -26,7 +26,7 @@ def dangling(conversation: Conversation) -> bool:
 
 
 def media_first(conversation: Conversation) -> bool:
-    """Put images and videos that no text places before the first user text."""
+    """Put images and videos without a mark in any text before the first user text."""
     user = next((message for message in conversation.messages if message.role is Role.USER), None)
     if user is None or not conversation.loose:
         return False

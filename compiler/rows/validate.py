@@ -1,7 +1,7 @@
-"""Rows against the JSON Schema of their format, with the user's own column and role names in it.
+"""Rows against the JSON Schema of their format, with the user's own names of columns and roles.
 
-A schema is specialised instead of renaming rows: every pointer in a reject is then a pointer into the row as it is
-in the file.
+The schema is adapted to the row instead of the row to the schema, so that every pointer in a reject points into the
+row as it is in the file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Validator:
         self._validator = jsonschema_rs.validator_for(self.schema)
 
     def check(self, row: Any) -> Reject | None:
-        """Return None for a valid row, else the reject that names the first thing wrong with it."""
+        """The reject that names the first thing wrong with a row; None for a valid row."""
         if self._validator.is_valid(row):
             return None
         errors = sorted(self._validator.iter_errors(row), key=lambda e: [str(p).zfill(9) for p in e.instance_path])
@@ -38,9 +38,9 @@ class Validator:
 
 
 def _of_kind(node: Any, kind: str) -> Any:
-    """Return a schema for rows of one kind: `x-kinds` says what a property is for, `x-required` what a kind needs.
+    """The schema for rows of one kind: `x-kinds` names the kinds of a property, `x-required` what a kind needs.
 
-    Everywhere in it: the properties of a list item may be for one kind too.
+    At every depth: properties of list items may belong to one kind too.
     """
     if isinstance(node, list):
         return [_of_kind(item, kind) for item in node if not _is_for_other(item, kind)]
@@ -56,9 +56,9 @@ def _is_for_other(node: Any, kind: str) -> bool:
 
 
 def specialise(node: Any, columns: Names, tags: Names, where: str) -> Any:
-    """Return a schema with its `x-column`, `x-tag` and `x-roles` marks replaced by the user's names.
+    """The schema with the user's names in place of the marks `x-column`, `x-tag`, `x-role` and `x-roles`.
 
-    A name that is None takes its property out of the schema; a required one cannot be taken out.
+    A name that is None removes its property; removing a required one is a UsageError.
     """
     if isinstance(node, list):
         return [specialise(item, columns, tags, where) for item in node]
@@ -97,9 +97,9 @@ def _actual(name: str, value: Any, columns: Names, tags: Names) -> str | None:
 
 
 def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -> tuple[str | None, dict[str, int]]:
-    """Return (the format that fits the most of the rows, rows that fit by format); None if no format fits any.
+    """(the format that most of the rows fit, the number of fitting rows by format); None if no row fits any format.
 
-    The first of several that fit alike. Rows are repaired as that format would have it.
+    Of formats that fit equally many, the first. For each format, rows are repaired with its columns and tags.
     """
     fits = {}
     for name, format_ in FORMATS.items():
@@ -153,7 +153,7 @@ def _size(found: Any) -> str:
 
 
 def _expected(root: Any, path: list[str | int]) -> str | None:
-    """Return what the schema itself says it expected (`x-expected`) where no keyword says it well."""
+    """The description of what was expected (`x-expected`), for parts of a schema that no keyword describes well."""
     node = root
     for part in path[:-1]:
         if part == "$ref":

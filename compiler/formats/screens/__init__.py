@@ -1,1 +1,1 @@
-"""What a screen agent (CogAgent) is told and what it answers: its prompts, replies and operations, parsed."""
+"""The language of a screen agent (CogAgent), parsed and written: its prompts, replies and operations."""

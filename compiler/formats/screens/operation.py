@@ -1,15 +1,15 @@
-"""One operation of CogAgent parsed by recursive descent, every error with its place.
+"""A parser for one operation of CogAgent, by recursive descent; every error has its position.
 
-The rules are those of CogAgent's Action_space_en.md; where it is silent, what its published samples have decides:
+The rules are those of CogAgent's Action_space_en.md; where it says nothing, its published samples decide:
 
-* The order of arguments is free (one sample has `step_count` before `element_info`), spaces between tokens are too.
+* Arguments may be in any order (one sample has `step_count` before `element_info`), with spaces between tokens.
 * A box is `[[a,b,c,d]]` or `[a,b,c,d]`, padded (`086`, as the document says) or not (as most samples are).
-* A box has an area: a < c and b < d. None of the published boxes is a line or a point, and a rectangle without area
-  marks nothing that can be learned: most likely a point was written twice. Its row is rejected, not trained quietly.
-* Text stands in single or double quotes. A backslash escapes either quote, itself, `n`, `t` and `r`; before anything
-  else it is text. Nothing says that an inner quote is escaped, so one may not be: a quote ends the text only where the
-  operation can go on or end after it (`element_info='Don't save'` is one text).
-* An operation is one line: CogAgent's client reads it up to the end of the line.
+* A box has an area: a < c and b < d. No published box is a line or a point, and a rectangle without area marks nothing
+  that can be learned; most likely a point was written twice. Such a row is rejected.
+* Text is in single or double quotes. A backslash escapes either quote, itself, `n`, `t` and `r`; before anything else
+  it is text. Inner quotes need not be escaped: a quote ends the text only where the operation can continue or end after
+  it (`element_info='Don't save'` is one text).
+* An operation is one line, because CogAgent's client reads it up to the end of the line.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _MAY_GO_ON = re.compile(r" *[,)]")
 
 
 def parse_operation(text: str, variables: Collection[str] | None = None) -> Operation:
-    """Return the operation that the whole text is; GrammarError where it is none.
+    """The operation that a text consists of; GrammarError where it is none.
 
-    `variables` are those that are set by now: using another one is an error. None = do not look.
+    `variables` are those set so far: using another one is an error. None = not checked.
     """
     operation, end = read_operation(text, 0, len(text), variables)
     if rest := text[end:].lstrip(" "):
@@ -48,14 +48,14 @@ def parse_operation(text: str, variables: Collection[str] | None = None) -> Oper
 
 
 def read_operation(text: str, start: int, end: int, variables: Collection[str] | None = None) -> tuple[Operation, int]:
-    """Return the operation that begins at `start` (spaces may precede it) and where it ends, before `end`."""
+    """The operation that begins at `start` (spaces may precede it), and its end, at most `end`."""
     parser = _Parser(text, start, end, variables)
     operation = parser.operation(OPERATIONS, "an operation")
     return operation, parser.at
 
 
 class _Parser:
-    """The state of parsing one operation: a text, the place reached, where the operation must have ended."""
+    """The state of parsing one operation: the text, the position reached, and the limit."""
 
     def __init__(self, text: str, at: int, end: int, variables: Collection[str] | None) -> None:
         line_end = min((i for i in (text.find("\n", at, end), text.find("\r", at, end)) if i >= 0), default=end)
@@ -121,7 +121,7 @@ class _Parser:
         return int(match.group())
 
     def actions(self) -> list[Operation]:
-        self.goes_on = _GOES_ON_IN_GESTURE  # for good: a gesture has no other text
+        self.goes_on = _GOES_ON_IN_GESTURE  # until the end: a gesture has no other text
         self.expect("[", "before the actions of a gesture")
         actions = [self.operation(KEYS, "an action of a gesture")]
         while not self.accept("]"):
@@ -146,10 +146,10 @@ class _Parser:
         return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[0]), raw)
 
     def closing(self, quote: str, start: int) -> int | None:
-        """Return where the text that begins at `start` has its closing quote, None where it has none.
+        """The position of the closing quote of the text that begins at `start`; None where it has none.
 
-        That is the first quote after which the operation surely goes on; where there is none, the first after which
-        it may: then what follows is the mistake.
+        That is the first quote after which the operation certainly goes on, else the first after which it may: then the
+        mistake is in what follows.
         """
         perhaps = None
         for match in _QUOTES[quote].finditer(self.text, start, self.end):
@@ -164,7 +164,7 @@ class _Parser:
         return perhaps
 
     def opens_next(self, start: int, quote: int) -> bool:
-        """Return whether this quote opens the text of a next argument: then the one before it was never closed."""
+        """Whether this quote opens the text of the next argument: then the text before it was never closed."""
         before = re.search(r", *(\w+) *= *$", self.text[max(start, quote - 40) : quote])
         return before is not None and before[1] in ARGUMENTS
 

@@ -1,9 +1,9 @@
 """CogAgent's prompt: a task, a platform, the answer format and the history of steps, parsed and written.
 
-Two orders exist. The fine-tuning samples have task, platform, answer format, history; every place that builds a prompt
+Two orders exist. The fine-tuning samples have task, platform, answer format, history; everything that builds a prompt
 for inference (README, app/client.py, inference/cli_demo.py) has task, history, platform, answer format. Both are read.
-All parts must be there, "History steps:" too when nothing has been done yet, and steps count from 0. A step is
-`0. OPERATION<tab>what was done`. A task that goes on from an earlier one may end in `[Continue]`.
+All parts are required, "History steps:" even before the first step. Steps are numbered from 0 and written
+`0. OPERATION<tab>what was done`. A task that continues an earlier one may end in `[Continue]`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ANSWER_FORMATS = (
     "Status-Plan-Action-Operation",
     "Status-Plan-Action-Operation-Sensitive",
 )
-"""README documents all but the last, which app/client.py asks for."""
+"""README documents all but the last; app/client.py asks for that one."""
 
 _CONTINUE = "[Continue]"
 _LOOKS_LIKE_ONE = re.compile(r"\s*(?:<image>\s*)?Task *:")
@@ -46,7 +46,7 @@ _INDEX = re.compile(r"([0-9]+)\. ?")
 
 @dataclass(frozen=True)
 class ScreenStep:
-    """One step of the history: the operation, its text as it is written, and the action in words."""
+    """One step of the history: the operation, its text as written, and the action in words."""
 
     operation: Operation
     written: str
@@ -55,7 +55,7 @@ class ScreenStep:
 
 @dataclass(frozen=True)
 class ScreenPrompt:
-    """What the agent is asked. `continued` is whether the task ends in `[Continue]`."""
+    """A prompt for the agent. `continued` is whether the task ends in `[Continue]`."""
 
     task: str
     platform: str
@@ -70,29 +70,29 @@ class ScreenPrompt:
 
 
 def looks_like_prompt(text: str) -> bool:
-    """Return whether a text means to be a prompt of this grammar: it begins with `Task:`.
+    """Whether a text is meant as a prompt of this grammar: it begins with `Task:`.
 
-    White space or an `<image>` mark before it is a mistake in a prompt, not a reason to take it for something else.
+    White space or an `<image>` mark before that is a mistake in a prompt, not a reason to take it for something else.
     """
     return _LOOKS_LIKE_ONE.match(text) is not None
 
 
 def structure(text: str) -> re.Match[str] | None:
-    """Return the first line of a text that a prompt would read as a part of its own, None where there is none."""
+    """The first line of a text that the prompt's grammar would read as a part; None where there is none."""
     return _PART.search(text)
 
 
 def group_of(task: str, platform: str) -> bytes:
-    """Return 16 bytes that are equal for all steps of a task on a platform, so that a split can keep them together."""
+    """16 bytes that are equal for all steps of a task on a platform, so that a split can keep them together."""
     return xxhash.xxh3_128_digest(orjson.dumps([task.strip().removesuffix(_CONTINUE).strip(), platform]))
 
 
 def render_prompt(prompt: ScreenPrompt) -> str:
-    """Return the prompt's text, in the order in which the model is asked at inference.
+    """The text of a prompt, in the order used at inference.
 
-    That order is the one README calls strict and app/client.py and inference/cli_demo.py build; the order of the
-    fine-tuning samples is never seen by a model in use. The space after "History steps:" and the line break after the
-    answer format are README's and client.py's.
+    README calls that order strict, and app/client.py and inference/cli_demo.py build it; the order of the fine-tuning
+    samples never occurs at inference. The space after "History steps:" and the line break after the answer format are
+    as in README and client.py.
     """
     task = f"Task: {prompt.task}" + (f"{_CONTINUE}\n" if prompt.continued else "")
     steps = "".join(f"\n{i}. {step.written}\t{step.action}" for i, step in enumerate(prompt.steps))
@@ -101,7 +101,7 @@ def render_prompt(prompt: ScreenPrompt) -> str:
 
 
 def parse_prompt(text: str) -> ScreenPrompt:
-    """Return what the text of a user message asks; GrammarError with the character where it breaks the grammar."""
+    """The prompt that a text is; GrammarError with the character where it breaks the grammar."""
     if not text.startswith("Task:"):
         raise GrammarError(0, f"expected a prompt to begin with 'Task:', found {found(text, 0)}")
     starts = [(match.group(), match.start()) for match in _PART.finditer(text)]
@@ -125,7 +125,7 @@ def parse_prompt(text: str) -> ScreenPrompt:
 
 
 def _check_order(text: str, starts: list[tuple[str, int]]) -> None:
-    """Raise unless the parts are all there, once, in one of the two orders."""
+    """Raise unless every part is there once, in one of the two orders."""
     expected = next((order for order in _ORDERS if starts and starts[0][0] == order[0]), _ORDERS[1])
     for i in range(max(len(expected), len(starts))):
         name, at = starts[i] if i < len(starts) else ("", len(text))
@@ -138,7 +138,7 @@ def _check_order(text: str, starts: list[tuple[str, int]]) -> None:
 
 
 def _one_of(text: str, start: int, end: int, pattern: re.Pattern[str], what: str, known: tuple[str, ...]) -> str:
-    """Return the name that a line in brackets gives, which must be a known one and stand alone."""
+    """The name in a bracketed line, which must be a known one and stand alone."""
     match = pattern.match(text, start, end)
     if match is None:
         line = text[start:end].split("\n")[0]
@@ -157,7 +157,7 @@ def _nothing_more(text: str, at: int, end: int) -> None:
 
 
 def _steps(text: str, start: int, end: int) -> tuple[ScreenStep, ...]:
-    """Return the steps of the history, which the part that begins at "History steps:" lists line by line."""
+    """The steps of the history, one a line, in the part that begins at "History steps:"."""
     steps: list[ScreenStep] = []
     variables: set[str] = set()
     at = start + len("History steps:")

@@ -1,4 +1,4 @@
-"""CogAgent's reply: the parts that the answer format asks for, one grounded operation, a mark at the end.
+"""CogAgent's reply: the parts that the answer format asks for, one grounded operation, and a mark at the end.
 
     Status: ...            where the answer format has Status
     Plan: ...              where it has Plan
@@ -7,8 +7,8 @@
     <<一般操作>>            where it has Sensitive: or <<敏感操作>>; <<END>> may stand in its place, or after it
 
 `<<END>>` ends a task. In the fine-tuning samples it follows `END()` (Chinese README) and a last `CLICK` (English
-README), so it may follow any operation; `END()` need not be followed by it. A summary in front of the parts is allowed,
-as README says. `Grounded Operation:CLICK` (the samples) and `Grounded Operation: CLICK` (the model) are both right.
+README), so it may follow any operation, and `END()` does not require it. A summary before the parts is allowed, as
+README says. `Grounded Operation:CLICK` (the samples) and `Grounded Operation: CLICK` (the model) are both accepted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARK = re.compile(r"<<[^<>\n]*>>")
 
 @dataclass(frozen=True)
 class ScreenReply:
-    """What the agent answers. `written` is the operation's text; `sensitive` is None where no mark says it."""
+    """A reply of the agent. `written` is the operation's text; `sensitive` is None where there is no mark for it."""
 
     action: str
     operation: Operation
@@ -42,12 +42,12 @@ class ScreenReply:
 
 
 def structure(text: str) -> re.Match[str] | None:
-    """Return the first line of a text that a reply would read as a part of its own, None where there is none."""
+    """The first line of a text that the reply's grammar would read as a part; None where there is none."""
     return _KEY.search(text)
 
 
 def render_reply(reply: ScreenReply) -> str:
-    """Return the reply's text as the model writes it: with a space before the operation."""
+    """The text of a reply as the model writes it, with a space before the operation."""
     parts = [reply.summary] if reply.summary else []
     parts += [f"Status: {reply.status}"] if reply.status is not None else []
     parts += [f"Plan: {reply.plan}"] if reply.plan is not None else []
@@ -58,9 +58,9 @@ def render_reply(reply: ScreenReply) -> str:
 
 
 def parse_reply(text: str, answer_format: str, variables: Collection[str] = ()) -> ScreenReply:
-    """Return what a reply says; GrammarError with the character where it is not what `answer_format` asks for.
+    """The reply that a text is; GrammarError with the character where it is not what `answer_format` asks for.
 
-    `variables` are those that the history has set: the operation may use no others.
+    `variables` are those that the history has set; the operation may use no others.
     """
     keys = [(match[1], match.start(), match.end()) for match in _KEY.finditer(text)]
     asked = [part for part in answer_format.split("-") if part in _TEXTS] + [_OPERATION]
@@ -82,7 +82,7 @@ def parse_reply(text: str, answer_format: str, variables: Collection[str] = ()) 
 
 
 def _check_parts(text: str, keys: list[tuple[str, int, int]], asked: list[str], answer_format: str) -> None:
-    """Raise unless the reply has the parts that the format asks for, once each, in order, and no others."""
+    """Raise unless the reply has exactly the parts that the format asks for, once each and in order."""
     for i in range(max(len(asked), len(keys))):
         key, at, _ = keys[i] if i < len(keys) else ("", len(text), 0)
         if i >= len(asked):
@@ -93,7 +93,7 @@ def _check_parts(text: str, keys: list[tuple[str, int, int]], asked: list[str], 
 
 
 def _text_of(text: str, key: str, start: int, end: int) -> str:
-    """Return the text of a part without the space before it and the line break that ends it."""
+    """The text of a part, without the space before it and the line break after it."""
     said = text[start:end].removesuffix("\n").removeprefix(" ")
     if not said.strip():
         raise GrammarError(start, f"expected text after '{key}:', found none")
@@ -104,7 +104,7 @@ def _text_of(text: str, key: str, start: int, end: int) -> str:
 
 
 def _marks(text: str, end: int, answer_format: str) -> tuple[bool | None, bool]:
-    """Return (sensitive, ended) from the marks that follow the operation, each on a line of its own."""
+    """(sensitive, ended), by the marks after the operation, each on a line of its own."""
     marks: list[str] = []
     for line in re.compile(r"[^\n]*").finditer(text, end):
         rest = line.group().strip()
@@ -123,7 +123,7 @@ def _marks(text: str, end: int, answer_format: str) -> tuple[bool | None, bool]:
 
 
 def _check_mark(marks: list[str], at: int, answer_format: str) -> None:
-    """Raise unless the last of the marks may stand there."""
+    """Raise unless the last mark may follow the others."""
     *before, mark = marks
     if mark not in (SENSITIVE, GENERAL, END):
         raise GrammarError(at, f"expected {GENERAL}, {SENSITIVE} or {END}, found {mark[:24]!r}")

@@ -1,4 +1,4 @@
-"""ReAct replies checked against their own format: what a harness could not act on is found before it is trained."""
+"""ReAct replies checked against their own format: replies that a harness could not act on are found before training."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from schemas.errors import nearest
 
 Apis = dict[str, Api] | None
 Found = tuple[str, int] | None
-"""(message, where in the reply), or None where a rule has nothing to say."""
+"""(message, character of the reply), or None where a rule finds nothing wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReactFinding:
-    """What is wrong with a reply: `rule` is what counts are kept under, `start` a character of the message."""
+    """What is wrong with a reply. Findings are counted by `rule`; `start` is a character of the message."""
 
     rule: str
     message: str
@@ -35,7 +35,7 @@ class ReactFinding:
 
 
 def check(conversation: Conversation) -> list[ReactFinding]:
-    """Return the findings of the replies that use ReAct, in order, at most one for each rule and reply.
+    """The findings in the replies that use ReAct, in order, at most one for each rule and reply.
 
     * `react_action`: an action names an API of the system prompt (where the prompt lists any).
     * `react_input`: an action's input is JSON or a Python literal and has the required parameters.
@@ -110,7 +110,7 @@ _RULES: dict[str, Callable[[list[ReplyPart], Apis, bool], Found]] = {
     "react_final": _final,
 }
 RULES = tuple(_RULES)
-"""The names that findings are counted under."""
+"""The names by which findings are counted."""
 
 
 def _pairs(parts: list[ReplyPart]) -> Iterator[tuple[ReplyPart | None, ReplyPart]]:

@@ -6,21 +6,21 @@
     Observation: <the tool's result>
     Final Answer: <what the reply says after the last result>
 
-The weights policy `react` is line-anchored, and reads it as it must: a result is context, all else is what the model
-says, `Observation:` included, which stops it. So what a reply says after a result needs a keyword of its own. Where
-this differs from ms-swift's `react_en`, and why:
+The weights policy `react` reads keywords at the start of a line only: a result is context, and everything else is the
+model's output, including `Observation:`, which stops it. So the text of a reply after a result needs a keyword too.
+Differences from ms-swift's `react_en`, and why:
 
 * Arguments are JSON, as the prompt asks; ms-swift writes Python's notation (decision 6).
-* A keyword begins a line: there is a newline before it where what precedes has none, and one after each result.
-* `Observation: ` has a space after it, as all keywords have in the prompt's format lines. A colon directly before a
-  result would share a token with a newline that the result begins with, and go untrained with it.
-* A text beside a call is its `Thought: `, the text that ends a turn with calls its `Final Answer: `, unless it begins
-  with a keyword itself. ms-swift writes both bare, which no line-anchored reading can tell from the result.
-* Several calls at once become one after the other, each with its own result: a harness makes one call at a time.
-* The row's own system text stays, before the tools and a blank line.
+* A keyword begins a line: a newline is added before it if there is none, and after each result.
+* `Observation: ` ends in a space, as all keywords do in the prompt's format lines. Without it, the colon could share a
+  token with a newline at the start of the result, and that token is not trained.
+* The text beside a call becomes a `Thought: `, the text that ends a turn with calls a `Final Answer: `, unless it
+  begins with a keyword itself. ms-swift writes both bare; they cannot be told from the result then.
+* Several calls at once are written one after the other, each with its own result: a harness makes one call at a time.
+* The row's own system text comes first, then a blank line and the tools.
 
-A turn without calls stays as it is. What the text cannot say without changing what the row means is a RowError: a
-line of a result that begins with a keyword, weights that differ within one turn, ...
+A turn without calls stays unchanged. A row whose meaning the text would change is a RowError: for example a result with
+a line that begins with a keyword, or replies of one turn with different weights.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from schemas.errors import Reason, RowError
 def to_text(
     conversation: Conversation, language: Language, *, turns: str | None = None, tools: str = ""
 ) -> Conversation:
-    """Return the conversation without tools, calls and tool messages; itself where it has none.
+    """The conversation without tools, calls and tool messages; the same object if it has none.
 
-    `turns` is the pointer of the row's list of messages (None = it has none), `tools` the one of its tools.
+    `turns` points to the row's list of messages (None = it has none), `tools` to its tools.
     """
     sides = [*conversation.messages, *([conversation.rejected] if conversation.rejected else [])]
     if conversation.tools is None and not any(m.calls or m.role is Role.TOOL for m in sides):
@@ -69,7 +69,7 @@ def to_text(
 
 
 def _runs(messages: list[Message]) -> list[tuple[int, int]]:
-    """Return (begin, end) of what becomes one message each: other roles alone, replies and results together."""
+    """(begin, end) of the messages that become one: replies and results together, any other role alone."""
     ours = [message.role in (Role.ASSISTANT, Role.TOOL) for message in messages]
     begins = [i for i, mine in enumerate(ours) if not (mine and i and ours[i - 1])]
     return list(pairwise([*begins, len(ours)]))
@@ -80,12 +80,12 @@ def _places(conversation: Conversation) -> list[int]:
 
 
 def _refusal(conversation: Conversation, turns: str | None) -> Refuse:
-    """Return what makes the error for a message: its place in the row, and what cannot be said."""
+    """A function that makes the error for a message, with its place in the row."""
     places = _places(conversation)
 
     def refuse(i: int, what: str) -> RowError:
         where = "" if turns is None else f"{turns}/{places[i]}" if places[i] >= 0 else turns
-        return RowError(Reason.TEMPLATE_REFUSED, f"ReAct text cannot say it: {what}", where)
+        return RowError(Reason.TEMPLATE_REFUSED, f"ReAct text cannot express this: {what}", where)
 
     return refuse
 

@@ -1,7 +1,7 @@
 """ReAct text taken apart: the parts of a reply, the input of an action, the APIs of a system prompt.
 
-The same state machine as in the weights policy `react`: a keyword counts at the start of a line and holds until the
-next one; the same words anywhere else are text. Values are looked at, never executed.
+The same state machine as in the weights policy `react`: a keyword at the start of a line begins a part, which lasts
+until the next keyword; elsewhere the same words are text. Values are parsed, never executed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ KEYWORD_LINE = re.compile(f"^({'|'.join(KEYWORDS)}):", re.MULTILINE)
 """A keyword with its colon at the start of a line; to Python, as to the weights policy, only "\\n" ends a line."""
 
 MAX_LITERAL = 100_000
-"""Characters of an input that may be a Python literal: its syntax tree takes hundreds of bytes for each.
+"""The most characters of an input that is tried as a Python literal: its syntax tree takes hundreds of bytes each.
 
-JSON needs no such limit, and nesting is bounded by both readers.
+JSON needs no such limit, and both parsers bound the nesting.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ReplyPart:
-    """A keyword and what follows it: `reply[start:end]` is the keyword, a colon and `text`, which is not stripped."""
+    """A keyword and the text after it, not stripped: `reply[start:end]` is the keyword, a colon and `text`."""
 
     keyword: str
     text: str
@@ -53,19 +53,19 @@ class Api:
 
 
 def parse_reply(text: str) -> list[ReplyPart]:
-    """Return the parts of a reply in order; text before the first keyword is none, so plain chat has no parts."""
+    """The parts of a reply, in order. Text before the first keyword is not a part, so plain chat has none."""
     marks = list(KEYWORD_LINE.finditer(text))
     ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    # Without a keyword there is no part, and the one end is left over.
+    # Without a keyword there is no part, and the only end is left over.
     return [
         ReplyPart(mark[1], text[mark.end() : end], mark.start(), end) for mark, end in zip(marks, ends, strict=False)
     ]
 
 
 def parse_input(text: str) -> Any:
-    """Return what an Action Input says, as JSON or else as a Python literal; nothing at all is no arguments, {}.
+    """The value of an Action Input: JSON, else a Python literal; an empty text is {}, no arguments.
 
-    ValueError says that it is neither, as the end of a sentence.
+    ValueError if it is neither; its message completes the sentence "the input is ...".
     """
     text = text.strip()
     if not text:
@@ -93,7 +93,7 @@ _NAMES = re.compile(
 
 @lru_cache(maxsize=512)
 def parse_apis(system: str) -> dict[str, Api] | None:
-    """Return the APIs that a system prompt lists, by name, not to be changed; None where it lists none.
+    """The APIs that a system prompt lists, by name (shared: do not change them); None where it lists none.
 
     An API is an entry `1. name: Call this tool ... Parameters: [...]` (a list of parameters, or a JSON Schema; the
     number may be missing), or one of the names in `should be one of the above tools[a, b]`.
@@ -112,7 +112,7 @@ def parse_apis(system: str) -> dict[str, Api] | None:
 
 @lru_cache(maxsize=1024)
 def _required(entry: str) -> tuple[str, ...] | None:
-    """Return the required parameters of an entry; None where its parameters cannot be read."""
+    """The required parameters of an entry; None where its parameters cannot be read."""
     for value in _parameters(entry):
         if isinstance(value, dict):
             names = value.get("required")
@@ -124,7 +124,7 @@ def _required(entry: str) -> tuple[str, ...] | None:
 
 
 def _parameters(entry: str) -> Iterator[dict[str, Any] | list[Any]]:
-    """Yield what follows each of the first "Parameters:" and is a value: a description may hold the word too."""
+    """Yield the values that follow the first few "Parameters:"; a description may contain that word without one."""
     for found in islice(_PARAMETERS.finditer(entry), 8):
         raw = entry[found.end() :].encode()
         try:
@@ -136,7 +136,7 @@ def _parameters(entry: str) -> Iterator[dict[str, Any] | list[Any]]:
 
 
 def _end_of_value(raw: bytes) -> int:
-    """Return where the brackets that open at the first byte are closed, or the end where they never are."""
+    """The end of the value whose bracket opens at the first byte; the end of the text if it is never closed."""
     depth = 0
     for bracket in BRACKETS.finditer(raw):
         byte = raw[bracket.start()]

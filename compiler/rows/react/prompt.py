@@ -1,7 +1,7 @@
 """Tools as the system text of ReAct, in the layout of ms-swift's `react_en` and its Chinese counterpart.
 
-The English text is what ms-swift (3602360a) renders; the keywords are English in both languages, because they are
-what a harness looks for.
+The English text is exactly what ms-swift (3602360a) renders. The keywords are English in both languages, because a
+harness looks for them.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ Final Answer: 对用户问题的最终回答
 """,
 }
 _KEYS = {"name", "description", "parameters", "strict"}
-"""What a function says that has a place in the text; `strict` is an instruction to a server, not to a model."""
+"""The keys of a function that the text can express, and `strict`, which instructs a server and not the model."""
 
 
 def tools_prompt(tools: Any, language: Language, pointer: str = "") -> str:
-    """Return the system text that lists the tools; a tool that has no place in it is a RowError at `pointer`.
+    """The system text that lists the tools; a tool that it cannot express is a RowError at `pointer`.
 
     A tool is an object with `name`, `description` and `parameters`, or {"type": "function", "function": such an
-    object}. A missing description leaves its place out; missing parameters are {}, as OpenAI defines them.
+    object}. A missing description is left out; missing parameters are {}, as OpenAI defines them.
     """
     problem = _problem(tools)
     if problem is not None:
@@ -79,7 +79,7 @@ def tools_prompt(tools: Any, language: Language, pointer: str = "") -> str:
 
 
 def _problem(tools: Any) -> str | None:
-    """Return why the tools cannot be listed, None where they can."""
+    """Why the tools cannot be listed; None where they can."""
     if not isinstance(tools, list):
         return "expected a list"
     for i, tool in enumerate(tools):

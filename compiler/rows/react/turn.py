@@ -1,4 +1,4 @@
-"""One turn as one ReAct reply: texts, calls and results of several messages in the text of one."""
+"""One turn as one ReAct reply: the texts, calls and results of several messages in one text."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class _Text:
     media: list[Media] = field(default_factory=list)
 
     def line(self, keyword: str, content: str, media: list[Media] | None = None) -> None:
-        """Begin a line with a keyword ("" = the content has its own), a space and the content."""
+        """Write a keyword ("" = the content has its own), a space and the content on a new line."""
         self.end_line()
         self.text += f"{keyword}: " if keyword else ""
         self.media += [replace(one, at=one.at + len(self.text)) for one in media or ()]
         self.text += content
 
     def end_line(self) -> None:
-        """Add a newline unless there is one, or nothing that could need one."""
+        """Add a newline unless the text is empty or ends in one."""
         if self.text and not self.text.endswith("\n"):
             self.text += "\n"
 
 
 def reply_of(run: list[Message], begin: int, refuse: Refuse) -> Message:
-    """Return the one message that a run of replies and results becomes; itself where it is one without calls.
+    """The one message that a run of replies and results becomes; the same object if it is one reply without calls.
 
     `begin` is where the run begins in its conversation.
     """
@@ -54,7 +54,7 @@ def reply_of(run: list[Message], begin: int, refuse: Refuse) -> Message:
 
 
 def _check(run: list[Message], begin: int, refuse: Refuse) -> None:
-    """Raise where one message cannot have the weights and the reasoning of several."""
+    """Raise if one message cannot carry the weights and reasoning of the run."""
     if run[0].role is Role.TOOL:
         raise refuse(begin, "a result without a call")
     if run[-1].role is Role.TOOL:
@@ -69,7 +69,9 @@ def _check(run: list[Message], begin: int, refuse: Refuse) -> None:
                 i, f"the replies of one turn have different weights, {_asked(weight)} and {_asked(message.weight)}"
             )
         elif weight and results:
-            raise refuse(i, f"the reply asks for a weight of {weight:g}, and the results in it would get it too")
+            raise refuse(
+                i, f"the reply asks for a weight of {weight:g}, and the results inside it would get that weight too"
+            )
         if message.reasoning and i > begin:
             raise refuse(i, "the reasoning of a reply would stand in the middle of the text")
 
@@ -79,7 +81,7 @@ def _asked(weight: float | None) -> str:
 
 
 def _say(said: _Text, message: Message, i: int, refuse: Refuse, *, ends: bool) -> None:
-    """Add a reply's own text: its final answer where it ends the turn, else a thought."""
+    """Add a reply's own text: as the final answer if it ends the turn, else as a thought."""
     if not message.content:
         return
     marks = list(KEYWORD_LINE.finditer(message.content))
@@ -91,7 +93,7 @@ def _say(said: _Text, message: Message, i: int, refuse: Refuse, *, ends: bool) -
 
 
 def _call(said: _Text, calls: list[Call], results: list[Message], i: int, refuse: Refuse, *, last: bool) -> None:
-    """Add the calls of a reply, each followed by its result; where the turn ends in a call, by the stop word alone."""
+    """Add the calls of a reply, each with its result; a call that ends the turn is followed by the stop word alone."""
     for call in calls:
         if "\n" in call.name:
             raise refuse(i, f"the name {call.name!r} of a tool has a newline")
@@ -101,11 +103,11 @@ def _call(said: _Text, calls: list[Call], results: list[Message], i: int, refuse
         return
     if len(calls) != len(results):
         counts = f"{_count(len(calls), 'call')} with {_count(len(results), 'result')}"
-        raise refuse(i, f"{counts}, where each call is made alone and has its result")
+        raise refuse(i, f"{counts}, but each call needs exactly one result")
     for call, k in zip(calls, _pairs(calls, results, i, refuse), strict=True):
         result = results[k]
         mark = next((mark for mark in KEYWORD_LINE.finditer(result.content) if mark.start()), None)
-        if mark is not None:  # at its very start it would not be at the start of a line
+        if mark is not None:  # at the very start of the result it follows "Observation: " on its line
             what = f"a line of the result begins with '{mark[1]}:', which would be read as a keyword"
             raise refuse(i + 1 + k, what)
         _action(said, call)
@@ -130,7 +132,7 @@ def _results(run: list[Message], begin: int) -> list[Message]:
 
 
 def _pairs(calls: list[Call], results: list[Message], i: int, refuse: Refuse) -> list[int]:
-    """Return which result each call has: by id where all have one, else in order."""
+    """The number of each call's result: matched by id where all have one, else in order."""
     ids, answered = [call.id for call in calls], [result.call_id for result in results]
     if len(calls) > 1 and None not in ids and None not in answered:
         if len(set(ids)) < len(ids) or set(ids) != set(answered):
