@@ -27,13 +27,13 @@ ROOT = Path(__file__).parent
 
 @cache
 def schema(name: str) -> dict[str, Any]:
-    """Return the JSON Schema `schemas/NAME.schema.json`. It is shared: do not change it."""
+    """The JSON Schema `schemas/NAME.schema.json`. It is shared: do not change it."""
     loaded: dict[str, Any] = json.loads((ROOT / f"{name}.schema.json").read_text(encoding="utf-8"))
     return loaded
 
 
 def check_config(value: Any, name: str, where: str) -> None:
-    """Raise a UsageError with the place and the nearest valid key if a configuration does not match its schema."""
+    """Check a configuration against its schema; UsageError with the place and the nearest valid key."""
     import jsonschema  # 100 ms that `cli --help` must not pay
 
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema(name)).iter_errors(value))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 FORMAT_VERSION = 2
-"""Of shards and manifest together; a reader refuses a version it does not know."""
+"""The version of shards and manifest together; a reader refuses one that it does not know."""
 PACKED_VERSION = 3
-"""That of packed sets, whose rows are several examples: `OF_SEQUENCES` says which columns are lists there."""
+"""The version of packed sets. Their rows are several examples; the columns of `OF_SEQUENCES` are lists there."""
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val")
@@ -30,12 +30,15 @@ MEDIA = pa.list_(
         ]
     )
 )
-"""References, never pixels. `position` is the first placeholder in `input_ids`, `num_tokens` how many tokens of the
-model it stands for (as many placeholders where the manifest's `media.repeats_pad` says so, else one); `uri` is as in
-the row, relative to the media folder (the JSON list of its frames for a video given so); sizes in pixels."""
+"""References to images or videos, never pixels; sizes are in pixels.
+
+`uri` is as in the row, relative to the media folder; for a video given as frames it is the JSON list of these.
+`position` is the first placeholder in `input_ids`. `num_tokens` is how many tokens the model sees there; there are as
+many placeholders if the manifest's `media.repeats_pad` is true, else one.
+"""
 
 SPANS = pa.list_(pa.struct([("role", pa.string()), ("key", pa.string()), ("num_tokens", pa.int32())]))
-"""Who each token is from, as run lengths: role of the message ("template" = the template's own text), policy key."""
+"""Where tokens come from, as run lengths: role of the message ("template" = the template's own text), policy key."""
 
 _COLUMNS = pa.schema(
     [
@@ -56,7 +59,7 @@ _COLUMNS = pa.schema(
         pa.field("repairs", pa.list_(pa.string())),
     ]
 )
-"""`part` counts the examples made from one source row (0 where it is one); `repairs` names what was mended in it."""
+"""`part` numbers the examples of one source row (0 if there is one); `repairs` names the repairs of the row."""
 
 _OF_KIND = {
     "preference": [
@@ -70,17 +73,17 @@ _OF_KIND = {
 
 
 OF_SEQUENCES = ("dataset", "file", "row", "offset", "repeat", "part", "repairs")
-"""What is known of each sequence: in packed sets lists, with one element for each of the pack's `seq_lens`."""
+"""The columns with one value for each example: in packed sets lists, as long as the pack's `seq_lens`."""
 
 
 def shard_schema(kind: str, *, packed: bool = False) -> pa.Schema:
-    """Return the columns of a set of this kind.
+    """The columns of a set of this kind.
 
-    In preference sets `input_ids` holds the chosen reply and `rejected_input_ids` the same context with the other
-    one; `num_trained` counts both. Positions of media are the same in both, since they stand in the context.
+    In preference sets `input_ids` holds the context with the chosen reply, `rejected_input_ids` the context with the
+    other one; `num_trained` counts both. Media stand in the context, so their positions are the same in both.
 
-    In packed sets a row holds several examples, one after the other: `seq_lens` are their lengths, positions and
-    attention restart at each; positions of media count from the start of the pack; `num_trained` and `spans` are those
+    In packed sets a row holds several examples, one after the other. `seq_lens` are their lengths; positions and
+    attention restart at each. Positions of media count from the start of the pack. `num_trained` and `spans` are those
     of the whole pack.
     """
     columns = [
@@ -94,7 +97,7 @@ SHARD = shard_schema("sft")
 
 _WORDS = ("input_ids", "labels", "loss_weights", "spans")
 WORD_LISTS = (*_WORDS, *(f"rejected_{name}" for name in _WORDS))
-"""The columns of an object that are nearly all of its bytes: lists of four-byte numbers, null or absent where empty."""
+"""The columns that hold nearly all bytes of an object: lists of four-byte numbers, null or empty where unused."""
 
 OBJECT = pa.schema(
     [
@@ -108,7 +111,10 @@ OBJECT = pa.schema(
         pa.field("group", pa.binary(16), nullable=False),
     ]
 )
-"""A unit's compiled rows in the cache. `spans` are pairs of numbers: who (in the list of the object's record), and how
-many tokens. `index` and `offset` count within the unit, so that an object serves its unit wherever that stands in a
-file; `length` is what the model sees in tokens, media and both sides of a pair included; `fingerprint` is the
-conversation's, for duplicates; `group` is what the split must keep together."""
+"""A unit's compiled rows in the cache.
+
+`spans` are pairs of numbers: the owner (its place in the list of the object's record) and how many tokens.
+`index` and `offset` count within the unit, so that an object serves its unit wherever that stands in a file.
+`length` is how many tokens the model sees, with media and both sides of a pair.
+`fingerprint` is equal for equal conversations; `group` for rows that the validation split must keep together.
+"""

@@ -1,4 +1,4 @@
-"""Files: writing what must still be there after a power cut, and digests of several together."""
+"""Files: waiting until one is on disk, and one digest of several."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk. OSError where they cannot be."""
+    """Wait until a file, or the names in a folder, are on disk; OSError if they cannot be."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -18,7 +18,7 @@ def flush(path: Path) -> None:
 
 
 def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
-    """Return the sha256 over the names and bytes of files."""
+    """The sha256 over the names and bytes of files."""
     total = hashlib.sha256()
     for name, data in files:
         total.update(f"{name}\0{len(data)}\0".encode())

@@ -1,4 +1,4 @@
-"""Errors a user can fix, and the reasons a row can be rejected for.
+"""Errors that a user can fix, and the reasons for which a row can be rejected.
 
     Problem
     ├── UsageError      exit 2   the command line or a configuration file
@@ -8,7 +8,7 @@
     └── LockedError     exit 6   another process is writing the same output, or using the cache
 
 A `Problem` is one message: where it is, what was expected and found, and what to do. The command line
-prints it and exits with its code; anything else that reaches the command line is a bug (exit 1).
+prints it and exits with its code. Any other exception that reaches the command line is a bug (exit 1).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ EXIT_CODES = (
 )
 """What every command's help ends with."""
 INTERRUPTED = 130
-"""As shells have it: 128 and the number of SIGINT."""
+"""As in shells: 128 + the number of SIGINT."""
 BROKEN_PIPE = 141
 """The same for SIGPIPE: what read our output, such as `head`, ended first."""
 
 
 class Problem(Exception):
-    """A message for the user: `where: what; hint`."""
+    """A message for the user: `WHERE: WHAT`, and on the next line what to do."""
 
     exit_code: ClassVar[int] = 1
 
@@ -40,7 +40,7 @@ class Problem(Exception):
         super().__init__(f"{where}: {what}" + (f"\n  {hint}" if hint else ""))
 
     def __reduce__(self) -> tuple[type[Problem], tuple[str, str, str]]:
-        # Problems cross process boundaries; an exception is pickled with its message alone by default.
+        # Problems cross process boundaries; by default only the message of an exception is pickled.
         return type(self), (self.where, self.what, self.hint)
 
 
@@ -57,7 +57,7 @@ class TooManyRejects(Problem):
 
 
 class IntegrityError(Problem):
-    """Bytes on disk, or a law of the product, are not what they must be."""
+    """Bytes on disk are not what they must be, or a law of the product does not hold."""
 
     exit_code = 4
 
@@ -75,16 +75,16 @@ class LockedError(Problem):
 
 
 class Reason(StrEnum):
-    """Why a row was not compiled. The value is what `rejects.jsonl` and the manifest say."""
+    """Why a row was not compiled, as `rejects.jsonl` and the manifest call it."""
 
     NOT_UTF8 = "not_utf8"
     """The bytes of the row are not UTF-8."""
     JSON = "json"
-    """The row is not one JSON value (NaN, a raw control character, a half line...)."""
+    """The row is not one JSON value (NaN, a raw control character, half a line...)."""
     DUPLICATE_KEY = "duplicate_key"
-    """An object of the row has the same key twice: readers disagree on which one counts."""
+    """An object of the row has a key twice: parsers disagree on which one counts."""
     LONE_SURROGATE = "lone_surrogate"
-    """A \\ud800-style escape without its partner: no text can carry it."""
+    """Half of a surrogate pair, such as \\ud800, without the other half: no text can contain it."""
     TOO_DEEP = "too_deep"
     """Nested deeper than `compiler.read.MAX_DEPTH`."""
     CSV = "csv"
@@ -92,29 +92,29 @@ class Reason(StrEnum):
     SCHEMA = "schema"
     """The row does not match its format's JSON Schema."""
     TURN_ORDER = "turn_order"
-    """The turns cannot be a conversation: reply first, no reply, a turn without its reply."""
+    """The turns are no conversation: a reply first, no reply at all, a turn without its reply."""
     TOOLS = "tools"
     """The `tools` text is not a JSON list of tools."""
     TOOL_ARGUMENTS = "tool_arguments"
     """The arguments of a tool call are not a JSON object."""
     SCREEN = "screen"
-    """A screen agent's prompt, history, operation or reply breaks its grammar."""
+    """A screen agent's prompt, history, operation or reply does not follow its grammar."""
     CLEANED = "cleaned"
-    """A clean-up rule of the dataset's card takes such rows out."""
+    """A clean-up rule of the dataset's card removes such rows."""
     TEMPLATE_REFUSED = "template_refused"
     """The chat template itself raised an error for this conversation."""
     TEMPLATE_UNSTABLE = "template_unstable"
     """The chat template renders earlier turns differently once later ones follow."""
     SPECIAL_TEXT = "special_text"
-    """The text spells a control token and `--special-text reject` was asked for."""
+    """A text contains the spelling of a control token, and --special-text reject was given."""
     REACT = "react"
-    """A ReAct reply does not hold together, and --strict was asked for."""
+    """A ReAct reply is inconsistent, and --strict was given."""
     PLACEHOLDER = "placeholder"
-    """A self-cognition placeholder was left without a value."""
+    """A self-cognition placeholder has no value."""
     MEDIA = "media"
-    """A referenced image or video cannot be used: not there, not allowed, broken, or of no use to the model."""
+    """An image or video of the row cannot be used: missing, not allowed, broken, or none that the model takes."""
     TOO_LONG = "too_long"
-    """It does not fit into --max-length under the chosen --overlength policy."""
+    """It does not fit into --max-length under the --overlength policy."""
     NOTHING_TRAINED = "nothing_trained"
     """No token of the example would be trained: its loss would be NaN."""
 
@@ -129,7 +129,7 @@ class Reject:
 
 
 class RowError(Exception):
-    """Raised while one row is lifted or rendered; becomes a `Reject`, and the run goes on."""
+    """Raised while a row is compiled. It becomes a `Reject`, and the run goes on."""
 
     def __init__(self, reason: Reason, message: str, pointer: str = "") -> None:
         super().__init__(message)
@@ -140,7 +140,7 @@ class RowError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return "; did you mean 'x'? (valid: ...)" for a name that is not among the valid ones."""
+    """A hint for a name that is not valid: "did you mean 'x'? known: x, y, z"."""
     choices = sorted(valid)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     guess = f"did you mean {close[0]!r}? " if close else ""

@@ -1,10 +1,10 @@
-"""Object stores: what an `s3://` URI names, with as much of pathlib's Path as readers need, and errors in words.
+"""Object stores: paths for `s3://` URIs, with as much of pathlib's Path as readers need, and plain error messages.
 
     s3://BUCKET/KEY[?endpoint_override=HOST:PORT&scheme=http&region=REGION&force_virtual_addressing=true]
 
-The part after `?` is what pyarrow.fs takes there. Credentials are never part of it: they would be kept in the shell's
-history and in messages. They come from where AWS's own tools take them (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
-AWS_PROFILE and ~/.aws, the role of the machine); AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and AWS_REGION are honoured.
+After `?` stand options of pyarrow.fs. Credentials are not among them: they would end up in the shell's history and in
+messages. They are taken from where AWS's tools take them (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE and
+~/.aws, the machine's role). AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and AWS_REGION are honoured.
 
     path = path_of("s3://bucket/sets/x")         a StorePath; any other text is a pathlib.Path
     with (path / "manifest.json").open() as file: ...        reads ranges, 4 MiB at a time
@@ -29,17 +29,17 @@ from schemas.errors import InputError, UsageError
 SCHEME = "s3://"
 QUERY = ("endpoint_override", "scheme", "region", "force_virtual_addressing")
 BUFFER = 4 << 20
-"""Bytes of one request where a file is read from its beginning to its end."""
+"""Bytes of one request when a file is read from beginning to end."""
 
 
 @dataclass(frozen=True, order=True)
 class StorePath:
-    """A file or folder in an object store. Every failure to reach it is an InputError (exit code 5)."""
+    """A file or folder in an object store. A failure to reach it is an InputError (exit code 5)."""
 
     key: PurePosixPath
-    """Bucket and key: the path as pyarrow.fs takes it."""
+    """Bucket and key, as pyarrow.fs takes paths."""
     query: str = ""
-    """Where the store is, as it was given; not part of what the path names."""
+    """How the store is reached, as it was given; not part of the path's identity."""
 
     def __str__(self) -> str:
         return self.uri + (f"?{self.query}" if self.query else "")
@@ -49,7 +49,7 @@ class StorePath:
 
     @property
     def uri(self) -> str:
-        """The URI without its query: what shards and manifests call it."""
+        """The URI without its query, as shards and manifests name it."""
         return f"{SCHEME}{self.key}"
 
     @property
@@ -59,7 +59,7 @@ class StorePath:
 
     @property
     def name(self) -> str:
-        """The last part, as Path has it; suffix, suffixes and parent too."""
+        """The last part, as in pathlib; likewise suffix, suffixes and parent."""
         return self.key.name
 
     @property
@@ -78,30 +78,30 @@ class StorePath:
         return replace(self, key=self.key.parent)
 
     def filesystem(self) -> tuple[Any, str]:
-        """Return pyarrow's file system for the store, and the path in it."""
+        """Pyarrow's file system for the store, and the path in it."""
         with in_words(self):
             return _filesystem(self.bucket, *address_of(self.query)), str(self.key)
 
     def info(self) -> Any:
-        """Return pyarrow's FileInfo: type, and size where it is a file."""
+        """Pyarrow's FileInfo: the type, and the size of a file."""
         store, name = self.filesystem()
         with in_words(self):
             return store.get_file_info(name)
 
     def is_file(self) -> bool:
-        """Return whether there is a file of this name."""
+        """Whether there is a file of this name."""
         return bool(self.info().is_file)
 
     def exists(self) -> bool:
-        """Return whether there is a file or folder of this name."""
+        """Whether there is a file or folder of this name."""
         return self.info().type.name != "NotFound"
 
     def is_dir(self) -> bool:
-        """Return whether there are files below this name."""
+        """Whether there are files below this name."""
         return self.info().type.name == "Directory"
 
     def rglob(self, pattern: str) -> list[StorePath]:
-        """Return the files, no folders, below this one whose names match, at any depth, in no order."""
+        """The files (no folders) below this folder whose names match, at any depth, in no order."""
         from pyarrow.fs import FileSelector
 
         store, name = self.filesystem()
@@ -111,7 +111,7 @@ class StorePath:
         return [file for file in files if file.key.match(pattern)]
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """Return the file opened for reading by range. FileNotFoundError if there is none, as Path.open."""
+        """Open the file for reading by range; FileNotFoundError if there is none, as in pathlib."""
         if mode != "rb":
             raise ValueError(f"a file in a store is opened with mode 'rb', not {mode!r}")
         store, name = self.filesystem()
@@ -119,12 +119,12 @@ class StorePath:
             return io.BufferedReader(_Ranges(self, store.open_input_file(name)), BUFFER)
 
     def read_bytes(self) -> bytes:
-        """Return what the file holds. FileNotFoundError if there is none."""
+        """Read the whole file; FileNotFoundError if there is none."""
         with self.open() as file:
             return file.read()
 
     def stamp(self) -> tuple[int, str]:
-        """Return size and ETag: what changes when the file is written. FileNotFoundError if there is none."""
+        """Size and ETag, which change when the file is written; FileNotFoundError if there is none."""
         store, name = self.filesystem()
         with in_words(self), store.open_input_file(name) as file:
             found = file.metadata()
@@ -135,7 +135,7 @@ AnyPath = Path | StorePath
 
 
 def path_of(text: str | AnyPath) -> AnyPath:
-    """Return what a file or folder is named by: a path, or a URI of an object store; UsageError if that is none."""
+    """Parse the name of a file or folder: a local path, or a URI of an object store; UsageError for a wrong URI."""
     if isinstance(text, StorePath):
         return text
     if not str(text).startswith(SCHEME):
@@ -154,7 +154,7 @@ def path_of(text: str | AnyPath) -> AnyPath:
 
 
 def address_of(query: str) -> tuple[str | None, str | None, bool]:
-    """Return where a store is: the URL of its endpoint (None: AWS), its region if known, virtual addressing."""
+    """How a store is reached: URL of its endpoint (None = AWS), region if known, whether addressing is virtual."""
     given, environment = dict(parse_qsl(query)), os.environ.get
     endpoint = given.get("endpoint_override")
     if endpoint and "://" not in endpoint:
@@ -181,7 +181,7 @@ def _filesystem(bucket: str, endpoint: str | None, region: str | None, virtual: 
 
 
 class _Ranges(io.RawIOBase):
-    """A file in a store as Python reads files; what fails while it is read is told in words too."""
+    """A file in a store as a Python file object; errors while reading have plain messages too."""
 
     def __init__(self, path: StorePath, file: Any) -> None:
         super().__init__()
@@ -205,7 +205,7 @@ class _Ranges(io.RawIOBase):
 
     def readall(self) -> bytes:
         with in_words(self._path):
-            return bytes(self._file.read())  # one request; the inherited way makes one for every 8 KiB
+            return bytes(self._file.read())  # one request; the inherited method makes one for every 8 KiB
 
     def close(self) -> None:
         self._file.close()
@@ -214,7 +214,7 @@ class _Ranges(io.RawIOBase):
 
 @contextmanager
 def in_words(path: StorePath) -> Iterator[None]:
-    """Turn what a store or its client says into an InputError; that there is no such file stays FileNotFoundError."""
+    """Turn errors of a store or its client into InputError; a missing file stays FileNotFoundError."""
     try:
         yield
     except OSError as error:
@@ -225,7 +225,7 @@ def in_words(path: StorePath) -> Iterator[None]:
 
 
 _GONE = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
-"""What the client says of a file that was removed after it was opened."""
+"""How the client names a file that was removed after it was opened."""
 _NO_BUCKET = ("no such bucket", "Check its name, and AWS_ENDPOINT_URL (or endpoint_override).")
 _WORDS = (
     (("NO_SUCH_BUCKET", "NoSuchBucket", "' not found"), *_NO_BUCKET),
@@ -242,11 +242,11 @@ _WORDS = (
     (("status 301", "(301)", "PermanentRedirect", "AuthorizationHeaderMalformed"), "the bucket is in another region",
      "Name it: AWS_REGION, or ?region=REGION after the URI."),
 )  # fmt: skip
-"""What pyarrow's or boto3's message holds, what that means, and what to do."""
+"""Parts of pyarrow's and boto3's messages, what they mean, and what to do."""
 
 
 def no_such(path: StorePath) -> InputError:
-    """Return the InputError for a path that names nothing."""
+    """The InputError for a path that names nothing."""
     store, _ = path.filesystem()
     with in_words(path):
         is_bucket = store.get_file_info(path.bucket).type.name == "Directory"
@@ -256,7 +256,7 @@ def no_such(path: StorePath) -> InputError:
 
 
 def problem(path: StorePath, said: str) -> InputError:
-    """Return the InputError for what the client of a store said about a path."""
+    """The InputError for a message of a store's client about a path."""
     for marks, what, hint in _WORDS:
         if any(mark in said for mark in marks):
             return InputError(str(path), what, hint)

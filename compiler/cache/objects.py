@@ -1,7 +1,7 @@
-"""The cache of compiled units: one object per unit, named by a digest of everything that decides its bytes.
+"""Objects: compiled units in the cache, each named by a digest of everything that decides its bytes.
 
-An object is two files: `KEY.arrow` (the rows) and `KEY.json` (rejects, counts, the digest of the first), the
-second written last. A missing, damaged or foreign object is made again; it is never used.
+An object is two files. `KEY.arrow` holds the rows; `KEY.json`, its record, holds rejects, counts and the digest of the
+rows, and is written last. An object that is missing, damaged or someone else's is compiled again, and never used.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Object:
-    """A unit's compiled rows with what was counted while they were made.
+    """A unit's compiled rows, and what was counted while they were compiled.
 
-    Nearly all of its bytes are tokens: they stay in the file, and `lists` says where. They are four-byte numbers, those
-    of weights floats.
+    Nearly all bytes of an object are its word lists (tokens, labels, weights, spans). They stay in the file, and
+    `lists` says where. A word is an int32, or a float32 in lists of weights.
     """
 
     path: Path
     stamp: tuple[int, ...]
-    """By which the file is known: another one may be put in its place."""
+    """Identifies the file, since another may be put in its place."""
     digest: str
-    """xxh3 of its bytes."""
+    """xxh3 of the file's bytes."""
     info: dict[str, Any]
     light: pa.Table
     """The other columns, in memory."""
     lists: dict[str, tuple[int, npt.NDArray[np.int32]]]
-    """Of each word list: the number of its first word in the file, and where each row begins after that, int32[N+1]."""
+    """For each word list: its first word in the file, and where each row begins after that, int32[N + 1]."""
 
     @property
     def num_rows(self) -> int:
@@ -87,19 +87,19 @@ def code_digest() -> str:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decide bytes."""
+    """The versions of the libraries that decide bytes."""
     names = ("tokenizers", "pyarrow", "jinja2", "numpy", "orjson", "python-calamine")
     return {name: importlib.metadata.version(name) for name in names}
 
 
 @cache
 def maker() -> dict[str, str]:
-    """Return what a record says it was made by: a digest of the code, the package's version, the libraries'."""
+    """What a record was made by: digest of the code, version of the package, versions of the libraries."""
     return {"code": code_digest()[:16], "version": own_version()} | library_versions()
 
 
 def own_version() -> str:
-    """Return the version of this package."""
+    """The version of this package."""
     try:
         return importlib.metadata.version("finetune-data-compiler")
     except importlib.metadata.PackageNotFoundError:
@@ -107,7 +107,7 @@ def own_version() -> str:
 
 
 def key_of(*parts: Any) -> str:
-    """Return the name of the object that these inputs decide."""
+    """The name of the object that depends on these inputs."""
     text = orjson.dumps([code_digest(), library_versions(), *parts], option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(text).hexdigest()[:40]
 
@@ -118,7 +118,7 @@ def _paths(cache_dir: Path, key: str) -> tuple[Path, Path]:
 
 
 def load(cache_dir: Path, key: str) -> Object | None:
-    """Return the object, or None where there is none or its bytes are not what its record says."""
+    """Load an object; None if there is none or its bytes are not those of its record."""
     info = load_record(cache_dir, key)
     if info is None:
         return None
@@ -133,7 +133,9 @@ def load(cache_dir: Path, key: str) -> Object | None:
         return None
     buffer = pa.py_buffer(data)
     table = pa.ipc.open_file(buffer).read_all()
-    light = table.drop_columns(list(WORD_LISTS)).take(pa.array(np.arange(table.num_rows)))  # copied: data is let go
+    light = table.drop_columns(list(WORD_LISTS)).take(
+        pa.array(np.arange(table.num_rows))
+    )  # copied, so that data is freed
     lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
     for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
         lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
@@ -149,13 +151,13 @@ def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArra
 
 
 def stamp_of(descriptor: int) -> tuple[int, ...]:
-    """Return by what an open file is known: its size, number and time of change."""
+    """What identifies an open file: its size, device, inode and time of change."""
     found = os.fstat(descriptor)
     return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:
-    """Write an object: rows first, the record that vouches for them last, each by rename."""
+    """Write an object: the rows first, then the record that holds their digest, each by rename."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, OBJECT) as writer:
         writer.write_table(table.combine_chunks())
@@ -165,25 +167,25 @@ def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> N
 
 
 def remove(cache_dir: Path, key: str) -> None:
-    """Remove an object: what vouches for the rows first."""
+    """Remove an object, its record first."""
     rows, record = _paths(cache_dir, key)
     record.unlink(missing_ok=True)
     rows.unlink(missing_ok=True)
 
 
 def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
-    """Return a record, or None where there is none or it is not as it was written. Its time says that it was used."""
+    """Load a record; None if there is none or it is damaged. Its time of change is set: it was used now."""
     path = _paths(cache_dir, key)[1]
     record = read_record(path)
     if record is not None:
         record.pop("made_by", None)
-        with contextlib.suppress(OSError):  # a cache that others may only read
+        with contextlib.suppress(OSError):  # a cache that this user may only read
             os.utime(path)
     return record
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a record with what made it, or None where there is none or it is not as it was written."""
+    """Read a record with what it was made by; None if there is none or it is damaged."""
     try:
         checksum, data = path.read_bytes().split(b"\n", 1)
     except (OSError, ValueError):
@@ -191,12 +193,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if checksum != xxhash.xxh3_128_hexdigest(data).encode():
         return None
     record = orjson.loads(data)
-    # The name is inside too: a whole, valid file under another object's name is not that object.
+    # The key is inside too: a whole file under another object's name is not that object.
     return record if record.pop("key") == path.stem else None
 
 
 def is_whole(rows: Path, digest: str) -> bool:
-    """Return whether a file of rows is as its record says."""
+    """Whether a file of rows has the digest of its record."""
     try:
         with pa.memory_map(str(rows), "r") as file:
             return xxhash.xxh3_128_hexdigest(file.read_buffer()) == digest
@@ -211,7 +213,7 @@ def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
 
 
 def _write(cache_dir: Path, path: Path, data: Any) -> None:
-    """Write a file so that it is there whole or not at all. It is not flushed to disk: damage is detected."""
+    """Write a file as a whole or not at all. It is not flushed to disk: damage is detected when it is loaded."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(path, data)

@@ -1,8 +1,8 @@
-"""What is in the cache, whether it is whole, and taking out what is not needed any more.
+"""Listing, checking and pruning the cache.
 
-An entry is an object (`KEY.arrow` and its record `KEY.json`) or a record alone: a template's certificate, the
-check of a fast encoder. The time of change of a record is when it was last used. A compile holds a shared lock on the
-cache from beginning to end; whatever removes takes it alone, and so never what a compile is using.
+An entry is an object (`KEY.arrow` and its record `KEY.json`) or a record alone: a template's certificate, the check of
+a fast encoder. A record's time of change is when it was last used. A compile holds a shared lock on the cache from
+beginning to end; removing takes an exclusive one, so that nothing is removed that a compile uses.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from schemas.errors import InputError, LockedError
 
 _LOCK = ".lock"
 _OUTGOING = "outgoing"
-"""Sets on their way into an object store, see compiler/sets/store.py."""
+"""Sets that are being put into an object store, see compiler/sets/store.py."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One record of the cache, with its rows where it is an object."""
+    """One record of the cache; of an object with its rows."""
 
     key: str
     kind: str
-    """object, record or damaged: a record that cannot be read."""
+    """object, record, or damaged (a record that cannot be read)."""
     bytes: int
     used: float
     """When it was last used, in seconds since 1970."""
     usable: bool
-    """Whether it was made by this code with these libraries: any other is never looked at again by it."""
+    """Whether this code with these libraries made it; otherwise this code never uses it."""
     made_by: dict[str, str]
     dataset: str | None
     rows: int
@@ -44,9 +44,9 @@ class Entry:
 
 @contextmanager
 def in_use(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep what is in the cache from being removed, waiting for a removal that is under way.
+    """Keep the cache from being pruned. Waits while it is being pruned.
 
-    Where there is no lock file and this user cannot make one, nobody has compiled or pruned there since there is one.
+    Where there is no lock file and none can be made, nobody has pruned: that makes one.
     """
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def in_use(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the cache alone; LockedError while a compile uses it."""
+    """Hold the cache exclusively; LockedError while a compile uses it."""
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
@@ -85,7 +85,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """Return what is in the cache, least recently used first."""
+    """All entries of the cache, least recently used first."""
     return sorted((_entry(path) for path in _records(folder)), key=lambda entry: (entry.used, entry.key))
 
 
@@ -111,7 +111,7 @@ def _entry(path: Path) -> Entry:
 
 
 def left_over(folder: Path) -> list[Path]:
-    """Return what killed runs left: files half written, rows without a record, sets on their way into a store."""
+    """Files that killed runs left: half-written ones, rows without a record, sets not yet put into a store."""
     inside = (path for path in (folder / "objects").glob("??/*") if path.is_file())
     found = [
         path for path in inside
@@ -121,13 +121,13 @@ def left_over(folder: Path) -> list[Path]:
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes of a file, or of the files below a folder."""
+    """The bytes of a file, or of all files below a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
 
 def verify(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, str]:
-    """Return what is damaged: file -> what is wrong. `each` may show progress over the records."""
+    """Find damage: file -> what is wrong with it. `each` may show progress over the records."""
     wrong: dict[str, str] = {}
     for path in each(sorted(_records(folder))):
         record = objects.read_record(path)
@@ -139,7 +139,7 @@ def verify(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, 
 
 
 def remove_damaged(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, str]:
-    """Remove what is damaged and return it as `verify` does."""
+    """Remove damaged entries; return what `verify` found."""
     with _alone(folder):
         wrong = verify(folder, each)
         for path in wrong:
@@ -150,10 +150,10 @@ def remove_damaged(folder: Path, each: Callable[[list[Path]], Any] = iter) -> di
 def choose(
     found: list[Entry], *, unused_for: float | None = None, keep: int | None = None, other_versions: bool = False
 ) -> list[Entry]:
-    """Return the entries to remove, of entries least recently used first.
+    """Choose the entries to remove, of entries that are sorted least recently used first.
 
-    Those unused for so many seconds, those that this version cannot use, and of the rest the least recently used
-    until at most `keep` bytes are left. A damaged record is of no use to anybody and always among them.
+    Chosen are damaged records, entries unused for `unused_for` seconds, entries that this version cannot use
+    (`other_versions`), and of the rest the least recently used until at most `keep` bytes are left.
     """
     now = time.time()
     chosen = [
@@ -174,7 +174,7 @@ def choose(
 
 
 def prune(folder: Path, *, dry_run: bool, **wanted: Any) -> tuple[list[Entry], list[Path], int]:
-    """Remove what `choose` says and what killed runs left; return both, and the bytes that are or would be freed."""
+    """Remove what `choose` chooses and what killed runs left; return both, and the bytes that this frees (or would)."""
     with nullcontext() if dry_run else _alone(folder):
         chosen, rest = choose(entries(folder), **wanted), left_over(folder)
         freed = sum(entry.bytes for entry in chosen) + sum(map(size_of, rest))

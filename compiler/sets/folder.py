@@ -1,7 +1,11 @@
-"""The output folder: written under a lock, published by renames with the manifest last, opened and verified.
+"""The output folder: a set is written under a lock, and published by renames, the manifest last.
 
-Without a manifest there is no dataset. While a new set is written the old one stays whole; it is replaced only when
-everything of the new one is on disk.
+1. The new set is written into `.partial`, while the old one stays whole.
+2. When all of it is on disk, the old set is moved into `.old`, its manifest first; then `.old` becomes `.replaced`.
+3. The new files are moved into place, the manifest last: without a manifest there is no set.
+
+A run that ends in between puts the old set back, and so does the next run after a kill: from `.old` what was moved
+aside, from `.replaced` the whole set.
 """
 
 from __future__ import annotations
@@ -21,14 +25,14 @@ from schemas.manifest import Manifest, sealed
 from schemas.stores import AnyPath
 
 OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
-"""What a published folder holds; publishing replaces these and touches nothing else."""
+"""The names in a published folder. Publishing replaces these and touches nothing else."""
 _LOCK, _PARTIAL = ".lock", ".partial"
 _OLD, _REPLACED = ".old", ".replaced"
-"""Where the old set is while a new one takes its place: until all of it is moved aside, and then."""
+"""Where the old set is while a new one takes its place: while it is moved aside, and after that."""
 
 
 class Output:
-    """A folder being written. Use as a context manager: it holds the lock and removes what was not published."""
+    """A folder that is being written: a context manager that holds the lock and removes what was not published."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.partial = folder, folder / _PARTIAL
@@ -50,7 +54,7 @@ class Output:
                 str(self.folder), f"cannot be written: {error.strerror}", "Choose another -o folder."
             ) from error
         try:
-            self._put_back()  # what a killed run took away
+            self._put_back()  # what a killed run moved aside
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir()
         except OSError:
@@ -68,14 +72,14 @@ class Output:
                     self._lock = lock
                     return
             except FileNotFoundError:
-                pass  # the holder before us removed its lock file between our open and our lock: take a new one
+                pass  # the last holder removed its lock file between our open and our lock: make a new one
             except BlockingIOError:
                 lock.close()
                 raise
             lock.close()
 
     def _put_back(self) -> None:
-        """Put the old set back in its place, unless the new one is in it. Whatever ends this, it can be done again."""
+        """Put the old set back, unless the new one is in its place. If this is interrupted, it can be done again."""
         old, replaced = self.folder / _OLD, self.folder / _REPLACED
         if replaced.is_dir() and (self.folder / MANIFEST).exists():
             shutil.rmtree(replaced)
@@ -98,15 +102,12 @@ class Output:
         if self._created:
             with contextlib.suppress(OSError):  # not empty: it was published
                 self.folder.rmdir()
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file it was
+        if isinstance(error, OSError) and error.filename is None:  # the error of a full disk names no file
             what = f"cannot be written: {error.strerror or error}"
             raise InputError(str(self.folder), what, "Nothing was published.") from error
 
     def publish(self, manifest: Manifest) -> None:
-        """Put everything in place of the old set, the manifest with its own digest last.
-
-        The old set is moved aside until then, so that a run that ends in between can put it back.
-        """
+        """Replace the old set by what was written, the manifest with its own digest last."""
         (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in self.partial.rglob("*"):
             flush(path)
@@ -133,7 +134,7 @@ def _remove(path: Path) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raise if the folder holds files and is not a set of ours: `-o` must never empty somebody's folder."""
+    """UsageError if the folder holds files and no compiled set: `-o` never empties somebody's folder."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder}", "expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
@@ -143,13 +144,13 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def foreign(folder: AnyPath, names: set[str]) -> UsageError:
-    """Return the error for a folder that holds something else."""
+    """The error for a folder that holds something else."""
     what = f"the folder is not empty and holds no compiled set (found {min(names)!r})"
     return UsageError(f"-o {folder}", what, "Choose a new folder; nothing in this one was touched.")
 
 
 def is_ours(manifest: bytes) -> bool:
-    """Return whether this is a manifest of a compiled set, of any version: others have a manifest.json too."""
+    """Whether this is the manifest of a compiled set, of any version: other programs write a manifest.json too."""
     try:
         found = json.loads(manifest)
     except ValueError:

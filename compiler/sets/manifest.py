@@ -1,4 +1,4 @@
-"""The manifest: what a compiled set is, and the proof that every row is accounted for."""
+"""The manifest, entry by entry, and the check that every row is accounted for."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ from schemas.manifest import (
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides bytes."""
+    """The versions of everything that decides bytes."""
     return library_versions() | {"finetune-data-compiler": own_version()}
 
 
 def tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
-    """Return what identifies the tokenizer, and its control tokens."""
+    """What identifies the tokenizer, and its control tokens."""
     return {
         "digest": tokenizer.digest,
         "files": sorted(tokenizer.files.tokenizer),
@@ -81,7 +81,7 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
 
 
 def encoders_entry(compiled: Iterable[CompiledDataset]) -> dict[str, EncoderEntry]:
-    """Return the encoders of the units, and how many of their texts were compared with the reference."""
+    """The encoders of the units, and how many of their texts were compared with the reference."""
     found: dict[str, EncoderEntry] = {}
     for one in compiled:
         for unit in one.loaded:
@@ -116,7 +116,7 @@ def packing_entry(length: int, splits: dict[str, SplitEntry]) -> PackingEntry:
 
 
 def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: Plan) -> DatasetEntry:
-    """Return one dataset's part: files, what was drawn, what became of every row."""
+    """One dataset: its files, what was drawn, what became of every row."""
     draw, rejected = plan.draws[number], one.rejected()
     rows, used = len(draw.position), len(np.unique(draw.position))
     return {
@@ -154,7 +154,7 @@ def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: P
 
 
 def _files(one: CompiledDataset) -> list[FileEntry]:
-    """Return each file's rows and a digest over the digests of its units."""
+    """Each file: its rows, and a digest over the digests of its units."""
     rows: Counter[str] = Counter()
     digests: dict[str, Any] = {}
     for record, loaded in zip(one.records, one.loaded, strict=True):
@@ -176,7 +176,7 @@ def total_balance(datasets: Iterable[DatasetEntry]) -> Balance:
 
 
 def check_balance(manifest: Manifest) -> None:
-    """Raise unless every row is accounted for, everywhere.
+    """IntegrityError unless every row is accounted for, in each dataset and in total.
 
     read + expanded + repeats = in shards + rejected + cleaned + sampled out + duplicates
     """
@@ -196,7 +196,7 @@ def check_balance(manifest: Manifest) -> None:
 
 
 def write_files(folder: Path, manifest: Manifest, compiled: list[CompiledDataset], tokenizer: Tokenizer) -> None:
-    """Write what stands beside the shards (rejects, card, tokenizer) and list it with its digest in the manifest."""
+    """Write the files beside the shards (rejects, card, tokenizer); list their digests in the manifest."""
     files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
     beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())
     files |= {f"tokenizer/{name}": data for name, data in beside}

@@ -10,7 +10,7 @@ Share = Literal["rows", "tokens", "trained_tokens"]
 
 
 def mix_rows(manifest: Manifest) -> list[tuple[str, ...]]:
-    """Return the realized mix as a table: a header, one line per dataset, a total."""
+    """The realized mix as a table: a header, a line for each dataset, a total."""
     by_tokens = manifest["options"]["mix_unit"] == "tokens"
     shares: tuple[Share, ...] = ("rows", "tokens", "trained_tokens") if by_tokens else ("rows", "trained_tokens")
     titles = (f"share of {what.replace('_', ' ')}" for what in shares)
@@ -41,14 +41,14 @@ def mix_rows(manifest: Manifest) -> list[tuple[str, ...]]:
 
 
 def asked(entry: DatasetEntry) -> str:
-    """Return what was asked of a dataset, in words."""
+    """What was asked of a dataset, in words."""
     if entry["share"] is not None:
         return f"share {entry['share']:g}"
     return f"{entry['count']:,} rows" if entry["count"] is not None else "all rows"
 
 
 def dataset_card(manifest: Manifest) -> str:
-    """Return the Markdown of the card. It holds no date and no path, so that equal inputs give equal bytes."""
+    """The Markdown of the card. It holds no date and no path: equal inputs give equal bytes."""
     splits = {name: split for name, split in manifest["splits"].items() if split["rows"]}
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for name in splits:

@@ -1,14 +1,16 @@
-"""A set put into an object store: written on this machine first, then each file by one put, the manifest last.
+"""Publication into an object store: the set is written on this machine, then put file by file, the manifest last.
 
-    TARGET/manifest.json                      says which folder holds the set (run.folder)
-    TARGET/FOLDER/train/shard-00000.arrow     and everything else; every publication has a folder of its own
+    TARGET/manifest.json                      names the folder that holds the set (run.folder)
+    TARGET/FOLDER/train/shard-00000.arrow     and all other files; every publication has a new folder
 
-So one put replaces a set: whoever reads the manifest before it finds the old files, whoever reads it after it the new
-ones. The put holds only if the manifest is still the one that was there when the compile began, so of two compiles
-that write the same set one publishes and the other fails, with no lock that a killed compile could leave behind.
-The files of the old set are removed afterwards; a reader that still wants one of them is told that it is gone.
+1. Every file is put into the new folder, a few at a time.
+2. The manifest is put. This one put replaces the set: readers of the old manifest still find the old files.
+3. The files of the old set are removed; a reader that still wants one of them gets an error that it is gone.
 
-pyarrow.fs has no conditional put (it ignores the header without a word): what writes is boto3, the `[s3]` extra.
+The put of the manifest is conditional: it succeeds only if the manifest is still the one that was there when the
+compile began. Of two compiles that write one set one publishes and the other fails, and a killed one leaves no lock.
+
+pyarrow.fs has no conditional put (it silently ignores the header), so boto3 writes: the `[s3]` extra.
 """
 
 from __future__ import annotations
@@ -37,25 +39,25 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _AT_ONCE = 4
-"""Files that are put, or removed, at a time."""
+"""Files that are put, or removed, at the same time."""
 _LOST = (404, 409, 412)
-"""Answers to a conditional put whose condition does not hold: the manifest is gone, being written, another one."""
+"""Statuses of a conditional put that failed: the manifest is gone, being written, or another one."""
 _FOLDER = re.compile("[0-9a-f]{16}-[0-9a-f]{8}")
 
 
 class StoreOutput:
-    """A set on its way into a store. Use as a context manager, like `Output`, which holds the files until then."""
+    """A set that is being put into a store. A context manager like `Output`, which holds the files until then."""
 
     def __init__(self, target: StorePath, cache: Path, watcher: Watcher) -> None:
         self.target, self._watcher = target, watcher
         self._local = Output(cache / "outgoing" / sha256(str(target).encode()).hexdigest()[:16])
         self._client = _client(target)
         self._etag: str | None = None
-        """Of the manifest that was there when the compile began; None where there was none."""
+        """ETag of the manifest that was there when the compile began; None if there was none."""
 
     @property
     def partial(self) -> Path:
-        """The folder on this machine that the set is written to."""
+        """The local folder to write the set to."""
         return self._local.partial
 
     def __enter__(self) -> StoreOutput:
@@ -76,14 +78,14 @@ class StoreOutput:
         self._local.__exit__(*raised)
 
     def _look(self) -> None:
-        """Remember the manifest in place. Raise if there are files and they are no set of ours."""
+        """Remember the manifest in place; UsageError if there are files that are no compiled set."""
         manifest, self._etag = self._manifest()
         other = None if is_ours(manifest) else next((key for key in self._keys() if not _FOLDER.match(key)), None)
         if other is not None:
             raise foreign(self.target, {other.split("/")[0]})
 
     def publish(self, manifest: Manifest) -> None:
-        """Put everything in place, the manifest last. What was put is removed again if that fails."""
+        """Put all files, the manifest last. If that fails, what was put is removed again."""
         folder = f"{secrets.token_hex(8)}-{secrets.token_hex(4)}"
         manifest["run"]["folder"] = folder
         data = sealed(manifest)
@@ -108,14 +110,14 @@ class StoreOutput:
         return {"Bucket": self.target.bucket, "Key": "/".join([*self.target.key.parts[1:], name])}
 
     def _keys(self, below: str = "") -> Iterator[str]:
-        """Yield the names of everything below the target, a thousand with each request."""
+        """Yield the names of all files below the target, a thousand with each request."""
         top, pages = self._key("")["Key"], self._client.get_paginator("list_objects_v2")
         with self._asking():
             for page in pages.paginate(Bucket=self.target.bucket, Prefix=top + below):
                 yield from (entry["Key"].removeprefix(top) for entry in page.get("Contents", []))
 
     def _manifest(self) -> tuple[bytes, str | None]:
-        """Return the manifest in place with its ETag; no bytes and None where there is none."""
+        """The manifest in place and its ETag; no bytes and None if there is none."""
         with self._asking():
             try:
                 found = self._client.get_object(**self._key(MANIFEST))
@@ -135,13 +137,13 @@ class StoreOutput:
             self._client.put_object(**self._key(MANIFEST), Body=data, ContentType="application/json", **condition)
         except (ClientError, BotoCoreError) as error:
             if self._manifest()[0] == data:
-                return  # it was put, the answer got lost, and the client's second try found it there
+                return  # it was put, but the answer got lost, and the client's second try found it there
             if _status(error) in _LOST:
                 raise self._locked("another compile published there, or removed the set, while this one ran") from error
             raise problem(self.target / MANIFEST, str(error)) from error
 
     def _check_conditions(self, name: str) -> None:
-        """Raise unless the store refuses to put a file that is there under the condition that it is not."""
+        """InputError unless the store refuses to put a file that exists, on condition that it does not."""
         try:
             self._client.put_object(**self._key(name), Body=b"", IfNoneMatch="*")
         except ClientError as error:
@@ -152,7 +154,7 @@ class StoreOutput:
         raise InputError(str(self.target), what, "Compile into a folder of this machine, and copy that.")
 
     def _take_back(self, folder: str, data: bytes, error: BaseException) -> None:
-        """Remove what was put, unless it is published after all or nobody can tell; then say so."""
+        """Remove what was put, unless it was published after all. If that fails, say so."""
         try:
             if self._manifest()[0] != data:
                 self._remove(self._keys(f"{folder}/"))
@@ -172,7 +174,7 @@ class StoreOutput:
 
     @contextmanager
     def _asking(self, name: str = "") -> Iterator[None]:
-        """Turn what the client raises into an InputError."""
+        """Turn errors of the client into an InputError."""
         try:
             yield
         except (ClientError, BotoCoreError) as error:
@@ -189,15 +191,15 @@ def _client(target: StorePath) -> Any:
         ignore_configured_endpoint_urls=True,
     )
     if endpoint and not region:
-        region = "us-east-1"  # the store has none; signatures name one
+        region = "us-east-1"  # the store has no regions, but signatures name one
     try:
         return boto3.session.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
-    except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
+    except (BotoCoreError, ValueError) as error:  # an unknown profile, an endpoint that is no URL
         raise problem(target, str(error)) from error
 
 
 def _each(do: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield what comes of every item, a few done at a time; the first error ends it when those under way are done."""
+    """Yield the result of each item in order, a few at a time. The first error is raised when those running end."""
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
         yield from pool.map(do, items)
