@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -20,7 +21,7 @@ from trainer import doctor
 ROOT = Path(__file__).resolve().parent.parent
 EXAMINE = """
 import sys
-from trainer.commands import doctor
+from trainer import doctor
 doctor.PACKAGES = {name: entry for name, entry in doctor.PACKAGES.items() if name in sys.argv[1:] or len(sys.argv) < 2}
 print(doctor.as_json(doctor.examine()))
 """
@@ -80,6 +81,19 @@ def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(doctor.PACKAGES, "slow", ("import time; time.sleep(60)", False, ""))
     finding = doctor._package("slow")
     assert finding.status == "note" and "more than 1 seconds" in finding.found
+
+
+def test_a_line_says_every_few_seconds_that_imports_go_on(tmp_path: Path) -> None:
+    """Every 8 seconds by default; here at once, so that the test is short."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("import time; time.sleep(3)", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", "import trainer.progress as p; p.EVERY = 0.2\n" + EXAMINE, "ray"],
+        capture_output=True, text=True, timeout=300, check=True, cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    )  # fmt: skip
+    assert re.search(r"^importing packages: \d of 3 packages, .*0:0\d", done.stderr, re.MULTILINE), done.stderr
+    assert named(json.loads(done.stdout), "ray")["found"]
 
 
 def test_the_terminal_gets_a_line_each_and_a_verdict() -> None:

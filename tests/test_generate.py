@@ -124,7 +124,7 @@ torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=
 wanted = [ReplyPrompt(**one) for one in json.loads(wanted)]
 done = []
 found = predict(load_model(Path(model)), load_tokenizer(Path(tokenizer)), wanted, stops=[8002], words=["Observation:"],
-                max_new_tokens=80, batch_size=2, progress=done.append)
+                max_new_tokens=80, batch_size=2, progress=lambda *at: done.append(at))
 print(json.dumps([[p.prediction for p in found], done]))
 torch.distributed.destroy_process_group()
 """
@@ -149,7 +149,7 @@ def test_two_processes_share_the_prompts_and_both_have_all(
     (one, done), (two, done_too) = (json.loads(out) for out, _ in said)
     tokenizer = load_tokenizer(agent.set / "tokenizer")
     assert one == two == [tokenizer.decode([i for i in p.reference_ids if i != 8002]) for p in wanted]
-    assert done == done_too == [2, 3]  # as many batches each
+    assert done == done_too == [[2, 3], [3, 3]]  # as many batches each
 
 
 def test_a_prefix_is_not_lost_when_the_model_writes(agent: Agent, tokenizer: Any, wanted: list[ReplyPrompt]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +23,14 @@ from tests.support.trained import (
     compile_set,
     config,
     losses,
+    outside,
     records,
     save_model,
     small_set,
     train,
     write,
 )
+from trainer import progress
 from trainer.data import stream
 from trainer.run import checkpoints
 from trainer.run.checkpoints import COMPLETE
@@ -201,6 +205,23 @@ def test_a_glm_trains_too(data: Path, tmp_path: Path, make: Make) -> None:
     run = make(model=glm, max_steps=3, learning_rate=1e-2)
     train(data, run)
     assert losses(run)[3] < losses(run)[1]
+
+
+def test_a_piped_run_says_every_few_seconds_what_it_is_doing(data: Path, make: Make) -> None:
+    """Every 8 seconds by default, from the first import to the last step; here at once."""
+    assert progress.EVERY <= 10
+    run = make(max_steps=30, logging_steps=1000, eval_strategy="steps", eval_steps=15)
+    code = "import sys, trainer.progress as p; p.EVERY = 0.02; from cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, "train", str(data), str(run)],
+        capture_output=True, text=True, timeout=300, check=False, env=outside(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for line in (
+        r"importing libraries: 0:\d\d", r"starting DeepSpeed: 0:\d\d", r"loading the model: 0:\d\d",
+        r"training: \d+ of 30 steps, [\d.]+ steps/s, 0:\d\d left", r"evaluating: \d of \d+ batches, .*",
+    ):  # fmt: skip
+        assert re.search(rf"^{line}$", done.stderr, re.MULTILINE), done.stderr
 
 
 # -- pairs --

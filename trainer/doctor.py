@@ -5,19 +5,21 @@ Every package is imported in a process of its own: one that crashes, hangs or br
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from schemas import install
+from trainer.progress import Heartbeat
 
 TIMEOUT = 120
 """Seconds an import may take; DeepSpeed's first one on a slow disk is the longest."""
@@ -73,35 +75,44 @@ print(json.dumps(facts))
 """
 
 
-def examine() -> list[MachineFinding]:
-    """Return everything that was found, in the order it is told."""
+def examine() -> Iterator[MachineFinding]:
+    """Yield everything that is found, always in the same order, as soon as it is known."""
+    yield from _machine()
     checks = [_torch, _npu, *((lambda name=name: [_package(name)]) for name in PACKAGES)]
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        told = list(pool.map(lambda check: list(check()), checks))
-    return [*_machine(), *(finding for findings in told for finding in findings), *_compilers()]
+    done = itertools.count(1)
 
+    def check(find: Callable[[], Iterable[MachineFinding]]) -> list[MachineFinding]:
+        found = list(find())
+        beat.reached(next(done))
+        return found
 
-def ready(findings: list[MachineFinding]) -> bool:
-    """Return whether all that training needs is there."""
-    return not any(map(_lacks, findings))
+    with Heartbeat("importing packages") as beat, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        beat.doing("importing packages", len(checks), unit="packages")
+        for found in pool.map(check, checks):
+            yield from found
+    yield from _compilers()
 
 
 def _lacks(finding: MachineFinding) -> bool:
     return finding.needed and finding.status in ("missing", "broken")
 
 
-def as_json(findings: list[MachineFinding]) -> str:
-    """Return the findings as one JSON object."""
-    return json.dumps({"ready": ready(findings), "findings": [asdict(f) for f in findings]}, ensure_ascii=False)
+def as_json(findings: Iterable[MachineFinding]) -> str:
+    """The findings as one JSON object; `ready`: all that training needs is there."""
+    found = list(findings)
+    ready = not any(map(_lacks, found))
+    return json.dumps({"ready": ready, "findings": [asdict(f) for f in found]}, ensure_ascii=False)
 
 
-def lines(findings: list[MachineFinding]) -> Iterator[str]:
-    """Yield the findings for a terminal."""
+def lines(findings: Iterable[MachineFinding]) -> Iterator[str]:
+    """Yield the findings for people, and the verdict."""
+    lacking = []
     for finding in findings:
+        if _lacks(finding):
+            lacking.append(f"{finding.name} is {finding.status}")
         yield f"{finding.status:8} {finding.name:14} {finding.found}"
         if finding.hint:
             yield f"{'':23} {finding.hint}"
-    lacking = [f"{finding.name} is {finding.status}" for finding in findings if _lacks(finding)]
     yield f"This machine cannot train yet: {', '.join(lacking)}." if lacking else "This machine can train."
 
 

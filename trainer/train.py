@@ -18,6 +18,7 @@ from trainer.data import images
 from trainer.data.collate import Collator, pad_id
 from trainer.data.loader import Loader
 from trainer.models.tune import count
+from trainer.progress import Heartbeat
 from trainer.run import checkpoints, deepspeed, log, probe, sanity, step
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
@@ -28,7 +29,7 @@ MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
 """What is copied from the model's folder into every checkpoint, beside what PEFT or transformers write."""
 
 
-def train(plan: RunPlan) -> dict[str, Any]:
+def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
     """Run the plan and return its summary. All processes call it, in a process group."""
     if plan.checkpoint and plan.start >= plan.steps:
         return _summary(plan, plan.checkpoint.run["tokens"], plan.start)
@@ -37,9 +38,9 @@ def train(plan: RunPlan) -> dict[str, Any]:
         if first and plan.checkpoint is None:
             _clear(plan.output)
         trackers = log.open_trackers(plan.config.report_to, plan.output, plan.config.run_name, plan.config.as_dict())
-        view = log.watch(plan.output, plan.start, trackers) if first else contextlib.nullcontext()
+        view = log.watch(plan.output, plan.start, trackers, beat) if first else contextlib.nullcontext()
         with view as shown:
-            return _run(plan, shown)
+            return _run(plan, shown, beat)
 
 
 @contextlib.contextmanager
@@ -63,24 +64,32 @@ def _clear(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _run(plan: RunPlan, shown: Log | None) -> dict[str, Any]:
+def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat) -> dict[str, Any]:
     config = plan.config
+
+    def training(done: int) -> None:
+        beat.doing("training", plan.steps, done=done, unit="steps")
+
+    beat.doing("reading the validation split")
     collate = Collator(plan.set.is_packed, pad_id(plan.set.manifest), plan.objective.sides, _images(plan))
     loader = Loader(
         plan.train, plan.order, collate, plan.device.rank, plan.device.world, plan.micro, plan.accumulation,
         config.dataloader_num_workers, plan.objective.pair,
     )  # fmt: skip
     rates = learning_rate(config, plan.steps)
-    evaluator = Evaluator.make(plan, collate) if plan.val else None
+    evaluator = Evaluator.make(plan, collate, beat) if plan.val else None
+    beat.doing("loading the model")
     wrapped = deepspeed.wrap(plan)
     if shown:
         _introduce(plan, wrapped, shown)
     if plan.set.is_packed:
+        beat.doing("comparing a pack with its sequences")
         difference = probe.check_packs(wrapped, plan, collate)
         if shown and difference is not None:
             shown.say(f"packs: losses as of their sequences alone (difference {difference:.1e})")
     tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
     wrapped.train()
+    training(plan.start)
     began = time.perf_counter()
     for one in loader.steps(plan.start, plan.steps):
         rate = rates(one.number)
@@ -90,8 +99,11 @@ def _run(plan: RunPlan, shown: Log | None) -> dict[str, Any]:
             _record(plan, shown, done, rate, result, tokens, time.perf_counter() - began)
         if evaluator and plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
             _evaluate(plan, evaluator, wrapped, done, shown)
+            training(done)
         if done == plan.steps or plan.is_due(config.save_strategy, config.save_steps, done):
+            beat.doing("saving a checkpoint")
             _save(plan, wrapped, done, tokens, shown)
+            training(done)
         began = time.perf_counter()  # waiting for rows is a step's time, evaluating and saving are not
     return _summary(plan, tokens, plan.steps)
 
@@ -139,9 +151,10 @@ def _record(
     shown.advance(done, f"loss {result.loss:.4f}  {speed:,.0f} tokens/s")
     if done % plan.config.logging_steps == 0 or done == plan.steps:
         mean = shown.mean_loss(min(plan.config.logging_steps, done))
+        left = f"  {shown.left()} left" if done < plan.steps else ""
         shown.say(
             f"step {done:,}/{plan.steps:,}  epoch {record['epoch']:.2f}  loss {mean:.4f}  lr {rate:.3g}  "
-            f"grad {result.grad_norm or 0:.3g}  {speed:,.0f} tokens/s"
+            f"grad {result.grad_norm or 0:.3g}  {speed:,.0f} tokens/s{left}"
         )
         shown.report(record | {"loss": mean})
 

@@ -172,16 +172,21 @@ def losses(config_file: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records(config_file) if "loss" in record}
 
 
+def outside() -> dict[str, str]:
+    """The environment of a process that does not belong to this one's process group."""
+    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in group} | NO_SPACE
+
+
 @contextlib.contextmanager
 def started(processes: int, *arguments: object, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """Give `torchrun --no-python cli train ...` running, as the documents start it; none of its processes is left."""
     scripts = Path(sys.executable).parent
     command = [str(scripts / "torchrun"), "--standalone", "--nproc-per-node", str(processes), "--no-python"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     running = subprocess.Popen(
         [*command, str(scripts / "cli"), "train", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, cwd=cwd,
-        env=environment | NO_SPACE,
+        env=outside(),
     )  # fmt: skip
     try:
         yield running

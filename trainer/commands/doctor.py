@@ -22,8 +22,5 @@ def doctor_command(as_json: bool) -> None:
     from trainer import doctor
 
     findings = doctor.examine()
-    if as_json:
-        click.echo(doctor.as_json(findings))
-        return
-    for line in doctor.lines(findings):
+    for line in [doctor.as_json(findings)] if as_json else doctor.lines(findings):
         click.echo(line)

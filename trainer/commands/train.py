@@ -11,6 +11,7 @@ import click
 
 from schemas.errors import EXIT_CODES, Problem
 from trainer.commands import libraries
+from trainer.progress import Heartbeat
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml", "matplotlib")
 
@@ -57,7 +58,8 @@ def train(
     given = [*([f"model_name_or_path={json.dumps(model)}"] if model else []), *overrides]
     try:
         loaded = configs.load(config, given)
-        summary = _train(out, loaded, resume, dry_run, as_json)
+        with Heartbeat("importing libraries", silent=device.launched()[0] > 0) as beat:
+            summary = _train(out, loaded, resume, dry_run, as_json, beat)
     except Problem as problem:
         if not device.first_to_say(str(problem)):
             sys.exit(problem.exit_code)
@@ -72,13 +74,17 @@ def _sentence(summary: dict[str, Any]) -> str:
     return f"{summary['trained']:,} steps, {summary['tokens']:,} tokens in all: {summary['checkpoint']}"
 
 
-def _train(out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bool) -> dict[str, Any] | None:
+def _train(
+    out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bool, beat: Heartbeat
+) -> dict[str, Any] | None:
     from trainer import device
     from trainer.run import plan, report
 
     found = device.find(use_cpu=loaded.config.use_cpu)
+    beat.doing("checking the set and the model")
     decided = plan.make(out, loaded, resume, found)
     if dry_run:
+        beat.doing("counting tokens and parameters")
         click.echo(json.dumps(report.facts(decided), ensure_ascii=False) if as_json else report.text(decided))
         return None
     if found.rank == 0:
@@ -87,9 +93,7 @@ def _train(out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bo
     from trainer.train import train as run
 
     libraries.quiet(bars=False)
+    beat.doing("starting DeepSpeed")
     with device.process_group(found, loaded.config.ddp_timeout):
-        summary = run(decided)
+        summary = run(decided, beat)
     return summary if found.rank == 0 else None
-
-
-"""What cli.py adds to its own."""

@@ -120,14 +120,14 @@ def predict(
     max_new_tokens: int = 512,
     batch_size: int = 8,
     synced_gpus: bool = False,
-    progress: Callable[[int], object] = lambda _: None,
+    progress: Callable[[int, int], object] = lambda *_: None,
 ) -> list[Prediction]:
     """Return greedy predictions, in the order of `wanted`.
 
     `model`: a Transformers or PEFT model (of a wrapped one, its `module`). `tokenizer`: a Transformers tokenizer of the
     set, for decoding and for `words`, at the first of which a reply ends, included, as in the references. With several
     processes each takes its share and all return all; `synced_gpus` as in `generate`, needed with ZeRO-3. `progress`
-    is told how many of this process's prompts are done.
+    gets (prompts done, prompts) of this process.
     """
     group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
     rank, world = (group.get_rank(), group.get_world_size()) if group else (0, 1)
@@ -141,7 +141,7 @@ def predict(
         batch = [wanted[i].prompt_ids for i in chosen]
         written = _generate(model, tokenizer, batch, stops, words, max_new_tokens, synced_gpus)
         said |= dict(zip(chosen, written, strict=True))
-        progress(len(said))
+        progress(len(said), len(mine))
     if group:
         parts: list[Any] = [None] * world
         group.all_gather_object(parts, said)

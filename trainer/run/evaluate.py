@@ -14,6 +14,7 @@ from trainer.data import stream
 from trainer.data.collate import Collator, tensors
 from trainer.models.pretrained import load_tokenizer
 from trainer.predict.generate import predict_with_generate
+from trainer.progress import Heartbeat
 from trainer.run.plan import RunPlan
 
 
@@ -25,9 +26,10 @@ class Evaluator:
     collate: Collator
     batches: list[list[tuple[int, int]]]
     """(row, sequence in it) of each batch; those of one batch are of one dataset and of similar length."""
+    beat: Heartbeat
 
     @classmethod
-    def make(cls, plan: RunPlan, collate: Collator) -> Evaluator:
+    def make(cls, plan: RunPlan, collate: Collator, beat: Heartbeat) -> Evaluator:
         """Return the evaluator of a plan with a validation split."""
         assert plan.val is not None
         found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
@@ -42,7 +44,7 @@ class Evaluator:
             places = [place for _, place in sorted(found[name], reverse=True)]
             batches += [places[i : i + size] for i in range(0, len(places), size)]
         whole = dataclasses.replace(collate, packed=False)
-        return cls(plan, whole, batches)
+        return cls(plan, whole, batches, beat)
 
     def loss(self, wrapped: Any) -> tuple[float, dict[str, float]]:
         """Return (loss, loss by dataset), each the sum of weighted losses over that of weights; for all processes."""
@@ -50,10 +52,12 @@ class Evaluator:
         rank, world = self.plan.device.rank, self.plan.device.world
         names = [one["name"] for one in self.plan.set.manifest["datasets"]]
         sums = torch.zeros(len(names), 2, dtype=torch.float32, device=device)
+        self.beat.doing("evaluating", len(self.batches), unit="batches")
         wrapped.eval()
         with torch.no_grad():
             for start in range(0, len(self.batches), world):
                 mine = start + rank
+                self.beat.reached(start)
                 rows = self._rows(min(mine, len(self.batches) - 1))
                 batch = self.collate(rows) if mine < len(self.batches) else self.collate.nothing(rows[0])
                 parts = objective.loss(wrapped, tensors(batch, device), **self.plan.objective_settings)
@@ -67,6 +71,7 @@ class Evaluator:
     def scores(self, wrapped: Any, path: Path) -> dict[str, float]:
         """Return the scores of what the model writes at the rows of the split, and write that to `path`."""
         assert self.plan.val is not None
+        self.beat.doing("generating replies", unit="replies")
         return predict_with_generate(
             wrapped.module,
             load_tokenizer(self.plan.source.folder),
@@ -75,6 +80,7 @@ class Evaluator:
             path,
             max_new_tokens=self.plan.config.generation_max_new_tokens,
             batch_size=self.plan.config.per_device_eval_batch_size or self.plan.micro,
+            progress=self.beat.reached,
             synced_gpus=zero.stage(self.plan.deepspeed) == 3,
         )
 

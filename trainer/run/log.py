@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from schemas.errors import UsageError
+from trainer.progress import Heartbeat
 
 LOG, PLOT = "log.jsonl", "loss.png"
 Record = dict[str, Any]
@@ -38,17 +39,21 @@ def keep_until(path: Path, step: int) -> list[Record]:
 
 
 class Log:
-    """The log of a run, kept by its first process; the others have one that does nothing."""
+    """The log of a run, kept by its first process."""
 
-    def __init__(self, output: Path, records: list[Record], trackers: list[Any], progress: Progress) -> None:
+    def __init__(
+        self, output: Path, records: list[Record], trackers: list[Any], progress: Progress, beat: Heartbeat
+    ) -> None:
         self.output, self.records = output, records
-        self._trackers, self._progress = trackers, progress
+        self._trackers, self._progress, self._beat = trackers, progress, beat
+        beat.write = self.say
         self._file: IO[str] = (output / LOG).open("a", encoding="utf-8")
         self._task: Any = None
 
     def say(self, text: str) -> None:
         """Print a line above the progress."""
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._beat.spoke()
 
     def start(self, done: int, total: int) -> None:
         """Begin to show progress."""
@@ -63,6 +68,13 @@ class Log:
     def advance(self, step: int, text: str) -> None:
         """Move the progress bar."""
         self._progress.update(self._task, completed=step, description=text)
+        self._beat.reached(step)
+        if not self._progress.disable:
+            self._beat.spoke()
+
+    def left(self) -> str:
+        """The time left, "" if unknown."""
+        return self._beat.left()
 
     def report(self, record: Record) -> None:
         """Hand a record to the trackers of report_to."""
@@ -100,13 +112,13 @@ class Log:
 
 
 @contextlib.contextmanager
-def watch(output: Path, start: int, trackers: list[Any]) -> Iterator[Log]:
+def watch(output: Path, start: int, trackers: list[Any], beat: Heartbeat) -> Iterator[Log]:
     """Give the log of a run that begins after `start` steps, with its progress on stderr."""
     console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     output.mkdir(parents=True, exist_ok=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        log = Log(output, keep_until(output / LOG, start), trackers, progress)
+        log = Log(output, keep_until(output / LOG, start), trackers, progress, beat)
         try:
             yield log
         finally:
