@@ -263,7 +263,7 @@ def test_prune_takes_what_killed_runs_left_and_nothing_else(folder: Path, compil
     (folder / "outgoing" / "s" / ".partial").mkdir(parents=True)
     (folder / "outgoing" / "s" / ".partial" / "shard").write_bytes(b"x" * 100)
     assert said("list", "--cache", folder)["left_over"] == {"files": 3, "bytes": 4 + 21 + 100}
-    assert "runs that were killed" in run("cache", "list", "--cache", folder).stdout
+    assert "belong to killed runs" in run("cache", "list", "--cache", folder).stdout
     assert said("prune", "--cache", folder)["left_over"] == 3
     assert files_of(folder) == before
     assert said("list", "--cache", folder)["left_over"] == {"files": 0, "bytes": 0}

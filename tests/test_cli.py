@@ -52,6 +52,21 @@ def test_help_shows_an_example_and_the_exit_codes(run: Run, command: list[str]) 
     assert [option.name for option in options if isinstance(option, click.Option) and not option.help] == []
 
 
+def test_help_of_compile_lists_every_option_once_under_its_heading(run: Run) -> None:
+    shown = run("compile", "--help").stdout
+    headings = ["Sources", "Template and masks", "Length and packing", "Mix", "Output", "Running"]
+    assert re.findall(r"^(\w.*):$", shown, re.MULTILINE) == headings
+    sections = dict(zip(headings, re.split(r"^\w.*:$", shown, flags=re.MULTILINE)[1:], strict=True))
+    listed = [
+        name for section in sections.values() for name in re.findall(r"^  (?:-\w, )?(--[\w-]+)", section, re.MULTILINE)
+    ]
+    options = [param for param in main.commands["compile"].params if isinstance(param, click.Option)]
+    assert sorted(listed) == sorted([*(option.opts[-1] for option in options), "--help"])
+    for heading, name in (("Sources", "--registry"), ("Template and masks", "--weights"), ("Mix", "--total")):
+        assert f"  {name} " in sections[heading]
+    assert "<=x" not in shown and "x>=" not in shown
+
+
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
 def test_help_starts_in_less_than_half_a_second(command: list[str]) -> None:
     def seconds() -> float:

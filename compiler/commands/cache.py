@@ -1,12 +1,10 @@
-"""`cli cache`: what is in the cache of compiled units, whether it is whole, and what is to be removed."""
+"""`cli cache`: the contents of the cache of compiled units, whether they are whole, and what to remove."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,11 +17,10 @@ def _user_cache() -> Path:
     return Path(platformdirs.user_cache_dir("finetune-data-compiler"))
 
 
-def cache_option(name: str, what: str) -> Callable[[Any], Any]:
-    """Return the option `--cache` for a command: its parameter, its help."""
-    return click.option(
-        "--cache",
-        name,
+def cache_option(name: str, what: str) -> click.Option:
+    """The option `--cache` of a command: its parameter, its help."""
+    return click.Option(
+        ["--cache", name],
         type=click.Path(path_type=Path, file_okay=False),
         default=_user_cache,
         show_default="the user's cache folder",
@@ -34,7 +31,7 @@ def cache_option(name: str, what: str) -> Callable[[Any], Any]:
 
 @click.group(epilog=EXIT_CODES)
 def cache() -> None:
-    """List, verify and prune the cache of compiled units, which only grows by itself.
+    """List, verify and prune the cache of compiled units, which is never pruned automatically.
 
     \b
     Examples:
@@ -47,14 +44,13 @@ def cache() -> None:
 _CACHE_OPTION = cache_option("folder", "The cache, as in compile.")
 
 
-@cache.command("list", epilog=EXIT_CODES)
-@_CACHE_OPTION
+@cache.command("list", params=[_CACHE_OPTION], epilog=EXIT_CODES)
 @click.option("--json", "as_json", is_flag=True, help="Print the contents as JSON.")
 def cache_list(folder: Path, as_json: bool) -> None:
-    """Say what is in the cache: by version of the code that made it, and by dataset.
+    """List the contents of the cache, by the version of the code that made them and by dataset.
 
-    An object is a compiled unit; a record alone is a template's certificate or the check of a fast encoder. What
-    another version made, or this one with other libraries, is never used again by this one.
+    An object is a compiled unit. A record alone is the certificate of a template or the check of a fast encoder.
+    Contents that another version made, or this version with other libraries, are not usable.
 
     \b
     Examples:
@@ -71,14 +67,13 @@ def cache_list(folder: Path, as_json: bool) -> None:
         terminal.print_out(cache_report.listing(said))
 
 
-@cache.command("verify", epilog=EXIT_CODES)
-@_CACHE_OPTION
-@click.option("--remove", is_flag=True, help="Remove what is damaged; the exit code is 0 then.")
+@cache.command("verify", params=[_CACHE_OPTION], epilog=EXIT_CODES)
+@click.option("--remove", is_flag=True, help="Remove the damaged ones, and exit with 0.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def cache_verify(folder: Path, remove: bool, as_json: bool) -> None:
-    """Check every object and record against its digest, and name what is damaged.
+    """Check every object and record against its digest, and name the damaged ones.
 
-    A damaged object is never used in any case: it is compiled again. Damage says something of the disk.
+    A damaged object is never used; its unit is compiled again. Damage points to a failing disk.
 
     \b
     Examples:
@@ -101,20 +96,19 @@ def cache_verify(folder: Path, remove: bool, as_json: bool) -> None:
         sys.exit(4)
 
 
-@cache.command("prune", epilog=EXIT_CODES)
-@_CACHE_OPTION
-@click.option("--unused-for", metavar="TIME", help="Remove what no compile used for so long: 45m, 12h, 30d, 2w.")
-@click.option("--keep", metavar="SIZE", help="Remove the least recently used until at most so much is left: 10GB.")
+@cache.command("prune", params=[_CACHE_OPTION], epilog=EXIT_CODES)
+@click.option("--unused-for", metavar="TIME", help="Remove what no compile has used for this time: 45m, 12h, 30d, 2w.")
+@click.option("--keep", metavar="SIZE", help="Remove the least recently used until at most this much is left: 10GB.")
 @click.option("--other-versions", is_flag=True, help="Remove what this version cannot use.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed; remove nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
 def cache_prune(
     folder: Path, unused_for: str | None, keep: str | None, other_versions: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Remove objects and records. Whatever is removed is compiled again when it is needed.
+    """Remove objects and records. Removed units are compiled again when they are needed.
 
-    What is damaged and what killed runs left is removed in any case. While a compile uses the cache nothing is
-    removed, and the exit code is 6.
+    Damaged files and the remains of killed runs are always removed. While a compile uses the cache, nothing is
+    removed and the exit code is 6.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What `cli cache` says: contents by version and dataset, sizes and ages; and how sizes and ages are written."""
+"""The output of `cli cache`: contents by version and by dataset; and how sizes and ages are written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of "10GB", "1.5 GiB" or "0"."""
+    """Parse "10GB", "1.5 GiB" or "0" into bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in _SIZES:
         raise UsageError(f"--keep {text}", "expected a size", "Such as 500MB, 10GB or 1.5TiB.")
@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_age(text: str) -> float:
-    """Return the seconds of "30d", "12h", "45m" or "2w"."""
+    """Parse "30d", "12h", "45m" or "2w" into seconds."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([mhdw])", text.strip())
     if match is None:
         raise UsageError(f"--unused-for {text}", "expected a time", "Such as 45m, 12h, 30d or 2w.")
@@ -38,7 +38,7 @@ def parse_age(text: str) -> float:
 
 
 def contents(folder: Path, found: list[Entry], rest: list[Path]) -> dict[str, Any]:
-    """Return as JSON values what is in the cache: in total, by what made it, by dataset, and what killed runs left."""
+    """The contents as JSON values: in total, by version, by dataset, and the remains of killed runs."""
     by_maker = _grouped(found, lambda entry: (not entry.usable, entry.kind == "damaged", *entry.made_by.items()))
     usable = [entry for entry in found if entry.usable and entry.dataset is not None]
     by_dataset = _grouped(usable, lambda entry: (str(entry.dataset),))
@@ -75,7 +75,7 @@ def _total(found: list[Entry]) -> dict[str, Any]:
 
 
 def listing(said: dict[str, Any]) -> RenderableType:
-    """Return the contents for a reader."""
+    """The contents as tables."""
     parts: list[RenderableType] = [Text(f"{said['cache']}: {amount(said)}")]
     if said["versions"]:
         parts.append(Text())
@@ -91,7 +91,7 @@ def listing(said: dict[str, Any]) -> RenderableType:
         parts.append(table)
     if said["left_over"]["files"]:
         rest = said["left_over"]
-        parts.append(Text(f"\n{size(rest['bytes'])} are of runs that were killed or are under way"))
+        parts.append(Text(f"\n{size(rest['bytes'])} belong to killed runs or to runs in progress"))
     return Group(*parts)
 
 
@@ -110,7 +110,7 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def amount(total: dict[str, Any]) -> str:
-    """Return "3 objects, 1 record, 12.5 MB"."""
+    """Objects, records and size in words, such as "3 objects, 1 record, 12.5 MB"."""
     counts = [(total["objects"], "object"), (total["records"], "record")]
     damaged = [f"{total['damaged']:,} damaged"] if total["damaged"] else []
     said = [f"{count:,} {name}{'' if count == 1 else 's'}" for count, name in counts]
@@ -118,7 +118,7 @@ def amount(total: dict[str, Any]) -> str:
 
 
 def removal(chosen: list[Entry], rest: list[Path], freed: int, *, dry_run: bool) -> dict[str, Any]:
-    """Return what was removed, or would be, as JSON values."""
+    """What was removed, or would be, as JSON values."""
     total = _total(chosen)
     return {
         "dry_run": dry_run, "objects": total["objects"], "records": total["records"], "damaged": total["damaged"],
@@ -127,7 +127,7 @@ def removal(chosen: list[Entry], rest: list[Path], freed: int, *, dry_run: bool)
 
 
 def size(count: int) -> str:
-    """Return bytes as a person writes them."""
+    """A number of bytes with its unit, such as "12.5 MB"."""
     for name in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {name}" if name == "bytes" else f"{count:,.1f} {name}"
@@ -147,5 +147,5 @@ def _age(when: str | None) -> str:
 def _table(*names: str) -> Table:
     table = Table(box=None, pad_edge=False, show_edge=False)
     for number, name in enumerate(names):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
     return table

@@ -7,14 +7,13 @@ import json
 import os
 import re
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from compiler.commands.cache import cache_option
+from compiler.commands.compile_options import SECTIONS
+from compiler.commands.sections import SectionedCommand
 from schemas.errors import EXIT_CODES, UsageError
-from schemas.stores import path_of
 
 if TYPE_CHECKING:
     from compiler.options import CompileOptions
@@ -26,200 +25,13 @@ def _workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@click.command("compile", epilog=EXIT_CODES)
+@click.command("compile", cls=SectionedCommand, sections=SECTIONS, epilog=EXIT_CODES)
 @click.argument("files", nargs=-1)
-@click.option(
-    "--mix",
-    multiple=True,
-    metavar="NAME:SHARE,...",
-    help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all of it. May be given again.",
-)
-@click.option(
-    "--self-cognition",
-    type=click.IntRange(0, 10**7),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Add N rows of who the model is, drawn evenly from the embedded pool.",
-)
-@click.option(
-    "--self-cognition-file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Rows {query, response, tag: zh|en} with {{NAME}} and {{AUTHOR}} to draw from instead.",
-)
-@click.option("--name", metavar="ZH[,EN]", help="The model's name in self-cognition rows.")
-@click.option("--author", metavar="ZH[,EN]", help="Who made it, in self-cognition rows.")
-@click.option(
-    "--registry",
-    "registries",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder with a dataset_info.json and its data, or with hub datasets. May be given again.",
-)
-@click.option(
-    "--format",
-    default="auto",
-    show_default=True,
-    metavar="auto|NAME",
-    help="Format of FILES; see cli formats.",
-)
-@click.option(
-    "--tokenizer",
-    metavar="DIR|ID",
-    help="Folder with a tokenizer.json, or a hub id.  [default: the embedded demo tokenizer]",
-)
-@click.option(
-    "--template",
-    default="auto",
-    show_default=True,
-    metavar="auto|NAME",
-    help="Chat template: the tokenizer's own, or a card's name.",
-)
-@click.option(
-    "--weights",
-    default="auto",
-    show_default=True,
-    metavar="auto|none|NAME",
-    help="Weights policy: none, react, hermes, ...; auto is the dataset's own.",
-)
-@click.option(
-    "--max-length",
-    type=click.IntRange(1, 2**31 - 1),
-    metavar="N",
-    help="Longest example in tokens.  [default: no limit]",
-)
-@click.option(
-    "--overlength",
-    type=click.Choice(["turns", "last-turns", "reject", "cut"]),
-    default="turns",
-    show_default=True,
-    help="Longer ones: keep the first whole turns, keep the system text and last turns, reject, or cut.",
-)
-@click.option(
-    "--pack",
-    type=click.IntRange(1, 2**31 - 1),
-    metavar="LENGTH",
-    help="Put examples together to packs of at most LENGTH tokens; --max-length is LENGTH then.",
-)
-@click.option(
-    "--mix-unit",
-    type=click.Choice(["rows", "tokens", "trained_tokens"]),
-    default="rows",
-    show_default=True,
-    help="What shares are shares of.",
-)
-@click.option(
-    "--total",
-    type=click.IntRange(1, 10**12),
-    metavar="N",
-    help="Size of the shared part of the mix, in --mix-unit.  [default: the most without repeats]",
-)
-@click.option(
-    "--max-repeats",
-    type=click.IntRange(0, 10**12),
-    metavar="R",
-    help="How often a row may be used again: 0 = never, 1 = twice in all.  [default: 0, or as --total needs]",
-)
-@click.option(
-    "--val-size",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    metavar="X",
-    help="Validation rows: a fraction below 1, or a number. A conversation is never on both sides.",
-)
-@click.option(
-    "--dedup",
-    type=click.Choice(["exact"]),
-    help="Drop conversations that came before.  [default: count them]",
-)
-@click.option(
-    "--system",
-    type=click.Choice(["merge"]),
-    help="Where the template takes no system message, put it before the first user message.",
-)
-@click.option(
-    "--special-text",
-    type=click.Choice(["text", "reject", "allow"]),
-    default="text",
-    show_default=True,
-    help="Text that spells a control token stays text, is rejected, or becomes the token.",
-)
-@click.option(
-    "--repair",
-    metavar="NAME,...",
-    default="",
-    help="Repairs to make, each counted: dangling, media-first, unwrap, literals, arguments, content.",
-)
-@click.option("--strict", is_flag=True, help="Reject ReAct replies that do not hold together.  [default: count them]")
-@click.option(
-    "--tools",
-    type=click.Choice(["template", "react", "react_zh"]),
-    default="template",
-    show_default=True,
-    help="Tools and calls as the chat template has them, or as ReAct text for models without tool roles.",
-)
-@click.option(
-    "--media-dir",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
-    metavar="DIR",
-    help="Folder that images and videos are relative to.  [default: the folder of the dataset]",
-)
-@click.option(
-    "--max-rejects",
-    default="1%",
-    show_default=True,
-    metavar="N|P%",
-    help="Rejected rows allowed in each dataset.",
-)
-@click.option(
-    "--shuffle/--no-shuffle",
-    default=True,
-    show_default=True,
-    help="Shuffle all rows, or keep datasets and files in order.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides sampling, split and order.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Processes; never changes a byte.  [default: the cores; with --engine ray those of the cluster]",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Where units are compiled: on this machine, or on a Ray cluster that sees the same files.",
-)
-@click.option(
-    "--ray-address",
-    metavar="HOST:PORT",
-    help="The cluster, or auto.  [default: $RAY_ADDRESS, or one on this machine for this run]",
-)
-@click.option(
-    "--only",
-    metavar="K/N",
-    help="Compile the K-th of N parts of the units into the cache, counted from 0, and link nothing.",
-)
-@cache_option("cache", "Where compiled units are kept.")
-@click.option(
-    "-o",
-    "--out",
-    type=path_of,
-    default="shards",
-    show_default=True,
-    metavar="OUT",
-    help="Folder to write, here or in an object store (s3://BUCKET/SETS/NAME).",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def compile_(**given: Any) -> None:
     """Compile FILES and registry datasets into OUT.
 
-    FILES are used whole, each a dataset named by its stem, unless --mix says otherwise. Bad rows go to
-    OUT/rejects.jsonl with the reason and where it is; the run goes on.
+    Each of FILES is a dataset named by its stem, and all its rows are used unless --mix says otherwise. Rejected rows
+    are listed in OUT/rejects.jsonl with the reason and the place; the run goes on.
 
     \b
     Examples:

@@ -1,0 +1,150 @@
+"""What `cli compile` can be asked, under the headings of its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from compiler.commands.cache import cache_option
+from schemas.stores import path_of
+
+_LENGTH = click.IntRange(1, 2**31 - 1)
+_MOST = 10**12
+
+SECTIONS: dict[str, list[click.Option]] = {
+    "Sources": [
+        click.Option(
+            ["--registry", "registries"], multiple=True, type=click.Path(path_type=Path), metavar="DIR",
+            help="Folder with a dataset_info.json and its data, or with hub datasets. Can be repeated.",
+        ),
+        click.Option(
+            ["--format"], default="auto", show_default=True, metavar="auto|NAME",
+            help="Format of FILES; see cli formats.",
+        ),
+        click.Option(
+            ["--repair"], metavar="NAME,...", default="",
+            help="Repairs to make, each counted: dangling, media-first, unwrap, literals, arguments, content.",
+        ),
+        click.Option(
+            ["--media-dir"], type=click.Path(path_type=Path, file_okay=False, exists=True), metavar="DIR",
+            help="Folder that paths of images and videos start from.  [default: the folder of the dataset]",
+        ),
+        click.Option(
+            ["--max-rejects"], default="1%", show_default=True, metavar="N|P%",
+            help="Rejected rows allowed per dataset.",
+        ),
+        click.Option(
+            ["--self-cognition"], type=click.IntRange(0, 10**7), default=0, show_default=True, metavar="N",
+            help="Add N rows about who the model is, drawn evenly from the embedded pool.",
+        ),
+        click.Option(
+            ["--self-cognition-file"], type=click.Path(path_type=Path), metavar="FILE",
+            help="Draw them from FILE instead: rows {query, response, tag: zh|en} with {{NAME}} and {{AUTHOR}}.",
+        ),
+        click.Option(["--name"], metavar="ZH[,EN]", help="The model's name in these rows."),
+        click.Option(["--author"], metavar="ZH[,EN]", help="The model's maker in these rows."),
+    ],
+    "Template and masks": [
+        click.Option(
+            ["--tokenizer"], metavar="DIR|ID",
+            help="Folder with a tokenizer.json, or a hub id.  [default: the embedded demo tokenizer]",
+        ),
+        click.Option(
+            ["--template"], default="auto", show_default=True, metavar="auto|NAME",
+            help="Chat template: the name of a card; auto is the tokenizer's own.",
+        ),
+        click.Option(
+            ["--weights"], default="auto", show_default=True, metavar="auto|none|NAME",
+            help="Weights policy: none, react, hermes, ...; auto is the dataset's own.",
+        ),
+        click.Option(
+            ["--tools"], type=click.Choice(["template", "react", "react_zh"]), default="template", show_default=True,
+            help="Render tools and calls as the chat template does, or as ReAct text for models without tool roles.",
+        ),
+        click.Option(
+            ["--system"], type=click.Choice(["merge"]),
+            help="If the template takes no system message, put it before the first user message.",
+        ),
+        click.Option(
+            ["--special-text"], type=click.Choice(["text", "reject", "allow"]), default="text", show_default=True,
+            help="Text that spells a control token: keep it as text, reject the row, or make it the token.",
+        ),
+        click.Option(["--strict"], is_flag=True, help="Reject malformed ReAct replies.  [default: count them]"),
+    ],
+    "Length and packing": [
+        click.Option(
+            ["--max-length"], type=_LENGTH, metavar="N",
+            help="Longest example, in tokens.  [default: no limit]",
+        ),
+        click.Option(
+            ["--overlength"], type=click.Choice(["turns", "last-turns", "reject", "cut"]), default="turns",
+            show_default=True,
+            help="Longer ones: keep the first whole turns, keep the system text and the last turns, reject, or cut.",
+        ),
+        click.Option(
+            ["--pack"], type=_LENGTH, metavar="LENGTH",
+            help="Put examples into packs of at most LENGTH tokens. --max-length defaults to LENGTH.",
+        ),
+    ],
+    "Mix": [
+        click.Option(
+            ["--mix"], multiple=True, metavar="NAME:SHARE,...",
+            help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all its rows. Can be repeated.",
+        ),
+        click.Option(
+            ["--mix-unit"], type=click.Choice(["rows", "tokens", "trained_tokens"]), default="rows", show_default=True,
+            help="The unit of shares and of --total.",
+        ),
+        click.Option(
+            ["--total"], type=click.IntRange(1, _MOST), metavar="N",
+            help="Size of the shared part of the mix.  [default: as many rows as possible without repeats]",
+        ),
+        click.Option(
+            ["--max-repeats"], type=click.IntRange(0, _MOST), metavar="R",
+            help="How often a row may be repeated: 0 = never, 1 = used twice.  [default: 0, or as --total needs]",
+        ),
+        click.Option(
+            ["--dedup"], type=click.Choice(["exact"]),
+            help="Drop repeated conversations.  [default: count them]",
+        ),
+        click.Option(
+            ["--val-size"], type=click.FloatRange(0), default=0.0, show_default=True, metavar="X",
+            help="Validation rows: a fraction below 1, or a number. A conversation is never in both splits.",
+        ),
+        click.Option(
+            ["--shuffle/--no-shuffle"], default=True, show_default=True,
+            help="Shuffle all rows, or keep the order of datasets and files.",
+        ),
+        click.Option(
+            ["--seed"], type=int, default=0, show_default=True, metavar="N",
+            help="Seed of sampling, splits and order.",
+        ),
+    ],
+    "Output": [
+        click.Option(
+            ["-o", "--out"], type=path_of, default="shards", show_default=True, metavar="OUT",
+            help="Folder to write, here or in an object store (s3://BUCKET/SETS/NAME).",
+        ),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the summary as JSON."),
+    ],
+    "Running": [
+        click.Option(
+            ["--workers"], type=click.IntRange(1), metavar="N",
+            help="Processes; the output is the same for any number.  [default: the cores, here or of the Ray cluster]",
+        ),
+        cache_option("cache", "Folder of the cache of compiled units."),
+        click.Option(
+            ["--engine"], type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            help="Where units are compiled: on this machine, or on a Ray cluster that sees the same files.",
+        ),
+        click.Option(
+            ["--ray-address"], metavar="HOST:PORT",
+            help="The cluster, or auto.  [default: $RAY_ADDRESS, or one on this machine for this run]",
+        ),
+        click.Option(
+            ["--only"], metavar="K/N",
+            help="Compile only part K of N of the units, counted from 0, into the cache; write no set.",
+        ),
+    ],
+}  # fmt: skip
