@@ -87,8 +87,10 @@ def _input(parts: list[ReplyPart], apis: Apis, _: bool) -> Found:
 
 def _observation(parts: list[ReplyPart], _: Apis, __: bool) -> Found:
     for i, part in enumerate(parts):
+        if part.keyword != OBSERVATION:
+            continue
         keywords = [before.keyword for before in parts[max(i - 2, 0) : i]]
-        if part.keyword == OBSERVATION and keywords != [ACTION, ACTION_INPUT]:
+        if keywords != [ACTION, ACTION_INPUT]:
             found = f"found it after {' and '.join(keywords)}" if keywords else "found it first"
             return f"expected Observation after Action and Action Input, {found}", part.start
     return None
