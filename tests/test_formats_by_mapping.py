@@ -14,7 +14,8 @@ from hypothesis import given
 from compiler.conversation import Call, Conversation, Message, Role
 from compiler.formats import FORMATS, chatglm3, conversation_pairs, hermes, query_response, toolalpaca, toolbench
 from compiler.read import cut, open_source, read
-from compiler.rows.validate import Validator, recognise
+from compiler.rows.recognise import recognise
+from compiler.rows.validate import Validator
 from schemas import schema
 from schemas.errors import RowError
 from tests.support.shared import shared

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from compiler.rows.validate import recognise
+from compiler.rows.recognise import recognise
 from schemas.errors import Reason, RowError
 from tests.support.goldens import at_line_start, by_character, check_labels, compiled, goldens, lifted, text_of
 from tests.support.shared import tools

@@ -19,7 +19,7 @@ from PIL import Image
 from cli import main
 from compiler.conversation import Conversation
 from compiler.rows.react.dialect import to_text
-from compiler.rows.validate import recognise
+from compiler.rows.recognise import recognise
 from schemas.errors import Reason, RowError
 from schemas.reader import CompiledSet
 from tests.support.command import runner

@@ -23,7 +23,7 @@ from compiler.options import CompileOptions, DatasetOptions, Names, Request
 from compiler.read import cut, open_source, read
 from compiler.rows.mend import mend
 from compiler.rows.persona import COLUMNS, persona
-from compiler.rows.validate import recognise
+from compiler.rows.recognise import recognise
 from schemas import check_config
 from schemas.errors import InputError, UsageError, nearest
 from schemas.stores import SCHEME, AnyPath, StorePath, path_of

@@ -2,13 +2,14 @@
 
 row -> mend -> validate -> persona -> lift (formats) -> repair -> clean -> turns, ReAct, media -> conversation
 
-lift.py      these steps, in order
-mend.py      repairs of raw rows, before they are validated
-validate.py  rows against the JSON Schema of their format, with the user's names in it
-persona.py   self-cognition: the model's name in place of placeholders
-repair.py    repairs of conversations
-clean.py     the clean-up rules of a dataset's card
-media.py     the images and videos of a row: found, measured, counted in tokens
-hints.py     the repairs that would make a rejected row good
-react/       ReAct text: parsed, checked, written
+lift.py       these steps, in order
+mend.py       repairs of raw rows, before they are validated
+validate.py   rows against the JSON Schema of their format, with the user's names in it
+recognise.py  the format of a file, by its first rows
+persona.py    self-cognition: the model's name in place of placeholders
+repair.py     repairs of conversations
+clean.py      the clean-up rules of a dataset's card
+media.py      the images and videos of a row: found, measured, counted in tokens
+hints.py      the repairs that would make a rejected row good
+react/        ReAct text: parsed, checked, written
 """

@@ -7,17 +7,14 @@ row as it is in the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import jsonschema_rs
 
-from compiler.formats import FORMATS, Format
-from compiler.formats.kinds import columns_for
+from compiler.formats import Format
 from compiler.options import Names
 from compiler.read.value import json_type
-from compiler.rows.mend import mend
 from schemas import schema
 from schemas.errors import Reason, Reject, UsageError
 
@@ -94,22 +91,6 @@ def _actual(name: str, value: Any, columns: Names, tags: Names) -> str | None:
     if isinstance(value, dict) and "x-tag" in value:
         return tags.get(value["x-tag"])
     return name
-
-
-def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -> tuple[str | None, dict[str, int]]:
-    """(the format that most of the rows fit, the number of fitting rows by format); None if no row fits any format.
-
-    Of formats that fit equally many, the first. For each format, rows are repaired with its columns and tags.
-    """
-    fits = {}
-    for name, format_ in FORMATS.items():
-        if kind not in format_.kinds:
-            continue
-        columns, tags = columns_for(format_, kind, rows), dict[str, str | None](format_.tags)
-        validator = Validator(format_, columns, tags, name, kind)
-        fits[name] = sum(validator.check(mend(row, repairs, columns, tags)[0]) is None for row in rows)
-    best = max(fits, key=lambda name: fits[name])
-    return (best if fits[best] else None), fits
 
 
 def _reject(error: Any, row: Any, root: Any) -> Reject:
