@@ -57,7 +57,7 @@ def template(name: str) -> dict[str, Any]:
 
 
 def template_source(file: str) -> str:
-    """The Jinja text a template card names."""
+    """The Jinja text that a template card names."""
     return (ROOT / "templates" / file).read_text(encoding="utf-8")
 
 
@@ -85,7 +85,7 @@ def document_ends() -> dict[str, str]:
 
 @cache
 def other_models() -> dict[str, list[str]]:
-    """The names of other models: "words" stand by themselves, "texts" anywhere."""
+    """The names of other models: "words" match whole words, "texts" match anywhere."""
     loaded: dict[str, list[str]] = json.loads(OTHER_MODELS.read_text(encoding="utf-8"))
     return loaded
 

@@ -39,7 +39,7 @@ Stamp = tuple[int, int | str]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that can be opened, and how it is read; `notes` say what the name alone does not tell."""
+    """A file that can be opened, and how it is read; `notes` tell the user how it differs from its name."""
 
     path: AnyPath
     kind: FileKind
@@ -76,7 +76,7 @@ class Unit:
 
 
 def stamp_of(path: str | AnyPath) -> Stamp:
-    """(size, time of change in ns, or ETag) of a file: it differs after the file was written."""
+    """(size, time of change in ns or ETag) of a file; it differs once the file was written."""
     path = path_of(path)
     if isinstance(path, StorePath):
         try:
@@ -124,7 +124,7 @@ def digest_of_part(kind: FileKind, sha256: str, number: int) -> str:
 
 
 def open_file(path: str | AnyPath) -> BinaryIO:
-    """The file opened for reading; everything the operating system may answer is an InputError."""
+    """The file, opened for reading; every error of the operating system becomes an InputError."""
     try:
         return path_of(path).open("rb")
     except OSError as error:

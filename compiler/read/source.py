@@ -196,7 +196,7 @@ def _is_array(source: SourceFile) -> bool:
 
 
 def _first_line(stream: BinaryIO) -> bytes:
-    """The next line that is not blank, without the space around it; b"" at the end of the file."""
+    """The next line that is not blank, stripped; b"" at the end of the file."""
     return next((text for line in stream if (text := line.strip())), b"")
 
 

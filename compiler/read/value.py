@@ -85,7 +85,7 @@ def _has_long_number(raw: bytes) -> bool:
 
 
 class _NotJsonError(Exception):
-    """A token that the json module accepts and JSON does not have, and what to say about it."""
+    """A token that the json module accepts and JSON does not have, with a message about it."""
 
     def __init__(self, token: str, what: str) -> None:
         super().__init__(what)
@@ -187,7 +187,7 @@ def _too_deep_at(raw: bytes) -> int | None:
 
 
 def _lone_surrogate(value: Any) -> Reject | None:
-    """The reject for the first text with half a character; for a key, the pointer is its object."""
+    """The reject for the first text with a lone surrogate; for a key, the pointer is its object."""
     for pointer, node in _walk(value):
         for text in (node,) if isinstance(node, str) else node if isinstance(node, dict) else ():
             try:
