@@ -658,13 +658,13 @@ def no_client(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_dataset_without_a_copy_and_without_a_client_says_what_to_do(run: Run, tmp_path: Path) -> None:
     result = run("compile", "--mix", "ms-agent:1,ms-bench:2", "-o", tmp_path / "out", code=2)
     assert result.stderr == (
-        "error: dataset ms-agent: there is no local copy of iic/ms_agent, and no hub client is installed\n"
+        "error: dataset ms-agent: there is no local copy of iic/ms_agent, and modelscope is not installed\n"
         "  Put its files into DIR/iic/ms_agent and add --registry DIR; or install the [hub] extra to download it "
         f"(pip install -e '{DATA.parent.parent}[hub]'). The embedded samples are called agent and bench.\n"
     )
     folder = info(tmp_path / "reg", remote={"hf_hub_url": "org/remote"})
     result = run("compile", "--mix", "remote", "--registry", folder, "-o", tmp_path / "out", code=2)
-    assert "there is no local copy of org/remote" in result.stderr
+    assert "there is no local copy of org/remote, and huggingface_hub is not installed" in result.stderr
     assert "DIR/org/remote" in result.stderr
 
 

@@ -16,26 +16,28 @@ from schemas.errors import InputError, UsageError
 
 KEYS = {"modelscope": "ms_hub_url", "huggingface": "hf_hub_url"}
 """The keys of dataset_info.json, by hub."""
+_CLIENTS = {"modelscope": "modelscope", "huggingface": "huggingface_hub"}
+"""The packages that download, by hub."""
 
 
 def named(entry: Mapping[str, Any]) -> bool:
-    """Return whether a dataset_info.json entry names a hub; such an entry's other places are not looked at."""
+    """Whether an entry of a dataset_info.json names a hub; its other places are ignored then."""
     return any(key in entry for key in KEYS.values())
 
 
 def find(name: str, hubs: Mapping[str, str], registries: Sequence[Path]) -> tuple[Path, str | None]:
-    """Return (folder, revision or None) of a hub dataset: a local copy if there is one, else a download."""
+    """Find a hub dataset: (folder, revision or None) of a local copy if there is one, else of a download."""
     for repository in hubs.values():
         for folder in registries:
             for candidate in (folder / repository, folder / repository.split("/")[-1], folder / name):
                 if candidate.is_dir():
                     return candidate, None
-    errors = []
+    errors, missing = [], []
     for hub in _order(hubs):
         try:
             return _download(hub, hubs[hub])
         except ImportError:
-            continue
+            missing.append(_CLIENTS[hub])
         except Exception as error:  # noqa: BLE001  # each hub client has its own errors for no network, no such repository...
             errors.append(f"{hub}: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}")
     repository = next(iter(hubs.values()))
@@ -47,7 +49,8 @@ def find(name: str, hubs: Mapping[str, str], registries: Sequence[Path]) -> tupl
         )
     raise UsageError(
         f"dataset {name}",
-        f"there is no local copy of {repository}, and no hub client is installed",
+        f"there is no local copy of {repository}, and {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} "
+        "not installed",
         _advice(name, repository),
     )
 
@@ -62,7 +65,7 @@ def _advice(name: str, repository: str) -> str:
 
 
 def _order(hubs: Mapping[str, str]) -> list[str]:
-    """Return the hubs to try: Hugging Face unless the user prefers ModelScope or only that has it."""
+    """The hubs to try, in order: Hugging Face first, unless the user prefers ModelScope."""
     first = "modelscope" if os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true") else "huggingface"
     return sorted(hubs, key=lambda hub: hub != first)
 
@@ -79,7 +82,7 @@ def _download(hub: str, repository: str) -> tuple[Path, str | None]:
 
 
 def tokenizer_folder(name: str) -> Path:
-    """Return the folder of a tokenizer given as a folder or as a hub id."""
+    """The folder of a tokenizer that is given as a folder or as a hub id."""
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -92,8 +95,8 @@ def tokenizer_folder(name: str) -> Path:
         from huggingface_hub import snapshot_download  # an extra
     except ImportError:
         raise UsageError(
-            f"--tokenizer {name}", "no such folder, and no hub client is installed to download it",
-            f"Give a folder with a tokenizer.json, or install a hub client: {install.extra('hub')}",
+            f"--tokenizer {name}", "no such folder, and huggingface_hub is not installed to download it",
+            f"Give a folder with a tokenizer.json, or install it: {install.extra('hub')}",
         ) from None  # fmt: skip
     try:
         return Path(snapshot_download(name, allow_patterns=["tokenizer*", "special_tokens_map.json", "chat_template*"]))
