@@ -93,10 +93,10 @@ def _options(given: dict[str, Any]) -> CompileOptions:
     given["repairs"] = _repairs(given["repair"])
     given["max_length"] = given["max_length"] or given["pack"]
     given["mix"] = parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else ()
-    given |= {key: files.readable(given[key]) for key in ("name", "author") if given[key]}
-    given["tokenizer"] = given["tokenizer"] and hub.tokenizer_folder(given["tokenizer"])
+    given |= {key: files.readable(given[key]) if given[key] else None for key in ("name", "author")}
+    given["tokenizer"] = None if given["tokenizer"] is None else hub.tokenizer_folder(given["tokenizer"])
     given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else _workers())
-    given["only"] = given["only"] and parse_part(given["only"])
+    given["only"] = None if given["only"] is None else parse_part(given["only"])
     given |= {"units": _filled(UnitOptions, given), "mixing": _filled(MixOptions, given)}
     return _filled(CompileOptions, given)
 

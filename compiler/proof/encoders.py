@@ -23,7 +23,6 @@ import numpy as np
 
 import registry
 from compiler.cache import objects
-from compiler.media.paths import state_of
 from compiler.tokenizer.encoders import FAST, REFERENCE, Ids, same, version_of
 from compiler.tokenizer.tokenizer import Sample, Tokenizer
 
@@ -138,13 +137,3 @@ def awkward_texts() -> Iterator[str]:
             yield f"{first} {second}{first}\n{second}"
     yield " ".join(pieces)
     yield "".join(pieces)
-
-
-def usable(kept: objects.Object, cache: Path, tokenizer: Tokenizer) -> bool:
-    """Return whether an object of the cache may be used: its encoder is not refused, and its media did not change."""
-    return not is_refused(cache, tokenizer.digest, kept.info["encoder"]) and media_as_they_were(kept)
-
-
-def media_as_they_were(kept: objects.Object) -> bool:
-    """Return whether every image and video an object was made from is as it was then, or still not there."""
-    return all(state_of(Path(path)) == was for path, was in kept.info["files"].items())

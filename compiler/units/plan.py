@@ -11,8 +11,9 @@ from pathlib import Path
 
 from compiler.cache import objects
 from compiler.datasets.catalogue import Dataset
+from compiler.media.paths import state_of
 from compiler.options import Request
-from compiler.proof.encoders import media_as_they_were, usable
+from compiler.proof.encoders import is_refused
 from compiler.read import cut, open_source, size_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset, UnitRecord
@@ -34,7 +35,7 @@ class UnitPlan:
     tokenizer: Tokenizer
     watcher: Watcher
     only: tuple[int, int] | None = None
-    """(K, N): look at every N-th unit alone, beginning with the K-th; None = at all of them."""
+    """(K, N): only every N-th unit, beginning with the K-th; None = all units."""
     done: Done = field(default_factory=Done)
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class UnitPlan:
         self.found: dict[str, objects.Object] = {}
 
     def missing(self) -> Iterator[Task]:
-        """Cut the files; yield a task for each unit that the cache lacks, and load what it has meanwhile."""
+        """Cut the files; yield a task for each unit that the cache lacks. Another thread loads what it has."""
         seen: set[str] = set()
         waiting: deque[tuple[Task, Future[objects.Object | None]]] = deque()
         with ThreadPoolExecutor(1) as loader:
@@ -88,9 +89,11 @@ class UnitPlan:
                 before += size
 
     def _usable(self, key: str) -> objects.Object | None:
-        """An object of the cache; None where there is none that may be used."""
+        """The object of the cache; None if there is none, or none that may be used."""
         kept = objects.load(self.cache, key)
-        return kept if kept is not None and usable(kept, self.cache, self.tokenizer) else None
+        if kept is None or is_refused(self.cache, self.tokenizer.digest, kept.info["encoder"]):
+            return None
+        return kept if _media_as_they_were(kept) else None
 
     def _found_or_missing(self, task: Task, loading: Future[objects.Object | None]) -> Iterator[Task]:
         kept = loading.result()
@@ -109,10 +112,15 @@ class UnitPlan:
                 "an object that was just compiled is gone or damaged",
                 "Run again; then check the disk.",
             )
-        if not media_as_they_were(kept):
+        if not _media_as_they_were(kept):
             raise IntegrityError(
                 record.file,
                 "an image or video of it changed meanwhile, or is another one on a machine that looked at it",
                 "Run again; on a cluster every machine must see them at the same paths.",
             )
         return kept
+
+
+def _media_as_they_were(kept: objects.Object) -> bool:
+    """Whether every image and video that an object was made from is as it was then, or is still not there."""
+    return all(state_of(Path(path)) == was for path, was in kept.info["files"].items())
