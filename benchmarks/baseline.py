@@ -14,7 +14,7 @@ _ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "ob
 
 
 def messages_of(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row of the corpus as chat messages."""
+    """A row of the corpus as chat messages."""
     if "instruction" in row:
         asked = row["instruction"] + (f"\n{row['input']}" if row["input"] else "")
         return [{"role": "user", "content": asked}, {"role": "assistant", "content": row["output"]}]

@@ -1,4 +1,4 @@
-"""Makes a realistic corpus of any size: every row is another text.
+"""A realistic corpus of any size, in which no two rows are equal.
 
 40% alpaca, 40% sharegpt with tools, 20% ReAct, as in the published comparison. Rows are recombined from the embedded
 samples and, where it is beside the project, from the real rows of ../shared/data: the sentences of a text are
@@ -83,7 +83,7 @@ def _vary(row: dict[str, Any], number: int, rng: random.Random) -> dict[str, Any
 
 
 def _reword(text: str, number: int, rng: random.Random) -> str:
-    """Return the text with its sentences in another order and a number woven in."""
+    """The text with its sentences in another order and a number woven in."""
     if "```" in text or "\n" in text:
         return f"{text} ({number})"
     sentences = [part for part in _SENTENCE.split(text) if part]
@@ -92,7 +92,7 @@ def _reword(text: str, number: int, rng: random.Random) -> str:
 
 
 def rendered(folder: Path) -> Iterator[str]:
-    """Yield the text of every example of a compiled set, as the raw encoder is to encode it."""
+    """The text of every example of a compiled set, for the raw encoder."""
     from compiler.tokenizer.tokenizer import Tokenizer
     from schemas.reader import CompiledSet
 

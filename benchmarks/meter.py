@@ -1,4 +1,4 @@
-"""How long a command takes and how much memory its processes take together."""
+"""The time that a command takes, and the memory of all its processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EVERY = 0.2
-"""Seconds between two looks at the memory."""
+"""Seconds between two readings of the memory."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Measured:
 
 
 def run(*arguments: object) -> Measured:
-    """Run `python -m ...` in the project's folder; CalledProcessError with its messages where it fails."""
+    """Run `python -m ...` in the project's folder; CalledProcessError with its messages if it fails."""
     command = [sys.executable, "-m", *map(str, arguments)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     start = time.perf_counter()
@@ -59,7 +59,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _bytes_of(pid: int) -> int:
-    """Return what a process holds; 0 where it is gone, or where /proc does not tell."""
+    """The memory of a process; 0 if it is gone, or if /proc does not tell."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

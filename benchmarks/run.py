@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run`: ours against what users have, against the encoders alone, against a copy; and by size.
+"""`python -m benchmarks.run`: a compile against `datasets.map`, the encoders alone and a copy; and by size.
 
 Everything is run `--rounds` times, one after the other, start-up included; medians and ratios are printed. Machines are
 shared and noisy: only ratios of interleaved runs count. `--scale` measures time and memory by size, once each, and
@@ -114,20 +114,20 @@ class Ours:
         self.folder, self.tokenizer = folder, tokenizer
 
     def run(self, files: list[str], name: str, *, seed: int = 0, workers: int = 2) -> Measured:
-        """Compile with the cache and the output of that name."""
+        """Compile with the cache and the output of this name."""
         places = ["-o", self.folder / f"{name}-out", "--cache", self.folder / f"{name}-cache"]
         options = ["--tokenizer", self.tokenizer, "--seed", seed, "--workers", workers, "--json"]
         return meter.run("cli", "compile", *files, *places, *options)
 
     def cold(self, files: list[str], name: str, *, workers: int) -> Measured:
-        """Compile with an empty cache, and forget what came of it."""
+        """Compile with an empty cache, and delete the result."""
         found = self.run(files, name, workers=workers)
         shutil.rmtree(self.folder / f"{name}-out")
         shutil.rmtree(self.folder / f"{name}-cache")
         return found
 
     def again(self, files: list[str], name: str) -> Measured:
-        """Compile with a cache that has no object, but what was found out about tokenizer and template."""
+        """Compile with a cache that has the certificate and the verdict on the encoder, but no object."""
         for path in (self.folder / f"{name}-cache").rglob("*.arrow"):
             path.unlink()
         return self.run(files, name)
@@ -153,7 +153,7 @@ def _copy(source: Path, target: Path) -> Measured:
 
 
 def _alone(encoder: Callable[[Specs], Encoder], tokenizer: Path, texts: list[str]) -> Measured:
-    """Encode what we encoded with nothing but an encoder, one thread of it."""
+    """Encode the same texts with an encoder alone, in one thread."""
     specs = Specs.of(TokenizerFiles.find(tokenizer).spec(), [])
     start = time.perf_counter()
     loaded = encoder(specs)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.stages TOKENIZER FILE...`: what a row costs, stage by stage, in one process with all loaded."""
+"""`python -m benchmarks.stages TOKENIZER FILE...`: the time of a row by stage, with everything loaded."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ T = TypeVar("T")
 
 
 def tasks_of(tokenizer: Path, files: list[str], folder: Path) -> list[Task]:
-    """Return the units of the files as a run would compile them."""
+    """The units of the files, as a run would compile them."""
     options = CompileOptions(folder / "out", folder / "cache", tuple(files), tokenizer=tokenizer)
     run, _, _ = begin(options, Watcher())
     return [replace(task, encoder=FAST) for task in run.plan().missing()]
 
 
 def measure(tasks: list[Task]) -> tuple[Counter[str], int]:
-    """Return CPU seconds by stage, and the number of rows."""
+    """CPU seconds by stage, and the number of rows."""
     spent: Counter[str] = Counter()
     with _without_collections():
         return spent, sum(_stages(task, spent) for task in tasks)
 
 
 def _stages(task: Task, spent: Counter[str]) -> int:
-    """Compile a unit stage by stage, by the functions that do it row by row; return the number of its rows."""
+    """Compile a unit stage by stage; return the number of its rows."""
 
     def timed(stage: str, work: Callable[[], T]) -> T:
         start = time.process_time()

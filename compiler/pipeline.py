@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Result:
+class CompileResult:
     """What a run made: the manifest, and how many units were compiled or found in the cache."""
 
     manifest: Manifest
@@ -61,7 +61,7 @@ class Result:
     cached: int
 
 
-def compile_set(options: CompileOptions, watcher: Watcher) -> Result:
+def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
     """Compile, link and publish. Every problem leaves what was compiled in the cache."""
     run, kind, template = begin(options, watcher)
     with in_use(options.cache, watcher.say), _output(options, watcher) as output:
@@ -99,7 +99,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> Result:
         write_files(output.partial, manifest, compiled, run.tokenizer)
         output.publish(manifest)
         forget_rejects(options)
-    return Result(manifest, plan.done.compiled, plan.done.cached)
+    return CompileResult(manifest, plan.done.compiled, plan.done.cached)
 
 
 def compile_part(options: CompileOptions, watcher: Watcher) -> Done:

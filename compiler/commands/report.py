@@ -8,13 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from compiler.options import DEMO_NAME
-from compiler.pipeline import Result
+from compiler.pipeline import CompileResult
 from compiler.sets.readme import mix_rows
 from compiler.units.progress import Done
 from schemas.manifest import Manifest
 
 
-def summary(result: Result, out: str) -> RenderableType:
+def summary(result: CompileResult, out: str) -> RenderableType:
     """Return the summary of a compile."""
     manifest = result.manifest
     parts: list[RenderableType] = [_Mix(mix_rows(manifest))]

@@ -1,4 +1,4 @@
-"""From what the command line names to datasets: files, cards of the registry, entries of a dataset_info.json.
+"""Datasets by name: files of the command line, entries of a dataset_info.json, cards of the registry.
 
 A name is looked for in this order: the files of this command line (by stem), the user's registries (--registry),
 the shipped cards.
@@ -30,7 +30,7 @@ from schemas.stores import SCHEME, AnyPath, StorePath, path_of
 
 SELF_COGNITION = "self-cognition"
 _PEEK = 20
-"""Rows looked at to recognise a format."""
+"""The number of rows by which a format is recognised."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ _UNREADABLE = "openai", str(Kind.SFT), "no row of it can be read, so its format 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Everything that can be named on this command line."""
+    """Everything that a mix can name."""
 
     options: CompileOptions
 
@@ -79,7 +79,7 @@ class Catalogue:
         return list(mix)
 
     def resolve(self, name: str) -> Dataset:
-        """Return the dataset called `name`."""
+        """Find the dataset called `name`."""
         stems = self._stems()
         if name in stems:
             return self._from_paths(name, [_file(stems[name])])
@@ -140,7 +140,7 @@ class Catalogue:
         return Dataset(card["name"], files, options, sample=card.get("sample", False), source=source)
 
     def _from_info(self, name: str, entry: dict[str, Any], folder: Path) -> Dataset:
-        """Return the dataset of a `dataset_info.json` entry, in LLaMA-Factory's meaning of its keys."""
+        """The dataset of an entry of a `dataset_info.json`; its keys mean what they mean to LLaMA-Factory."""
         where = f"{folder / 'dataset_info.json'}#/{name}"
         check_config(entry, "dataset_info", where)
         _refuse_what_we_do_not_read(entry, where)
@@ -169,7 +169,7 @@ class Catalogue:
         return Dataset(name, files, options, num_samples=entry.get("num_samples"), source=source)
 
     def self_cognition(self) -> Dataset:
-        """The pool of self-cognition rows: the file that was given, or the embedded one; with who the model is."""
+        """The pool of self-cognition rows, the user's or the embedded one, with the name and author to fill in."""
         given, whose = self.options.self_cognition_file, persona(self.options.name, self.options.author)
         pool = File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
         file = File(given, readable(str(given))) if given else pool
@@ -179,7 +179,7 @@ class Catalogue:
         )
 
     def _weights(self, own: str) -> str:
-        """The weights policy of a dataset, from what is its own; ReAct text needs one that trains no result."""
+        """The weights policy of a dataset whose own is `own`. ReAct text needs one that trains no tool result."""
         given = self.options.weights
         if self.options.units.tools == "template" or "react" in given.split("+"):
             return own if given == "auto" else given
@@ -199,7 +199,7 @@ def _file(text: str) -> File:
 
 
 def _named(place: str, where: str, entry: dict[str, Any], folder: Path) -> list[File]:
-    """Return the files that a dataset_info.json entry names: under its folder, or in an object store."""
+    """The files that an entry names: below its folder, or in an object store."""
     path = path_of(place)
     if isinstance(path, StorePath):
         return data_files(path, where, entry, label=path.uri)
@@ -220,12 +220,12 @@ def _dataset_info(folder: Path) -> dict[str, Any]:
 
 
 def _names(defaults: dict[str, str], given: dict[str, str | None] | None) -> Names:
-    """Return names as LLaMA-Factory does: where the object is present, what it does not list is not there."""
+    """Names as LLaMA-Factory fills them in: if the entry has the object, a name that it does not list is absent."""
     return dict(defaults) if given is None else {key: given.get(key) for key in defaults}
 
 
 def _kind_of(entry: dict[str, Any]) -> str:
-    """Return what the rows of a dataset_info.json entry are for, in LLaMA-Factory's meaning of its keys."""
+    """The kind of an entry's rows, as LLaMA-Factory reads its keys."""
     columns = entry.get("columns") or {}
     if columns.get("kto_tag"):
         return Kind.KTO
@@ -241,7 +241,7 @@ def _columns(entry: dict[str, Any], kind: str) -> dict[str, str | None] | None:
 
 
 def _refuse_what_we_do_not_read(entry: dict[str, Any], where: str) -> None:
-    """Raise for what this version cannot compile, naming it, instead of compiling something else."""
+    """Raise for what this version cannot compile, by its name."""
     columns = entry.get("columns") or {}
     other = {
         "columns/audios": "audios" if columns.get("audios") else None,
@@ -263,7 +263,7 @@ def _first_rows(file: File) -> list[Any]:
 
 
 def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str, str]:
-    """Return (format, kind, what to say about it) from the first rows of a file."""
+    """Recognise the first rows of a file: (format, kind, a note for the user)."""
     heard = {key for row in rows if isinstance(row, dict) for key in ("audios", "audio") if row.get(key)}
     if heard:
         raise UsageError(file.label, f"this version does not compile audios (its rows have the key {min(heard)!r})")

@@ -1,4 +1,4 @@
-"""The datasets that a compile is of: named, found, and of one kind; what is asked of them makes sense."""
+"""The datasets of a compile: found by their names, all of one kind, with options that have an effect on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files a dataset is made of: one file, or a folder narrowed by folder, subset and split."""
+"""The files of a dataset: one file, or those of a folder that belong to a subset and a split."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from schemas.stores import AnyPath, StorePath, no_such
 
 @dataclass(frozen=True)
 class File:
-    """A file of a dataset: where it is, and what shards, rejects and the manifest call it."""
+    """A file of a dataset: its path, and its name in shards, rejects and the manifest."""
 
     path: AnyPath
     label: str
 
 
 def readable(name: str) -> str:
-    """Return a file name as text in every locale: bytes that are not UTF-8 become escapes."""
+    """A file name as text in every locale: bytes that are not UTF-8 become escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def data_files(path: AnyPath, where: str, entry: dict[str, Any], label: str | None = None) -> list[File]:
-    """Return the data files of a dataset in name order: one file, or a folder narrowed by folder, subset and split."""
+    """The data files of a dataset by name: one file, or a folder narrowed by `folder`, `subset` and `split`."""
     split = entry.get("split", "train")
     if path.is_file():
         if split != "train":
@@ -66,7 +66,7 @@ def data_files(path: AnyPath, where: str, entry: dict[str, Any], label: str | No
 
 
 def _below(folder: AnyPath, path: AnyPath) -> PurePath:
-    """Return the way from a folder to a path in it."""
+    """The path relative to a folder that it is in."""
     top, place = (one.key if isinstance(one, StorePath) else one for one in (folder, path))
     return place.relative_to(top)
 
@@ -79,7 +79,7 @@ _SPLIT_WORDS = {
 
 
 def _of_split(files: list[AnyPath], split: str, where: str) -> list[AnyPath]:
-    """Return the files of a split: named or foldered exactly so, else by the words in their names.
+    """The files of a split: those named or in a folder named exactly like it, else by the words in their names.
 
     Files that name no split are all of "train".
     """

@@ -1,4 +1,4 @@
-"""Rejects: `rejects.jsonl` of a set, and the end of a run that has too many of them."""
+"""Rejects: the file `rejects.jsonl` of a set, and the error of a run that has too many."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rejects_jsonl(compiled: list[CompiledDataset]) -> bytes:
 
 
 def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> None:
-    """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are kept for the user then."""
+    """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are written to a file first."""
     nothing_left = not any(unit.num_rows for one in compiled for unit in one.loaded)
     for one in compiled:
         read, reasons = one.num_examples(), one.rejected()

@@ -23,7 +23,7 @@ class InProcess:
     """Units in this process, one after the other."""
 
     def trial(self) -> Trial | None:
-        """None: this process is the one that asks."""
+        """None: no other process has loaded the fast encoder."""
         return None
 
     def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
@@ -48,7 +48,7 @@ class Workers:
         return self.pool.submit(trial, self.setup).result()
 
     def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
-        """Run the tasks, at most two for each worker at once: a long list of units is never held as a whole."""
+        """Run the tasks, at most two for each worker at once, so that a long list of units is never in memory."""
         flying: dict[Future[Outcome], Task] = {}
         for task in tasks:
             with _interrupts_held():
@@ -63,7 +63,7 @@ class Workers:
 
 @contextmanager
 def workers(count: int, setup: Setup) -> Iterator[Workers]:
-    """Start so many workers, which load what the setup names at once.
+    """Start `count` workers, which load the tokenizer and the template of the setup at once.
 
     They are spawned, not forked: nothing that was initialised in this process is half-inherited.
     """
@@ -99,7 +99,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while a worker may be started: it inherits that for good, and leaves the stopping to us."""
+    """Block Ctrl-C while a worker may be started. The worker stays blocked, and this process stops it."""
     resource_tracker.ensure_running()  # when it starts it lets signals through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,7 +1,7 @@
 """What must be the same on every machine of a cluster, checked there before anything is compiled.
 
-Sources, tokenizer and cache are reached by path, so every machine must see them at the same place; and an object's
-name holds only if the code and libraries that make it are the ones that named it.
+Sources, tokenizer and cache are reached by path, so every machine must see them at the same place. An object must be
+made by the code and libraries that its name was worked out with.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class Terms:
     """What a run needs of a machine. Picklable, of plain values: another version of this code can read it."""
 
     code: str
-    """The digest of the compiler's source."""
+    """The digest of the source that decides bytes."""
     libraries: tuple[tuple[str, str], ...]
     """(name, version) of each library that decides bytes, and of the encoder."""
     cache: str
     mark: str
-    """The name of a record in the cache: where it can be read, the folder is the same one."""
+    """The name of a record in the cache. A machine that can read it has the same folder."""
     paths: tuple[str, ...] = ()
-    """What must be there besides."""
+    """Other paths that must exist."""
 
 
 def terms_of(cache: str, mark: str, encoder: str, paths: tuple[str, ...] = ()) -> Terms:
-    """Return the terms of a run that is started here."""
+    """The terms of a run that is started on this machine."""
     libraries = dict(objects.library_versions())
     if encoder != REFERENCE:
         libraries[encoder] = version_of(encoder)
@@ -48,7 +48,7 @@ def terms_of(cache: str, mark: str, encoder: str, paths: tuple[str, ...] = ()) -
 
 @contextmanager
 def marked(cache: Path) -> Iterator[str]:
-    """Give a mark that is in the cache meanwhile."""
+    """Put a mark into the cache for the time of a run."""
     mark = objects.key_of("mark", uuid.uuid4().hex)
     objects.store_record(cache, mark, {"host": socket.gethostname()})
     try:
@@ -59,7 +59,7 @@ def marked(cache: Path) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def check(terms: Terms) -> None:
-    """Raise unless this machine is as the run needs it; looked at once in each process."""
+    """Raise unless this machine is as the run needs it. Each process checks once."""
     _check_code(socket.gethostname(), terms.code, dict(terms.libraries))
     for path in terms.paths:
         if not path_of(path).exists():
@@ -72,7 +72,7 @@ def check(terms: Terms) -> None:
 
 
 def _check_code(where: str, code: str, libraries: dict[str, str]) -> None:
-    """Raise unless code and libraries here are those of the run: others would make other objects of the same name."""
+    """Raise unless code and libraries are those of the run; others could make other objects of the same name."""
     theirs = {"the compiler's source": code[:12]} | libraries
     ours = {"the compiler's source": objects.code_digest()[:12]} | {name: _version(name) for name in libraries}
     differ = [name for name, version in theirs.items() if ours[name] != version]
@@ -87,7 +87,7 @@ def _check_code(where: str, code: str, libraries: dict[str, str]) -> None:
 
 
 def _check_cache(cache: str, mark: str) -> None:
-    """Raise unless the cache is the folder that the run was started with, and can be written from here."""
+    """Raise unless the cache is the folder that the run was started with, and can be written to."""
     where = f"{cache} (on {socket.gethostname()})"
     if not Path(cache).is_dir():
         found = "there is no such folder"
@@ -106,7 +106,7 @@ def _check_cache(cache: str, mark: str) -> None:
 
 
 def check_name(task: Task) -> None:
-    """Raise unless the unit's object would have the same name if it were planned here."""
+    """Raise unless this machine gives the unit's object the same name."""
     if object_key(task.unit, task.read_as, task.setup) != task.key:
         raise IntegrityError(
             socket.gethostname(),
@@ -116,7 +116,7 @@ def check_name(task: Task) -> None:
 
 
 def portable(task: Task) -> Task:
-    """Return the task with paths that do not depend on the current folder."""
+    """The task with absolute paths."""
     source = path_of(task.unit.path)
     unit = replace(task.unit, path=str(source.absolute() if isinstance(source, Path) else source))
     return replace(task, unit=unit, cache=str(Path(task.cache).absolute()))

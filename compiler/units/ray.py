@@ -25,11 +25,11 @@ from schemas import install
 from schemas.errors import InputError, Problem, UsageError
 
 TRIES = 4
-"""How often a unit is started before it is given up, where workers or nodes are lost while they compile it."""
+"""How often a unit is started, if workers or nodes are lost while they compile it, before the run ends."""
 STARTING = 60.0
 """Seconds that a node has to start its first worker."""
 PATIENCE = 10.0
-"""Seconds without a result after which the cluster is looked at."""
+"""Seconds without a result after which lost nodes are looked for."""
 CONNECTING = 10.0
 """Seconds that the cluster's address has to answer."""
 STOPPING = 10.0
@@ -46,11 +46,11 @@ class Cluster:
     say: Callable[[str], None]
 
     def trial(self) -> Trial | None:
-        """None: the cluster is not asked before there are tasks."""
+        """None: no worker runs before there are tasks."""
         return None
 
     def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
-        """Run the tasks; what a lost worker or node was doing is done again."""
+        """Run the tasks. The unit of a lost worker or node is compiled again."""
         iterator = map(portable, tasks)
         first = next(iterator, None)
         if first is None:
@@ -67,7 +67,7 @@ class Cluster:
 
 @contextmanager
 def _connected(address: str, workers: int) -> Iterator[Any]:
-    """Give Ray, connected. What it would print meanwhile is in its own logs; our stdout is for results."""
+    """Connect to Ray. What it would print is in its logs; our stdout is for results."""
     try:
         import ray
     except ImportError:
@@ -89,7 +89,7 @@ def _connected(address: str, workers: int) -> Iterator[Any]:
 
 
 def _check_address(where: str, address: str) -> None:
-    """Raise for an address at which nobody listens, for which Ray itself would wait a quarter of an hour."""
+    """Raise for an address at which nobody listens. Ray itself would wait a quarter of an hour."""
     if "://" in address:
         what = "expected HOST:PORT or auto; Ray's client protocol is for machines outside of the cluster"
         raise UsageError(where, what, "Run this on a machine of the cluster.")
@@ -108,13 +108,13 @@ def _unreachable(where: str, why: str) -> InputError:
 
 
 def _nodes(ray: Any) -> dict[str, str]:
-    """Return the names of the nodes that can run tasks, by their ids."""
+    """The names of the nodes that can run tasks, by their ids."""
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return {node["NodeID"]: node["NodeName"] for node in alive}
 
 
 def _check_nodes(ray: Any, terms: Terms) -> None:
-    """Raise unless every node that can run tasks is as the run needs it. Nodes that join later check themselves."""
+    """Raise unless every node that can run tasks is as the run needs it. A node that joins later checks itself."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     names = _nodes(ray)
@@ -143,7 +143,7 @@ def _check_nodes(ray: Any, terms: Terms) -> None:
 
 
 def _get(ray: Any, ref: Any, timeout: float | None = None) -> Any:
-    """Return what a task returned; what it raised for the user is raised as it was there."""
+    """Get the result of a task. An error for the user is raised as the task raised it."""
     try:
         return ray.get(ref, timeout=timeout)
     except ray.exceptions.RayTaskError as error:
@@ -158,13 +158,13 @@ def _get(ray: Any, ref: Any, timeout: float | None = None) -> Any:
 
 
 def _lost(ray: Any) -> tuple[type[Exception], ...]:
-    """Return the errors that are nobody's fault: the worker or its node is gone, or what it answered is."""
+    """The errors of a lost worker, node or result, after which a unit is compiled again."""
     of = ray.exceptions
     return (of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError, of.ObjectLostError, of.TaskUnschedulableError)
 
 
 def _look(terms: Terms) -> None:
-    """Look at a node, in a worker of it."""
+    """Check a node, in a worker of it."""
     check(terms)
 
 
@@ -181,7 +181,7 @@ def _compile(task: Task, terms: Terms) -> Outcome:
 
 
 class _Flight:
-    """The tasks that were given to Ray and have not come back.
+    """The tasks that Ray has and that have not come back.
 
     A task whose worker is lost is given to Ray again by us, not by Ray: it would do so without a word, and without
     end where the memory of a node is not enough.
@@ -205,7 +205,7 @@ class _Flight:
         return None
 
     def stop(self) -> None:
-        """Take back what has not come back, and wait until nothing of it is written any more."""
+        """Cancel what has not come back, and wait until it writes nothing any more."""
         for ref in self.flying:
             self.ray.cancel(ref)
         if self.flying:
@@ -215,7 +215,7 @@ class _Flight:
         self.flying[self.compile.remote(task, self.terms)] = task, tries
 
     def _collect(self) -> Trouble | None:
-        """Wait for a task, and take whatever has come back by then."""
+        """Wait for a task, and take all that have come back by then."""
         refs = list(self.flying)
         if not self.ray.wait(refs, timeout=PATIENCE)[0]:
             self._look_for_lost_nodes()
@@ -232,7 +232,7 @@ class _Flight:
         return None
 
     def _look_for_lost_nodes(self) -> None:
-        """Do again what may have been on a node that is gone: one that falls silent answers nothing for minutes.
+        """Give Ray again what may have been on a lost node: a node that falls silent answers nothing for minutes.
 
         A unit that is compiled twice for that is the same object twice.
         """

@@ -1,4 +1,4 @@
-"""What a unit is compiled with, what comes of it, where it may run, and the name of the object that it becomes."""
+"""A unit as a task: what it is compiled with, what comes of it, where it runs, and the name of its object."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Setup:
     template_digest: str
     documents: bool = False
     vision: bool = False
-    """Whether the model takes images: then the folder they are in decides what is read."""
+    """Whether the model takes images; if so, their folder decides bytes."""
     skeletons: bool = True
 
 
@@ -50,7 +50,7 @@ class Task:
 
 
 class Trouble(StrEnum):
-    """Why what was compiled so far is no good, and everything is compiled in another way."""
+    """Why all units must be compiled again in another way."""
 
     IDS = IDS_DIFFER
     SKELETON = "a skeleton did not reproduce the chat template's rendering"
@@ -75,7 +75,7 @@ class Engine(Protocol):
     """A place where units run."""
 
     def trial(self) -> Trial | None:
-        """Try the fast encoder in a process of the engine; None where none is there yet."""
+        """Try the fast encoder in a process that has loaded it; None if there is no such process."""
 
     def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
         """Run the tasks, a few at a time. Return None when all are done, or the trouble that ended the run."""
