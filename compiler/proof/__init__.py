@@ -1,7 +1,12 @@
-"""What is proven before anything is compiled: that the masks of a template are right, and the ids of an encoder.
+"""Step 3, encode: what is proven before any row is encoded, that the template's masks and the encoder's ids are right.
 
-- probes, laws: the conversations that are tried, and how a law is checked
-- template, documents: the certificate of a chat template, and of text without one
-- certificate: that certificate, kept in the cache
-- encoders: the choice of the encoder, and the proof that its ids are those of the reference
+probes -> compiled as rows are = official text and ids ?  -> certificate
+awkward texts -> fast encoder  = reference encoder ?      -> choice
+
+probes.py       the conversations that a template is tried with
+laws.py         how a law is checked
+template.py     the certificate of a chat template
+documents.py    the certificate of documents, which have no chat template
+certificate.py  that certificate, kept in the cache
+encoders.py     the choice of the encoder and its proof
 """

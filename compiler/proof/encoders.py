@@ -80,12 +80,12 @@ def choose(
 
 
 def _ways(tokenizer: Tokenizer) -> list[bool]:
-    """Return the values of `fresh` with which texts are encoded."""
+    """The values of `fresh` for which the ids of a text can differ."""
     return [True, False] if tokenizer.has_prefix else [True]
 
 
 def _why_not(trial: Trial, tokenizer: Tokenizer) -> str:
-    """Return why the fast encoder must not be used after this trial, "" if it may."""
+    """Why the fast encoder must not be used after this trial; "" if it may."""
     if trial.why_not:
         return trial.why_not
     texts = list(awkward_texts())
@@ -96,25 +96,25 @@ def _why_not(trial: Trial, tokenizer: Tokenizer) -> str:
 
 
 def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
-    """Return whether the reference gives the same ids for texts that the fast encoder encoded."""
-    for fresh in _ways(tokenizer):
-        some = [(text, ids) for is_fresh, text, ids in samples if is_fresh is fresh]
-        ids, lengths = tokenizer.reference.encode([text for text, _ in some], fresh=fresh)
+    """Whether the reference gives the same ids for texts that the fast encoder encoded."""
+    for fresh in (True, False):
+        some = [sample for sample in samples if sample.fresh is fresh]
+        ids, lengths = tokenizer.reference.encode([sample.text for sample in some], fresh=fresh)
         expected = np.split(ids, np.cumsum(lengths))  # and an empty array after the last text
-        if any(a.tolist() != b for a, (_, b) in zip(expected, some, strict=False)):
+        if any(mine.tolist() != sample.ids for mine, sample in zip(expected, some, strict=False)):
             return False
     return True
 
 
 def refuse(cache: Path, tokenizer: Tokenizer) -> None:
-    """Keep in the cache that the fast encoder errs: it is not chosen again, and no object that it made is used."""
+    """Keep in the cache that the fast encoder gave wrong ids: it is not chosen again, and no object it made is used."""
     objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": IDS_DIFFER})
     is_refused.cache_clear()
 
 
 @lru_cache(maxsize=16)
 def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
-    """Return whether the encoder "NAME VERSION" was found to err: by an earlier run, or another machine of this one."""
+    """Whether the encoder "NAME VERSION" gave wrong ids, in an earlier run or on another machine of this one."""
     name, version = encoder.split()
     verdict = objects.load_record(cache, _key(tokenizer_digest, version)) if name == FAST else None
     return verdict is not None and verdict["why"] != ""

@@ -1,10 +1,10 @@
-"""A model's tokenizer: its files are read as data, texts become ids, and control tokens are kept apart from text.
+"""Step 3, encode: a model's tokenizer. Texts become ids, and control tokens are kept apart from text.
 
-`tokenizer.Tokenizer.load(folder)` is what other rooms use. From the bottom up:
+folder -> files, read as data -> vocabulary + encoders = tokenizer
 
-- convert: vocabulary files that are no tokenizer.json
-- files: the files found in a folder, parsed
-- vocabulary: what they say of texts and ids
-- encoders: texts to ids, by the reference encoder and by the fast one
-- tokenizer: a vocabulary with its encoders
+files.py       the tokenizer files of a folder, parsed
+convert.py     vocabulary files that are no tokenizer.json
+vocabulary.py  what the files say of texts and ids
+encoders.py    texts to ids, by the reference encoder and by the fast one
+tokenizer.py   a vocabulary with its encoders: what other rooms use
 """

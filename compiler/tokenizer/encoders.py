@@ -64,7 +64,7 @@ class Specs:
         return cls(orjson.dumps(spec["model"]), official, fresh, without_prefix(fresh))
 
     def json(self, spec: dict[str, Any]) -> str:
-        """Return one of the specs with the model, as JSON."""
+        """One of the specs with the model, as JSON."""
         return orjson.dumps(spec | {"model": orjson.Fragment(self.model)}).decode()
 
 
@@ -99,7 +99,7 @@ class ReferenceEncoder:
         return np.array(encoding.ids, dtype=np.int32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
     def normalize(self, text: str) -> str:
-        """Return a text as it is normalized before it is encoded (NFC for Qwen)."""
+        """A text as it is normalized before it is encoded (NFC for Qwen)."""
         normalizer = self._fresh.normalizer
         return normalizer.normalize_str(text) if normalizer else text
 
@@ -133,12 +133,12 @@ def load_fast(specs: Specs) -> FastEncoder | str:
 
 
 def version_of(name: str) -> str:
-    """Return the installed version of an encoder."""
+    """The installed version of an encoder."""
     return importlib.metadata.version(name)
 
 
 def same(mine: Ids, theirs: Ids) -> bool:
-    """Return whether two encoders gave the same ids."""
+    """Whether two encoders gave the same ids."""
     return np.array_equal(mine[0], theirs[0]) and np.array_equal(mine[1], theirs[1])
 
 

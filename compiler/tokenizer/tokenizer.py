@@ -1,7 +1,4 @@
-"""A tokenizer as the compiler uses it: what it says of texts and ids, and its encoders.
-
-Text never becomes a control token: those are placed by id.
-"""
+"""A tokenizer as the compiler uses it: a vocabulary with its encoders. Text never becomes a control token."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +20,18 @@ from compiler.tokenizer.vocabulary import Vocabulary
 from schemas.errors import InputError
 
 _LOADED: dict[str, Tokenizer] = {}
-"""The last tokenizer loaded in this process, by its files' identity: loading a large one takes about a second."""
+"""The last tokenizer that was loaded in this process, by the identity of its files: a large one takes a second."""
 
-Sample = tuple[bool, str, list[int]]
-"""(whether it was encoded as a text of its own, the text, its ids)."""
 SAMPLE_LENGTH = 4096
 """Characters of the longest text that is taken as a sample."""
+
+
+class Sample(NamedTuple):
+    """A text that the fast encoder encoded, to be compared with the reference."""
+
+    fresh: bool
+    text: str
+    ids: list[int]
 
 
 class Tokenizer(Vocabulary):
@@ -104,8 +107,8 @@ class Tokenizer(Vocabulary):
     def _check_plain(self, ids: npt.NDArray[np.int32]) -> None:
         if len(ids) and self.is_control[ids].any():
             found = int(ids[self.is_control[ids]][0])
-            # Some vocabularies can spell <unk> or a control token from ordinary pieces; an honest refusal
-            # is better than a token that the template did not emit.
+            # Some vocabularies can spell <unk> or a control token from ordinary pieces. Refusing the text is better
+            # than a control token that the template did not write.
             raise InputError(
                 str(self.files.folder),
                 f"ordinary text was encoded to the control token {self.token(found)!r} ({found})",
@@ -114,14 +117,14 @@ class Tokenizer(Vocabulary):
     def _take_samples(
         self, texts: Sequence[str], ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], fresh: bool
     ) -> None:
-        """Keep a few texts of a call with their ids, always the same few."""
+        """Keep a few texts of a call with their ids. Which ones does not depend on chance."""
         for i in {0, len(texts) // 3, len(texts) * 2 // 3} if texts else ():
             if len(texts[i]) <= SAMPLE_LENGTH:
                 start = int(lengths[:i].sum())
-                self._samples.append((fresh, texts[i], ids[start : start + int(lengths[i])].tolist()))
+                self._samples.append(Sample(fresh, texts[i], ids[start : start + int(lengths[i])].tolist()))
 
     def pop_samples(self) -> list[Sample]:
-        """Return the texts that were sampled while the fast encoder ran, and forget them."""
+        """Return the samples taken since the last call, and forget them."""
         found, self._samples = self._samples, []
         return found
 
@@ -140,15 +143,15 @@ class Tokenizer(Vocabulary):
         return [token for token, same in zip(ids, with_text, strict=False) if token == same and self.is_control[token]]
 
     def token(self, token_id: int) -> str:
-        """Return the vocabulary entry of an id, as the tokenizer spells it."""
+        """The vocabulary entry of an id, as the tokenizer spells it."""
         return self.official.id_to_token(token_id) or f"<id {token_id}>"
 
     def normalize(self, text: str) -> str:
-        """Return a text as the tokenizer normalizes it before it encodes (NFC for Qwen)."""
+        """A text as it is normalized before it is encoded (NFC for Qwen)."""
         return self.reference.normalize(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, control tokens included."""
+        """The text of ids, control tokens included."""
         return self.official.decode(list(ids), skip_special_tokens=False)
 
 

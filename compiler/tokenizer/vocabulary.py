@@ -1,4 +1,4 @@
-"""What a tokenizer says of texts and ids, worked out once from its files: nothing here encodes."""
+"""What a tokenizer says of texts and ids, worked out once from its files. Nothing here encodes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Vocabulary:
         self.controls: dict[str, int] = {
             token["content"]: token["id"] for token, text in zip(added, is_text, strict=True) if not text
         }
-        """The control tokens by their text: every other added token. They are placed by id and never come from text."""
+        """The control tokens and their ids: every other added token. They are placed by id; no text becomes one."""
         self.control_pattern = _any_of(self.controls)
         """Matches any control token's text, the longest first as the official tokenizer does."""
         self.stops = frozenset({t["id"] for t in added if t["special"]} | self._eos())
@@ -44,18 +44,18 @@ class Vocabulary:
         """int64[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
         self.has_prefix = without_prefix(spec) is not None
         """Whether a text of its own gets a leading space."""
-        schemes = [node.get("prepend_scheme") for node in nodes(spec.get("pre_tokenizer"))]
+        schemes = [step.get("prepend_scheme") for step in steps_of(spec.get("pre_tokenizer"))]
         self.prefix_every_section = "first" not in schemes
         """Whether the official tokenizer puts the leading space after every control token too, not only first."""
-        self._normalizers = frozenset(node["type"] for node in nodes(spec.get("normalizer")))
+        self._normalizers = frozenset(step["type"] for step in steps_of(spec.get("normalizer")))
 
     def reads_as_is(self, text: str) -> bool:
-        """Return whether the tokenizer certainly changes nothing of a text before it encodes but the look of spaces."""
+        """Whether the tokenizer certainly encodes a text as it is, and changes at most how its spaces look."""
         changing = self._normalizers - {"Prepend", "Replace"}
         return not changing or (changing == {"NFC"} and (text.isascii() or unicodedata.is_normalized("NFC", text)))
 
     def _is_text(self, token: dict[str, Any], spec: dict[str, Any]) -> bool:
-        """Return whether an added token is ordinary text, as Gemma's `<table>` and runs of spaces are.
+        """Whether an added token is ordinary text, as Gemma's `<table>` and runs of spaces are.
 
         It is not special, the model's own vocabulary has it (it was there when the model was trained on text), and
         the chat template does not write it (`<tool_call>`), unless it is white space.
@@ -101,31 +101,31 @@ def _byte_lengths(spec: dict[str, Any], size: int) -> npt.NDArray[np.int64] | No
 
 
 def decoder_kinds(spec: dict[str, Any]) -> set[str]:
-    """Return the types of a spec's decoder and of the parts it consists of."""
+    """The types of a spec's decoder and of its parts."""
     decoder = spec.get("decoder") or {}
     return {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
 
 
-def nodes(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer or pre-tokenizer, with sequences opened."""
+def steps_of(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, with sequences opened."""
     if not part:
         return []
     parts = part.get("normalizers") or part.get("pretokenizers")
-    return [part] if parts is None else [node for one in parts for node in nodes(one)]
+    return [part] if parts is None else [step for one in parts for step in steps_of(one)]
 
 
 def without_prefix(spec: dict[str, Any]) -> dict[str, Any] | None:
-    """Return a spec without its rules for a leading space; None if it has none."""
+    """The spec without its rules for a leading space; None if it has none."""
     pre_tokenizer = copy.deepcopy(spec.get("pre_tokenizer"))
     found = False
-    for node in nodes(pre_tokenizer):
-        if node["type"] == "Metaspace" and node.get("prepend_scheme", "always") != "never":
-            node["prepend_scheme"], found = "never", True
-            node.pop("add_prefix_space", None)
-        elif node.get("add_prefix_space"):
-            node["add_prefix_space"], found = False, True
+    for step in steps_of(pre_tokenizer):
+        if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
+            step["prepend_scheme"], found = "never", True
+            step.pop("add_prefix_space", None)
+        elif step.get("add_prefix_space"):
+            step["add_prefix_space"], found = False, True
     normalizer = spec.get("normalizer")
-    kept = [node for node in nodes(normalizer) if node["type"] != "Prepend"]
-    if len(kept) < len(nodes(normalizer)):
+    kept = [step for step in steps_of(normalizer) if step["type"] != "Prepend"]
+    if len(kept) < len(steps_of(normalizer)):
         normalizer, found = {"type": "Sequence", "normalizers": kept}, True
     return spec | {"pre_tokenizer": pre_tokenizer, "normalizer": normalizer} if found else None
