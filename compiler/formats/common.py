@@ -73,8 +73,8 @@ def complete(
     """The conversation of a row's messages and of its columns for system, tools, a pair, KTO and media.
 
     `found` are the row's columns by name. A system message wins over the column. Of a pair, `chosen` is the reply to
-    prefer; without it the conversation's own last reply is. `to_message` reads a reply at a pointer. Which rows may be
-    a pair is the schema's to say, for the kind that is compiled.
+    prefer; without it, the conversation's own last reply is. `to_message` reads a reply at a pointer. The schema for
+    the kind decides which rows may be a pair.
     """
     conversation = Conversation(messages, parse_tools(found.get("tools"), f"/{columns.get('tools')}"))
     if (system := found.get("system")) and messages[0].role is not Role.SYSTEM:
