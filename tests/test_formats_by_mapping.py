@@ -45,7 +45,7 @@ def lifted(name: str, row: Row) -> list[Conversation]:
 
 
 def said(conversation: Conversation) -> list[tuple[Any, ...]]:
-    """Return (role, text) of each message, with (name, arguments) of its calls where it has any."""
+    """(role, text) of each message, with (name, arguments) of its calls where it has any."""
     return [(m.role, m.content, *((call.name, call.arguments) for call in m.calls)) for m in conversation.messages]
 
 
@@ -248,7 +248,7 @@ def test_a_search_without_an_answer_is_rejected_where_it_says_so() -> None:
 
 @st.composite
 def searches(draw: st.DrawFn) -> list[list[Row]]:
-    """Lists of messages as a search writes them: each goes on from the one before or from an earlier place."""
+    """Lists of messages as a search writes them: each continues the one before or branches off earlier."""
     lists: list[list[Row]] = []
     for _ in range(draw(st.integers(1, 6))):
         before = draw(st.sampled_from([[S, U], *([*one, R] for one in lists)]))
@@ -258,7 +258,7 @@ def searches(draw: st.DrawFn) -> list[list[Row]]:
 
 @given(searches())
 def test_every_reply_of_a_search_is_trained_once_after_exactly_its_messages(lists: list[list[Row]]) -> None:
-    """Upstream makes a training row of each list and trains its last reply; equal lists are one example here."""
+    """Upstream makes a training row of each list and trains its last reply; here, equal lists are one example."""
     found = []
     for conversation in lifted("toolbench", answer(*lists)):
         for i, message in enumerate(conversation.messages):
@@ -325,7 +325,7 @@ def test_tags_in_what_others_say_are_text() -> None:
     ],
 )
 def test_tools_are_in_the_prompt_once(system: str, column: str | None, expected: Any) -> None:
-    """The column is for the chat template, unless the system message, which stays as it is, lists the same tools."""
+    """The column goes to the chat template unless the system message, which stays unchanged, lists the same tools."""
     (found,) = lifted("hermes", hermes_row(("system", system), ("human", "q"), ("gpt", CALL), tools=column))
     assert (said(found)[0], found.tools) == ((SYSTEM, system), expected)
 
@@ -349,7 +349,7 @@ CALLS = st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), JSON,
 
 @given(CALLS, st.sampled_from([json.dumps, repr]), st.text())
 def test_calls_are_read_as_they_were_written(calls: list[Any], write: Any, text: str) -> None:
-    """In JSON and in Python's way; only a text that spells the tags itself can be read otherwise, and is rejected."""
+    """In JSON and as Python prints them; only a text that contains the tags itself is ambiguous, and is rejected."""
     blocks = [f"<tool_call>\n{write({'name': name, 'arguments': given})}\n</tool_call>" for name, given in calls]
     message = Message(ASSISTANT, text.rstrip(" \t\r\n"), [Call(name, given) for name, given in calls])
     value = f"{text}\n" + "\n".join(blocks)
@@ -362,7 +362,7 @@ def test_calls_are_read_as_they_were_written(calls: list[Any], write: Any, text:
 
 
 def script_rows() -> list[Row]:
-    """Return what ChatGLM3's format_tool_alpaca.py made of the file."""
+    """The output of ChatGLM3's format_tool_alpaca.py for the file."""
     lines = shared("data", "chatglm3", "tool_alpaca.jsonl").read_text("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -381,7 +381,7 @@ def test_instances_become_what_chatglm3s_script_makes_of_them() -> None:
 
 
 def test_what_the_script_leaves_out_is_rejected_at_its_place() -> None:
-    """The six that it counts as errors: the parameters go on with an invented observation, or are no JSON."""
+    """The six that it counts as errors: the parameters continue with an invented observation, or are not JSON."""
     bad = []
     for number, row in enumerate(toolalpaca_rows()):
         assert validator("toolalpaca").check(row) is None

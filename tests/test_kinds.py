@@ -1,4 +1,4 @@
-"""Pairs, KTO rows and documents: what is trained of them, how they are shortened, split, shown and read.
+"""Pairs, KTO rows and documents: what is trained in them, and how they are shortened, split, shown and read.
 
 What a sequence should be is written here as text and encoded by the published tokenizer; the laws compare with the
 slow second compiler of test_laws.py.
@@ -60,7 +60,7 @@ def published(folder: Path = registry.DEMO_TOKENIZER) -> Tokenizer:
 
 
 def encoded(text: str) -> list[int]:
-    """Return the ids of a text as the published demo tokenizer makes them, control tokens and all."""
+    """The ids of a text as the published demo tokenizer makes them, control tokens and all."""
     return published().encode(text, add_special_tokens=False).ids
 
 
@@ -73,13 +73,13 @@ def side(row: Row, which: str = "") -> tuple[list[int], list[int]]:
 
 
 def reply_only(context: str, reply: str) -> tuple[list[int], list[int]]:
-    """Return (ids, labels) of a conversation of which nothing but the last reply and its stop is trained."""
+    """(ids, labels) of a conversation of which nothing but the last reply and its stop is trained."""
     before, said, after = encoded(f"{context}<|im_start|>assistant\n"), encoded(f"{reply}<|im_end|>"), encoded("\n")
     return before + said + after, [IGNORED] * len(before) + said + [IGNORED] * len(after)
 
 
 def of_pair(row: Row) -> list[list[str]]:
-    """Return the trained texts of both sides, decoded by the published tokenizer."""
+    """The trained texts of both sides, decoded by the published tokenizer."""
     return [trained_texts(row[f"{which}labels"]) for which in ("", "rejected_")]
 
 
@@ -194,7 +194,7 @@ def test_history_is_not_trained_whatever_it_asks_for(run: Run, tmp_path: Path, f
 def test_a_users_text_is_not_trained_in_pairs_and_kto_rows_whatever_it_asks_for(
     run: Run, tmp_path: Path, kind: str
 ) -> None:
-    """Decision 12 before 14: it is no reply to prefer, and a text to be unlearned is never what a user said."""
+    """Decision 12 before 14: it is not a reply to prefer, and a text to be unlearned is never a user's."""
     asked = chat(("u", "one", {"loss": True}))
     pair = asked | {"chosen": {"from": "gpt", "value": "yes"}, "rejected": {"from": "gpt", "value": "no"}}
     tagged = chat(("u", "one", {"loss": True}), ("a", "no")) | {"kto_tag": False}
@@ -214,7 +214,7 @@ def test_a_pair_of_which_one_side_trains_nothing_is_rejected(run: Run, tmp_path:
 
 
 def test_weights_of_both_replies_are_kept(run: Run, tmp_path: Path) -> None:
-    """A reply that is emphasised on one side and even on the other would be compared with itself at another scale."""
+    """A reply emphasised on one side only would be compared with itself at another scale."""
     reply = "Thought: look\nAction: f\nAction Input: {}\nObservation:"
     source = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": reply}]}
     pair = source | {"rejected_response": f"{reply} "}
@@ -285,7 +285,7 @@ def long_pair(turns: int, chosen: str = "yes", rejected: str = "no") -> Row:
 
 
 def long_context(first: int, turns: int) -> str:
-    """Return the context of `long_pair(turns)` without the turns before `first`."""
+    """The context of `long_pair(turns)` without the turns before `first`."""
     said = "".join(turn("user", f"question {n}") + turn("assistant", f"answer {n}") for n in range(first, turns))
     return turn("system", "Be brief.") + said + turn("user", "last")
 
@@ -392,7 +392,7 @@ SIMPLE = (
 
 
 def with_template(folder: Path, template: str | None, **config: Any) -> Path:
-    """Return a folder with the demo tokenizer, another chat template (None: without one) and other names."""
+    """A folder with the demo tokenizer, another chat template (None: without one) and other names."""
     shutil.copytree(registry.DEMO_TOKENIZER, folder)
     named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     del named["chat_template"]
@@ -405,7 +405,7 @@ def with_template(folder: Path, template: str | None, **config: Any) -> Path:
 
 
 def as_row(conversation: Conversation, rejected: Message) -> Row:
-    """Return a conversation as an OpenAI row of a pair."""
+    """A conversation as an OpenAI row of a pair."""
     *context, chosen = map(as_message, conversation.messages)
     row: Row = {"messages": context, "chosen": chosen, "rejected": as_message(rejected)}
     return row | ({"tools": conversation.tools} if conversation.tools is not None else {})
@@ -422,7 +422,7 @@ def as_message(message: Message) -> Row:
 
 
 def expected_side(conversation: Conversation, reply: Message) -> tuple[list[int], list[int]]:
-    """Return (ids, labels) by the second compiler, nothing but the reply being trained."""
+    """(ids, labels) by the second compiler, nothing but the reply being trained."""
     history = [replace(m, weight=0.0) if m.role is Role.ASSISTANT else m for m in conversation.messages[:-1]]
     found = Reference(DEMO, replace(conversation, messages=[*history, reply])).columns
     return [i for i, _ in found], [i if weight else IGNORED for i, weight in found]
@@ -438,7 +438,7 @@ def pairs(draw: Callable[[st.SearchStrategy[Any]], Any], system: str = "anywhere
 
 
 def compile_pairs(folder: Path, drawn: list[Pair], *options: Any) -> tuple[list[Row], dict[int, str]]:
-    """Return the rows of the set and the reasons of rejects, by number of the pair."""
+    """The rows of the set and the reasons of rejects, by number of the pair."""
     file = write(folder / "pairs.jsonl", *(as_row(*pair) for pair in drawn))
     given_options = ["--format", "openai", "--no-shuffle", "--max-rejects", "100%", "--workers", "1", *options]
     arguments = ["compile", file, *given_options, "--cache", folder / "cache", "-o", folder / "out"]
@@ -637,7 +637,7 @@ def test_a_long_document_is_cut_into_pieces_that_cover_it(run: Run, tmp_path: Pa
 
 @pytest.mark.parametrize("limit", [3, 7])
 def test_no_length_loses_a_document_or_a_token_of_it(run: Run, tmp_path: Path, limit: int) -> None:
-    """Also where one token is left over: by itself it would train nothing."""
+    """Also where one token is left over, which alone would train nothing."""
     said = ["one" + " two" * n for n in range(15)]
     wholes = [encoded(one + END) for one in said]
     assert {len(whole) % limit for whole in wholes} == set(range(limit))
@@ -772,7 +772,7 @@ def test_documents_take_no_options_for_conversations(run: Run, tmp_path: Path, o
 
 @pytest.mark.parametrize("source", [qa("q", "r", kto_tag=False), PAIRS["alpaca"]], ids=["kto", "preference"])
 def test_a_reply_to_be_unlearned_is_never_trained_as_a_plain_one(run: Run, tmp_path: Path, source: Row) -> None:
-    """Rows without a judgement among those that have one are rejected, not taken for the others' kind."""
+    """Rows without a label among labelled ones are rejected, not read as labelled."""
     done = run("compile", write(tmp_path / "rows.jsonl", qa("q"), source), "--max-rejects", "1", "-o", tmp_path / "out")
     assert "(1 of the first 2 rows match its schema)" in done.stderr
     assert [row["row"] for row in rows(tmp_path / "out")] == [1]
@@ -941,7 +941,7 @@ def test_pieces_of_a_document_are_no_duplicates_and_stay_on_one_side_of_the_spli
 
 
 def components(prints: list[bytes], groups: list[bytes]) -> list[int]:
-    """Return for each row the first one that it is joined with, by union-find."""
+    """The first row that each row is joined with, by union-find."""
     parent = list(range(len(prints)))
 
     def root(i: int) -> int:

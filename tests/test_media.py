@@ -1,4 +1,4 @@
-"""Images and videos as references: where they may lie, what files say of themselves, how many tokens they are.
+"""Images and videos as references: the files they may name, their facts, their number of tokens.
 
 The oracle is transformers' own image and video code. Counts for videos need torch and torchvision there, and are
 skipped without them; the numbers written here are worked out by hand.
@@ -73,7 +73,7 @@ GLM4V = {
 
 
 def vision(config: dict[str, Any] | None = None, name: str | None = None, **more: dict[str, Any]) -> Vision:
-    """Return the vision of a folder with a preprocessor_config.json, and with other files by their names' stems."""
+    """The vision of a folder with a preprocessor_config.json, and with other files by their names' stems."""
     files = {} if config is None else {"preprocessor_config.json": json.dumps(config).encode()}
     loaded = load_vision(files | {f"{k}.json": json.dumps(v).encode() for k, v in more.items()}, name, CONTROLS)
     assert loaded is not None
@@ -85,7 +85,7 @@ def facts(width: int, height: int, frames: int = 1, fps: float | None = None) ->
 
 
 def reject_of(act: Callable[[], object]) -> str:
-    """Return the message of the media reject that the act ends with."""
+    """The message of the media reject that the action ends with."""
     with pytest.raises(RowError) as error:
         act()
     assert error.value.reject.reason is Reason.MEDIA
@@ -198,7 +198,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, *more: bytes, depth: int = 8, colour: int = 2, rows: bytes | None = None) -> bytes:
-    """Return a PNG written by hand; `more` are chunks that follow the pixels."""
+    """A PNG written by hand; `more` are chunks that follow the pixels."""
     size = 1 + width * depth // 8 * {0: 1, 2: 3}[colour]
     pixels = zlib.compress(bytes(size * height) if rows is None else rows)
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
@@ -213,7 +213,7 @@ def exif(orientation: int) -> bytes:
 
 
 def as_the_processor_sees_it(path: Path) -> tuple[int, int]:
-    """Return (width, height) of what transformers hands to an image processor."""
+    """(width, height) of what transformers hands to an image processor."""
     load_image = pytest.importorskip("transformers.image_utils").load_image
     with Image.open(path) as opened:
         size: tuple[int, int] = load_image(opened).size
@@ -532,7 +532,7 @@ SIZES += [(3590, 3578), (3572, 3597), (3584, 3584), (55, 57), (57, 56), (56, 56)
 
 @pytest.fixture(scope="module")
 def transformers_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Any]:
-    """Return a function that makes transformers' image processor from a configuration, as a user's folder would."""
+    """A function that makes transformers' image processor from a configuration, as a user's folder would."""
     transformers = pytest.importorskip("transformers", minversion="5")
 
     def load(config: dict[str, Any]) -> Any:
@@ -578,7 +578,7 @@ def test_the_grid_is_the_one_that_transformers_cuts(
 @settings(max_examples=300)
 @given(st.integers(1, 30000), st.integers(1, 30000), st.sampled_from(sorted(CONFIGS)))
 def test_any_size_is_counted_as_by_the_resize_of_transformers(width: int, height: int, name: str) -> None:
-    """A picture and the same picture on its side are equally many tokens: orientation never changes a length."""
+    """A picture and the same picture on its side have equally many tokens: orientation never changes a length."""
     config = CONFIGS[name]
     model = "glm4v" if name.startswith("GLM") else "qwen2_vl"
     module = pytest.importorskip(f"transformers.models.{model}.image_processing_pil_{model}")
@@ -688,7 +688,7 @@ def video_module() -> ModuleType:
     ],
 )  # fmt: skip
 def test_frames_are_sampled_as_by_transformers(config: dict[str, Any], video_module: ModuleType) -> None:
-    """An index beyond the last frame, which rounding gives in about 4 % of the lengths, is no frame: decoders raise."""
+    """Rounding gives an index beyond the last frame for about 4 % of the lengths; decoders raise there."""
     from transformers.video_utils import VideoMetadata
 
     processor = video_module.Qwen2VLVideoProcessor(do_sample_frames=True, **config)

@@ -1,4 +1,4 @@
-"""Images and videos of rows: where they stand in the ids, what is recorded of them, what no row can forge.
+"""Images and videos of rows: their place in the ids, their records, and what no row can forge.
 
 The model is one as Qwen2-VL lays it out, made here from the embedded tokenizer; CogAgent needs ../shared. What the
 ids must be is put together here by hand: published ids of the texts between the control tokens, and as many
@@ -92,7 +92,7 @@ def compiled(run: Run, model: Path, data: Path, tmp_path: Path) -> Callable[...,
 
 @pytest.fixture
 def rejected(tmp_path: Path) -> Callable[[], list[tuple[int, str, str, str]]]:
-    """Return (row, reason, pointer, message) of the last set's rejects."""
+    """(row, reason, pointer, message) of the last set's rejects."""
 
     def read() -> list[tuple[int, str, str, str]]:
         found = rejects(tmp_path / "out" / "rejects.jsonl")
@@ -106,13 +106,13 @@ def rejected(tmp_path: Path) -> Callable[[], list[tuple[int, str, str, str]]]:
 
 @cache
 def bare() -> Tokenizer:
-    """Return the demo tokenizer without its control tokens: whatever a text spells is text."""
+    """The demo tokenizer without its control tokens: whatever a text spells is text."""
     spec = json.loads((registry.DEMO_TOKENIZER / "tokenizer.json").read_text("utf-8"))
     return Tokenizer.from_str(json.dumps(spec | {"added_tokens": []}))
 
 
 def ids_of(*pieces: str | list[int]) -> list[int]:
-    """Return the ids of texts with control tokens between them; texts side by side are one text."""
+    """The ids of texts with control tokens between them; texts side by side are one text."""
     found: list[int] = []
     pending = ""
     for piece in [*pieces, []]:
@@ -138,7 +138,7 @@ def video(frames: int) -> list[int]:
 
 
 def sequence(*turns: tuple[str, Content]) -> tuple[list[int], list[int]]:
-    """Return (ids, labels) of a conversation; replies are encoded by themselves and trained."""
+    """(ids, labels) of a conversation; replies are encoded by themselves and trained."""
     ids: list[int] = []
     labels: list[int] = []
     before: Content = []
@@ -248,7 +248,7 @@ def test_marks_of_a_row_without_images_are_counted_where_the_model_takes_images(
 
 
 def test_a_column_called_image_is_the_images(compiled: Callable[..., list[Row]]) -> None:
-    """LLaVA's name of it."""
+    """LLaVA calls it that."""
     (row,) = compiled(chat(("u", "<image>\nwhat?"), ("a", "A clock.")) | {"id": "1", "image": "a.png"})
     assert columns(row) == sequence(("user", [image("a.png"), "\nwhat?"]), ("assistant", ["A clock."]))
 
@@ -531,7 +531,7 @@ def loaded(folder: Path, template: str) -> tuple[Compiled, Template]:
 
 
 def with_images(folder: Path, template: str) -> tuple[Conversation, Encoded]:
-    """Return a conversation with three images in two turns, encoded for the model in a folder."""
+    """A conversation with three images in two turns, encoded for the model in a folder."""
     tokenizer, chosen = loaded(folder, template)
     vision = chosen.program.rendering.vision
     assert vision is not None
@@ -581,7 +581,7 @@ def test_a_cut_counts_what_one_placeholder_stands_for() -> None:
 
 
 def units(run: Run, model: Path, file: Path, out: Path, *options: Any) -> tuple[int, int]:
-    """Compile; return how many units were compiled and how many came from the cache."""
+    """Compile; return the numbers of units compiled and taken from the cache."""
     given_options = ["--tokenizer", model, "--max-rejects", "100%", "--no-shuffle", "--json", *options]
     summary = json.loads(run("compile", file, *given_options, "-o", out).stdout)
     return summary["units_compiled"], summary["units_cached"]
@@ -614,7 +614,7 @@ def test_rows_are_compiled_again_when_an_image_changes_appears_or_goes(
 def test_images_that_the_machine_which_compiled_did_not_see_end_the_run_and_reject_no_row(
     run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another machine of a cluster may have the sources and not the folder of the images: here it is out of sight."""
+    """Another machine of a cluster may have the sources and not the folder of the images; here it is hidden."""
     file = write(data / "rows.jsonl", ASKED | {"images": ["a.png"]})
     given = ["compile", file, "--tokenizer", model, "--max-rejects", "100%"]
 
@@ -700,7 +700,7 @@ def test_the_same_rows_with_other_images_are_other_rows(run: Run, model: Path, t
 def test_a_set_is_the_same_wherever_its_images_lie(
     run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rejects included: what they say of a missing file names no folder of this machine."""
+    """Rejects included: the message about a missing file names no folder of this machine."""
     digests = []
     for name in ("here", "there"):
         draw_images(tmp_path / name)
@@ -758,7 +758,7 @@ def test_images_of_a_model_of_texts_are_rejected_with_the_reason(run: Run, data:
 
 
 def test_the_certificate_tries_an_image(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
-    """One conversation more is compared with what the chat template itself writes of parts."""
+    """One more conversation is compared with the chat template's own rendering of parts."""
     text_only = make_model(tmp_path / "text", processor=None)
     file = write(data / "rows.jsonl", chat(("u", "q"), ("a", "r")))
     checks = []
@@ -771,7 +771,7 @@ def test_the_certificate_tries_an_image(run: Run, model: Path, data: Path, tmp_p
 
 
 def test_what_a_template_writes_around_images_alone_is_a_reject(run: Run, data: Path, tmp_path: Path) -> None:
-    """Ours would not be what the model saw: a word before every picture, say. Rows of texts are compiled."""
+    """Our layout would not be what the model saw: a word before every picture, for example. Texts are compiled."""
     numbered = TEMPLATE.replace("<|vision_start|><|image_pad|>", "Picture: <|vision_start|><|image_pad|>")
     folder = make_model(tmp_path / "model", template=numbered)
     file = write(data / "rows.jsonl", chat(("u", "q"), ("a", "r")), ASKED | {"images": ["a.png"]})

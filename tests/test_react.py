@@ -333,7 +333,7 @@ def test_a_mistake_is_found_in_every_sample_it_is_made_in(pattern: str, text: st
 
 
 def asks_nothing(conversation: Conversation, i: int) -> bool:
-    """Return whether the first call of a reply is of an API without required parameters."""
+    """Whether the first call of a reply is to an API without required parameters."""
     names = re.findall(r"^Action: (\w+)$", conversation.messages[i].content, re.MULTILINE)
     entry = re.search(rf"^\d+\. {names[0]}: .*$", conversation.messages[0].content, re.MULTILINE) if names else None
     return entry is not None and '"required": "True"' not in entry[0]
@@ -476,7 +476,7 @@ IDS = [replace(BERGEN, id="a"), replace(OSLO, id="b")]
 
 
 def called(*calls: Call, answers: Any = "rain", text: str = "", ends: str = "Rain.") -> list[Message]:
-    """Return a turn: a text with its calls, their results, what the reply ends with."""
+    """A turn: a text with its calls, their results, and the end of the reply."""
     results = [result(answers)] if isinstance(answers, str) else answers
     return [user(), reply(text, *(calls or (BERGEN,))), *results, reply(ends)]
 
@@ -560,7 +560,7 @@ def test_a_reply_that_is_context_does_not_become_trained() -> None:
 
 
 def weighed(conversation: Conversation) -> list[tuple[str, float]]:
-    """Return what the model says and reads in its replies, as the policy `react` weighs it."""
+    """What the model writes and reads in its replies, by the weights of the policy `react`."""
     tokenizer, template = tools("demo")
     found = weighed_texts(conversation, template.program.joined(conversation), tokenizer, REACT)
     return [(text, weight) for text, weight, generated in found if generated]
@@ -609,7 +609,7 @@ def test_results_are_context_and_all_else_is_trained_in_any_conversation(source:
 
 
 def turns_of(source: Conversation, said: Conversation) -> list[tuple[list[Message], Message]]:
-    """Return each turn's own replies and results with the reply that they became."""
+    """The replies and results of each turn, with the reply that they became."""
     runs: list[list[Message]] = []
     for i, message in enumerate(source.messages):
         if message.role in (Role.ASSISTANT, Role.TOOL):
@@ -621,7 +621,7 @@ def turns_of(source: Conversation, said: Conversation) -> list[tuple[list[Messag
 
 
 def pieces(text: str, left_out: list[tuple[int, int]]) -> list[str]:
-    """Return what is left of a text without some stretches of it."""
+    """The text without some intervals of it."""
     ends = [(0, 0), *left_out, (len(text), len(text))]
     return [text[before[1] : after[0]] for before, after in pairwise(ends)]
 
@@ -637,7 +637,7 @@ def goldens() -> list[dict[str, Any]]:
 
 
 def undone(reply_text: str) -> str:
-    """Return a reply with the declared differences undone: Python's notation, no space, no keywords of our own."""
+    """A reply with the declared differences undone: Python's notation, no space, no keywords of our own."""
     text = re.sub(
         r"^Action Input: (.*)$", lambda match: f"Action Input: {json.loads(match[1])}", reply_text, flags=re.MULTILINE
     )
@@ -680,7 +680,7 @@ def map_undone(messages: list[Message]) -> list[str]:
 
 
 def our_trained(said: Conversation) -> list[str]:
-    """Return what the policy trains of each reply, with the declared differences undone."""
+    """The text that the policy trains in each reply, with the declared differences undone."""
     replies = [message.content for message in said.messages if message.role is Role.ASSISTANT]
     context = [[(a, b) for a, b, weight, _ in REACT.intervals(text) if weight == 0] for text in replies]
     return ["".join(map(undone, pieces(*both))) for both in zip(replies, context, strict=True)]

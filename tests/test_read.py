@@ -1,4 +1,4 @@
-"""What becomes of files: rows with their bytes, rejects with their reason, or one message."""
+"""What files become: rows with their bytes, rejects with their reason, or one message."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def units(path: Path, target_bytes: int = 1 << 20) -> list[Unit]:
 
 
 def rows(path: Path, target_bytes: int = 1 << 20) -> list[Row]:
-    """All rows of a file; that each row is exactly the slice it says is checked on the way."""
+    """All rows of a file, each checked to be exactly the slice that it names."""
     content = decompressed(path)
     found = []
     for unit in units(path, target_bytes):
@@ -98,7 +98,7 @@ def rows_of_broken(path: Path) -> list[Row]:
 
 @dataclass(frozen=True)
 class BadRow:
-    """One row that is rejected, and what is said about it."""
+    """One row that is rejected, and what its message contains."""
 
     name: str
     raw: bytes
@@ -328,7 +328,7 @@ def test_a_path_that_cannot_exist_is_one_message(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def not_root() -> Iterator[None]:
-    """Nobody's rights, for a while: root may read everything."""
+    """The rights of `nobody` for a while, because root may read everything."""
     was = os.geteuid()
     if was == 0:
         os.seteuid(65534)
@@ -653,7 +653,7 @@ def test_the_scanner_agrees_with_a_slow_one_on_any_soup(soup: list[bytes], size:
 
 @st.composite
 def objects_with_keys_twice(draw: st.DrawFn) -> tuple[bytes, bool]:
-    """JSON in any spelling, and whether some object in it has a key twice."""
+    """JSON in any spelling, and whether an object in it repeats a key."""
     space = st.sampled_from(["", " ", "\t"])
 
     def string() -> tuple[str, str]:

@@ -44,7 +44,7 @@ def repaired(repair: str, row: Any, name: str) -> Any:
 
 
 def rejected(name: str, row: Any) -> str | None:
-    """Return why a row is rejected, None where it is not."""
+    """Why a row is rejected; None where it is not."""
     columns, tags = names_of(name)
     reject = Validator(FORMATS[name], columns, tags, name).check(row)
     if reject is None:
@@ -88,7 +88,7 @@ JSON = st.recursive(
 
 @st.composite
 def dirty(draw: st.DrawFn, name: str) -> Any:
-    """A good row with some of its parts written as text, quoted once more, taken away, or wrapped."""
+    """A good row with some of its parts written as text, quoted once more, removed or wrapped."""
     row = copy.deepcopy(draw(st.sampled_from(good_rows(name))))
     for _ in range(draw(st.integers(0, 3))):
         path = draw(st.sampled_from(list(_places(row)) or [()]))
@@ -129,7 +129,7 @@ def test_a_repair_mends_once_and_never_touches_the_row_it_was_given(repair: str)
 
 @pytest.mark.parametrize("name", WITH_DATA)
 def test_a_row_that_is_valid_is_not_changed(name: str) -> None:
-    """But for `content`, which writes down the empty text that a message beside calls has anyway."""
+    """Except by `content`, which writes down the empty text that a message beside calls has anyway."""
 
     @settings(max_examples=100, deadline=None)
     @given(dirty(name))
@@ -203,7 +203,7 @@ def test_history_given_as_text_in_a_table_is_read(tmp_path: Path) -> None:
 
 
 def test_text_where_text_may_stand_is_left_alone() -> None:
-    """A list that is written in a reply, a system prompt or as tools is what somebody wrote there."""
+    """A list in a reply, in a system prompt or as tools is meant as text."""
     for name, row in (
         ("alpaca", {"instruction": "[1]", "input": "{}", "output": "{'a': 1}", "system": "['s']", "tools": "[]"}),
         ("sharegpt", {"conversations": [{"from": "human", "value": "[1]"}, {"from": "gpt", "value": "{}"}]}),
@@ -422,7 +422,7 @@ def test_what_is_tried_for_a_message_is_not_counted(run: Run, bad_and_good: Path
 
 
 class Attempts:
-    """What a real unit would make of rows, and how often it was asked to."""
+    """What a real unit makes of rows, and how often it was asked to."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -435,7 +435,7 @@ class Attempts:
         return self.rows._attempt(row, repairs)
 
     def hint(self, row: Any) -> tuple[str, int]:
-        """What a reject of the row says of repairs, and how many attempts that took."""
+        """The repairs that a reject of the row names, and the number of attempts that took."""
         before = self.count
         bare = self.rows._made(copy.deepcopy(row))
         (reject,) = self.hints.add(row, bare)

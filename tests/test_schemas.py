@@ -50,7 +50,7 @@ def rejects(out: Path) -> list[Row]:
 
 
 def resolve(row: Any, pointer: str) -> Any:
-    """Return what a JSON pointer points at (RFC 6901); fails where there is nothing."""
+    """The value at a JSON pointer (RFC 6901); fails where there is nothing."""
     for part in pointer.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
         assert isinstance(row, dict | list), f"{pointer} leads into a {type(row).__name__}"
@@ -159,7 +159,7 @@ DEEP = "[" * 3000 + "]" * 3000
     ids=lambda value: value if len(value) < 30 else "",
 )
 def test_json_inside_text_is_as_strict_as_the_row_around_it(run: Run, tmp_path: Path, inner: str, where: str) -> None:
-    """A call that was half read, or rendered otherwise than it stands there, would be trained."""
+    """Otherwise a call read in part, or rendered differently from the row, would be trained."""
     turns = [
         {"from": "human", "value": "q"},
         {"from": "function_call", "value": inner},

@@ -1,4 +1,4 @@
-"""What a screen agent is told and answers: operations, prompts, replies, and the two source formats made of them."""
+"""The language of a screen agent: operations, prompts, replies, and the two source formats made of them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_operation_is_its_name_and_its_arguments(text: str, name: str, argume
     ],
 )
 def test_a_text_ends_where_the_operation_goes_on(quoted: str, text: str) -> None:
-    """Between quotes anything may stand, quotes too, whatever comes before and after."""
+    """Anything may stand between quotes, other quotes included."""
     alone = parse_operation(f"TYPE(box=[[1,2,3,4]], text={quoted})")
     assert alone.arguments == {"box": (1, 2, 3, 4), "text": text}
     between = parse_operation(f"TYPE(text={quoted}, box=[[1,2,3,4]], element_info={quoted})")
@@ -507,7 +507,7 @@ def lifted(row: dict[str, Any]) -> Conversation:
 
 
 def test_the_sample_of_the_fine_tuning_guide_is_taken_as_it_stands() -> None:
-    """Its label, a last CLICK and `<<END>>`, breaks no rule: which operation ends a task nobody says."""
+    """Its label, a last CLICK and `<<END>>`, breaks no rule: no document says which operation ends a task."""
     with gzip.open(shared("golden", "cogagent.jsonl.gz"), "rt", encoding="utf-8") as file:
         row = json.loads(file.readline())["source"]
     conversation = lifted(row)
@@ -641,7 +641,7 @@ def test_columns_may_have_other_names() -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(operations(), LINE.map(str.strip).filter(bool)), min_size=1, max_size=4), TASKS)
 def test_every_example_of_a_trajectory_is_a_row_of_cogagent(said: list[tuple[Operation, str]], task: str) -> None:
-    """What one format writes the other one reads, the same steps, in the same group."""
+    """One format reads what the other writes: the same steps, in the same group."""
     steps = [said_ for said_ in said[:-1] if said_[0].name != "END"] + said[-1:]
     row = {
         "task": task,
@@ -668,7 +668,7 @@ FORMATS = {"cogagent": cogagent.FORMAT, "screen_history": screen_history.FORMAT}
 
 
 def outcome(name: str, row: Any) -> dict[str, Any] | None:
-    """Return why a row is rejected, None where it is compiled."""
+    """Why a row is rejected; None where it is compiled."""
     format_ = FORMATS[name]
     columns = dict(format_.columns)
     reject = Validator(format_, columns, {}, name).check(row)
