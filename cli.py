@@ -22,7 +22,7 @@ _PACKAGES = ("compiler", "trainer", "registry", "schemas")
 
 
 def _stranger() -> str:
-    """Return the message where another package has the name of one of ours and would run instead, else "".
+    """The message if another package has the name of one of ours and would run instead, else "".
 
     The names are common. A folder on PYTHONPATH can come before ours, and another distribution can be installed over
     ours: each of our packages has the project's name in its `__init__.py`.
@@ -47,7 +47,7 @@ _ALONE = "in an environment of its own: with pipx install, with uv tool install,
 
 
 def _owner(found: Path) -> str:
-    """Return " (distribution NAME VERSION)" for a package that an installed distribution has, else ""."""
+    """The text " (distribution NAME VERSION)" if an installed distribution has the package, else ""."""
     from importlib.metadata import distributions  # 30 ms, and only for the message
 
     for installed in distributions():
@@ -59,7 +59,7 @@ def _owner(found: Path) -> str:
 
 
 def _way_out(folder: Path) -> str:
-    """Return what to do about a folder from which Python takes a package before it looks here."""
+    """What to do about a folder that Python searches before ours."""
     listed = [Path(place or ".").resolve() for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     if "PYTHONPATH" in os.environ and folder in listed:
         return f"PYTHONPATH has {folder}: run `env -u PYTHONPATH cli ...`, or take that folder out of it."
@@ -124,7 +124,7 @@ _AFTER_INTERRUPT = {
 
 
 def _one_line(error: click.UsageError) -> str:
-    """Return click's message in our form, with the nearest valid option or value."""
+    """Click's message in our form, with the nearest valid option or value."""
     from schemas.errors import nearest  # only for the message
 
     if isinstance(error, click.NoSuchOption):
@@ -145,7 +145,7 @@ def _one_line(error: click.UsageError) -> str:
 )
 @click.version_option(package_name=PROJECT, message="%(version)s")
 def main() -> None:
-    """Compile chat and agent data into token ids and labels, see what is trained, check that it is whole.
+    """Compile chat and agent data into token ids and labels, inspect which tokens are trained, and fine-tune on them.
 
     \b
     Examples:
@@ -158,6 +158,11 @@ def main() -> None:
 
 for _command in (*compiler.commands.COMMANDS, *trainer.commands.COMMANDS):
     main.add_command(_command)
+
+if "_CLI_COMPLETE" in os.environ:  # a shell asks what can follow
+    from compiler.commands import completion
+
+    completion.register()
 
 
 if __name__ == "__main__":

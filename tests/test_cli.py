@@ -375,20 +375,12 @@ def test_the_json_of_formats_has_stable_keys(run: Run) -> None:
     assert [entry["name"] for entry in json.loads(run("formats", "openai", "--json").stdout)] == ["openai"]
 
 
-def test_formats_is_a_table_of_every_format_that_fits_80_columns(run: Run) -> None:
+def test_formats_is_a_table_of_every_format(run: Run) -> None:
     described = json.loads(run("formats", "--json").stdout)
-    done = subprocess.run(
-        [*CLI, "formats"], env=os.environ | {"COLUMNS": "80"}, capture_output=True, text=True, check=True
-    )
-    lines = done.stdout.splitlines()
-    assert max(map(len, lines)) <= 80
+    lines = run("formats").stdout.splitlines()
     assert [line.split()[0] for line in lines[1:-2] if not line.startswith(" ")] == [one["name"] for one in described]
-    assert lines[1:3] == [
-        "alpaca              an instruction and its reply            sft, preference, kto",
-        "                    {instruction, input, output}",
-    ]
-    words = set(" ".join(lines).split())
-    assert all(word in words for one in described for word in one["title"].split())
+    assert re.fullmatch("alpaca +an instruction and its reply +sft, preference, kto", lines[1])
+    assert lines[2].strip() == "{instruction, input, output}"
 
 
 @pytest.mark.parametrize("name", ["alpaca", "sharegpt", "openai", "ms_agent", "toolbench"])
@@ -567,7 +559,7 @@ def test_a_system_message_that_the_template_refuses_is_rejected_or_merged(run: R
     assert text(out, plain) == "<s> [INST] q [/INST]a</s>"
     assert manifest(out)["datasets"][0]["notes"] == {"repair:system_merge": 1}
     assert manifest(out)["options"]["system"] == "merge"
-    assert "x: the system text was put before the first user message in 1 row" in result.stdout
+    assert "x: in 1 row, the system text was put before the first user message" in result.stdout
 
 
 def test_system_merge_changes_nothing_where_the_template_takes_a_system_message(run: Run, tmp_path: Path) -> None:
@@ -596,7 +588,7 @@ def test_repair_dangling_removes_trailing_turns_without_a_reply(run: Run, tmp_pa
     assert "4" not in text(out, second)
     assert manifest(out)["datasets"][0]["notes"] == {"repair:dangling": 2}
     assert manifest(out)["options"]["repairs"] == ["dangling"]
-    assert "x: trailing turns without a reply were removed in 2 rows" in result.stdout
+    assert "x: in 2 rows, trailing turns without a reply were removed" in result.stdout
 
 
 SYSTEM = ("s", "You answer in one short sentence, always.")
@@ -677,9 +669,9 @@ def test_a_cut_that_leaves_nothing_to_train_is_a_reject(run: Run, tmp_path: Path
 def test_the_summary_says_how_many_rows_were_shortened(run: Run, tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", chat(*TALK), chat(*TALK[:2]))
     result = run("compile", file, "--max-length", 30, "-o", tmp_path / "out")
-    assert "x: turns were dropped to fit --max-length in 1 row" in result.stdout
+    assert "x: in 1 row, turns were dropped to fit --max-length" in result.stdout
     result = run("compile", file, "--max-length", 30, "--overlength", "cut", "-o", tmp_path / "out")
-    assert "x: tokens after --max-length were cut off in 1 row" in result.stdout
+    assert "x: in 1 row, tokens after --max-length were cut off" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ import json
 import os
 import pty
 import re
+import select
+import shutil
 import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ import pytest
 from compiler.commands.terminal import figures_of
 from compiler.units.progress import Done
 
+CLI = [sys.executable, "-m", "cli"]
 FAST = "from compiler.commands import terminal; terminal.EVERY = {every}; from cli import main; main()"
 """The command line with lines of progress as often as that: a test does not take minutes."""
 
@@ -78,7 +82,7 @@ def on_terminal(*arguments: object, cwd: Path, columns: int = 80) -> str:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR", "CI")}
     with subprocess.Popen(
-        [sys.executable, "-m", "cli", *map(str, arguments)],
+        [*CLI, *map(str, arguments)],
         cwd=cwd, env=environment | {"TERM": "xterm-256color"}, stdin=theirs, stdout=theirs, stderr=theirs,
     ) as process:  # fmt: skip
         os.close(theirs)
@@ -110,6 +114,18 @@ def test_a_terminal_of_80_columns_has_room_for_rows_rate_bar_share_and_time_left
     assert any(re.fullmatch(drawn, line) for line in shown), shown[:40]
 
 
+def test_formats_fit_80_columns_and_no_word_is_split(tmp_path: Path) -> None:
+    described = json.loads(
+        subprocess.run([*CLI, "formats", "--json"], capture_output=True, text=True, check=True).stdout
+    )
+    shown = frames(on_terminal("formats", cwd=tmp_path))
+    assert max(map(len, shown)) <= 80
+    assert "alpaca              an instruction and its reply            sft, preference, kto" in shown
+    words = set(" ".join(shown).split())
+    assert all(word in words for one in described for word in [one["name"], *one["title"].split()])
+    assert max(len(line) for line in frames(on_terminal("formats", "alpaca", cwd=tmp_path))) <= 80
+
+
 def test_figures_that_matter_most_come_first() -> None:
     done = Done(dataset="chats", cached=3, compiled=1200, rows=50_000, rejected=7, bytes=94_000_000)
     assert figures_of(done, 10.0) == [
@@ -126,3 +142,50 @@ def test_the_summary_fits_80_columns_and_splits_no_word(tmp_path: Path) -> None:
     for word in ("dataset", "asked", "trained", "tokens", "repeats", "rejected", "sampled", "self-cognition"):
         assert word in words, shown
     assert any(re.fullmatch(r"bad +0 +1 +\d+ +\d+", line) for line in shown), shown
+
+
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], 'eval "$(_CLI_COMPLETE=bash_source cli)"'),
+    "zsh": (["zsh", "-f", "-i"], 'autoload -U compinit; compinit -u; eval "$(_CLI_COMPLETE=zsh_source cli)"'),
+    "fish": (["fish", "--no-config"], "_CLI_COMPLETE=fish_source cli | source"),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_completes_commands_options_names_and_files(shell: str, tmp_path: Path) -> None:
+    """The three lines are those of the documents; what TAB makes of a command line is read from a real terminal."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    (tmp_path / "harbour-rows.jsonl").write_text("{}\n", "utf-8")
+    command, setup = SHELLS[shell]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    with subprocess.Popen(
+        ["setsid", "--ctty", *command], cwd=tmp_path, env=environment | {"TERM": "dumb"},
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        typed_until(ours, f"{setup}; echo set-up-is-done\n", r"\nset-up-is-done")
+        for typed, completed in (
+            ("cli form", "cli formats "),
+            ("cli compile --overl", "cli compile --overlength "),
+            ("cli formats shareg", "cli formats sharegpt"),
+            ("cli compile harb", "cli compile harbour-rows.jsonl"),
+            ("cli inspect harb", "cli inspect harbour-rows.jsonl"),
+        ):
+            typed_until(ours, f"{typed}\t", completed)
+            os.write(ours, b"\x15")  # away with the line
+        process.kill()
+    os.close(ours)
+
+
+def typed_until(terminal: int, text: str, wanted: str, seconds: float = 60) -> str:
+    """Type a text; return what the terminal shows until it has the wanted pattern."""
+    os.write(terminal, text.encode())
+    shown, end = "", time.monotonic() + seconds
+    while not re.search(wanted, shown):
+        ready, _, _ = select.select([terminal], [], [], max(end - time.monotonic(), 0))
+        assert ready, f"after {text!r} the terminal shows {shown!r}"
+        shown += os.read(terminal, 65536).decode("utf-8", "replace")
+    return shown

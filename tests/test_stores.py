@@ -154,7 +154,7 @@ def test_sources_in_a_store_compile_to_the_rows_of_local_ones_and_use_their_obje
     here = compile_(tmp_path / "a.jsonl", "-o", tmp_path / "here")
     there = compile_(uri, "-o", tmp_path / "there")
     assert "1 unit compiled" in here.stdout
-    assert "nothing was encoded again" in there.stdout
+    assert "reused from the cache, none compiled" in there.stdout
     expected, found = (CompiledSet.open(tmp_path / name).table("train") for name in ("here", "there"))
     assert without_file(found) == without_file(expected)
     assert set(found["file"].to_pylist()) == {uri}

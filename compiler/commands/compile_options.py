@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from compiler.commands.cache import cache_option
+from compiler.commands.completion import format_names, names, template_names
 from schemas.stores import path_of
 
 _LENGTH = click.IntRange(1, 2**31 - 1)
@@ -20,7 +21,7 @@ SECTIONS: dict[str, list[click.Option]] = {
         ),
         click.Option(
             ["--format"], default="auto", show_default=True, metavar="auto|NAME",
-            help="Format of FILES; see cli formats.",
+            shell_complete=names(format_names), help="Format of FILES; see cli formats.",
         ),
         click.Option(
             ["--repair"], metavar="NAME,...", default="",
@@ -52,6 +53,7 @@ SECTIONS: dict[str, list[click.Option]] = {
         ),
         click.Option(
             ["--template"], default="auto", show_default=True, metavar="auto|NAME",
+            shell_complete=names(template_names),
             help="Chat template: the name of a card; auto is the tokenizer's own.",
         ),
         click.Option(

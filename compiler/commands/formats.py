@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
+from compiler.commands.completion import format_names, names
 from schemas.errors import EXIT_CODES
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=names(format_names))
 @click.option("--json", "as_json", is_flag=True, help="Print everything about the formats as JSON.")
 def formats(name: str | None, as_json: bool) -> None:
     """List the source formats, or describe the format NAME with an example row.
@@ -35,7 +36,7 @@ def formats(name: str | None, as_json: bool) -> None:
 
 
 def _described(format_: Any) -> dict[str, Any]:
-    """Return what is known of a format, as `--json` prints it."""
+    """A format as `--json` prints it."""
     from schemas import schema
 
     card = schema(format_.name)
@@ -68,7 +69,7 @@ def _print_table(described: list[dict[str, Any]]) -> None:
 
 
 def _looks(row: dict[str, Any], columns: set[str]) -> str:
-    """Return the keys of a row that the format reads, and those of the items of lists, such as {turns: [{who}]}."""
+    """The keys of a row that the format reads, with those inside lists: {conversations: [{from, value}]}."""
     return "{" + ", ".join(f"{key}{_items(value)}" for key, value in row.items() if key in columns) + "}"
 
 
@@ -92,12 +93,12 @@ def _print_one(entry: dict[str, Any]) -> None:
 
 
 def _pair(name: str, actual: str | None) -> str:
-    """Return a column or tag by the name that dataset_info.json has for it, and by the key that rows have."""
+    """A column or tag: its name in dataset_info.json, and its key in the rows."""
     return name if actual == name else f"{name}={actual}"
 
 
 def _pretty(value: Any, indent: str = "", key: str = "") -> str:
-    """Return a JSON value in 80 columns as far as its texts allow: what fits a line is on one line."""
+    """A JSON value in 80 columns where its texts allow it; what fits on one line is on one line."""
     line = key + json.dumps(value, ensure_ascii=False)
     if not value or not isinstance(value, dict | list) or len(indent + line) < 80:
         return indent + line

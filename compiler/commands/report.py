@@ -1,4 +1,4 @@
-"""What `cli compile` says at the end: the realized mix, the splits, and everything the user should know."""
+"""The summary of `cli compile`: the realized mix, the splits, and remarks on the rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from compiler.datasets.catalogue import SELF_COGNITION
 from compiler.options import DEMO_NAME
 from compiler.pipeline import CompileResult
 from compiler.sets.readme import mix_rows
@@ -15,7 +16,7 @@ from schemas.manifest import Manifest
 
 
 def summary(result: CompileResult, out: str) -> RenderableType:
-    """Return the summary of a compile."""
+    """The summary of a compile that wrote a set."""
     manifest = result.manifest
     parts: list[RenderableType] = [_Mix(mix_rows(manifest))]
     for name, split in manifest["splits"].items():
@@ -25,24 +26,25 @@ def summary(result: CompileResult, out: str) -> RenderableType:
             counts = f"{rows:,} {what}, {split['tokens']:,} tokens, {split['trained_tokens']:,} of them trained"
             parts.append(Text(f"{name}: {counts} ({share:.1%}), {shards} shard{_s(shards)}"))
     parts += [Text(line) for line in remarks(manifest)]
-    cached, compiled = result.cached, result.compiled
-    if compiled:
-        parts.append(Text(f"{compiled} unit{_s(compiled)} compiled, {cached} taken from the cache"))
-    else:
-        which = f"all {cached} units" if cached != 1 else "the only unit"
-        parts.append(Text(f"nothing was encoded again: {which} came from the cache"))
+    parts.append(Text(_units(result.compiled, result.cached)))
     parts.append(Text(f"wrote {out}  manifest {manifest['digest'][:16]}", no_wrap=True, overflow="ignore"))
     return Group(*parts)
 
 
 def part_summary(done: Done, part: str) -> RenderableType:
-    """Return what is said when a part of the units was compiled."""
-    units = f"part {part}: {done.compiled} unit{_s(done.compiled)} compiled, {done.cached} in the cache already"
-    return Text(f"{units}\nwhen all parts are done: the same cli compile without --only")
+    """The summary of a compile of one part of the units."""
+    units = f"part {part}: {_units(done.compiled, done.cached)}"
+    return Text(f"{units}\nwhen all parts are done, run the same cli compile without --only")
+
+
+def _units(compiled: int, cached: int) -> str:
+    if not compiled:
+        return f"{cached} unit{_s(cached)} reused from the cache, none compiled"
+    return f"{compiled} unit{_s(compiled)} compiled, {cached} reused from the cache"
 
 
 def remarks(manifest: Manifest) -> list[str]:
-    """Return what is worth saying about the rows, one sentence each."""
+    """Remarks on the rows, one sentence each."""
     lines = []
     samples = [entry["name"] for entry in manifest["datasets"] if entry["sample"]]
     if samples:
@@ -58,45 +60,51 @@ def remarks(manifest: Manifest) -> list[str]:
     lines += _short_split(manifest)
     for entry in manifest["datasets"]:
         balance = entry["balance"]
+        pool = " of the pool" if entry["name"] == SELF_COGNITION else ""  # each is used many times, or not at all
         if balance["expanded"]:
             read, made = balance["read"], balance["read"] + balance["expanded"]
             lines.append(f"{entry['name']}: {read:,} row{_s(read)} made {made:,} examples")
-        if balance["cleaned"]:
-            lines.append(f"{entry['name']}: {balance['cleaned']:,} dropped by its clean-up rules (see rejects.jsonl)")
+        if cleaned := balance["cleaned"]:
+            lines.append(
+                f"{entry['name']}: {cleaned:,} row{_s(cleaned)} dropped by its clean-up rules (see rejects.jsonl)"
+            )
         for note, count in entry["notes"].items():
-            lines.append(f"{entry['name']}: {_NOTES.get(note, note)} in {count:,} row{_s(count)}")
+            what = _NOTES.get(note, note)
+            if note == "special_text":
+                what += _SPECIAL_TEXT[manifest["options"]["special_text"]]
+            lines.append(f"{entry['name']}: in {count:,} row{_s(count)}{pool}, {what}")
         for reason, count in entry["rejected"].items():
-            lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected, {reason} (see rejects.jsonl)")
+            lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected: {reason} (see rejects.jsonl)")
     return lines
 
 
 def _short_split(manifest: Manifest) -> list[str]:
-    """Return a sentence where fewer validation rows were found than asked for: groups are kept whole."""
+    """A sentence if there are fewer validation rows than asked for, because groups are kept whole."""
     size, splits = manifest["options"]["val_size"], manifest["splits"]
     rows = {name: split.get("sequences", split["rows"]) for name, split in splits.items()}
     wanted, found = round(size * sum(rows.values())) if size < 1 else int(size), rows["val"]
     if found >= wanted:
         return []
-    return [f"--val-size {size:g}: {found:,} of {wanted:,} rows, since conversations and trajectories are kept whole"]
+    return [f"--val-size {size:g}: {found:,} of {wanted:,} rows, because conversations and trajectories are kept whole"]
 
 
 _NOTES = {
-    "special_text": "text that spells a control token was handled as --special-text says",
-    "one_example_per_reply": "each reply became an example of its own, as the chat template renders history otherwise,",
+    "special_text": "text that spells a control token ",
+    "one_example_per_reply": "each reply became a separate example, because the chat template changes earlier turns",
     "document_pieces": "documents longer than --max-length were cut into pieces",
     "warning:other_model": "a reply names another model or its maker",
-    "warning:chinese_name": "a Chinese name stands in an English reply (--name ZH,EN --author ZH,EN)",
+    "warning:chinese_name": "an English reply has a Chinese name (give --name ZH,EN --author ZH,EN)",
     "warning:react_action": "an action names no API of the system prompt",
     "warning:react_input": "an action's input does not parse or lacks a required parameter",
     "warning:react_observation": "an observation follows no action",
     "warning:react_final": "a final answer is missing or not last",
-    "repair:media-first": "images and videos that no text places were put first",
-    "repair:unwrap": "a list around the row was taken off",
-    "repair:literals": "lists and objects given as text were read",
+    "repair:media-first": "images and videos without a place in the text were put first",
+    "repair:unwrap": "a list around the row was removed",
+    "repair:literals": "lists and objects given as text were parsed",
     "repair:arguments": "arguments encoded twice were decoded once",
     "repair:content": "replies without content beside their tool calls got an empty one",
-    "repair:drop_system": "a system text that the dataset's card names was left out",
-    "warning:mark_without_media": "<image> or <video> is text, since the row lists no images or videos,",
+    "repair:drop_system": "a system text that the dataset's card lists was left out",
+    "warning:mark_without_media": "<image> or <video> is plain text, because the row lists no images or videos",
     "shortened": "turns were dropped to fit --max-length",
     "cut": "tokens after --max-length were cut off",
     "repair:dangling": "trailing turns without a reply were removed",
@@ -104,12 +112,15 @@ _NOTES = {
 }
 
 
+_SPECIAL_TEXT = {"text": "was kept as text", "allow": "became that token", "reject": "was rejected"}
+
+
 def _s(count: int) -> str:
     return "" if count == 1 else "s"
 
 
 class _Mix:
-    """The realized mix, a dataset a line: one table where there is room for it, else two narrow ones."""
+    """The realized mix, one line per dataset: one table if it fits, else two narrow ones."""
 
     def __init__(self, rows: list[tuple[str, ...]]) -> None:
         self._rows = rows
@@ -129,7 +140,7 @@ class _Mix:
 
 
 def _table(rows: list[tuple[str, ...]], *, narrow: bool = False) -> Table:
-    """Return a table of a header, lines and a total; a narrow one has its long names on two lines."""
+    """A table of a header, lines and a total. A narrow one has its long names on two lines."""
     table = Table(box=None, pad_edge=False, show_edge=False)
     for number, name in enumerate(rows[0]):
         is_text = name in ("dataset", "asked for")

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @click.command(epilog=EXIT_CODES)
 @click.argument("out", type=path_of)
 @click.option(
-    "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to look into."
+    "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to show."
 )
-@click.option("--row", metavar="N|FILE:ROW", help="One row: its number in the split, or the source row it is from.")
-@click.option("--find", metavar="TEXT", help="Rows whose decoded text has TEXT in it; upper and lower case differ.")
-@click.option("--dataset", metavar="NAME", help="Only rows of this dataset; goes with --find, --sample, --rejected.")
-@click.option("--sample", type=click.IntRange(1), metavar="K", help="K rows drawn with --seed.")
-@click.option("--rejected", is_flag=True, help="Rows that were not compiled, and why.")
+@click.option("--row", metavar="N|FILE:ROW", help="One row, by its number in the split or by its source row.")
+@click.option("--find", metavar="TEXT", help="Rows whose decoded text contains TEXT; case matters.")
+@click.option("--dataset", metavar="NAME", help="Only rows of this dataset; also with --find, --sample or --rejected.")
+@click.option("--sample", type=click.IntRange(1), metavar="K", help="K random rows, drawn with --seed.")
+@click.option("--rejected", is_flag=True, help="Rejected rows, and why.")
 @click.option(
     "--format",
     "style",
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Marked tokens, or ChatGLM3's sanity check: 'token': id -> label.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a row; for --assert, one in all.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row; for --assert, one in all.")
 @click.option(
     "--assert",
     "checks",
     multiple=True,
     metavar="NAME:0",
-    help="Fail if a token of this role or policy key is trained in any row of any split. May be given again.",
+    help="Fail if a token of this role or policy key is trained in any row of any split. Can be repeated.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Decides what --sample draws.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of --sample.")
 @click.option(
     "--limit",
     type=click.IntRange(1),
@@ -50,12 +50,11 @@ if TYPE_CHECKING:
     help="Most rows to show.  [default: 5; 1 with --dataset alone]",
 )
 def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tuple[str, ...], **query: Any) -> None:
-    """Show rows of OUT (a folder, or s3://BUCKET/SETS/NAME) token by token: what is trained, how much, what controls.
+    """Show rows of the compiled set OUT token by token: which tokens are trained, and which are control tokens.
 
-    Without an option: the first row of each dataset; with --limit alone the first rows. Of a packed set the
-    examples are its rows here, numbered as they stand in the packs. Roles are system, user, assistant, tool (a tool's
-    result) and template; policy keys are those of the weights policy, such as
-    Observation: of react.
+    OUT is a folder, or s3://BUCKET/SETS/NAME. Without options, the first row of each dataset is shown; with --limit
+    alone, the first rows. For packed sets, row numbers count examples, not packs. Roles are system, user, assistant,
+    tool (a tool's result) and template. Policy keys are those of the weights policy, such as Observation: of react.
 
     \b
     Examples:
@@ -76,7 +75,7 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
 
 
 def _opened(out: AnyPath, command: str) -> CompiledSet:
-    """Open the set; a file instead of its folder is rows that are not compiled, or a part of a set."""
+    """Open the set. A file is either rows that are not compiled yet, or a part of a set."""
     from schemas.arrow import MANIFEST
     from schemas.reader import CompiledSet
 
@@ -95,7 +94,7 @@ def _opened(out: AnyPath, command: str) -> CompiledSet:
 @click.argument("out", type=path_of)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(out: AnyPath, as_json: bool) -> None:
-    """Hash everything in OUT again and name every damage by file and batch.
+    """Check every file of OUT against its digest, and name any damage by file and batch.
 
     \b
     Examples:

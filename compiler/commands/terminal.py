@@ -1,8 +1,7 @@
-"""Results on stdout, progress on stderr: drawn where there is a terminal, elsewhere a line every ten seconds."""
+"""Results on stdout, progress on stderr: drawn on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -20,17 +19,17 @@ from compiler.units.progress import Done, Watcher
 
 T = TypeVar("T")
 Figures = Callable[[float], list[str]]
-"""From the seconds that a work has taken to what is said about it, the most important first."""
+"""From the seconds that some work has taken to the figures to show, the most important first."""
 
 EVERY = 10.0
-"""Seconds between two lines where nothing is drawn."""
+"""Seconds between two lines of progress."""
 _RECENT = 60.0
-"""Seconds from whose progress the time left is estimated: units from the cache are faster than the others."""
+"""The time left is estimated from the last seconds: units from the cache are faster than the others."""
 _BAR = 12
 
 
 class _Progress:
-    """One kind of work: how much of it is done, in which figures, and how long the rest will take."""
+    """One kind of work: the share that is done, its figures, and the time left."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -40,7 +39,7 @@ class _Progress:
         self._seen = deque([(self._began, 0.0)])
 
     def at(self, share: float | None, figures: Figures) -> None:
-        """Note how far the work is."""
+        """Note the share that is done and its figures."""
         now = time.monotonic()
         self.share, self._figures = share, figures
         self._seen.append((now, share or 0.0))
@@ -48,31 +47,31 @@ class _Progress:
             self._seen.popleft()
 
     def figures(self) -> list[str]:
-        """Return what is said about the work, the most important first."""
+        """The figures to show, the most important first."""
         return self._figures(max(time.monotonic() - self._began, 1e-3))
 
     def left(self) -> str:
-        """Return the time left, such as "1:05 left", or "" while nothing is known of it."""
+        """The time left, such as "1:05 left", or "" while it is unknown."""
         then, before = self._seen[0]
         if self.share is None or self.share <= before:
             return ""
         return f"{_clock((time.monotonic() - then) * (1 - self.share) / (self.share - before))} left"
 
     def line(self) -> str:
-        """Return everything in one line."""
+        """Everything in one line."""
         percent = [] if self.share is None else [f"{self.share:.0%}"]
         said = [*percent, *self.figures(), *filter(None, [self.left()])]
         return f"{self.name}: " + ", ".join(said or [f"{_clock(time.monotonic() - self._began)} so far"])
 
 
 def _clock(seconds: float) -> str:
-    """Return a time as "1:05", or "2:01:05"."""
+    """A time as "1:05" or "2:01:05"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 class _Display(Watcher):
-    """Knows what is being worked on, and on which console that is shown."""
+    """Hears how far a run is, for a console that shows it."""
 
     def __init__(self, name: str, console: Console) -> None:
         self.work, self._console = _Progress(name), console
@@ -98,7 +97,7 @@ class _Display(Watcher):
         self._at("storing", done / max(total, 1), figures)
 
     def counted(self, done: int, total: int) -> None:
-        """Say that so many of the files are done."""
+        """Say how many of the files are done."""
         self._at(self.work.name, done / max(total, 1), lambda _: [f"{done:,} of {total:,} files"])
 
     def say(self, text: str) -> None:
@@ -106,7 +105,7 @@ class _Display(Watcher):
 
 
 def figures_of(done: Done, seconds: float) -> list[str]:
-    """Return how far a compile is after some seconds, the most important first."""
+    """The figures of a compile after some seconds, the most important first."""
     figures = [f"{done.dataset}: {done.rows:,} rows", f"{done.rows / seconds:,.0f} rows/s"]
     figures += [f"{done.rejected:,} rejected"] if done.rejected else []
     figures += [f"{done.bytes / 1e6 / seconds:,.1f} MB/s", f"{done.compiled:,} units compiled"]
@@ -142,7 +141,7 @@ class _Left(ProgressColumn):
 
 
 class _Bar(BarColumn):
-    """A bar of the share that is done; it pulses while that is not known."""
+    """A bar of the share that is done; it pulses while the share is unknown."""
 
     def __init__(self, watcher: _Display) -> None:
         super().__init__(_BAR)
@@ -157,7 +156,7 @@ class _Bar(BarColumn):
 
 @contextmanager
 def watch(name: str = "compiling") -> Iterator[_Display]:
-    """Give a watcher that shows on stderr how far the work is; it begins with the work of this name."""
+    """Give a watcher that shows progress on stderr; the first work has this name."""
     console = Console(file=sys.stderr)
     watcher = _Display(name, console)
     if not console.is_terminal or console.is_dumb_terminal:
@@ -173,7 +172,7 @@ def watch(name: str = "compiling") -> Iterator[_Display]:
 
 @contextmanager
 def _lines(watcher: _Display) -> Iterator[None]:
-    """Say every few seconds how far the work is, from a thread: a unit, or a shard in a store, can take minutes."""
+    """Print progress every few seconds, from a thread, because a unit or a shard in a store can take minutes."""
     over = threading.Event()
 
     def run() -> None:
@@ -190,7 +189,7 @@ def _lines(watcher: _Display) -> Iterator[None]:
 
 
 def track(items: Sequence[T], name: str = "checking") -> Iterator[T]:
-    """Yield the items, files that are checked, and show how many are done."""
+    """Yield the items, which are files to check, and show how many are done."""
     with watch(name) as watcher:
         for number, item in enumerate(items):
             watcher.counted(number, len(items))
@@ -198,12 +197,12 @@ def track(items: Sequence[T], name: str = "checking") -> Iterator[T]:
 
 
 def print_out(renderable: RenderableType) -> None:
-    """Print to stdout, as wide as the terminal is; elsewhere as wide as needed, or as COLUMNS says."""
+    """Print to stdout, as wide as the terminal; elsewhere as wide as needed."""
     console = Console(file=sys.stdout)
     if console.is_terminal:
         console.print(renderable, markup=False, highlight=False)
         return
-    console = Console(file=StringIO(), width=None if "COLUMNS" in os.environ else 160)
+    console = Console(file=StringIO(), width=160)
     with console.capture() as capture:
         console.print(renderable, markup=False, highlight=False)
     for line in capture.get().rstrip("\n").split("\n"):
