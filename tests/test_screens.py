@@ -13,7 +13,6 @@ from hypothesis import given, settings
 
 from compiler.conversation import Conversation, Media, Role
 from compiler.formats import cogagent, screen_history
-from compiler.formats.common import check_turns
 from compiler.formats.screens.action_space import KEYS, OPERATIONS
 from compiler.formats.screens.located import GrammarError
 from compiler.formats.screens.operation import Operation, parse_operation
@@ -29,6 +28,7 @@ from compiler.formats.screens.prompt import (
 from compiler.formats.screens.prompt import structure as prompt_structure
 from compiler.formats.screens.reply import ScreenReply, parse_reply, render_reply
 from compiler.formats.screens.reply import structure as reply_structure
+from compiler.formats.turns import check_turns
 from compiler.rows.validate import Validator
 from schemas.errors import RowError
 from tests.support.shared import shared

@@ -1,7 +1,8 @@
 """The source formats: each module declares one as `FORMAT`, with the schema `schemas/NAME.schema.json` beside it.
 
 format.py   what a format declares
-common.py   what several formats share: tools, calls, weights, turn order
+common.py   what several formats share: columns, tools, calls, weights
+turns.py    the order of turns that every conversation must have
 kinds.py    which kind rows are of, and the columns that a kind needs
 marks.py    images and videos in place of <image> and <video>
 screens/    the grammar of screen agents

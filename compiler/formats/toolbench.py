@@ -12,8 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
-from compiler.formats.common import check_turns, parse_call, parse_tools, read_columns
+from compiler.formats.common import parse_call, parse_tools, read_columns
 from compiler.formats.format import Format
+from compiler.formats.turns import check_turns
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 

@@ -6,7 +6,7 @@
     lift      the format's own function: one or more conversations     compiler/formats
     repair    repairs of a conversation (--repair)                     repair.py
     clean     the rules of the dataset's card                          clean.py
-    check     the order of turns; ReAct replies                        formats/common.py, react/check.py
+    check     the order of turns; ReAct replies                        formats/turns.py, react/check.py
     look      at images and videos                                     media.py
     rewrite   tools and calls as ReAct text (--tools react)            react/dialect.py
 
@@ -24,8 +24,8 @@ from typing import Any
 
 from compiler import formats
 from compiler.conversation import Conversation, Kind
-from compiler.formats.common import check_turns
 from compiler.formats.kinds import KIND_KEYS, kind_of_row
+from compiler.formats.turns import check_turns
 from compiler.media.rules import Vision
 from compiler.options import DatasetOptions, UnitOptions
 from compiler.rows.clean import clean

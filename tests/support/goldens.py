@@ -13,7 +13,7 @@ from compiler import formats
 from compiler.conversation import Conversation
 from compiler.encode.tokens import Encoded
 from compiler.encode.weigh import Policy
-from compiler.formats.common import check_turns
+from compiler.formats.turns import check_turns
 from tests.support.encoded import encode_segments
 from tests.support.shared import shared, tools
 
