@@ -7,10 +7,12 @@ A room is a package directly below `compiler` or `trainer`, or a module that lie
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -43,6 +45,14 @@ TWICE = {"Config", "Plan", "Split", "Row", "Checkpoint"}
 """Names that two classes have and that have to go."""
 LONG = {"compiler/read/columns.py"}
 """Files that are too long and have to be cut."""
+DISTRIBUTIONS = {"PIL": "pillow", "botocore": "boto3", "yaml": "pyyaml"}
+"""What is imported by another name than it is installed by, "_" for "-" apart."""
+UNUSED = {
+    "polars",  # decided: the reading and mixing of large sources will use it
+    "accelerate",  # transformers imports it
+}
+ASKED_FOR_WHEN_NEEDED = {"bitsandbytes", "swanlab", "wandb"}
+"""Imported only where a setting of the training configuration asks for it: in no extra that users install."""
 NOT_IN_THE_CORE = {"torch", "transformers", "deepspeed", "peft", "datasets"}
 
 
@@ -130,6 +140,31 @@ def test_no_module_registers_anything_when_imported() -> None:
     """Facts are data files: no decorator registers a format, a template or a dataset."""
     for path in modules().values():
         assert "@register" not in path.read_text(encoding="utf-8"), path
+
+
+def test_every_dependency_is_used_and_everything_used_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: names(lines) for name, lines in project["optional-dependencies"].items()}
+    core = names(project["dependencies"])
+    optional = extras["video"] | extras["hub"] | extras["s3"] | extras["ray"]
+    by_core = used(module for module in modules() if not module.startswith("trainer"))
+    by_trainer = used(module for module in modules() if module.startswith("trainer"))
+    assert (by_core - core, core - by_core - UNUSED) == (optional, set())
+    train = extras["train"]
+    assert (by_trainer - core - train - optional, train - by_trainer - UNUSED) == (ASKED_FOR_WHEN_NEEDED, set())
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w-]+", line)[0] for line in requirements}  # type: ignore[index]
+
+
+def used(some: Iterable[str]) -> set[str]:
+    """The distributions that modules import, without Python's own and ours."""
+    tops = {name.split(".")[0] for module in some for name in imported(module)}
+    return {
+        DISTRIBUTIONS.get(top, top).replace("_", "-")
+        for top in tops - set(sys.stdlib_module_names) - {"cli", "__future__", *PACKAGES}
+    }
 
 
 def test_no_two_classes_share_a_name() -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openpyxl
 import orjson
 import pyarrow as pa
@@ -878,7 +879,7 @@ def test_what_json_has_no_type_for_becomes_text(tmp_path: Path) -> None:
         "time": (pa.array([1_999], pa.time64("ns")), "00:00:00.000001"),
         "decimal": (pa.array([decimal.Decimal("1.50")]), "1.50"),
         "binary": (pa.array(["é".encode()], pa.binary()), "é"),
-        "half": (pa.array([1.5], pa.float16()), 1.5),
+        "half": (pa.array([np.float16(1.5)], pa.float16()), 1.5),
         "yes": (pa.array([True]), True),
         "category": (pa.array(["x"]).dictionary_encode(), "x"),
         "map": (pa.array([[("b", 1), ("a", None)]], pa.map_(pa.string(), pa.int8())), {"b": 1, "a": None}),
