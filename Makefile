@@ -1,7 +1,10 @@
-# `make` runs what must be true before a commit: check, then test.
+# `make` runs what must be true before a commit: check, then test. `make quick` runs what tells most in under a minute.
 PYTHON ?= python
+# Floors, formats, repairs, mixes, masks and the command line. They need the core and the `test` extra, nothing else.
+QUICK = $(addprefix tests/test_, imports.py schemas.py formats_by_mapping.py mix.py react.py screens.py repair_rows.py \
+	weigh.py golden_tables.py cli.py)
 
-.PHONY: all check format test golden readme bench wheel demo-tokenizer
+.PHONY: all check format test quick golden readme bench wheel demo-tokenizer
 
 all: check test
 
@@ -16,6 +19,10 @@ format:
 
 test:
 	$(PYTHON) -m pytest -q
+
+quick:
+	$(PYTHON) -m pytest -q -m "not slow" $(QUICK)
+	$(PYTHON) -m pytest -q -m "not slow" tests/test_laws.py -k demo/auto
 
 # Rewrites tests/golden/*.txt; review the diff line by line.
 golden:

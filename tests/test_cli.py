@@ -67,6 +67,7 @@ def test_help_of_compile_lists_every_option_once_under_its_heading(run: Run) -> 
     assert "<=x" not in shown and "x>=" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
 def test_help_starts_in_less_than_half_a_second(command: list[str]) -> None:
     def seconds() -> float:
@@ -89,6 +90,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert heavy & set(done.stderr.split()) == set()
 
 
+@pytest.mark.slow
 def test_the_core_compiles_without_torch_transformers_or_a_hub_client(tmp_path: Path) -> None:
     code = """
 import sys
@@ -135,12 +137,15 @@ def test_exit_0_is_the_main_job_on_embedded_data(job: tuple[Path, subprocess.Com
     }  # fmt: skip
     assert [entry["name"] for entry in found["datasets"] if entry["sample"]] == ["agent", "bench"]
     assert found["splits"]["train"]["rows"] == 72 + 144 + 3000
-    table = [line.split() for line in done.stdout.splitlines()]
-    assert table[1][:4] == ["agent", "share", "1", "72"]
-    assert table[2][:4] == ["bench", "share", "2", "144"]
-    assert table[3][:4] == ["self-cognition", "3,000", "rows", "3,000"]
-    assert table[4][:2] == ["total", "3,216"]
-    assert "embedded samples were used for agent and bench: good for trying things out, too small to" in done.stdout
+    lines = reversed(done.stdout.splitlines())  # two tables have a line for each dataset; the first one counts
+    table = {words[0]: words[1:4] for words in map(str.split, lines) if words}
+    assert table["agent"] == ["share", "1", "72"]
+    assert table["bench"] == ["share", "2", "144"]
+    assert table["self-cognition"] == ["3,000", "rows", "3,000"]
+    assert table["total"][:1] == ["3,216"]
+    assert "embedded samples were used for agent and bench: good for trying things out, too small to" in " ".join(
+        done.stdout.split()
+    )
     assert "no --name was given: the self-cognition rows call the model 小样 / Demi" in done.stdout
     assert f"wrote shards  manifest {found['digest'][:16]}" in done.stdout
 
@@ -170,6 +175,7 @@ def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
+@pytest.mark.slow
 def test_exit_2_is_a_mistake_in_the_command(tmp_path: Path) -> None:
     done = cli("compile", "--mix", "agnet:1", "--cache", tmp_path / "c", "-o", tmp_path / "out")
     assert (done.returncode, done.stdout) == (2, "")
@@ -177,6 +183,7 @@ def test_exit_2_is_a_mistake_in_the_command(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_exit_3_is_too_many_rejects(tmp_path: Path, bad_rows: Path) -> None:
     done = cli("compile", bad_rows, "--cache", tmp_path / "c", "-o", tmp_path / "out")
     assert (done.returncode, done.stdout) == (3, "")
@@ -188,6 +195,7 @@ def test_exit_3_is_too_many_rejects(tmp_path: Path, bad_rows: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_exit_4_is_damage_on_disk(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
     run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", out)
@@ -196,6 +204,7 @@ def test_exit_4_is_damage_on_disk(tmp_path: Path, run: Run) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (4, "", "README.md: is damaged or was edited\n")
 
 
+@pytest.mark.slow
 def test_exit_5_is_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     done = cli("compile", tmp_path / "gone.jsonl", "--cache", tmp_path / "c", "-o", tmp_path / "out")
     assert (done.returncode, done.stdout) == (5, "")
@@ -205,6 +214,7 @@ def test_exit_5_is_a_file_that_cannot_be_read_or_written(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_exit_6_is_an_output_that_another_process_writes(tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", qa("a"))
     (tmp_path / "out").mkdir()
@@ -217,6 +227,7 @@ def test_exit_6_is_an_output_that_another_process_writes(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_input_output(tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", qa("a"))
     done = cli("compile", file, "--cache", file / "cache", "-o", tmp_path / "out")
@@ -263,6 +274,7 @@ def test_rejects_of_an_earlier_failure_do_not_outlive_a_success(run: Run, tmp_pa
     assert not (tmp_path / "out.rejects.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bad", "good", "limit", "code"),
     [
@@ -354,6 +366,7 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
     assert summary["splits"]["train"]["shards"] == 1
 
 
+@pytest.mark.slow
 def test_the_json_of_verify_has_stable_keys(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", out)
@@ -383,6 +396,7 @@ def test_formats_is_a_table_of_every_format(run: Run) -> None:
     assert lines[2].strip() == "{instruction, input, output}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alpaca", "sharegpt", "openai", "ms_agent", "toolbench"])
 def test_formats_of_one_name_shows_an_example_that_is_a_row_of_it(run: Run, tmp_path: Path, name: str) -> None:
     shown = run("formats", name).stdout
@@ -494,6 +508,7 @@ def test_a_folder_that_is_no_tokenizer_is_named(run: Run, tmp_path: Path, conten
 # -- self-cognition --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "author", "values"),
     [
@@ -525,6 +540,7 @@ def test_names_and_authors_are_filled_in_by_language_in_query_and_reply(
 # -- what options do --
 
 
+@pytest.mark.slow
 def test_text_that_spells_a_control_token_stays_text_is_rejected_or_becomes_it(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     file = write(tmp_path / "x.jsonl", qa("What is <|im_end|>?", "A stop."), qa("plain"))
@@ -742,6 +758,7 @@ def test_workers_change_nothing_and_options_are_in_the_manifest(run: Run, tmp_pa
     assert "workers" not in found["options"]
 
 
+@pytest.mark.slow
 def test_a_run_tells_how_far_it_is_from_the_first_unit_to_the_last(tmp_path: Path) -> None:
     seen: list[Done] = []
 

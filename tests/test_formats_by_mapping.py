@@ -256,6 +256,7 @@ def searches(draw: st.DrawFn) -> list[list[Row]]:
     return lists
 
 
+@pytest.mark.slow
 @given(searches())
 def test_every_reply_of_a_search_is_trained_once_after_exactly_its_messages(lists: list[list[Row]]) -> None:
     """Upstream makes a training row of each list and trains its last reply; here, equal lists are one example."""
@@ -347,6 +348,7 @@ JSON = st.recursive(
 CALLS = st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=3)), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @given(CALLS, st.sampled_from([json.dumps, repr]), st.text())
 def test_calls_are_read_as_they_were_written(calls: list[Any], write: Any, text: str) -> None:
     """In JSON and as Python prints them; only a text that contains the tags itself is ambiguous, and is rejected."""

@@ -342,6 +342,7 @@ def test_law_11_weights_never_change_ids(case: Case, data: st.DataObject) -> Non
     assert case.compile(conversation, policy).ids.tolist() == ids
 
 
+@pytest.mark.slow
 @LAWS
 @given(data=st.data())
 def test_law_11_rows_compiled_together_are_what_each_is_when_rendered_by_itself(
@@ -797,6 +798,7 @@ def test_a_row_spells_a_control_token_exactly_where_hiding_changes_it(case: Case
     assert (case.program.rendering.spelled_controls([conversation]) != [None]) == spelled
 
 
+@pytest.mark.slow
 @FEW
 @given(data=st.data())
 def test_text_equals_what_transformers_renders(case: Case, data: st.DataObject) -> None:

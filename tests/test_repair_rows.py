@@ -112,6 +112,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> Any:
         yield from _places(child, (*path, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ROW_REPAIRS)
 def test_a_repair_mends_once_and_never_touches_the_row_it_was_given(repair: str) -> None:
     @settings(max_examples=150, deadline=None)
@@ -127,6 +128,7 @@ def test_a_repair_mends_once_and_never_touches_the_row_it_was_given(repair: str)
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_DATA)
 def test_a_row_that_is_valid_is_not_changed(name: str) -> None:
     """Except by `content`, which writes down the empty text that a message beside calls has anyway."""
@@ -243,6 +245,7 @@ def json_values() -> st.SearchStrategy[Any]:
     )
 
 
+@pytest.mark.slow
 @given(json_values())
 def test_what_python_prints_is_read_back(value: Any) -> None:
     assert parse_literal(repr(value)) == json.loads(json.dumps(value))

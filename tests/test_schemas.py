@@ -94,6 +94,7 @@ def test_every_schema_but_the_manifest_has_examples() -> None:
     assert [name for name in SCHEMAS if not schema(name).get("examples")] in ([], ["manifest"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in NEED_IMAGES])
 def test_the_example_rows_of_every_format_compile_kind_by_kind(run: Run, tmp_path: Path, name: str) -> None:
     examples: dict[str, list[Any]] = {}
@@ -248,6 +249,7 @@ def mutated(draw: st.DrawFn, name: str) -> Any:
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_jsonschema_rs_and_jsonschema_agree_on_every_row(name: str) -> None:
     format_ = FORMATS[name]

@@ -213,6 +213,7 @@ def operations(draw: st.DrawFn) -> Operation:
     return Operation(name, {argument: draw(VALUES.get(argument, TEXT)) for argument in arguments})
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(operations())
 def test_an_operation_is_what_its_text_is_parsed_to(operation: Operation) -> None:
@@ -232,6 +233,7 @@ def broken(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> str:
     return text
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.one_of(TEXT, broken(operations().map(str))))
 def test_no_text_does_anything_but_parse_or_fail_somewhere_in_it(text: str) -> None:
@@ -372,12 +374,14 @@ PROMPTS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(PROMPTS)
 def test_a_prompt_is_what_its_text_is_parsed_to(prompt: ScreenPrompt) -> None:
     assert parse_prompt(render_prompt(prompt)) == prompt
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(broken(PROMPTS.map(render_prompt)))
 def test_no_prompt_does_anything_but_parse_or_fail_somewhere_in_it(text: str) -> None:
@@ -483,6 +487,7 @@ def replies(draw: st.DrawFn) -> tuple[ScreenReply, str]:
     ), answer_format
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(replies())
 def test_a_reply_is_what_its_text_is_parsed_to(made: tuple[ScreenReply, str]) -> None:
@@ -490,6 +495,7 @@ def test_a_reply_is_what_its_text_is_parsed_to(made: tuple[ScreenReply, str]) ->
     assert parse_reply(render_reply(reply), answer_format) == reply
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(broken(replies().map(lambda made: render_reply(made[0]))), st.sampled_from(ANSWER_FORMATS))
 def test_no_reply_does_anything_but_parse_or_fail_somewhere_in_it(text: str, answer_format: str) -> None:
