@@ -1,0 +1,98 @@
+"""`python tools/try_versions.py [oldest] [3.12] ...`: try the core with other versions of what it stands on.
+
+`oldest` installs the lowest version that pyproject.toml allows of every dependency of the core, for the Python that
+runs this; a number such as `3.12` installs the newest versions for that Python. Without arguments: `oldest`, and each
+other supported Python that this machine has. Each gets an environment of its own, compiles the README's mix, verifies
+the set and runs `make quick`. torch and everything else of the extras stay out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SUPPORTED = ("3.11", "3.12", "3.13")
+MIX = ["compile", "--mix", "agent:1,bench:2", "--self-cognition", "3000"]
+
+
+def lowest() -> list[str]:
+    """The lowest allowed version of each dependency of the core and of `make quick`, as pip's constraints."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = []
+    for line in [*project["dependencies"], *project["optional-dependencies"]["test"]]:
+        match = re.match(r"([\w-]+)>=([\d.]+)", line)
+        assert match, f"{line}: has no lower bound"
+        found.append(f"{match[1]}=={match[2]}")
+    return found
+
+
+def python(version: str) -> str | None:
+    """Find a Python that runs, on PATH or among those of pyenv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")), reverse=True)]
+    for program in filter(None, found):
+        asked = [program, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        if done.stdout.strip() == version:
+            return program
+    return None
+
+
+def attempt(name: str, program: str, wheel: Path) -> bool:
+    """Install, compile, verify and test in an environment of its own. Returns whether all of it worked."""
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder, "constraints.txt")
+        constraints.write_text("\n".join(lowest() if name == "oldest" else []), encoding="utf-8")
+        run_in(folder, program, "-m", "venv", "env")
+        own = str(Path(folder, "env", "bin", "python"))
+        run_in(folder, own, "-m", "pip", "install", "-q", "-c", str(constraints), f"{wheel}[test]")
+        cli = str(Path(folder, "env", "bin", "cli"))
+        run_in(folder, cli, *MIX, "-o", "set", "--cache", "cache")
+        run_in(folder, cli, "verify", "set")
+        tested = subprocess.run(["make", "-C", str(ROOT), "quick", f"PYTHON={own}"], env=clean(), check=False)
+        return tested.returncode == 0
+
+
+def run_in(folder: str, *command: str) -> None:
+    subprocess.run(command, cwd=folder, env=clean(), check=True)
+
+
+def clean() -> dict[str, str]:
+    """The environment, without what would show one Python the packages of another."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def main() -> None:
+    """Try what is named; exit with 1 where something fails."""
+    running = "{}.{}".format(*sys.version_info[:2])
+    wanted = sys.argv[1:] or ["oldest", *(version for version in SUPPORTED if version != running)]
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "source")  # a build leaves files beside what it builds
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "out", "build", "*.egg-info", "shards"))
+        run_in(folder, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source))
+        (wheel,) = Path(folder).glob("*.whl")
+        for name in wanted:
+            program = sys.executable if name == "oldest" else python(name)
+            if program is None:
+                print(f"{name}: this machine has no such Python", flush=True)
+                continue
+            start = time.monotonic()
+            print(f"{name}: {program}", flush=True)
+            worked = attempt(name, program, wheel)
+            print(f"{name}: {'works' if worked else 'FAILS'}, {time.monotonic() - start:.0f} s", flush=True)
+            failed += [] if worked else [name]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
