@@ -166,4 +166,4 @@ if "_CLI_COMPLETE" in os.environ:  # a shell asks what can follow
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="cli")

@@ -1,6 +1,6 @@
-"""The command that installs an extra, true for the way the project itself was installed.
+"""The command that installs an extra, for the way in which the project itself was installed.
 
-The project is on no package index, so its name alone finds nothing: a clone, a wheel or a repository must be named.
+The project is on no package index, so its name alone finds nothing: the command names a clone, wheel or repository.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def extra(name: str) -> str:
-    """Return the command that adds an extra, such as `pip install -e '/home/me/clone[train]'`."""
+    """The command that adds an extra, such as `pip install -e '/home/me/clone[train]'`."""
     if (_ROOT / "pyproject.toml").is_file() and (_ROOT / "cli.py").is_file():  # code that runs from a clone
         return f"pip install -e {shlex.quote(f'{_ROOT}[{name}]')}"
     from importlib.metadata import PackageNotFoundError, distribution  # 10 ms that `cli --help` must not pay
@@ -33,7 +33,7 @@ def extra(name: str) -> str:
 
 
 def _source(installed: Distribution, name: str) -> str:
-    """Return where the project was installed from, with the extra, as pip takes it."""
+    """What pip is given: where the project was installed from, with the extra."""
     origin = json.loads(installed.read_text("direct_url.json") or "{}")
     address = origin.get("url", "")
     if "vcs_info" in origin:
@@ -47,7 +47,7 @@ def _source(installed: Distribution, name: str) -> str:
 
 
 def _installer(installed: Distribution) -> str:
-    """Return the command that made this environment; pipx and uv tool replace theirs as a whole."""
+    """The installer of this environment. pipx and uv tool replace theirs as a whole."""
     if Path(sys.prefix, "pipx_metadata.json").exists():
         return "pipx install --force"
     if Path(sys.prefix, "uv-receipt.toml").exists():

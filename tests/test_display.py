@@ -56,7 +56,7 @@ def test_a_log_has_a_line_with_share_rate_and_time_left_every_few_seconds(long_f
     writing = r"writing train: \d+%, [\d,]+ of 20,000 examples, [\d,]+/s(, \d+:\d\d left)?"
     assert any(re.fullmatch(writing, line) for line in lines), done.stderr[-2000:]
     done = logged(0.001, "verify", "out", cwd=tmp_path)
-    assert re.search(r"^verifying: \d+%, 0 of 1 files$", done.stderr, re.MULTILINE), done.stderr
+    assert re.search(r"^verifying: \d+%, 0 of 1 files, 0.0 files/s$", done.stderr, re.MULTILINE), done.stderr
     assert done.stdout == "out: 1 shard and 4 files are whole\n"
 
 
@@ -68,8 +68,8 @@ def test_the_lines_keep_coming_while_one_piece_of_work_takes_long(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
     assert len(lines) >= 8
-    assert lines[0] == "checking: 0%, 0 of 4 files"
-    assert re.fullmatch(r"checking: 75%, 3 of 4 files, 0:0[01] left", lines[-1])
+    assert lines[0] == "checking: 0%, 0 of 4 files, 0.0 files/s"
+    assert re.fullmatch(r"checking: 75%, 3 of 4 files, [\d.]+ files/s, 0:0[01] left", lines[-1])
 
 
 def test_short_work_says_nothing(tmp_path: Path) -> None:

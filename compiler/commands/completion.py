@@ -37,10 +37,10 @@ def template_names() -> list[str]:
 
 
 class _Files(ShellComplete):
-    """Offers files where click has nothing to offer; its scripts leave the shell's own completion out."""
+    """Offers files where click offers nothing, because its scripts switch the shell's own completion off."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
-        """Return what click offers, or the wish for files."""
+        """What click offers, or a request for files."""
         found = super().get_completions(args, incomplete)
         return found if found or incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
 

@@ -133,10 +133,10 @@ class _Mix:
         names = self._rows[0]
         counts = [n for n, name in enumerate(names) if name in ("repeats", "rejected", "sampled out", "duplicates")]
         yield _table([tuple(cell for n, cell in enumerate(row) if n not in counts) for row in self._rows], narrow=True)
-        told = [0, *(n for n in counts if any(row[n] != "0" for row in self._rows[1:]))]
-        if len(told) > 1:
+        shown = [0, *(n for n in counts if any(row[n] != "0" for row in self._rows[1:]))]
+        if len(shown) > 1:
             yield Text()
-            yield _table([tuple(row[n] for n in told) for row in self._rows])
+            yield _table([tuple(row[n] for n in shown) for row in self._rows])
 
 
 def _table(rows: list[tuple[str, ...]], *, narrow: bool = False) -> Table:

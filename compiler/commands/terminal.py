@@ -98,7 +98,11 @@ class _Display(Watcher):
 
     def counted(self, done: int, total: int) -> None:
         """Say how many of the files are done."""
-        self._at(self.work.name, done / max(total, 1), lambda _: [f"{done:,} of {total:,} files"])
+
+        def figures(seconds: float) -> list[str]:
+            return [f"{done:,} of {total:,} files", f"{done / seconds:,.1f} files/s"]
+
+        self._at(self.work.name, done / max(total, 1), figures)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The examples of a published set: those of packs are rows of their own here."""
+"""The examples of a published set, one by one, also where they are stored in packs."""
 
 from __future__ import annotations
 
