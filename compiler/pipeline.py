@@ -19,8 +19,7 @@ from compiler.datasets.chosen import choose_datasets, kind_of
 from compiler.options import CompileOptions
 from compiler.proof.certificate import certificate_of
 from compiler.sets.folder import Output
-from compiler.sets.gather import examples_of, rows_of
-from compiler.sets.link import splits_of, write_split
+from compiler.sets.link import plan_splits, write_split
 from compiler.sets.manifest import (
     check_balance,
     dataset_entry,
@@ -37,6 +36,7 @@ from compiler.sets.manifest import (
 )
 from compiler.sets.mix import make_plan
 from compiler.sets.rejects import check_rejects, forget_rejects
+from compiler.sets.rows import examples_of, rows_of
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.progress import Done, Watcher
@@ -71,7 +71,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
         examples = [examples_of(one) for one in compiled]
         mix = make_plan([one.request for one in compiled], examples, options.mixing)
         rows = rows_of(compiled)
-        splits = splits_of(mix, compiled, rows, options.pack)
+        splits = plan_splits(mix, compiled, rows, options.pack)
         entries = [dataset_entry(i, one, examples[i], mix) for i, one in enumerate(compiled)]
         manifest: Manifest = {
             "format_version": FORMAT_VERSION,

@@ -16,7 +16,7 @@ from click.testing import Result
 from hypothesis import given, settings
 
 from compiler.options import MixOptions, Request, parse_mix
-from compiler.sets.mix import Examples, Plan, make_plan
+from compiler.sets.mix import Examples, MixPlan, make_plan
 from schemas.errors import UsageError
 from schemas.reader import CompiledSet
 
@@ -40,12 +40,12 @@ def rows(
     return Examples(lengths, lengths.copy() if trained is None else np.array(trained, np.int64), prints, cap)
 
 
-def uses(plan: Plan, dataset: int, size: int) -> list[int]:
+def uses(plan: MixPlan, dataset: int, size: int) -> list[int]:
     """Return how often each row of a dataset is used."""
     return np.bincount(plan.position[plan.dataset == dataset], minlength=size).tolist()
 
 
-def order(plan: Plan) -> list[tuple[int, int, int]]:
+def order(plan: MixPlan) -> list[tuple[int, int, int]]:
     """Return (dataset, row, repeat) in the order of the plan."""
     return list(zip(plan.dataset.tolist(), plan.position.tolist(), plan.repeat.tolist(), strict=True))
 

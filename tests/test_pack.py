@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.sets import link
-from compiler.sets.gather import Bucket, Rows
 from compiler.sets.pack import pack
+from compiler.sets.rows import CompiledRows
+from compiler.sets.shard import ShardWriter
+from compiler.sets.words import SpilledRows
 from schemas.arrow import OF_SEQUENCES, shard_schema
 from schemas.reader import CompiledSet
 from tests.support.shared import shared
@@ -157,13 +159,13 @@ def test_a_set_larger_than_memory_has_the_same_bytes(
     monkeypatch.setattr(link, "SHARD_TOKENS", 20_000)
     run("compile", *MIX, *packing, "-o", tmp_path / "at-once")
     monkeypatch.setattr(link, "_memory", lambda: 300_000)
-    buckets: list[Bucket] = []
-    really = Rows.scattered
-    monkeypatch.setattr(Rows, "scattered", lambda *given: buckets.extend(really(*given)) or list(buckets))
+    groups: list[SpilledRows] = []
+    really = CompiledRows.spill
+    monkeypatch.setattr(CompiledRows, "spill", lambda *given: groups.extend(really(*given)) or list(groups))
     run("compile", *MIX, *packing, "-o", tmp_path / "sorted")
     first, second = (CompiledSet.open(tmp_path / name).manifest for name in ("at-once", "sorted"))
     assert len(first["splits"]["train"]["shards"]) > 10
-    assert len(buckets) > 2
+    assert len(groups) > 2
     assert first["digest"] == second["digest"]
     assert {path.name for path in (tmp_path / "sorted").iterdir()} == {
         path.name for path in (tmp_path / "at-once").iterdir()
@@ -201,13 +203,13 @@ def test_an_error_while_the_last_block_is_written_publishes_nothing(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rest of the shard goes well: a write that failed must not be forgotten."""
-    really = link._Shard.write
+    really = ShardWriter.write
 
-    def full(self: link._Shard, table: pa.Table) -> None:
+    def full(self: ShardWriter, table: pa.Table) -> None:
         really(self, table)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(link._Shard, "write", full)
+    monkeypatch.setattr(ShardWriter, "write", full)
     result = run("compile", "--mix", "agent:1", "-o", tmp_path / "out", code=5)
     assert "No space left on device" in result.stderr
     assert not (tmp_path / "out").exists()

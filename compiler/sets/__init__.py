@@ -1,11 +1,13 @@
 """Step 5, link: objects become a set.
 
-objects -> mix -> plan of rows -> (pack) -> gather, link -> shards -> manifest -> published
+objects -> mix -> plan of rows -> (pack) -> link -> shards -> manifest -> published
 
 mix.py       which row of which dataset goes where, how often, in which order
 pack.py      examples combined into packs
-gather.py    rows of many objects as Arrow tables
-link.py      shards of a split
+rows.py      all compiled rows of a run, by number
+words.py     tokens of any rows, copied from the files of objects
+link.py      a split as shards
+shard.py     one shard: an Arrow file, hashed while it is written
 manifest.py  the manifest, and the balance that accounts for every row
 rejects.py   rejects.jsonl, and the end of a run with too many of them
 readme.py    the dataset card of a set

@@ -14,7 +14,7 @@ import numpy as np
 import registry
 from compiler.cache.objects import library_versions, own_version
 from compiler.options import CompileOptions
-from compiler.sets.mix import Examples, Plan
+from compiler.sets.mix import Examples, MixPlan
 from compiler.sets.readme import dataset_card
 from compiler.sets.rejects import rejects_jsonl
 from compiler.templates.load import Template
@@ -115,7 +115,7 @@ def packing_entry(length: int, splits: dict[str, SplitEntry]) -> PackingEntry:
     }
 
 
-def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: Plan) -> DatasetEntry:
+def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: MixPlan) -> DatasetEntry:
     """One dataset: its files, what was drawn, what became of every row."""
     draw, rejected = plan.draws[number], one.rejected()
     rows, used = len(draw.position), len(np.unique(draw.position))

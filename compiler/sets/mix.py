@@ -58,7 +58,7 @@ class Draw:
 
 
 @dataclass
-class Plan:
+class MixPlan:
     """The whole plan in final order: dataset, position, repeat int64[M]; val bool[M]."""
 
     dataset: Ints
@@ -68,7 +68,7 @@ class Plan:
     draws: list[Draw] = field(default_factory=list)
 
 
-def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: MixOptions) -> Plan:
+def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: MixOptions) -> MixPlan:
     """Return the plan for the datasets, in the order of the requests."""
     duplicate = _duplicates(examples)
     usable: list[Ints] = []
@@ -208,7 +208,9 @@ def _check_realized(request: Request, rows: Examples, draw: Draw, options: MixOp
         )
 
 
-def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: MixOptions) -> Plan:
+def _order(
+    requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: MixOptions
+) -> MixPlan:
     dataset = np.repeat(np.arange(len(draws)), [len(draw.position) for draw in draws])
     position = np.concatenate([draw.position for draw in draws])
     repeat = np.concatenate([draw.repeat for draw in draws])
@@ -228,7 +230,7 @@ def _order(requests: Sequence[Request], examples: Sequence[Examples], draws: lis
         )
         order = np.argsort(keys, kind="stable")
         dataset, position, repeat, val = dataset[order], position[order], repeat[order], val[order]
-    return Plan(dataset, position, repeat, val, draws)
+    return MixPlan(dataset, position, repeat, val, draws)
 
 
 def _kept_together(prints: npt.NDArray[np.bytes_], groups: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bytes_]:
