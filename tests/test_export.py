@@ -223,7 +223,7 @@ def test_an_export_that_fails_leaves_the_one_before(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_module, "_generation_config", full)
+    monkeypatch.setattr(export_module, "_generation_config", full)  # after the weights, which a full disk would stop
     assert "No space left on device" in run("export", path, out, code=5).stderr
     assert tree(out) == before
     assert {p.name for p in tmp_path.iterdir()} == {"out", path.name}

@@ -158,7 +158,7 @@ def test_a_set_larger_than_memory_has_the_same_bytes(
 ) -> None:
     monkeypatch.setattr(link, "SHARD_TOKENS", 20_000)
     run("compile", *MIX, *packing, "-o", tmp_path / "at-once")
-    monkeypatch.setattr(link, "_memory", lambda: 300_000)
+    monkeypatch.setattr(link, "_memory", lambda: 300_000)  # no process runs in so little
     groups: list[SpilledRows] = []
     really = CompiledRows.spill
     monkeypatch.setattr(CompiledRows, "spill", lambda *given: groups.extend(really(*given)) or list(groups))

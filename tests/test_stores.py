@@ -42,6 +42,7 @@ from tests.support.vision import draw_images, make_model
 ROWS = [{"instruction": f"Question {n}?", "output": f"Answer {n}. " + "ö" * (n % 7)} for n in range(60)]
 LINES = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in ROWS)
 
+ROOT = Path(__file__).resolve().parent.parent
 Compile = Callable[..., Result]
 
 
@@ -509,6 +510,7 @@ def test_too_many_rejects_publish_nothing_and_are_kept_in_the_cache(
 
 
 def broken_after(puts: int, error: BaseException) -> Callable[..., Path]:
+    """A put that raises after some that work: no store raises a KeyboardInterrupt or a MemoryError in this process."""
     put, count = uploads.StoreOutput._put, iter(range(1000))
 
     def broken(self: uploads.StoreOutput, folder: str, path: Path) -> Path:
@@ -582,8 +584,7 @@ def test_a_compile_that_is_killed_while_it_puts_publishes_nothing_and_locks_nobo
 
         wire.on_request = stall
         command = [sys.executable, "-m", "cli", "compile", str(rows), "-o", f"{uri}{wire.query}", "--workers", "1"]
-        root = Path(__file__).parent.parent
-        with subprocess.Popen([*command, "--cache", str(cache)], cwd=root, stderr=subprocess.PIPE) as process:
+        with subprocess.Popen([*command, "--cache", str(cache)], cwd=ROOT, stderr=subprocess.PIPE) as process:
             assert reached.wait(60)
             process.send_signal(signal.SIGKILL)
         go_on.set()
@@ -597,24 +598,25 @@ def test_a_compile_that_is_killed_while_it_puts_publishes_nothing_and_locks_nobo
 
 @pytest.mark.parametrize("first_ever", [True, False])
 def test_of_two_compiles_into_one_set_one_publishes_and_the_other_is_told(
-    store: Store, prefix: str, compile_: Compile, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    first_ever: bool,
-) -> None:  # fmt: skip
+    store: Store, prefix: str, compile_: Compile, rows: Path, tmp_path: Path, first_ever: bool
+) -> None:
     """With two caches, as on two machines: nothing but the store knows of both."""
     uri, path = target(prefix)
     if not first_ever:
         compile_(rows, "-o", uri)
-    publish = uploads.StoreOutput.publish
+    other = [sys.executable, "-m", "cli", "compile", str(rows), "-o", uri, "--seed", "2", "--workers", "1"]
+    others = iter([[*other, "--cache", str(tmp_path / "other")]])
 
-    def meanwhile(self: uploads.StoreOutput, manifest: dict[str, Any]) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(uploads.StoreOutput, "publish", publish)
-            compile_(rows, "-o", uri, "--seed", "2", cache=tmp_path / "other")
-        publish(self, manifest)
+    def publish_another(method: str, key: str) -> None:
+        """Hold the first manifest back until another compile has published."""
+        if method == "PUT" and key.endswith("manifest.json"):
+            for command in others:
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=50)
 
-    monkeypatch.setattr(uploads.StoreOutput, "publish", meanwhile)
-    said = text_of(compile_(rows, "-o", uri, "--seed", "1", code=6))
-    assert f"error: {uri}: another compile published there" in said
+    with wire_to(store) as wire:
+        wire.on_request = publish_another
+        said = text_of(compile_(rows, "-o", f"{uri}{wire.query}", "--seed", "1", code=6))
+    assert f"error: {uri}" in said and "another compile published there" in said
     opened = CompiledSet.open(path)
     assert (opened.manifest["seed"], find_damage(opened)) == (2, [])
     assert len({name.split("/")[0] for name in store.keys(f"{prefix}/set")}) == 2
@@ -652,7 +654,7 @@ def test_an_answer_that_gets_lost_does_not_take_a_published_set_back(
 def test_a_store_that_ignores_conditions_is_refused(
     store: Store, prefix: str, compile_: Compile, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client_of = uploads._client
+    client_of = uploads._client  # a header cannot be taken out on the wire: requests are signed
 
     def careless(path: StorePath) -> Any:
         client = client_of(path)

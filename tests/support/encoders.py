@@ -43,7 +43,10 @@ class Wrong(FastEncoder):
 
 
 def use_wrong(patch: pytest.MonkeyPatch) -> None:
-    """Encode with the wrong encoder, and with nothing that was loaded before."""
+    """Encode with the wrong encoder, and with nothing that was loaded before.
+
+    The faults that fastokens has are found before it is used, so one that is not has to be made.
+    """
     patch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
     patch.setattr("compiler.units.unit._tools", _tools.__wrapped__)
     patch.setattr(encoders, "FastEncoder", Wrong)
