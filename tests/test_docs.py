@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from compiler.formats import FORMATS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted(
@@ -128,3 +131,16 @@ def test_contributing_shows_the_floors_that_are_tested() -> None:
     )
     assert tested is not None
     assert f"```\n{textwrap.dedent(tested[1])}\n```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(path for name in ("compiler", "trainer", "schemas") for path in (ROOT / name).rglob("__init__.py")),
+    ids=named,
+)
+def test_the_front_page_of_a_room_names_its_modules(page: Path) -> None:
+    """The source formats are left out: they are listed in the code below their page."""
+    shown = ast.get_docstring(ast.parse(page.read_text(encoding="utf-8"))) or ""
+    here = {path.name for path in page.parent.glob("*.py")} - {"__init__.py"}
+    formats = {f"{name}.py" for name in FORMATS} if page.parent.name == "formats" else set()
+    assert sorted(name for name in here - formats if not re.search(rf"\b{name.removesuffix('.py')}\b", shown)) == []

@@ -1,12 +1,15 @@
 """The command line of the compiler: parse, call, print. What a command needs is imported when it runs.
 
-compile.py       cli compile
-sets.py          cli inspect, cli verify
-formats.py       cli formats
-cache.py         cli cache
-report.py        what cli compile prints at its end
-cache_report.py  what cli cache prints
-terminal.py      progress on stderr, results on stdout
+compile.py          cli compile
+compile_options.py  its options, under the headings of its help
+sets.py             cli inspect, cli verify
+formats.py          cli formats
+cache.py            cli cache
+report.py           what cli compile prints at its end
+cache_report.py     what cli cache prints
+terminal.py         results on stdout, progress on stderr
+sections.py         help with headings
+completion.py       completion in bash, zsh and fish
 """
 
 from compiler.commands.cache import cache

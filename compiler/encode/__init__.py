@@ -1,1 +1,12 @@
-"""From conversations to token columns: weights, shapes, ids, labels and the length policy."""
+"""Step 3, encode: conversations become ids, labels and weights. From here on there are only columns.
+
+conversation -> segments -> runs, weights -> shape -> tokens of a batch -> length -> columns
+
+sequences.py  a conversation to its sequences: one, the two of a pair, or one per reply
+weigh.py      which characters of a reply are trained, and how much
+shapes.py     runs, and what the runs of all rows of one shape share
+tokens.py     the runs of a batch to ids, labels and weights
+length.py     what happens to examples longer than --max-length
+columns.py    a batch of examples as Arrow columns
+system.py     `--system merge`
+"""

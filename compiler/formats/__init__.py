@@ -1,4 +1,4 @@
-"""The source formats: each module declares one as `FORMAT`, with the schema `schemas/NAME.schema.json` beside it.
+"""Step 2, lift: the source formats. Each module declares one as `FORMAT`; `schemas/NAME.schema.json` checks its rows.
 
 format.py   what a format declares
 common.py   what several formats share: columns, tools, calls, weights

@@ -1,4 +1,4 @@
-"""Images and videos by reference: the file, its facts, and its number of tokens.
+"""Step 2, lift: images and videos by reference: the file, its facts, and its number of tokens.
 
     paths     a reference in a row -> a file under the media folder, or a reject
     probe     a file -> its facts

@@ -1,4 +1,4 @@
-"""Files -> units -> rows, each row with the bytes it came from.
+"""Step 1, choose: files -> units -> rows, each row with the bytes it came from.
 
     source = open_source(path)      what the file is; InputError if it cannot be read as that
     for unit in cut(source):        pieces that are compiled at once, found without holding the file

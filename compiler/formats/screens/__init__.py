@@ -1,1 +1,8 @@
-"""The language of a screen agent (CogAgent), parsed and written: its prompts, replies and operations."""
+"""The language of a screen agent (CogAgent), parsed and written. Every error has its place in the text.
+
+prompt.py        task, platform, answer format and the history of steps
+reply.py         the parts of a reply, and its one operation
+operation.py     one operation with its arguments
+action_space.py  the operations that there are
+located.py       errors with their place
+"""
