@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 import registry
 from cli import main
 from compiler.conversation import Conversation, Kind, Message, Role
-from compiler.sets.mix import _kept_together
+from compiler.sets.validation import keep_together
 from schemas.arrow import shard_schema
 from schemas.reader import CompiledSet
 from tests.support.command import runner
@@ -967,7 +967,7 @@ def test_rows_are_kept_together_that_share_a_conversation_or_a_group_through_oth
     drawn: list[tuple[bytes, bytes]],
 ) -> None:
     prints, groups = ([pair[i] for pair in drawn] for i in (0, 1))
-    found = _kept_together(np.array(prints, "S16"), np.array(groups, "S16")).tolist()
+    found = keep_together(np.array(prints, "S16"), np.array(groups, "S16")).tolist()
     expected = components(prints, groups)
     assert [found.index(value) for value in found] == expected
 
@@ -978,4 +978,4 @@ def test_a_long_chain_of_rows_is_one_group_in_any_order(order: list[int]) -> Non
     """Row n shares its conversation with one neighbour and its group with the other."""
     links = [(f"{n // 2:016d}".encode(), f"{(n + 1) // 2:016d}".encode()) for n in order]
     prints, groups = (np.array([link[i] for link in links], "S16") for i in (0, 1))
-    assert len(set(_kept_together(prints, groups).tolist())) == 1
+    assert len(set(keep_together(prints, groups).tolist())) == 1

@@ -125,6 +125,13 @@ def test_max_repeats_0_is_the_default_and_1_doubles_the_total() -> None:
     assert uses(one, 0, 10) == [2] * 10
 
 
+def test_a_total_of_less_than_a_row_is_told_from_rows_that_were_all_rejected() -> None:
+    with pytest.raises(UsageError, match=r"^--total 10: it asks for less than one row\n  Ask for more\.$"):
+        make_plan([Request("a", 1)], [rows("a", [100, 100])], MixOptions(mix_unit="tokens", total=10))
+    with pytest.raises(UsageError, match=r"^compile: there is no row to write\n  Every row was rejected"):
+        make_plan([Request("a")], [rows("a", 0)], MixOptions())
+
+
 def test_a_total_that_needs_more_repeats_than_allowed_names_the_dataset() -> None:
     requests, examples = [Request("small", 1), Request("big", 1)], [rows("small", 10), rows("big", 1000)]
     with pytest.raises(UsageError) as error:

@@ -2,16 +2,17 @@
 
 objects -> mix -> plan of rows -> (pack) -> link -> shards -> manifest -> published
 
-mix.py       which row of which dataset goes where, how often, in which order
-pack.py      examples combined into packs
-rows.py      all compiled rows of a run, by number
-words.py     tokens of any rows, copied from the files of objects
-link.py      a split as shards
-shard.py     one shard: an Arrow file, hashed while it is written
-manifest.py  the manifest, and the balance that accounts for every row
-rejects.py   rejects.jsonl, and the end of a run with too many of them
-readme.py    the dataset card of a set
-folder.py    a set in a folder: locked, written aside, published by renames
-store.py     a set in an object store: published by one conditional put
-verify.py    every byte of a set against its manifest
+mix.py         which row of which dataset goes where, how often, in which order
+validation.py  which rows are for validation: whole conversations
+pack.py        examples combined into packs
+rows.py        all compiled rows of a run, by number
+words.py       tokens of any rows, copied from the files of objects
+link.py        a split as shards
+shard.py       one shard: an Arrow file, hashed while it is written
+manifest.py    the manifest, and the balance that accounts for every row
+rejects.py     rejects.jsonl, and the end of a run with too many of them
+readme.py      the dataset card of a set
+folder.py      a set in a folder: locked, written aside, published by renames
+store.py       a set in an object store: published by one conditional put
+verify.py      every byte of a set against its manifest
 """

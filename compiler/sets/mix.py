@@ -1,14 +1,14 @@
-"""The plan: which example of which dataset goes where, how often, in which order. Arithmetic on arrays, no files.
+"""The mix: which example of which dataset is in the set, how often, in which order. Arithmetic on arrays, no files.
 
-1. Exact duplicates are found across all datasets in the order of the mix; the first of each stays a first.
-2. Every dataset gets a number of rows: a count, everything it has, or a share. Shares are filled up to the largest
-   total at which no dataset uses a row more often than allowed.
-3. Rows are drawn in a seeded order; what is drawn n times is drawn evenly (each row q times, some once more).
-4. Rows of one conversation stay on one side of the train/validation split.
-5. One seeded shuffle over everything.
+1. Exact duplicates are found across all datasets, in the order of the mix; the first one is no duplicate.
+2. Every dataset gets an amount: a count of rows, all its rows, or a share of a total. By default the total is the
+   largest at which no dataset uses a row more often than allowed.
+3. Rows are drawn in a seeded order, and evenly: each row q times, some once more.
+4. Whole conversations are chosen for validation (`validation.py`).
+5. Everything is shuffled once, seeded.
 
-Orders are made by hashing (seed, what, position, repeat), not by a random generator: they are the same on every
-machine, in every numpy, for any number of workers.
+Orders are made by hashing (seed, purpose, position, repeat), not by a random generator: they are the same on every
+machine, with every numpy, for any number of workers. Time n log n for n rows; memory about fifty bytes a row.
 """
 
 from __future__ import annotations
@@ -20,46 +20,47 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.options import MixOptions, Request
+from compiler.sets.validation import choose_validation, keep_together
 from schemas.errors import IntegrityError, UsageError
-from schemas.order import Ints, hashes, mix64, salt
+from schemas.order import Ints, hashes
 
 MOST_ROWS = 200_000_000
-"""A plan is held in memory: about fifty bytes a row. More is a slip, or the work of several sets."""
+"""A plan is held in memory. More rows are a mistake, or need several sets."""
 
 
 @dataclass
 class Examples:
-    """A dataset's compiled rows, in the order of its files. tokens, trained int64[N]; fingerprints S16[N]."""
+    """A dataset's examples, in the order of its files. tokens, trained int64[N]; fingerprints S16[N]."""
 
     tokens: Ints
     trained: Ints
     fingerprints: npt.NDArray[np.bytes_]
     cap: int | None = None
-    """At most so many rows of the source are used (`num_samples`)."""
+    """Use at most so many of them (`num_samples`)."""
     groups: npt.NDArray[np.bytes_] | None = None
-    """S16[N]: rows of one group stay on one side of the split; None = each conversation is its own."""
+    """S16[N]: examples of one group stay on one side of the split; None = only equal conversations do."""
 
     def measure(self, unit: str) -> Ints:
-        """Return how much each row counts towards a share, int64[N]."""
+        """How much each example counts towards a share, int64[N]."""
         return {"rows": np.ones_like(self.tokens), "tokens": self.tokens, "trained_tokens": self.trained}[unit]
 
 
 @dataclass
 class Draw:
-    """One dataset's part of the plan. position int64[M] (row among its examples), repeat int64[M]."""
+    """What is drawn of one dataset: position int64[M] among its examples, repeat int64[M]."""
 
     position: Ints
     repeat: Ints
     target: float | None
-    """What the share asked for, in the unit of the mix; None for counts and for everything."""
+    """What the share asked for, in the unit of the mix; None for counts and for all rows."""
     duplicates: int
     dropped: int
-    """Duplicates that were removed (--dedup exact)."""
+    """How many duplicates were removed (--dedup exact)."""
 
 
 @dataclass
 class MixPlan:
-    """The whole plan in final order: dataset, position, repeat int64[M]; val bool[M]."""
+    """All examples of the set in final order: dataset, position, repeat int64[M]; val bool[M]."""
 
     dataset: Ints
     position: Ints
@@ -69,7 +70,7 @@ class MixPlan:
 
 
 def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: MixOptions) -> MixPlan:
-    """Return the plan for the datasets, in the order of the requests."""
+    """Plan the mix of the datasets, which are in the order of the requests."""
     duplicate = _duplicates(examples)
     usable: list[Ints] = []
     for request, rows, twice in zip(requests, examples, duplicate, strict=True):
@@ -88,7 +89,7 @@ def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options
 
 
 def _duplicates(examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
-    """Return, per dataset, which rows repeat a conversation that came before."""
+    """Which rows repeat a conversation that came before; bool[N] for each dataset."""
     prints = np.concatenate([rows.fingerprints for rows in examples]) if examples else np.empty(0, "S16")
     _, first = np.unique(prints, return_index=True)
     twice = np.ones(len(prints), dtype=bool)
@@ -97,12 +98,13 @@ def _duplicates(examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
 
 
 def _capped(name: str, positions: Ints, cap: int | None, seed: int) -> Ints:
+    """At most `cap` of the positions, chosen in seeded order."""
     if cap is None or cap >= len(positions):
         return positions
     return np.sort(positions[np.argsort(hashes(seed, f"cap:{name}", positions), kind="stable")][:cap])
 
 
-def _nothing_of(name: str, rows: Examples) -> UsageError:
+def _nothing_to_draw(name: str, rows: Examples) -> UsageError:
     if not len(rows.tokens):
         return UsageError(f"--mix {name}", "the dataset has no row that could be used", "See its rejects.")
     what = f"each of its {len(rows.tokens):,} rows repeats a conversation that came before"
@@ -112,12 +114,12 @@ def _nothing_of(name: str, rows: Examples) -> UsageError:
 def _amounts(
     requests: Sequence[Request], examples: Sequence[Examples], usable: Sequence[Ints], options: MixOptions
 ) -> list[tuple[float, float | None]]:
-    """Return (how much, what the share asked for) per dataset, in rows for counts and in the unit for shares."""
+    """(Amount, what the share asked for) of each dataset: rows for counts, the unit of the mix for shares."""
     shares = [request.share for request in requests]
     capacity = [float(rows.measure(options.mix_unit)[at].sum()) for rows, at in zip(examples, usable, strict=True)]
     for request, rows, at in zip(requests, examples, usable, strict=True):
         if not len(at) and (request.share is not None or request.count is not None):
-            raise _nothing_of(request.name, rows)
+            raise _nothing_to_draw(request.name, rows)
     with_share = [(i, share) for i, share in enumerate(shares) if share is not None]
     uses = 1 + (options.max_repeats or 0)
     total = 0.0
@@ -142,7 +144,7 @@ def _amounts(
 
 
 def _whole_rows(targets: dict[int, float], options: MixOptions) -> dict[int, float]:
-    """Return whole numbers of rows: rounded down, and what --total still lacks given to the largest remainders."""
+    """Whole numbers of rows: rounded down; what --total still lacks goes to the largest remainders."""
     whole = {i: float(np.floor(target + 1e-9)) for i, target in targets.items()}
     if options.total is not None:
         missing = int(options.total - sum(whole.values()))
@@ -158,6 +160,7 @@ def _check_repeats(
     total: float,
     options: MixOptions,
 ) -> None:
+    """UsageError if --total needs a row more often than --max-repeats allows."""
     if options.total is None or options.max_repeats is None:
         return
     for i, share in with_share:
@@ -171,7 +174,7 @@ def _check_repeats(
 
 
 def _draw(request: Request, rows: Examples, positions: Ints, amount: float, options: MixOptions) -> tuple[Ints, Ints]:
-    """Return (positions, repeats): whole passes over the rows, then part of one more in seeded order."""
+    """Draw an amount: (positions, repeats) of whole passes over the rows, then of part of one more, in seeded order."""
     unit = options.mix_unit if request.share is not None else "rows"
     measure = rows.measure(unit)[positions]
     each = float(measure.sum())
@@ -184,7 +187,7 @@ def _draw(request: Request, rows: Examples, positions: Ints, amount: float, opti
     rest = amount - passes * each
     order = np.argsort(hashes(options.seed, f"draw:{request.name}:{passes}", positions), kind="stable")
     reached = np.cumsum(measure[order])
-    # The cut that comes closest to what is left, so that the error is less than one row.
+    # Stop where the sum is closest to what is left: the error is less than one row.
     low = int(np.searchsorted(reached, rest, side="right"))
     before = float(reached[low - 1]) if low else 0.0
     if low < len(reached) and abs(float(reached[low]) - rest) < abs(before - rest):
@@ -196,7 +199,7 @@ def _draw(request: Request, rows: Examples, positions: Ints, amount: float, opti
 
 
 def _check_realized(request: Request, rows: Examples, draw: Draw, options: MixOptions) -> None:
-    """Raise if a dataset misses its share by a row or more (of tokens: by its longest row or more)."""
+    """IntegrityError if a dataset misses its share by a row or more (of tokens: by its longest row or more)."""
     if draw.target is None or not len(draw.position):
         return
     measure = rows.measure(options.mix_unit)
@@ -211,15 +214,16 @@ def _check_realized(request: Request, rows: Examples, draw: Draw, options: MixOp
 def _order(
     requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: MixOptions
 ) -> MixPlan:
+    """Put all draws into one order, and choose the rows for validation."""
     dataset = np.repeat(np.arange(len(draws)), [len(draw.position) for draw in draws])
     position = np.concatenate([draw.position for draw in draws])
     repeat = np.concatenate([draw.repeat for draw in draws])
     if not len(dataset):
-        raise UsageError("compile", "there is no row to write", "Every row was rejected; see the rejects.")
+        raise _no_row(examples, options)
     prints = np.concatenate([rows.fingerprints[d.position] for rows, d in zip(examples, draws, strict=True)])
     groups = [rows.fingerprints if rows.groups is None else rows.groups for rows in examples]
     joined = np.concatenate([rows[d.position] for rows, d in zip(groups, draws, strict=True)])
-    val = _split(_kept_together(prints, joined), options)
+    val = choose_validation(keep_together(prints, joined), options.val_size, options.seed)
     if options.shuffle:
         # Hashed with the dataset's name: adding a dataset does not reorder the others among themselves.
         keys = np.concatenate(
@@ -233,56 +237,8 @@ def _order(
     return MixPlan(dataset, position, repeat, val, draws)
 
 
-def _kept_together(prints: npt.NDArray[np.bytes_], groups: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bytes_]:
-    """Return S16[M]: equal for rows that share a conversation or a group, directly or through others.
-
-    Every row takes the smallest print among the rows it shares one with, until nothing changes.
-    """
-    if np.array_equal(prints, groups):
-        return prints
-    keys = [np.unique(column, return_inverse=True)[1] for column in (prints, groups)]
-    _, label = np.unique(prints, return_inverse=True)
-    while True:
-        before = label
-        for key in keys:
-            smallest = np.full(int(key.max()) + 1, len(label))
-            np.minimum.at(smallest, key, label)
-            label = smallest[key]
-        if np.array_equal(before, label):
-            return np.unique(prints)[label]
-
-
-def _split(prints: npt.NDArray[np.bytes_], options: MixOptions) -> npt.NDArray[np.bool_]:
-    """Return which rows are for validation: whole conversations, in seeded order, up to --val-size rows."""
-    size = options.val_size
-    if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
-        raise UsageError(
-            f"--val-size {size:g}", "expected a fraction below 1, or a whole number of rows", "--val-size 0.05"
-        )
-    wanted = round(size * len(prints)) if size < 1 else int(size)
-    val = np.zeros(len(prints), dtype=bool)
-    if not size:
-        return val
-    if not 0 < wanted < len(prints):
-        raise UsageError(
-            f"--val-size {size:g}",
-            f"it asks for {wanted:,} of {len(prints):,} rows, expected at least 1 and not all",
-            "Give a number of rows, or compile more rows.",
-        )
-    groups, member, sizes = np.unique(prints, return_inverse=True, return_counts=True)
-    keys = np.frombuffer(groups.astype("S16").tobytes(), dtype="<u8").reshape(-1, 2)[:, 0]
-    order = np.argsort(mix64(keys ^ salt(options.seed, "val")), kind="stable")
-    chosen = np.zeros(len(groups), dtype=bool)
-    left = wanted
-    for group in order.tolist():
-        if sizes[group] <= left:
-            chosen[group], left = True, left - sizes[group]
-            if not left:
-                break
-    val = chosen[member]
-    if not val.any() or val.all():
-        raise UsageError(
-            f"--val-size {size:g}", "no whole conversations (or trajectories) add up to that",
-            "Each has too many rows or repeats; ask for more rows.",
-        )  # fmt: skip
-    return val
+def _no_row(examples: Sequence[Examples], options: MixOptions) -> UsageError:
+    if not any(len(rows.tokens) for rows in examples):
+        return UsageError("compile", "there is no row to write", "Every row was rejected; see the rejects.")
+    where = "--mix" if options.total is None else f"--total {options.total}"
+    return UsageError(where, "it asks for less than one row", "Ask for more.")

@@ -1,7 +1,7 @@
-"""Examples put together to packs of a given length, so that a batch has next to no padding.
+"""Packing: examples are combined into rows of at most a given length, so that a batch has next to no padding.
 
 Best fit decreasing over the whole split: the longest example first, each into the fullest pack that has room for it.
-Time n log n; at most 11/9 of the fewest packs possible, plus 6/9 (Dosa 2007), and with chat data nearly none is wasted.
+Time n log n; at most 11/9 of the fewest packs possible, plus 6/9 (Dosa 2007). With chat data next to no room is left.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from schemas.packs import MEDIA_COLUMNS, lists, media_at, weight_lists
 
 @dataclass(frozen=True)
 class Packs:
-    """Which examples make a pack, when they stand in order: pack k has [edges[k], edges[k + 1]), int64[K + 1]."""
+    """The packs of ordered examples: pack k has examples edges[k] up to edges[k + 1], int64[K + 1]."""
 
     edges: Ints
 
     def within(self, examples: slice) -> Packs:
-        """Return the packs of some of the examples, counted from the first of these."""
+        """The packs of a slice of the examples, counted from its first one."""
         return Packs(self.edges[(self.edges >= examples.start) & (self.edges <= examples.stop)] - examples.start)
 
 
 class _Room:
-    """The packs by the room that is left in them, with a fast search for the least room that suffices."""
+    """Packs by the room left in them. The least room that suffices is found fast: the rooms are bits of integers."""
 
     def __init__(self, length: int) -> None:
         self._packs: defaultdict[int, list[int]] = defaultdict(list)
@@ -37,13 +37,13 @@ class _Room:
         self._blocks = 0
 
     def put(self, pack: int, room: int) -> None:
-        """Note how much room a pack has."""
+        """Add a pack with this much room."""
         self._packs[room].append(pack)
         self._bits[room >> 10] |= 1 << (room & 1023)
         self._blocks |= 1 << (room >> 10)
 
     def take(self, size: int) -> tuple[int, int] | None:
-        """Return and forget (pack, room) of the fullest pack with room for `size`; None where there is none."""
+        """Remove the fullest pack with room for `size`; return (pack, room), or None if there is none."""
         block = size >> 10
         if block >= len(self._bits):
             return None
@@ -69,10 +69,10 @@ def _lowest(bits: int) -> int:
 
 
 def pack(lengths: Ints, length: int) -> tuple[Ints, Packs]:
-    """Return (order int64[N], packs): the examples in the order of their packs, none of more than `length` tokens.
+    """Put examples of these lengths, int64[N], into packs of at most `length` tokens.
 
-    Packs stand where the first of their examples would; within a pack examples keep their order. ValueError where an
-    example is longer than a pack.
+    Returns (order int64[N], packs of the examples in this order). A pack stands where the first of its examples stood;
+    within a pack examples keep their order. ValueError if an example is longer than a pack.
     """
     if len(lengths) and int(lengths.max()) > length:
         raise ValueError(f"an example of {int(lengths.max())} tokens in packs of {length}")
@@ -95,7 +95,7 @@ def pack(lengths: Ints, length: int) -> tuple[Ints, Packs]:
 
 
 def packed_columns(columns: dict[str, pa.Array], packs: Packs) -> dict[str, pa.Array]:
-    """Return the columns of examples as those of packs."""
+    """Turn the columns of examples into those of their packs: the inverse of `schemas.packs.unpacked`."""
     edges = packs.edges
     found: dict[str, pa.Array] = {}
     for name in OF_SEQUENCES:
@@ -115,7 +115,7 @@ def packed_columns(columns: dict[str, pa.Array], packs: Packs) -> dict[str, pa.A
 
 
 def _weights(weights: pa.ListArray, labels: pa.ListArray, edges: Ints) -> pa.ListArray:
-    """Return the packs' weights, null where those of all their examples are."""
+    """The weights of packs, null where those of all their examples are."""
     starts = labels.offsets.to_numpy()
     of_packs = (labels.values.to_numpy() != IGNORED).astype(np.float32)
     of_packs[np.repeat(np.asarray(weights.is_valid()), np.diff(starts))] = weights.flatten().to_numpy()
@@ -123,7 +123,7 @@ def _weights(weights: pa.ListArray, labels: pa.ListArray, edges: Ints) -> pa.Lis
 
 
 def _media(column: pa.ListArray, starts: Ints, edges: Ints) -> pa.ListArray:
-    """Return the packs' images or videos, positions counted from the start of the pack."""
+    """The images or videos of packs, with positions from the start of the pack."""
     offsets, values = column.offsets.to_numpy(), column.flatten()
     pack_of = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
     moved = np.repeat(starts[:-1] - starts[edges[:-1]][pack_of], np.diff(offsets))
