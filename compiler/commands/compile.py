@@ -1,4 +1,4 @@
-"""`cli compile`."""
+"""`cli compile`: check the options, compile, print the summary."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def compile_(**given: Any) -> None:
 
 def _check_engine(given: dict[str, Any]) -> None:
     if given["ray_address"] is not None and given["engine"] != "ray":
-        raise UsageError("--ray-address", "units are compiled on this machine", "Add --engine ray, or leave it out.")
+        raise UsageError("--ray-address", "it is only used with --engine ray", "Add --engine ray, or leave it out.")
     if given["only"] is not None and given["engine"] == "ray":
-        raise UsageError("--only --engine ray", "each gives out units to machines", "Leave one of them out.")
+        raise UsageError("--only --engine ray", "both spread units over machines", "Leave one of them out.")
 
 
 def _options(given: dict[str, Any]) -> CompileOptions:
-    """Turn what was given into options, with everything that can be checked without files checked."""
+    """The options of a compile, after the checks that need no files."""
     from compiler.datasets import files, hub
     from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_mix, parse_part
 
@@ -102,7 +102,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
 
 
 def _filled(options: type[T], given: dict[str, Any]) -> T:
-    """The options with each value that was given for a field of theirs; the others keep their defaults."""
+    """Fill a dataclass of options with the given values; the other fields keep their defaults."""
     names = [field.name for field in fields(options)]  # type: ignore[arg-type]
     return options(**{name: given[name] for name in names if given.get(name) is not None})
 
@@ -145,11 +145,11 @@ def _check(given: dict[str, Any]) -> None:
     if (given["name"] or given["author"]) and not given["self_cognition"]:
         raise UsageError(
             "--name/--author",
-            "they name the model in self-cognition rows, and none are asked for",
+            "they are only used in self-cognition rows",
             "Add --self-cognition N.",
         )
     if given["self_cognition_file"] and not given["self_cognition"]:
-        raise UsageError("--self-cognition-file", "no self-cognition rows are asked for", "Add --self-cognition N.")
+        raise UsageError("--self-cognition-file", "it is only used with --self-cognition", "Add --self-cognition N.")
     if bool(given["name"]) != bool(given["author"]):
         raise UsageError(
             "--name/--author", "expected both or neither", "--name 卡卡罗特,Kakarot --author 陶白白,Baibai"
