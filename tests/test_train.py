@@ -113,7 +113,7 @@ def test_packs_are_trained_as_their_rows_are(data: Path, packed: Path, make: Mak
     in_packs = make("packs", max_steps=3, per_device_train_batch_size=64)
     train(data, alone)
     said = train(packed, in_packs).stderr
-    assert "packs: losses as of their sequences alone" in said
+    assert "packs: the losses equal those of their sequences alone" in said
     assert losses(in_packs) == pytest.approx(losses(alone), abs=1e-5)
     assert losses(alone)[3] < losses(alone)[1]
 
@@ -456,7 +456,7 @@ def test_a_model_without_safetensors_is_refused(tmp_path: Path, data: Path, mode
     other = Path(shutil.copytree(model, tmp_path / "other"))
     (other / "model.safetensors").rename(other / "pytorch_model.bin")
     said = train(data, make(model=other), code=2).stderr
-    assert "its weights are in pytorch_model.bin, which can run code when it is read" in said
+    assert "the weights are in pytorch_model.bin, which can run code when read" in said
     (other / "config.json").write_text('{"model_type": "chatglm", "auto_map": {"AutoConfig": "evil.Config"}}')
     (other / "evil.py").write_text("raise SystemExit('it ran')")
     shutil.copy(model / "model.safetensors", other)
@@ -525,9 +525,9 @@ def test_what_would_be_silently_wrong_is_refused(data: Path, packed: Path, make:
     said = train(data, make(**prefix, gradient_checkpointing=True), code=2).stderr
     assert "which recomputed layers would see twice" in said
     assert "kto needs a set of kind kto" in train(data, make(objective="kto"), code=2).stderr
-    assert "a cpu does not compute in fp16" in train(data, make(fp16=True), code=2).stderr
+    assert "a CPU does not compute in fp16" in train(data, make(fp16=True), code=2).stderr
     said = train(data, make(quantization_bit=4, zero_stage=3), code=2).stderr
-    assert "cannot be cut up between processes" in said
+    assert "cannot be split between processes" in said
     assert "has no vision tower" in train(data, make(freeze_vision=True), code=2).stderr
 
 
@@ -561,7 +561,7 @@ def test_wrong_names_are_answered_with_the_nearest(data: Path, make: Make) -> No
 def test_two_runs_in_one_folder_are_refused(data: Path, make: Make) -> None:
     run = make(max_steps=1)
     with locked(run.with_suffix("")):
-        assert "another run is writing it" in train(data, run, code=6).stderr
+        assert "another run is writing to it" in train(data, run, code=6).stderr
     train(data, run)
 
 
@@ -591,7 +591,7 @@ def test_a_set_that_is_not_what_a_configuration_expects_is_named(data: Path, mak
         "val_size": 6,
         "packing": False,
     }
-    assert "has the chat template of the model's own tokenizer" in train(data, make(expect=fitting, max_steps=1)).stderr
+    assert "uses the template of the model's own tokenizer" in train(data, make(expect=fitting, max_steps=1)).stderr
 
 
 # -- the files that users have --

@@ -97,7 +97,7 @@ def test_a_cli_py_in_the_current_folder_is_not_run(runs: Runs, tmp_path: Path) -
     (tmp_path / "cli.py").write_text("import pathlib; pathlib.Path('ran').touch(); raise SystemExit(3)")
     short = config(tmp_path / "short.json", runs.model, max_steps=1, per_device_train_batch_size=1)
     printed = run_to_end(2, runs.data, short, cwd=tmp_path)
-    assert "1 steps" in printed and losses(short) == {1: losses(runs.whole)[1]}
+    assert "trained 1 step," in printed and losses(short) == {1: losses(runs.whole)[1]}
     assert not (tmp_path / "ran").exists()
 
 

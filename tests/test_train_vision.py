@@ -139,7 +139,7 @@ def test_an_image_that_is_not_the_compiled_one_is_named(
     Image.new("RGB", (112, 56), "red").save(other / "a.png")
     run = seen(tmp_path / "run.json", model, other, per_device_train_batch_size=4)
     said = train(data, run, code=4).stderr
-    assert "a.png: it is not the image that was compiled" in said
+    assert "a.png: not the image that was compiled" in said
     (other / "a.png").unlink()
     said = train(data, run, code=5).stderr
     assert "a.png: cannot be read" in said

@@ -1,4 +1,4 @@
-"""Where training runs: cuda, npu or cpu, alone or as one of several processes. The only file that says npu."""
+"""The device of a process: cuda, npu or cpu, alone or one of several. All code for a kind of device is here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Device:
-    """This process among the others, and the accelerator it has."""
+    """A process among the others, and its accelerator."""
 
     kind: str
     """cuda, npu or cpu."""
@@ -32,25 +32,25 @@ class Device:
 
     @property
     def torch(self) -> torch.device:
-        """The device tensors are put on."""
+        """The device for tensors."""
         import torch
 
         return torch.device("cpu" if self.kind == "cpu" else f"{self.kind}:{self.local_rank}")
 
     @property
     def has_bf16(self) -> bool:
-        """Whether bf16 is the accelerator's own; on cpu it is emulated on most machines, so not by itself."""
+        """Whether the accelerator supports bf16. False on cpu, where most machines emulate it."""
         module = _module(self.kind)
         return bool(module and module.is_bf16_supported())
 
     def memory(self) -> int | None:
-        """Return the accelerator's bytes; None on cpu."""
+        """The accelerator's memory in bytes; None on cpu."""
         module = _module(self.kind)
         return int(module.get_device_properties(self.local_rank).total_memory) if module else None
 
 
 def launched() -> tuple[int, int, int]:
-    """Return (rank, world size, local rank) as torchrun or deepspeed set them; (0, 1, 0) where nobody did."""
+    """(rank, world size, local rank) as torchrun or deepspeed set them; (0, 1, 0) if neither did."""
     rank, world, local = (int(os.environ.get(key, default)) for key, default in _PROCESS)
     return rank, world, local
 
@@ -61,10 +61,10 @@ _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 
 def find(*, use_cpu: bool) -> Device:
-    """Return the device of this process; nothing is opened but the driver. UsageError says what is missing.
+    """Find the device of this process; only the driver is opened. UsageError says what is missing.
 
-    An NPU is used where torch_npu is installed; torch_npu is imported here, since a process that has it but does not
-    import it first fails later and elsewhere.
+    An NPU is used if torch_npu is installed. It must be imported first, here: otherwise the process fails later,
+    somewhere else.
     """
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # else `import torch` itself fails without CANN
     kind = "cpu" if use_cpu else "npu" if importlib.util.find_spec("torch_npu") else None
@@ -73,7 +73,7 @@ def find(*, use_cpu: bool) -> Device:
     import torch
 
     kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
-    os.environ["DS_ACCELERATOR"] = kind  # DeepSpeed would guess, and warn where it finds none
+    os.environ["DS_ACCELERATOR"] = kind  # otherwise DeepSpeed guesses, and warns if it finds none
     rank, world, local = launched()
     module = _module(kind)
     if module is not None:
@@ -97,7 +97,7 @@ def _import_npu() -> None:
 
 
 def _module(kind: str) -> Any:
-    """Return torch.cuda or torch.npu; None for cpu."""
+    """torch.cuda or torch.npu; None for cpu."""
     import torch
 
     return None if kind == "cpu" else getattr(torch, kind)
@@ -105,9 +105,9 @@ def _module(kind: str) -> Any:
 
 @contextlib.contextmanager
 def process_group(device: Device, timeout: int) -> Iterator[None]:
-    """Join the other processes for the block, through DeepSpeed; alone, this process is a group of one.
+    """Join the other processes, through DeepSpeed, while the block runs; a process alone is a group of one.
 
-    Collectives that take longer than `timeout` seconds end the run. A group that is there already is used as it is.
+    Collectives that take longer than `timeout` seconds end the run. An existing group is used unchanged.
     """
     import torch.distributed
 
@@ -121,7 +121,7 @@ def process_group(device: Device, timeout: int) -> Iterator[None]:
     import deepspeed
 
     if device.kind == "cpu":
-        # The shared-memory collectives are compiled at the first start, which needs a compiler and minutes.
+        # Otherwise DeepSpeed compiles its shared-memory collectives at the first start: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend=device.backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout)
@@ -142,10 +142,10 @@ def _free_port() -> int:
 
 
 def first_to_say(message: str) -> bool:
-    """Return whether no other process of this run has said this yet: a message that concerns all is printed once."""
+    """Whether no other process of this run has printed this message: one for all processes is printed once."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True  # not torchrun: there is no store to ask
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is there, and not in its list
+        return True  # not under torchrun: there is no store to ask
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exists, but is not exported
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))

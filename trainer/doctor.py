@@ -1,6 +1,6 @@
-"""`cli doctor`: what this machine has and lacks for training. Whatever is missing or broken becomes a line.
+"""What this machine has and lacks for training, for `cli doctor`.
 
-Every package is imported in a process of its own: one that crashes, hangs or breaks another cannot take this one along.
+Every package is imported in a process of its own, so that one that crashes, hangs or breaks others does no harm here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.progress import Heartbeat
 TIMEOUT = 120
 """Seconds an import may take; DeepSpeed's first one on a slow disk is the longest."""
 _SHM = 1 << 30
-"""Bytes of shared memory under which data loaders and collectives are known to die (Docker gives 64 MiB)."""
+"""Bytes of shared memory below which data loaders and collectives are known to crash (Docker gives 64 MiB)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MachineFinding:
 
 _TRAIN = install.extra("train")
 PACKAGES = {
-    # name: (what is imported, needed to train, where it is missing)
+    # name: (what is imported, whether training needs it, the hint if it is missing)
     "transformers": ("from transformers import AutoModelForCausalLM; import transformers as m", True, _TRAIN),
     "peft": ("import peft as m", True, _TRAIN),
     "deepspeed": ("import deepspeed as m", True, _TRAIN),
@@ -50,7 +50,7 @@ PACKAGES = {
     "boto3": ("import boto3 as m", False, f"Only to write into object stores: {install.extra('s3')}"),
     "pyarrow S3": (
         "import pyarrow.fs, pyarrow as m; pyarrow.fs.S3FileSystem", False,
-        "Only to read from object stores; this build of pyarrow leaves it out.",
+        "Only to read from object stores; this build of pyarrow lacks it.",
     ),
     "ray": ("import ray as m", False, f"Only to compile on a cluster: {install.extra('ray')}"),
 }  # fmt: skip
@@ -130,7 +130,7 @@ def _machine() -> Iterator[MachineFinding]:
     yield MachineFinding("disk", "note", f"{_size(here.free)} free here, in {Path.cwd()}")
     shared = Path("/dev/shm")
     if shared.is_dir() and (total := shutil.disk_usage(shared).total) < _SHM:
-        hint = "Several processes may die for want of it; in a container: docker run --shm-size=8g"
+        hint = "Too little for several processes; in a container: docker run --shm-size=8g"
         yield MachineFinding("shared memory", "note", f"{_size(total)} in /dev/shm", hint)
 
 
@@ -182,7 +182,7 @@ def _torch() -> Iterator[MachineFinding]:
     if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
         what = f"built for CUDA {facts['cuda']}" if facts["cuda"] else "a build without CUDA"
         hint = "Install a build of torch for the driver that nvidia-smi shows."
-        yield MachineFinding("cuda", "broken", f"there is an NVIDIA device, and torch ({what}) does not see it", hint)
+        yield MachineFinding("cuda", "broken", f"there is an NVIDIA device, but torch ({what}) does not see it", hint)
     yield MachineFinding("cpu", "ok", f"{platform.processor() or platform.machine()}, bf16 {_cpu_bf16()}")
 
 
@@ -202,7 +202,7 @@ def _npu() -> Iterator[MachineFinding]:
             if device:
                 hint = f"{install.extra('npu')}, with CANN installed and its set_env.sh sourced."
                 yield MachineFinding(
-                    "npu", "missing", "there is an Ascend device, and torch_npu is not installed", hint
+                    "npu", "missing", "there is an Ascend device, but torch_npu is not installed", hint
                 )
             return
         yield MachineFinding(
@@ -238,11 +238,11 @@ def _package(name: str) -> MachineFinding:
 
 
 def _python(code: str, *, facts: bool = False) -> tuple[Any, str]:
-    """Run code in a Python of its own; return the last line it printed and "", or None and the last line of its error.
+    """Run code in a Python of its own; return the last printed line and "", or None and the last line of the error.
 
-    `facts`: that line is JSON, and what it means is returned.
+    `facts`: parse that line as JSON.
     """
-    # Without this torch imports torch_npu by itself, and fails with it where CANN is missing.
+    # Otherwise torch imports torch_npu by itself, and fails if CANN is missing.
     environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PYTHONWARNINGS": "ignore"}
     try:
         done = subprocess.run(
@@ -250,10 +250,10 @@ def _python(code: str, *, facts: bool = False) -> tuple[Any, str]:
             capture_output=True, text=True, errors="replace", timeout=TIMEOUT, env=environment, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return None, f"its import took more than {TIMEOUT} seconds"
+        return None, f"importing it took more than {TIMEOUT} seconds"
     printed, failed = done.stdout.strip().splitlines(), done.stderr.strip().splitlines()
     if done.returncode or not printed:
-        return None, failed[-1] if failed else f"its import ended the process with {done.returncode}"
+        return None, failed[-1] if failed else f"importing it ended the process with {done.returncode}"
     return (json.loads(printed[-1]) if facts else printed[-1]), ""
 
 

@@ -26,7 +26,7 @@ from trainer.run.plan import RunPlan
 from trainer.run.schedule import learning_rate
 
 MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
-"""What is copied from the model's folder into every checkpoint, beside what PEFT or transformers write."""
+"""Files copied from the model's folder into every checkpoint, in addition to those that PEFT or Transformers write."""
 
 
 def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
@@ -45,19 +45,19 @@ def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold the output folder: two runs in one would destroy each other's checkpoints."""
+    """Lock the output folder: two runs in one folder would destroy each other's checkpoints."""
     output.mkdir(parents=True, exist_ok=True)
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            what = "another run is writing it"
+            what = "another run is writing to it"
             raise LockedError(f"output_dir: {output}", what, "Wait for it, or choose another output_dir.") from None
         yield
 
 
 def _clear(output: Path) -> None:
-    """Remove what an earlier run left; that this is wanted was decided in the plan."""
+    """Remove the files of an earlier run; the plan has decided that this is wanted."""
     for path in (*output.glob("checkpoint-*"), *output.glob(".universal-*")):
         shutil.rmtree(path)
     for path in (output / log.LOG, output / log.PLOT, *output.glob("predictions-*.jsonl")):
@@ -86,7 +86,7 @@ def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat) -> dict[str, Any]:
         beat.doing("comparing a pack with its sequences")
         difference = probe.check_packs(wrapped, plan, collate)
         if shown and difference is not None:
-            shown.say(f"packs: losses as of their sequences alone (difference {difference:.1e})")
+            shown.say(f"packs: the losses equal those of their sequences alone (difference {difference:.1e})")
     tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
     wrapped.train()
     training(plan.start)
@@ -104,7 +104,7 @@ def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat) -> dict[str, Any]:
             beat.doing("saving a checkpoint")
             _save(plan, wrapped, done, tokens, shown)
             training(done)
-        began = time.perf_counter()  # waiting for rows is a step's time, evaluating and saving are not
+        began = time.perf_counter()  # waiting for rows counts for a step, evaluating and saving do not
     return _summary(plan, tokens, plan.steps)
 
 
@@ -118,15 +118,15 @@ def _images(plan: RunPlan) -> images.Images | None:
         return None
     token = getattr(plan.source.config, "image_token_id", None)
     if token is None:
-        what = "it names no image_token_id, and the set has images"
+        what = "no image_token_id, but the set has images"
         raise UsageError(
-            str(plan.source.folder / "config.json"), what, "Use the vision model that it was compiled for."
+            str(plan.source.folder / "config.json"), what, "Use the vision model that the set was compiled for."
         )
     return images.load_images(plan.source.folder, plan.config.media_dir, int(token))
 
 
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
-    """Say what will run, and show the first sequence as it will be trained."""
+    """Print what will run, and the first sequence as it will be trained."""
     total, some = count(wrapped.module)
     for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.source.folder):
         shown.say(line)
@@ -188,7 +188,7 @@ def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None
 
 
 def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
-    """Return what a checkpoint says of the run, its data and its model."""
+    """The contents of a checkpoint's run.json: the run, its data and its model."""
     manifest = plan.set.manifest
     return {
         "step": done,

@@ -1,4 +1,4 @@
-"""`cli train`: parse, call, print; what it needs is imported when it runs."""
+"""`cli train`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml"
 @click.argument("out")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
-    "--model", metavar="DIR", help="The model's folder, where CONFIG names none; --set model_name_or_path=DIR."
+    "--model", metavar="DIR", help="The model's folder, if CONFIG names none; same as --set model_name_or_path=DIR."
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
-    help="Use another value for a key (in the names of cli train's own files); null unsets it. May be given again.",
+    help="Override a key (in the names of cli train's own files); null unsets it. Can be repeated.",
 )  # fmt: skip
-@click.option("--resume", metavar="yes|N", help="Go on from the last complete checkpoint, or from checkpoint-N.")
-@click.option("--dry-run", is_flag=True, help="Check everything, say what would run, and load no weights.")
+@click.option("--resume", metavar="yes|N", help="Resume from the last complete checkpoint, or from checkpoint-N.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print what would run, without loading weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary (or the dry run) as JSON.")
 def train(
     out: str,
@@ -38,10 +38,10 @@ def train(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Fine-tune a model on the set OUT as CONFIG says.
+    """Fine-tune a model on the compiled set OUT, as CONFIG says.
 
-    CONFIG is YAML with transformers' names (docs/train.md), or a file of CogAgent, ChatGLM3 or LLaMA-Factory as it is.
-    Runs alone on one device, or under torchrun or deepspeed on several.
+    CONFIG is YAML with the names of Transformers (docs/train.md), or an unmodified file of CogAgent, ChatGLM3 or
+    LLaMA-Factory. Runs on one device, or on several under torchrun or deepspeed.
 
     \b
     Examples:
@@ -70,8 +70,9 @@ def train(
 
 def _sentence(summary: dict[str, Any]) -> str:
     if not summary["trained"]:
-        return f"nothing left to do: {summary['checkpoint']} is the end of this run"
-    return f"{summary['trained']:,} steps, {summary['tokens']:,} tokens in all: {summary['checkpoint']}"
+        return f"nothing left to do: this run ended with {summary['checkpoint']}"
+    steps = "1 step" if summary["trained"] == 1 else f"{summary['trained']:,} steps"
+    return f"trained {steps}, {summary['tokens']:,} tokens in total: {summary['checkpoint']}"
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""The configuration of a run: our own YAML or another tool's file, command-line overrides on top, checked as one."""
+"""The configuration of a run: our own YAML or another tool's file, then command-line overrides, checked together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Expect:
-    """What the set must be; None = anything."""
+    """What the set is expected to be; None = anything."""
 
     datasets: list[str] | None = None
     template: str | None = None
@@ -50,7 +50,7 @@ class Expect:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run's configuration; schemas/train_config.schema.json says what each key means and has the same defaults."""
+    """A run's configuration; schemas/train_config.schema.json explains each key and has the same defaults."""
 
     model_name_or_path: str
     output_dir: str
@@ -109,13 +109,13 @@ class TrainConfig:
     expect: Expect = field(default_factory=Expect)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the configuration as JSON values, all defaults filled in."""
+        """The configuration as JSON values, with all defaults."""
         return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration with where it is from and what must be said about it."""
+    """A configuration, where it comes from, and remarks about it."""
 
     config: TrainConfig
     where: str
@@ -128,24 +128,24 @@ Idle = tuple[str, Callable[[TrainConfig], bool], str]
 _IDLE: Sequence[Idle] = (
     ("lora", lambda c: c.tuning != "lora", "tuning is not lora"),
     ("prefix", lambda c: c.tuning != "prefix", "tuning is not prefix"),
-    ("freeze", lambda c: c.tuning != "full", "the base is frozen whole unless tuning is full"),
-    ("trainable", lambda c: c.tuning != "full", "the base is frozen whole unless tuning is full"),
-    ("zero_stage", lambda c: c.deepspeed is not None, "the deepspeed configuration has the stage"),
+    ("freeze", lambda c: c.tuning != "full", "the whole base model is frozen unless tuning is full"),
+    ("trainable", lambda c: c.tuning != "full", "the whole base model is frozen unless tuning is full"),
+    ("zero_stage", lambda c: c.deepspeed is not None, "the deepspeed configuration sets the stage"),
     ("save_steps", lambda c: c.save_strategy != "steps", "save_strategy is not steps"),
     ("eval_steps", lambda c: c.eval_strategy != "steps", "eval_strategy is not steps"),
     ("per_device_eval_batch_size", lambda c: c.eval_strategy == "no", "nothing is evaluated: eval_strategy is no"),
     ("predict_with_generate", lambda c: c.eval_strategy == "no", "nothing is evaluated: eval_strategy is no"),
     ("generation_max_new_tokens", lambda c: not c.predict_with_generate, "predict_with_generate is false"),
     ("run_name", lambda c: not {"wandb", "swanlab"} & set(c.report_to), "report_to has neither wandb nor swanlab"),
-    ("warmup_ratio", lambda c: c.warmup_steps > 0, "warmup_steps says how long"),
-    ("num_train_epochs", lambda c: c.max_steps > 0, "max_steps says how long"),
+    ("warmup_ratio", lambda c: c.warmup_steps > 0, "warmup_steps is set"),
+    ("num_train_epochs", lambda c: c.max_steps > 0, "max_steps is set"),
     ("model_revision", lambda c: Path(c.model_name_or_path).is_dir(), "the model is a folder"),
 )
-"""(key, when it would do nothing, why): such a key is refused in our own file, and remarked in another tool's."""
+"""(key, when it has no effect, why): such a key is an error in our own file and a remark in another tool's."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Return the configuration in a YAML file, with `KEY=VALUE` overrides (our names, YAML values; null = unset)."""
+    """Load a YAML file and apply `KEY=VALUE` overrides (our names, YAML values; null unsets a key)."""
     raw = yaml.read(path)
     dialect, given, defaults, remarks = dialects.translate(raw, str(path))
     values = dict(given)
@@ -156,24 +156,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     overridden = {_override(values, override) for override in overrides}
     asked = (set(given) | overridden) & set(values)
     if "model_name_or_path" not in values:
-        raise UsageError(str(path), "no model is named", "Add --model DIR, or model_name_or_path: DIR to the file.")
+        raise UsageError(str(path), "it names no model", "Add --model DIR, or model_name_or_path: DIR to the file.")
     check_config(values, "train_config", str(path))
     config = _build(values)
     _check_together(config, str(path))
     idle = [(key, why) for key, when, why in _IDLE if key in asked and _is_set(config, key) and when(config)]
-    for key, why in idle:  # what an override has made idle is no mistake
+    for key, why in idle:  # a key that an override made idle is no mistake
         if key in overridden or (dialect == dialects.OWN and not overridden):
-            raise UsageError(f"{path}#/{key}", f"it would have no effect: {why}", "Leave it out.")
+            raise UsageError(f"{path}#/{key}", f"it has no effect: {why}", "Leave it out.")
     return Loaded(config, str(path), dialect, (*remarks, *(f"{key} has no effect: {why}" for key, why in idle)))
 
 
 def _is_set(config: TrainConfig, key: str) -> bool:
-    """Return whether a key's value asks for something."""
+    """Whether a key's value asks for something."""
     return getattr(config, key) not in (None, False, [])
 
 
 def _override(values: dict[str, Any], override: str) -> str:
-    """Put `KEY=VALUE` into the values and return the top-level key."""
+    """Apply `KEY=VALUE` to the values; return the top-level key."""
     key, sign, text = override.partition("=")
     if not sign:
         raise UsageError(f"--set {override}", "expected KEY=VALUE", "--set learning_rate=1e-4")
@@ -200,24 +200,24 @@ def _build(given: dict[str, Any]) -> TrainConfig:
 
 
 def _check_together(c: TrainConfig, where: str) -> None:
-    """Raise for settings that contradict each other; what only the model or the set can tell is checked with them."""
+    """Raise for settings that contradict each other; checks that need the model or the set come later."""
     refused: list[tuple[bool, str, str, str]] = [
         (c.bf16 is True and c.fp16, "bf16", "bf16 and fp16 cannot both be true", "Choose one."),
         (
             c.tuning == "prefix" and c.gradient_checkpointing, "gradient_checkpointing",
-            "prefix tuning gives every layer its keys and values, which recomputed layers would see twice",
+            "prefix tuning gives every layer extra keys and values, which recomputed layers would see twice",
             "Use tuning: lora, or leave gradient_checkpointing out.",
         ),
         (
             c.quantization_bit is not None and c.tuning != "lora", "quantization_bit",
-            f"weights of {c.quantization_bit} bits cannot be trained, and tuning: {c.tuning} would train them",
+            f"weights of {c.quantization_bit} bits cannot be trained, as tuning: {c.tuning} would",
             "Use tuning: lora.",
         ),
-        (bool(c.freeze and c.trainable), "trainable", "freeze and trainable are two ways to say one thing", "Use one."),
-        (c.max_steps == 0, "max_steps", "0 steps train nothing", "Leave it out, or give a number above 0."),
+        (bool(c.freeze and c.trainable), "trainable", "freeze and trainable exclude each other", "Use one."),
+        (c.max_steps == 0, "max_steps", "0 steps would train nothing", "Leave it out, or give a number above 0."),
         (
             c.tuning == "prefix" and c.freeze_vision, "freeze_vision",
-            "prefix tuning trains nothing of the model itself", "Leave it out.",
+            "prefix tuning leaves the model itself frozen", "Leave it out.",
         ),
     ]  # fmt: skip
     for wrong, key, what, hint in refused:

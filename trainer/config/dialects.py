@@ -1,4 +1,4 @@
-"""Training configurations of other tools, unchanged: their keys become ours by the tables in registry/train_configs."""
+"""Training configurations of other tools, unmodified: the tables in registry/train_configs map their keys to ours."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Translated(NamedTuple):
     """A configuration file in our names."""
 
     dialect: str
-    """Whose it is."""
+    """The tool it is for."""
     values: dict[str, Any]
     """What the file says."""
     defaults: dict[str, Any]
-    """What its tool does where the file says nothing, by dotted key."""
+    """The tool's own defaults that differ from ours, by dotted key."""
     remarks: list[str]
-    """A line for each key without effect."""
+    """A line for each key that has no effect here."""
 
 
 def translate(raw: dict[str, Any], where: str) -> Translated:
-    """Return a configuration file's contents in our names.
+    """Translate a configuration file into our names.
 
-    A key that the tool's table does not know is a UsageError with the nearest one, as is a value that cannot be had.
+    An unknown key is a UsageError that names the nearest one; a value without equivalent here is a UsageError too.
     """
     name = _recognise(raw)
     if name == OWN:
@@ -44,19 +44,19 @@ def translate(raw: dict[str, Any], where: str) -> Translated:
             last = key.rpartition(".")[2]
             near = {known.rpartition(".")[2]: known for known in table["keys"]}
             hint = nearest(last, near)
-            raise UsageError(pointer, f"a key that {name} files do not have, or that means nothing here", hint)
+            raise UsageError(pointer, f"not a key of {name} files, or one without meaning here", hint)
         if "to" in entry:
             put(values, entry["to"], _value(entry, value, found, pointer))
         elif "only" in entry and value not in entry["only"]:
             allowed = ", ".join(str(one) for one in entry["only"] if one is not None)
-            raise UsageError(pointer, f"{value!r} cannot be had: {entry['why']}", f"Possible: {allowed}.")
+            raise UsageError(pointer, f"{value!r} is not supported: {entry['why']}", f"Possible: {allowed}.")
         elif "remark" in entry:
             remarks.append(f"{key} has no effect: {entry['remark']}")
     return Translated(name, values, table.get("defaults", {}), remarks)
 
 
 def _recognise(raw: dict[str, Any]) -> str:
-    """Return whose file it is: another tool's if it has a top-level key of theirs that is none of ours."""
+    """The tool a file is for: another one if it has a top-level key of that tool which is not one of ours."""
     ours = schema("train_config")["properties"]
     for name in registry.train_config_names():
         marks = registry.train_config(name).get("recognised_by", ())
@@ -76,7 +76,7 @@ def flat(raw: dict[str, Any], known: dict[str, Any], prefix: str = "") -> Iterat
 
 
 def _value(entry: dict[str, Any], value: Any, found: dict[str, Any], pointer: str) -> Any:
-    """Return a value as ours."""
+    """The value in our terms."""
     if "sum_of" in entry:
         return sum(found.get(key, 0) for key in entry["sum_of"])
     if value in entry.get("null", ()):
@@ -84,7 +84,7 @@ def _value(entry: dict[str, Any], value: Any, found: dict[str, Any], pointer: st
     if "values" in entry:
         known = {str(key): ours for key, ours in entry["values"].items()}
         if str(value) not in known:
-            raise UsageError(pointer, f"{value!r} cannot be had here", nearest(str(value), known))
+            raise UsageError(pointer, f"{value!r} is not supported here", nearest(str(value), known))
         return known[str(value)]
     if "split" in entry and isinstance(value, str):
         return [part.strip() for part in value.split(entry["split"]) if part.strip()]

@@ -1,4 +1,4 @@
-"""YAML as it is since version 1.2: `5e-4` is a number, `no` is a word, and a key stands once."""
+"""YAML 1.2: `5e-4` is a number, `no` is a string, and duplicate keys are an error."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} appears twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        return int(node.value)  # 010 is ten
+        return int(node.value)  # 010 is 10, not 8
 
 
 for _tag, _pattern, _first in (
@@ -44,7 +44,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse(text: str) -> Any:
-    """Return the value of a YAML text; yaml.YAMLError if it is none."""
+    """Parse a YAML text; yaml.YAMLError if it is not YAML."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()
@@ -53,7 +53,7 @@ def parse(text: str) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; InputError or UsageError with the line where it is none."""
+    """Read the mapping in a YAML file; InputError or UsageError, with the line where known."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,5 +70,5 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def dump(value: Any) -> str:
-    """Return a value as YAML that `parse` reads back."""
+    """Format a value as YAML that `parse` reads back."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

@@ -18,12 +18,12 @@ PASSED_ON = (
     "communication_data_type", "prescale_gradients", "gradient_predivide_factor", "data_types", "aio",
     "timers", "disable_python_gc",
 )  # fmt: skip
-"""Top-level keys that DeepSpeed reads and this trainer has no word on (DeepSpeed 0.19.8, runtime/constants.py)."""
+"""Top-level keys that DeepSpeed reads and this trainer leaves alone (DeepSpeed 0.19.8, runtime/constants.py)."""
 OURS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
     "optimizer", "scheduler",
 )  # fmt: skip
-"""Keys that the trainer's own configuration decides: there they are auto, or say the same."""
+"""Keys that the trainer's own configuration decides: they must be auto or agree with it."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Sizes:
     micro: int
     accumulation: int
     hidden: int | None
-    """The model's hidden size; None where its configuration has none."""
+    """The model's hidden size; None if its configuration has none."""
     bf16: bool
     fp16: bool
 
 
 def read(config: TrainConfig, where: str) -> dict[str, Any]:
-    """Return the DeepSpeed configuration as given, or one with the stage alone; UsageError for keys without effect."""
+    """Read the given DeepSpeed configuration, or make one with only the stage; UsageError for keys without effect."""
     given = config.deepspeed
     if given is None:
         return {"zero_optimization": {"stage": config.zero_stage}}
@@ -58,28 +58,28 @@ def read(config: TrainConfig, where: str) -> dict[str, Any]:
         raise UsageError(where, "expected a JSON object")
     for key in given:
         if key not in (*PASSED_ON, *OURS):
-            raise UsageError(f"{where}#/{key}", "a key that is not used here", nearest(key, (*PASSED_ON, *OURS)))
+            raise UsageError(f"{where}#/{key}", "not a key that is used here", nearest(key, (*PASSED_ON, *OURS)))
     if given.get("zero_optimization", {}).get("elastic_checkpoint"):
-        what = "DeepSpeed cannot load its elastic checkpoints, not even with as many processes"
-        raise UsageError(f"{where}#/zero_optimization/elastic_checkpoint", what, "Leave it out: --resume does it.")
+        what = "DeepSpeed cannot load its elastic checkpoints, not even with the same number of processes"
+        raise UsageError(f"{where}#/zero_optimization/elastic_checkpoint", what, "Leave it out: --resume handles it.")
     return given
 
 
 def stage(given: Mapping[str, Any]) -> int:
-    """Return the ZeRO stage of a DeepSpeed configuration."""
+    """The ZeRO stage of a DeepSpeed configuration."""
     return int(given.get("zero_optimization", {}).get("stage", 0))
 
 
 def complete(given: dict[str, Any], config: TrainConfig, sizes: Sizes, where: str) -> dict[str, Any]:
-    """Return the configuration for `deepspeed.initialize`.
+    """Complete the configuration for `deepspeed.initialize`.
 
-    The optimizer is torch's AdamW, made by the trainer: DeepSpeed's own would be compiled at the first start (minutes).
-    The learning rate is the trainer's, set before every step. UsageError where the JSON says otherwise.
+    The optimizer is torch's AdamW, made by the trainer: DeepSpeed would compile its own at the first start.
+    The trainer sets the learning rate before every step. UsageError if the JSON contradicts this.
     """
     _check_optimizer(given.get("optimizer"), config, where)
     scheduler = (given.get("scheduler") or {}).get("params", {})
     if any(value != AUTO for value in scheduler.values()):
-        what = "the learning rate is lr_scheduler_type's business here"
+        what = "the learning rate is set by lr_scheduler_type here"
         raise UsageError(f"{where}#/scheduler", what, "Leave it out, or make its values auto.")
     done: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": sizes.micro,
@@ -98,12 +98,12 @@ def complete(given: dict[str, Any], config: TrainConfig, sizes: Sizes, where: st
             raise UsageError(f"{where}#/{name}/enabled", what, f"Set {name} in the trainer's configuration.")
         done[name] = section | {"enabled": wanted}
     done["zero_optimization"] = _zero(dict(given.get("zero_optimization") or {}), sizes.hidden)
-    done.setdefault("steps_per_print", 10**9)  # the trainer has a line for every step itself
+    done.setdefault("steps_per_print", 10**9)  # the trainer logs every step itself
     return done | {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 
 
 def _zero(section: dict[str, Any], hidden: int | None) -> dict[str, Any]:
-    """Return the ZeRO section with `auto` as transformers fills it, and sizes such as 5e8 as whole numbers."""
+    """The ZeRO section with `auto` filled in as Transformers does, and sizes such as 5e8 as integers."""
     size = hidden or 4096
     filled = {
         "reduce_bucket_size": size * size,
@@ -113,7 +113,7 @@ def _zero(section: dict[str, Any], hidden: int | None) -> dict[str, Any]:
     for key, value in section.items():
         if value == AUTO:
             if key not in filled:
-                raise UsageError(f"deepspeed#/zero_optimization/{key}", "auto has no meaning there", "Give a value.")
+                raise UsageError(f"deepspeed#/zero_optimization/{key}", "auto has no meaning here", "Give a value.")
             section[key] = filled[key]
         elif isinstance(value, float) and value.is_integer():
             section[key] = int(value)
@@ -134,5 +134,5 @@ def _check_optimizer(section: Mapping[str, Any] | None, config: TrainConfig, whe
         if key not in ours:
             raise UsageError(f"{pointer}/params/{key}", "not a setting of AdamW", nearest(key, ours))
         if value not in (AUTO, ours[key]):
-            what = f"expected auto or {ours[key]}, as the trainer's configuration has it, found {value}"
+            what = f"expected auto or {ours[key]} as in the trainer's configuration, found {value}"
             raise UsageError(f"{pointer}/params/{key}", what, "Make it auto.")

@@ -1,4 +1,4 @@
-"""Rows to a batch of tensors: what a forward pass and its loss take."""
+"""Collate rows into a batch of tensors: the input of a forward pass and its loss."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pixel_values, image_grid_thw, mm_token_type_ids     images, as the model takes t
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes batches of one set."""
+    """Makes the batches of one set."""
 
     packed: bool
     pad: int
@@ -41,7 +41,7 @@ class Collator:
     images: Images | None = None
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Return the batch of some rows."""
+        """The batch of some rows."""
         batch: Batch = {"num_sequences": sum(len(row["seq_lens"]) for row in rows), "dataset": _datasets(rows)}
         pixels: dict[str, torch.Tensor] = {}
         if self.images:
@@ -55,7 +55,7 @@ class Collator:
         return batch | pixels
 
     def nothing(self, row: Row) -> Batch:
-        """Return a batch of one row in which nothing is trained, for a process that has no row of its own left."""
+        """A batch of one row in which nothing is trained, for a process that has no rows left."""
         batch = self([row])
         for side in self.sides:
             batch[f"{side}labels"].fill_(-100)
@@ -102,12 +102,12 @@ def _pad(values: Sequence[npt.NDArray[Any]], length: int, fill: int, dtype: Any)
 
 
 def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the batch's tensors on the device."""
+    """The batch's tensors, on the device."""
     return {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
 
 
 def pad_id(manifest: Manifest) -> int:
-    """Return a token to pad with, which is never attended to: the tokenizer's own, else its eos, else 0."""
+    """The token to pad with, which is never attended to: the tokenizer's pad token, else its eos token, else 0."""
     tokenizer = manifest["tokenizer"]
     named = (tokenizer["named_tokens"].get(name) for name in ("pad_token", "eos_token"))
     return next((tokenizer["controls"][token] for token in named if token in tokenizer["controls"]), 0)

@@ -1,4 +1,4 @@
-"""Images, loaded when their batch is made: never stored in shards, checked against what the set says of them."""
+"""Images, loaded when their batch is made and checked against the set: shards do not store them."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ from trainer.data.stream import Row
 
 @dataclass(frozen=True)
 class Images:
-    """The model's image processor and the folder that images are relative to."""
+    """The model's image processor and the folder that image paths are relative to."""
 
     folder: Path | None
     processor: Any
     token: int
-    """The placeholder's id: each stands for one embedding of the picture."""
+    """The id of the placeholder token: one for each embedding of the image."""
 
     def load(self, rows: Sequence[Row]) -> tuple[dict[str, torch.Tensor], list[Row]]:
-        """Return (pixel_values float32[patches, values], image_grid_thw int64[images, 3]) and the rows.
+        """Load the images of rows: pixel_values float32[patches, values], image_grid_thw int64[images, 3].
 
-        Rows without any image get a small empty one after their last token, where it changes nothing: every process
-        must run the vision tower in every pass, or the others would wait for it.
+        If no row has an image, the first one gets a small empty image after its last token, where it changes nothing:
+        every process must run the vision tower in every pass, or the others would wait for it.
         """
         found = [(image, row) for row in rows for image in row["images"]]
         for row in rows:
             if row["videos"]:
                 raise UsageError(
-                    "videos", f"{row['file']}:{row['row']} has one; videos are compiled, but not trained", ""
+                    "videos",
+                    f"{row['file']}:{row['row']} is a row with a video; videos are compiled but cannot be trained",
+                    "",
                 )
         if not found:
             side = self.processor.patch_size * self.processor.merge_size
@@ -49,7 +51,7 @@ class Images:
             if tokens != image["num_tokens"]:
                 raise IntegrityError(
                     f"{row['file']}:{row['row']}: {image['uri']}",
-                    f"the set has {image['num_tokens']} tokens for it, the model's processor makes {tokens}",
+                    f"expected {image['num_tokens']} tokens as in the set, the model's processor makes {tokens}",
                     "Compile the set with this model's folder as --tokenizer.",
                 )
         return _tensors(made), list(rows)
@@ -59,16 +61,16 @@ class Images:
 
         where = f"{row['file']}:{row['row']}: {image['uri']}"
         if self.folder is None:
-            raise UsageError("media_dir", f"{where} is an image, and no folder is named", "Set media_dir.")
+            raise UsageError("media_dir", f"{where} is an image, and no folder of images is set", "Set media_dir.")
         path = (self.folder / image["uri"]).resolve()
         if not path.is_relative_to(self.folder.resolve()):
-            raise UsageError(where, f"it leads out of the media folder {self.folder}", "Use a path inside it.")
+            raise UsageError(where, f"it leads outside the media folder {self.folder}", "Use a path inside it.")
         try:
             data = path.read_bytes()
         except OSError as error:
             raise InputError(where, f"cannot be read in {self.folder}: {error.strerror}", "Set media_dir.") from error
         if hashlib.sha256(data).hexdigest() != image["sha256"]:
-            raise IntegrityError(where, "it is not the image that was compiled", "Compile the set again.")
+            raise IntegrityError(where, "not the image that was compiled", "Compile the set again.")
         return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
     def _with_placeholder(self, row: Row, tokens: int) -> Row:
@@ -80,7 +82,7 @@ class Images:
         return longer
 
     def types(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return int64[B, T] for the ids: 1 where an image stands, else 0."""
+        """int64[B, T] for the ids: 1 for image tokens, else 0."""
         return (ids == self.token).long()
 
 
@@ -89,9 +91,9 @@ def _tensors(made: Any) -> dict[str, torch.Tensor]:
 
 
 def load_images(model: Path, media_dir: str | None, token: int) -> Images:
-    """Return the loader of a model's images, with its processor in the form that needs no torchvision.
+    """Load a model's image processor, in the form that needs no torchvision.
 
-    The same pixels come out wherever it runs: torchvision's resize differs from Pillow's in the last bit.
+    Pixels are then the same on every machine: torchvision's resize differs from Pillow's in the last bit.
     """
     import transformers
 
@@ -102,8 +104,8 @@ def load_images(model: Path, media_dir: str | None, token: int) -> Images:
         raise InputError(str(path), f"has no image_processor_type: {error}", "Use the model's own folder.") from error
     kind = getattr(transformers, name.removesuffix("Fast").removesuffix("Pil") + "Pil", None)
     if kind is None:
-        raise UsageError(f"{path}#/image_processor_type", f"no processor for {name} that works without torchvision", "")
+        raise UsageError(f"{path}#/image_processor_type", f"{name} has no processor that works without torchvision", "")
     folder = Path(media_dir) if media_dir else None
     if folder and not folder.is_dir():
-        raise UsageError(f"media_dir: {folder}", "no such folder", "Give the folder that images are relative to.")
+        raise UsageError(f"media_dir: {folder}", "no such folder", "Give the folder that image paths are relative to.")
     return Images(folder, kind.from_pretrained(model), token)

@@ -1,4 +1,4 @@
-"""Batches of coming steps, made by threads while the device works; their number changes nothing but the time."""
+"""Batches of the next steps, made by threads while the device works; results do not depend on how many threads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ AHEAD = 2
 
 @dataclass(frozen=True)
 class StepBatches:
-    """What one process does in one step."""
+    """The batches of one process in one step."""
 
     number: int
     rows: Ints
-    """Rows of the whole step, of all processes."""
+    """The rows of the whole step, over all processes."""
     mine: list[Ints]
-    """Those of each of this process's forward passes."""
+    """The rows of each forward pass of this process."""
     batches: list[Batch]
 
 
@@ -44,7 +44,7 @@ class Loader:
     """Adds to a row what it needs of the row after it in the step."""
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
-        """Yield steps `start` to `stop`; an error in one is raised when it is its turn."""
+        """Yield steps `start` to `stop`; an error in a step is raised when its turn comes."""
         if not self.threads:
             for number in range(start, stop):
                 yield self._make(number, self.order.step(number))

@@ -1,7 +1,7 @@
-"""Which rows are trained when: a function of (rows, seed, epoch, step), the same on any machine.
+"""The order of training: a function of (rows, seed, epoch, step), the same on any machine.
 
-The position in a run is one integer, the number of steps done. A step is `step_rows` rows, whatever the number of
-processes; an epoch is every row once. Its last step has the rows that are left over, as few as they are.
+The position in a run is one integer, the number of finished steps. A step is `step_rows` rows, whatever the number of
+processes. An epoch is every row once; its last step has the rows that are left, however few.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from schemas.order import Ints, hashes
 
 BLOCK_STEPS = 64
-"""Rows of similar length are brought together within blocks of so many steps; more would need more lengths at once."""
+"""Rows are grouped by length within blocks of this many steps; larger blocks need more lengths at once."""
 
 
 @dataclass
@@ -25,17 +25,17 @@ class Order:
     step_rows: int
     seed: int
     lengths: Callable[[Ints], Ints] | None = None
-    """Rows -> their lengths in tokens, where rows of similar length are to share a step."""
+    """Rows -> their lengths in tokens; if given, rows of similar length share a step."""
     _epoch: tuple[int, Ints] = field(default=(-1, np.empty(0, np.int64)), repr=False)
     _block: tuple[tuple[int, int], Ints] = field(default=((-1, -1), np.empty(0, np.int64)), repr=False)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps until every row was trained once."""
+        """Steps until every row has been trained once."""
         return -(-self.rows // self.step_rows)
 
     def step(self, number: int) -> Ints:
-        """Return the rows of step `number` (0-based, over all epochs), the longest first where lengths are known."""
+        """The rows of step `number` (0-based, over all epochs), the longest first where lengths are known."""
         epoch, inside = divmod(number, self.steps_per_epoch)
         block, place = divmod(inside, BLOCK_STEPS)
         if self._block[0] != (epoch, block):
@@ -62,9 +62,9 @@ class Order:
 
 
 def micro_batches(rows: Ints, rank: int, world: int, micro: int, accumulation: int) -> list[Ints]:
-    """Return the rows of each forward pass of one process in a step: `accumulation` arrays of `micro` rows at most.
+    """The rows of each forward pass of one process in a step: `accumulation` arrays of at most `micro` rows.
 
-    Neighbours in the step go to different processes at the same time, so that all have about as much to do. Arrays
-    may be empty in an epoch's last step: every process makes as many passes, since they meet in each.
+    Neighbors in the step go to different processes at the same time, so that all have about the same work. Arrays may
+    be empty in the last step of an epoch: all processes make the same number of passes, since they meet in each.
     """
     return [rows[(i * world + rank) * micro : (i * world + rank + 1) * micro] for i in range(accumulation)]

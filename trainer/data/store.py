@@ -1,4 +1,4 @@
-"""Batches of a set in an object store, kept on this machine's disk, as many as fit into a bounded cache."""
+"""A bounded cache on disk for the batches of a set in an object store."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from schemas.reader import StoredShards
 from schemas.stores import StorePath
 
 CACHE_BYTES = 32 * 2**30
-"""The most that is kept of a set from an object store, for each process."""
+"""The most that each process keeps of a set."""
 
 
 class CachedShards(StoredShards):
-    """Each batch is fetched once and kept in a file named by its shard's digest; beyond a limit the oldest go."""
+    """Shards whose batches are fetched once and kept in files named by shard digest; beyond a limit the oldest go."""
 
     def __init__(self, folder: StorePath, limit: int = CACHE_BYTES) -> None:
         import platformdirs
@@ -29,7 +29,7 @@ class CachedShards(StoredShards):
         self.cache = Path(platformdirs.user_cache_dir("finetune-data-compiler")) / "shards" / own
 
     def read(self, shard: ShardEntry, offset: int, length: int, *, again: bool = False) -> pa.Buffer:
-        """Map the file that is kept of a batch; fetch it first where there is none."""
+        """Map the kept file of a batch; fetch it first if there is none."""
         kept = self.cache / f"{shard['sha256']}-{offset}"
         if again or not kept.is_file() or kept.stat().st_size != length:
             self._keep(super().read(shard, offset, length), kept)
@@ -44,7 +44,7 @@ class CachedShards(StoredShards):
         partial.rename(kept)
 
     def _make_room(self, length: int) -> None:
-        """Remove what was used longest ago; a file that is mapped stays readable until it is let go."""
+        """Remove the least recently used files; a mapped file stays readable until it is released."""
         files = [(path, path.stat()) for path in self.cache.iterdir() if path.is_file()]
         total = sum(stat.st_size for _, stat in files) + length
         for path, stat in sorted(files, key=lambda one: one[1].st_mtime):

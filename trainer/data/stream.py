@@ -30,7 +30,7 @@ class TrainingSet(CompiledSet):
 
     @classmethod
     def of(cls, folder: AnyPath, manifest: Manifest) -> Self:
-        """The set in `folder` that this manifest is of."""
+        """The set in `folder` with this manifest."""
         opened = super().of(folder, manifest)
         files = opened.files
         return replace(opened, source=CachedShards(files)) if isinstance(files, StorePath) else opened
@@ -93,7 +93,7 @@ class SplitRows(SplitReader):
         return found
 
     def longest_sequence(self) -> int:
-        """The tokens of the longest example; every batch is looked into."""
+        """The tokens of the longest example; reads every batch."""
         return max(int(pc.max(pc.list_flatten(batch.column("seq_lens"))).as_py()) for batch in self.batches())
 
     def describe(self, row: int) -> str:
@@ -118,9 +118,9 @@ def _row(batch: pa.RecordBatch, inside: int) -> Row:
 
 
 def check_files(manifest: Manifest, model: Path, known: tuple[str, ...]) -> None:
-    """Raise unless the model's tokenizer (chat template, processor) is the one the set was compiled with, to the byte.
+    """Raise unless the model's tokenizer (chat template, processor) is byte for byte the one of the set.
 
-    `known` are the names of files that can decide an id or a rendering.
+    `known`: names of files that can change an id or a rendering.
     """
     mine = {
         name.removeprefix("tokenizer/"): d for name, d in manifest["files"].items() if name.startswith("tokenizer/")
@@ -130,11 +130,11 @@ def check_files(manifest: Manifest, model: Path, known: tuple[str, ...]) -> None
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
         if found == mine.get(name):
             continue
-        what = "it is not the one that the set was compiled with"
+        what = "it differs from the one that the set was compiled with"
         if name not in mine or found is None:
             what = "there was none when the set was compiled" if found else "the model's folder has none"
         raise IntegrityError(
             str(path), f"not the tokenizer of the set: {what}",
-            "Token ids, templates and labels would not be the model's. Compile with --tokenizer "
+            "Token ids, templates and labels would not fit the model. Compile with --tokenizer "
             f"{model}, or use the model that the set is for (its files are in the set's folder tokenizer).",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The folder of a model: what it is called, what its configuration says, no weights loaded."""
+"""The folder of a model and its configuration; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ModelFolder:
 
     folder: Path
     config: Any
-    """transformers' configuration."""
+    """The Transformers configuration."""
     record: dict[str, Any]
-    """What a checkpoint says of it: name, revision, and the digest of remote code where that is run."""
+    """For checkpoints: name, revision, and digests of remote code if it is run."""
 
     @property
     def text_config(self) -> Any:
@@ -38,7 +38,7 @@ class ModelFolder:
 
 
 def find(config: TrainConfig) -> ModelFolder:
-    """Return the model that a configuration names, nothing of its weights loaded; UsageError where there is none."""
+    """Find the model that a configuration names, or download it; UsageError if there is none."""
     import transformers
 
     name, revision = config.model_name_or_path, config.model_revision
@@ -46,12 +46,10 @@ def find(config: TrainConfig) -> ModelFolder:
     if not folder.is_dir():
         folder = _download(name, revision, config.trust_remote_code)
     if not (folder / "config.json").is_file():
-        raise UsageError(
-            str(folder), "there is no config.json: not a model's folder", "Point at the folder of a model."
-        )
+        raise UsageError(str(folder), "no config.json: not the folder of a model", "Give the folder of a model.")
     if not any(folder.glob("*.safetensors")):
         other = next((p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")), None)
-        what = f"its weights are in {other}, which can run code when it is read" if other else "there are no weights"
+        what = f"the weights are in {other}, which can run code when read" if other else "there are no weights"
         hint = "Convert it: model.save_pretrained(DIR, safe_serialization=True) in an environment you trust."
         raise UsageError(str(folder), f"no *.safetensors; {what}", hint if other else "Download the model again.")
     record: dict[str, Any] = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}
@@ -64,23 +62,23 @@ def find(config: TrainConfig) -> ModelFolder:
     except (ValueError, OSError, KeyError) as error:
         raise UsageError(
             str(folder / "config.json"), f"transformers does not know this model: {str(error).splitlines()[0]}",
-            "If it comes with its own code and you trust that: trust_remote_code: true.",
+            "If it comes with its own code and you trust that code, set trust_remote_code: true.",
         ) from error  # fmt: skip
     return ModelFolder(folder, loaded, record)
 
 
 def _download(name: str, revision: str | None, remote_code: bool) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"model_name_or_path: {name}", "no such folder", "Give the model's folder, or a hub id.")
+        raise UsageError(f"model_name_or_path: {name}", "no such folder", "Give the model's folder or a hub id.")
     if remote_code and not re.fullmatch("[0-9a-f]{40}", revision or ""):
         what = "code from a hub is run only from a fixed commit"
-        raise UsageError("model_revision", what, "Set it to the full hash of a commit you have looked at.")
+        raise UsageError("model_revision", what, "Set it to the full hash of a commit that you have reviewed.")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
-    except Exception as error:  # each failure of the client is one thing to the user
+    except Exception as error:  # whatever fails in the client is one error to the user
         raise InputError(
-            f"model_name_or_path: {name}", f"no such folder, and not downloaded: {str(error).splitlines()[0]}",
+            f"model_name_or_path: {name}", f"no such folder, and the download failed: {str(error).splitlines()[0]}",
             "Give the model's folder.",
         ) from error  # fmt: skip

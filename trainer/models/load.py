@@ -1,4 +1,4 @@
-"""Load a model for training: safetensors only, with what is to be trained made trainable."""
+"""Load a model for training, from safetensors only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.models.tune import tune
 
 
 def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.dtype, where: str) -> nn.Module:
-    """Return the model in training form: adapters added or parameters frozen, gradient checkpointing as asked."""
+    """Load a model, with adapters added or parameters frozen and gradient checkpointing as configured."""
     torch.manual_seed(config.seed)  # new weights: adapters and prefixes
     settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
     if config.attn_implementation:
@@ -29,7 +29,7 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
     model.config.use_cache = False
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
-            what = f"{type(model).__name__} has none"
+            what = f"{type(model).__name__} does not support it"
             raise UsageError(f"{where}#/gradient_checkpointing", what, "Leave it out.")
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return tune(model, config, where)

@@ -1,4 +1,4 @@
-"""A model and its tokenizer from folders, for use after training: safetensors only, nothing downloaded, no code run."""
+"""Load a model and its tokenizer for use after training: safetensors only, no downloads, no remote code."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from schemas.errors import InputError, UsageError
 
 
 def load_model(folder: Path, adapter: Path | None = None) -> Any:
-    """Return the model in `folder` in evaluation mode, with the PEFT adapter in `adapter` on it."""
+    """Load the model in `folder`, in evaluation mode, with the PEFT adapter in `adapter`."""
     import safetensors
     import transformers
 
     if (folder / "adapter_config.json").is_file():
         raise UsageError(
-            str(folder), "this is an adapter, and the model it belongs to is elsewhere",
-            "cli export makes one model of both; to look at it as it is: cli chat MODEL --adapter CHECKPOINT.",
+            str(folder), "this is an adapter, without the model that it belongs to",
+            "cli export merges both into one model; to use it unmerged: cli chat MODEL --adapter CHECKPOINT.",
         )  # fmt: skip
     if not (folder / "config.json").is_file():
         what = "no such folder" if not folder.is_dir() else "no config.json in it: not a model"
-        raise InputError(str(folder), what, "Give a folder as Transformers saves it.")
+        raise InputError(str(folder), what, "Give a folder saved by Transformers.")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         name = (config.architectures or ["?"])[0]
@@ -41,25 +41,25 @@ def load_model(folder: Path, adapter: Path | None = None) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the Transformers tokenizer in `folder`."""
+    """Load the Transformers tokenizer in `folder`."""
     import transformers
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        # Transformers makes an empty one for some models
+        # for some models Transformers would make an empty one
         raise InputError(str(folder), "there is no tokenizer in it", "Chat with an exported folder: cli export.")
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
-            str(folder), f"Transformers reads no tokenizer from it: {str(error).strip().splitlines()[0]}",
-            "It needs a tokenizer.json, or a tokenizer class of Transformers itself.",
+            str(folder), f"Transformers cannot load its tokenizer: {str(error).strip().splitlines()[0]}",
+            "It needs a tokenizer.json, or a tokenizer class that Transformers has.",
         ) from error  # fmt: skip
 
 
 def can_cache(model: Any) -> bool:
-    """Return whether the model may generate with a cache, which is faster.
+    """Whether the model can generate with a cache, which is faster.
 
-    Not with a prefix: PEFT 0.21 hands it over as `past_key_values`, and where `generate` has a cache Transformers
-    5.24 ignores that, so that the base model would write, with a warning about names at most.
+    Not with a prefix: PEFT 0.21 passes it as `past_key_values`, which Transformers 5.24 ignores if `generate` makes a
+    cache, so that the base model would reply, with a warning about names at most.
     """
     return not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)

@@ -1,4 +1,4 @@
-"""What of a model is trained: LoRA, a prefix, or its parameters but for those that are frozen."""
+"""The trained part of a model: LoRA, a prefix, or the parameters that are not frozen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from schemas.errors import UsageError, nearest
 from trainer.config.config import TrainConfig
 
 VISION = ("visual", "vision", "vision_tower", "vision_model")
-"""What the vision tower's module is called, in one model or another."""
+"""Names that models give to their vision tower."""
 
 
 def tune(model: Any, config: TrainConfig, where: str) -> nn.Module:
-    """Return the model with adapters, a prefix, or some parameters frozen."""
+    """Add adapters or a prefix to a model, or freeze some of its parameters."""
     vision = sorted({path for name, _ in model.named_modules() if (path := _vision_path(name))})
     if config.freeze_vision and not vision:
         raise UsageError(f"{where}#/freeze_vision", f"{type(model).__name__} has no vision tower", "Leave it out.")
@@ -43,7 +43,7 @@ def tune(model: Any, config: TrainConfig, where: str) -> nn.Module:
 
 
 def _vision_path(name: str) -> str | None:
-    """Return the path of the vision tower that a module or parameter belongs to."""
+    """The path of the vision tower that a module or parameter belongs to."""
     parts = name.split(".")
     found = next((i for i, part in enumerate(parts) if part in VISION), None)
     return None if found is None else ".".join(parts[: found + 1])
@@ -62,7 +62,7 @@ def _freeze(model: nn.Module, config: TrainConfig, vision: list[str], where: str
         frozen |= config.freeze_vision and any(name.startswith(f"{path}.") for path in vision)
         parameter.requires_grad_(not frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UsageError(f"{where}#/freeze", "nothing is left to train", "Freeze less.")
+        raise UsageError(f"{where}#/freeze", "nothing is left to train", "Freeze fewer parameters.")
 
 
 def _search(pattern: str, name: str, where: str) -> bool:
@@ -94,8 +94,8 @@ def _lora(model: Any, config: TrainConfig, vision: list[str], where: str) -> Any
         "use_rslora": config.lora.use_rslora, "use_dora": config.lora.use_dora,
     }  # fmt: skip
     if targets is None and model.config.model_type not in peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
-        what = f"PEFT has no default for {model.config.model_type}"
-        raise UsageError(f"{where}#/lora/target_modules", what, "Name them, or use all.")
+        what = f"PEFT has no default for {model.config.model_type} models"
+        raise UsageError(f"{where}#/lora/target_modules", what, "Name the modules, or use all.")
     for name in config.lora.modules_to_save:
         if not any(path.rpartition(".")[2] == name for path, _ in model.named_modules()):
             known = {path.rpartition(".")[2] for path, _ in model.named_modules()}
@@ -108,7 +108,7 @@ def _targets(model: Any, asked: str, where: str) -> Iterator[str]:
     linear = {path.rpartition(".")[2] for path, module in model.named_modules() if _is_linear(module)}
     if asked == "all":
         head = model.get_output_embeddings()
-        # PEFT takes a name for every module that ends so: "proj" would be a linear layer and a convolution
+        # PEFT matches every module whose path ends with a name: "proj" may be a linear layer here, a convolution there
         others = {path.rpartition(".")[2] for path, module in model.named_modules() if not _is_linear(module)}
         for path, module in model.named_modules():
             if _is_linear(module) and module is not head:
@@ -125,10 +125,10 @@ def _targets(model: Any, asked: str, where: str) -> Iterator[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)  # bitsandbytes' layers are subclasses
+    return isinstance(module, nn.Linear)  # the layers of bitsandbytes are subclasses
 
 
 def count(model: nn.Module) -> tuple[int, int]:
-    """Return (parameters, those that are trained), shards of ZeRO-3 counted whole."""
+    """(parameters, trained parameters), with those that ZeRO-3 has sharded counted in full."""
     sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)

@@ -1,8 +1,8 @@
-"""predict_with_generate: what the model says where the rows of a split are trained, beside what they say.
+"""predict_with_generate: the model's replies to the rows of a split, next to the replies that the rows have.
 
-Every stretch of trained tokens is a reference and all before it in its sequence the prompt: what the model would see
-and have to write at that point. A conversation of three replies gives three; a ReAct reply whose observations are not
-trained one for each step of the agent.
+Every stretch of trained tokens is a reference, and everything before it in its sequence is the prompt: what the model
+would see and have to continue. A conversation with three replies gives three prompts; a ReAct reply whose observations
+are not trained gives one for each step of the agent.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def predict_with_generate(
     path: Path,
     **settings: Any,
 ) -> dict[str, float]:
-    """Write what the model says at the rows of a split to `path`, and return its scores (`metrics.score`).
+    """Write predictions for the rows of a split to `path`; return their scores (`metrics.score`).
 
-    `settings` are those of `predict`. All processes call it and get the scores; the first one writes.
+    `settings` are those of `predict`. All processes call it and get the scores; the first one writes the file.
     """
     wanted = [prompt for row in rows for prompt in prompts(row)]
     found = predict(model, tokenizer, wanted, stops=stop_ids(manifest), words=stop_words(manifest), **settings)
@@ -45,7 +45,7 @@ def predict_with_generate(
 
 @dataclass(frozen=True)
 class ReplyPrompt:
-    """Token ids before a stretch of trained ones, those ones, and the row and the stretch of it that they are."""
+    """Token ids before a stretch of trained ones, those ones, and where they are: row, part, number of the reply."""
 
     prompt_ids: list[int]
     reference_ids: list[int]
@@ -58,9 +58,9 @@ class ReplyPrompt:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line of predictions.jsonl: texts without the token that ends them; `row`, `part` as in the shard.
+    """One line of predictions.jsonl: texts without their stop token; `row`, `part` as in the shard.
 
-    `stopped`: the model ended by itself; otherwise `max_new_tokens` ended it.
+    `stopped`: the model stopped by itself; otherwise it was cut at `max_new_tokens`.
     """
 
     prompt: str
@@ -78,8 +78,8 @@ def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
     """Yield the prompts of a row of a shard, a pack included."""
     if len(row.get("images") or ()) or len(row.get("videos") or ()):
         raise UsageError(
-            "predict_with_generate", "rows with images or videos are not generated from",
-            "Leave predict_with_generate out; the evaluation loss is there.",
+            "predict_with_generate", "replies to rows with images or videos cannot be generated",
+            "Leave predict_with_generate out; the evaluation loss is still computed.",
         )  # fmt: skip
     ids, labels = np.asarray(row["input_ids"]), np.asarray(row["labels"])
     ends = np.cumsum(row["seq_lens"])
@@ -90,12 +90,12 @@ def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
         trained = np.concatenate([[False], labels[start:end] != -100, [False]])
         first, after = np.flatnonzero(np.diff(trained.astype(np.int8))).reshape(-1, 2).T + start
         for reply, (a, b) in enumerate(zip(first, after, strict=True)):
-            if a > start:  # nothing to generate from otherwise
+            if a > start:  # otherwise there is no prompt
                 yield ReplyPrompt(ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at)
 
 
 def stop_words(manifest: Manifest) -> list[str]:
-    """Return the words after which something else writes: trained keywords whose content is not (`Observation:`)."""
+    """Words after which the environment writes: trained keywords whose content is untrained (`Observation:`)."""
     found = set()
     for dataset in manifest["datasets"]:
         policies = [dataset["policy"], *dataset["policy"].get("then", ())]
@@ -105,7 +105,7 @@ def stop_words(manifest: Manifest) -> list[str]:
 
 
 def stop_ids(manifest: Manifest) -> list[int]:
-    """Return the tokens that end a reply of this set's template."""
+    """The tokens that end a reply in this set's template."""
     controls = manifest["tokenizer"]["controls"]
     return [controls[stop] for stop in manifest["template"]["certificate"]["stops"] if stop in controls]
 
@@ -122,19 +122,19 @@ def predict(
     synced_gpus: bool = False,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> list[Prediction]:
-    """Return greedy predictions, in the order of `wanted`.
+    """Greedy predictions, in the order of `wanted`.
 
-    `model`: a Transformers or PEFT model (of a wrapped one, its `module`). `tokenizer`: a Transformers tokenizer of the
-    set, for decoding and for `words`, at the first of which a reply ends, included, as in the references. With several
-    processes each takes its share and all return all; `synced_gpus` as in `generate`, needed with ZeRO-3. `progress`
-    gets (prompts done, prompts) of this process.
+    `model`: a Transformers or PEFT model (for a wrapped one, its `module`). `tokenizer`: the set's Transformers
+    tokenizer, for decoding and for `words`: a reply ends after the first of these, as the references do. With several
+    processes, each computes a share and all return everything; `synced_gpus` as in `generate`, needed with ZeRO-3.
+    `progress` gets (prompts done, prompts) of this process.
     """
     group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
     rank, world = (group.get_rank(), group.get_world_size()) if group else (0, 1)
     longest_first = sorted(range(len(wanted)), key=lambda i: -len(wanted[i].prompt_ids))
     mine = longest_first[rank::world]
     if len(longest_first) % world and rank >= len(longest_first) % world:
-        mine = [*mine, longest_first[-1]]  # as many as every other process: ZeRO-3 generates in step; not kept twice
+        mine = [*mine, longest_first[-1]]  # as many as the others: ZeRO-3 generates in step; kept only once
     said: dict[int, tuple[list[int], bool]] = {}
     for start in range(0, len(mine), batch_size):
         chosen = mine[start : start + batch_size]
@@ -171,7 +171,7 @@ def _generate(
     max_new_tokens: int,
     synced_gpus: bool,
 ) -> list[tuple[list[int], bool]]:
-    """Return what the model writes after each prompt, and whether it stopped; padded on the left while it does."""
+    """The model's reply to each prompt, and whether it stopped; prompts are padded on the left."""
     width = max(map(len, batch))
     input_ids = torch.tensor([[stops[0]] * (width - len(ids)) + ids for ids in batch], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
@@ -188,7 +188,7 @@ def _generate(
 def _until(
     ids: list[int], stops: Sequence[int], words: Sequence[str] = (), tokenizer: Any = None
 ) -> tuple[list[int], bool]:
-    """Return ids before the first stop, and whether there is one; a stop word ends them too, and stays."""
+    """The ids before the first stop token, and whether there is one; a stop word also ends them, and is kept."""
     end = next((i for i, token in enumerate(ids) if token in stops), None)
     kept = ids[:end]
     ended = bool(words) and tokenizer.decode(kept).rstrip().endswith(tuple(words))
@@ -196,7 +196,7 @@ def _until(
 
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
-    """Write predictions.jsonl, whole or not at all."""
+    """Write predictions.jsonl, completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
         for prediction in predictions:

@@ -1,9 +1,9 @@
-"""How near predictions come to references: BLEU-4 and ROUGE for Chinese and English, and whether calls match.
+"""Scores of predictions against references: BLEU-4 and ROUGE for Chinese and English, and whether calls match.
 
-Scores are means over rows, times 100. Tokens are characters (Chinese) or words for BLEU, words for ROUGE, Chinese as
-jieba cuts them. ROUGE is what the evaluations of ChatGLM3, CogAgent and LLaMA-Factory print (rouge_chinese on jieba's
-words), for English too. BLEU is theirs (sentence BLEU with NIST smoothing) for replies of four or more tokens; theirs
-gives a right "4" 35 points, this one 100, since it counts only the orders of n-grams that a reply has.
+Scores are means over rows, times 100. BLEU is over characters (Chinese) or words, ROUGE over words, with Chinese cut by
+jieba. ROUGE is the one of ChatGLM3, CogAgent and LLaMA-Factory (rouge_chinese on jieba's words), for English too. BLEU
+is theirs (sentence BLEU with NIST smoothing) for replies of four or more tokens. For a correct "4" theirs gives 35,
+this one 100, since it counts only the n-gram orders that a reply has.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _ORDERS = ("rouge-1", "rouge-2", "rouge-l")
 
 
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return the scores of predictions against references, each by name: text scores, then those of calls.
+    """The scores of predictions against references, by name: text scores, then scores of calls.
 
-    `bleu-4`, `rouge-1`, `rouge-2`, `rouge-l` over all rows, and with `zh/` or `en/` before the name over the rows of a
-    language where there are both. Where references have calls: `action_match` and `argument_match`, shares of
-    those references times 100, and `calls`, how many there are.
+    `bleu-4`, `rouge-1`, `rouge-2`, `rouge-l` over all rows; if there are rows in both languages, also with the prefixes
+    `zh/` and `en/` over the rows of each. If references have calls: `action_match` and `argument_match`, the shares of
+    those references times 100, and `calls`, the number of those references.
     """
     rows = [(language(wanted), text_scores(said, wanted)) for said, wanted in zip(predictions, references, strict=True)]
     languages = sorted({name for name, _ in rows})
@@ -38,12 +38,12 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def language(text: str) -> str:
-    """Return "zh" for text with more Han characters than Latin words, else "en": words between spaces."""
+    """The language: "zh" for text with more Han characters than Latin words, else "en" (words separated by spaces)."""
     return "zh" if len(HAN.findall(text)) > len(_LATIN_WORD.findall(text)) else "en"
 
 
 def text_scores(prediction: str, reference: str) -> dict[str, float]:
-    """Return BLEU-4 and ROUGE F-measures of one row, 0 to 100; those of an empty text are 0."""
+    """BLEU-4 and ROUGE F-measures of one row, 0 to 100; 0 for an empty text."""
     chinese = language(reference) == "zh"
     said, wanted = (_tokens(text, chinese) for text in (prediction, reference))
     if not said or not wanted:
@@ -54,12 +54,12 @@ def text_scores(prediction: str, reference: str) -> dict[str, float]:
 
 
 def _tokens(text: str, chinese: bool) -> list[str]:
-    """Return the characters of Chinese text without spaces; the words and signs of other text, in lower case."""
+    """The characters of Chinese text without spaces; the words and signs of other text, in lower case."""
     return [char for char in text if not char.isspace()] if chinese else re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def _words(text: str, chinese: bool) -> str:
-    """Return the words with spaces between them; lines stay lines, which ROUGE-L compares one by one."""
+    """The words of a text, separated by spaces; lines are kept, since ROUGE-L compares line by line."""
     if not chinese:
         return "\n".join(" ".join(_tokens(line, chinese)) for line in text.splitlines())
     import rjieba  # jieba's dictionary and algorithm, without its cache file in /tmp
@@ -84,7 +84,7 @@ def _rouge() -> Any:
 # -- calls --
 
 Call = tuple[str, Any]
-"""A tool's name and its arguments: the parsed value, or the text where it is neither JSON nor a Python literal."""
+"""A tool's name and its arguments: the parsed value, or the text if it is neither JSON nor a Python literal."""
 
 _REACT = re.compile(
     r"^Action:[ \t]*(?P<name>.*?)[ \t]*\n+Action Input:(?P<input>.*?)"
@@ -98,10 +98,10 @@ _PYTHON = re.compile(r"\s*([\w.-]+)\n\s*```python\n\s*tool_call\((.*)\)\s*```\s*
 
 
 def call_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Return `action_match`, `argument_match` and `calls` over references that call something; {} if none does.
+    """`action_match`, `argument_match` and `calls` over the references with calls; {} if there are none.
 
-    A row's actions match if the same tools are named in the same order; its arguments if these are equal too, as
-    JSON values: order of keys, spaces and kind of quotes do not count.
+    The actions of a row match if the same tools are called in the same order; its arguments match if they are equal
+    too, as JSON values: the order of keys, spaces and the kind of quotes do not matter.
     """
     pairs = [(list(calls(said)), wanted) for said, text in zip(predictions, references, strict=True)
              if (wanted := list(calls(text)))]  # fmt: skip
@@ -157,7 +157,7 @@ def _keywords(text: str) -> Any:
 
 
 def _plain(value: Any) -> str:
-    """Return a text that is equal for equal JSON values: 1 and 1.0 are, 1 and true are not."""
+    """A text that is equal for equal JSON values: 1 equals 1.0 but not true."""
 
     def whole(part: Any) -> Any:
         if isinstance(part, dict):

@@ -1,10 +1,10 @@
-"""Checkpoints: `checkpoint-N` holds the weights for use, DeepSpeed's state to go on, and `run.json`; its mark is last.
+"""Checkpoints: the folder `checkpoint-N`. It counts only when its file COMPLETE is there, which is written last.
 
 adapter_model.safetensors + adapter_config.json, or model*.safetensors + config.json
-tokenizer files of the model, as they are
-deepspeed/    state of the optimizer, for a resume
-run.json      configuration, set, model, step, seed, where the data came from
-COMPLETE      written when all else is on disk: without it the checkpoint is never used
+tokenizer files of the model, unchanged
+deepspeed/    DeepSpeed's state, for resuming
+run.json      configuration, set, model, step, seed, provenance of the data
+COMPLETE      written when everything else is on disk
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ class Checkpoint:
 
 
 def folder(output: Path, step: int) -> Path:
-    """Return the folder of a step's checkpoint."""
+    """The folder of a step's checkpoint."""
     return output / f"checkpoint-{step}"
 
 
 def complete(output: Path) -> list[Checkpoint]:
-    """Return the complete checkpoints, the last one written last.
+    """The complete checkpoints, in the order in which they were written.
 
-    That is not always the one of the highest step: after `--resume 600` the run goes on from there, and a checkpoint of
-    step 900 is of the run that was left.
+    The last one may not have the highest step: after `--resume 600`, a checkpoint of step 900 belongs to the abandoned
+    run.
     """
     found = [read(path) for path in output.glob("checkpoint-*") if (path / COMPLETE).is_file()]
     return sorted(found, key=lambda one: (one.run["resumes"], one.step))
 
 
 def find(output: Path, resume: str) -> Checkpoint | None:
-    """Return what `--resume` asks for: "yes" the last complete checkpoint (None if there is none), "N" that one."""
+    """The checkpoint for `--resume`: "yes" is the last complete one (None if there is none), "N" that of step N."""
     known = complete(output)
     if resume == "yes":
         return known[-1] if known else None
@@ -70,7 +70,7 @@ def find(output: Path, resume: str) -> Checkpoint | None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Return the checkpoint in a folder."""
+    """Read the checkpoint in a folder."""
     try:
         run = json.loads((path / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,9 +79,9 @@ def read(path: Path) -> Checkpoint:
 
 
 def save(wrapped: Any, output: Path, run: dict[str, Any], model_files: dict[str, bytes], *, keep: int | None) -> Path:
-    """Write the checkpoint of `run["step"]` and return its folder; then remove those beyond the last `keep`.
+    """Write the checkpoint of `run["step"]` and return its folder; then remove all but the last `keep`.
 
-    All processes call it. Whatever happens before the mark is written, earlier checkpoints stay as they are.
+    All processes call it. Earlier checkpoints stay untouched until the new one is complete.
     """
     path = folder(output, run["step"])
     first = torch.distributed.get_rank() == 0
@@ -91,7 +91,7 @@ def save(wrapped: Any, output: Path, run: dict[str, Any], model_files: dict[str,
     torch.distributed.barrier()
     try:
         _write(wrapped, path, run, model_files, first)
-    except (OSError, RuntimeError) as error:  # torch's writer of archives has a RuntimeError for a full disk
+    except (OSError, RuntimeError) as error:  # for a full disk torch's archive writer raises a RuntimeError
         raise _unwritten(output, path, error) from error
     torch.distributed.barrier()
     if first:
@@ -103,7 +103,7 @@ def save(wrapped: Any, output: Path, run: dict[str, Any], model_files: dict[str,
         except OSError as error:
             raise _unwritten(output, path, error) from error
         for old in complete(output)[: -keep if keep else 0]:
-            (old.path / COMPLETE).unlink()  # first: a half-removed checkpoint is no checkpoint
+            (old.path / COMPLETE).unlink()  # first: a half-removed checkpoint must not count
             shutil.rmtree(old.path)
     torch.distributed.barrier()
     return path
@@ -121,7 +121,7 @@ def _write(wrapped: Any, path: Path, run: dict[str, Any], model_files: dict[str,
 
 
 def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
-    """Return the problem to raise for a checkpoint that could not be written; other errors are bugs and come back."""
+    """The Problem to raise for a checkpoint that could not be written; other errors are bugs and are returned as is."""
     space = shutil.disk_usage(output).free
     if not isinstance(error, OSError) and not re.search("inline_container|PytorchStreamWriter|iostream", str(error)):
         return error
@@ -134,7 +134,7 @@ def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
 
 
 def _save_weights(wrapped: Any, path: Path, first: bool) -> None:
-    """Write the weights as PEFT or transformers do, gathered from all processes; an adapter is only its own weights."""
+    """Write the weights as PEFT or Transformers do, gathered from all processes; of an adapter only its own."""
     import peft
 
     model = wrapped.module
@@ -143,7 +143,7 @@ def _save_weights(wrapped: Any, path: Path, first: bool) -> None:
     if not first:
         return
     if adapter:
-        model.save_pretrained(path, state_dict=weights, save_embedding_layers=False)  # those that are trained are in it
+        model.save_pretrained(path, state_dict=weights, save_embedding_layers=False)  # trained ones are in `weights`
     else:
         weights |= {name: value.cpu() for name, value in _buffers(model)}
         model.save_pretrained(path, state_dict=weights)
@@ -161,7 +161,7 @@ def _gathered(model: Any, *, only_trained: bool, keep: bool) -> Iterator[tuple[s
 
 
 def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what is saved with a model and is no parameter."""
+    """Yield what is saved with a model beside its parameters."""
     for path, module in model.named_modules():
         for name, value in module._buffers.items():
             if value is not None and name not in module._non_persistent_buffers_set:
@@ -172,11 +172,11 @@ def load(wrapped: Any, state: Path) -> None:
     """Restore the wrapped model from a state folder: that of a checkpoint, or a converted one."""
     found, _ = wrapped.load_checkpoint(str(state), tag=TAG, load_module_strict=False)
     if found is None:
-        raise InputError(str(state), "DeepSpeed's state is not there", "Use another checkpoint.")
+        raise InputError(str(state), "DeepSpeed's state is missing", "Use another checkpoint.")
 
 
 def convert(checkpoint: Checkpoint, target: Path) -> None:
-    """Write a checkpoint's state to `target` for any number of processes (DeepSpeed's universal checkpoint)."""
+    """Convert a checkpoint's state for any number of processes (DeepSpeed's universal checkpoint), into `target`."""
     shutil.rmtree(target, ignore_errors=True)
     source = checkpoint.path / STATE / TAG
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]

@@ -1,4 +1,4 @@
-"""What a set, a model and a configuration must be for each other; one message where they are not."""
+"""Whether a set, a model and a configuration fit together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str
 
 
 def check_expected(opened: stream.TrainingSet, config: TrainConfig, where: str) -> list[str]:
-    """Raise, naming all, where the set is not what the configuration expects; return what could not be compared."""
+    """Raise, naming every difference, unless the set is as the configuration expects; return remarks."""
     expect, manifest = config.expect, opened.manifest
     wrong: list[tuple[str, str]] = []
     remarks = []
@@ -41,7 +41,9 @@ def check_expected(opened: stream.TrainingSet, config: TrainConfig, where: str) 
     template = manifest["template"]
     if expect.template not in (None, template["name"]):
         if template["name"] == "auto":
-            remarks.append(f"template {expect.template}: the set has the chat template of the model's own tokenizer")
+            remarks.append(
+                f"template {expect.template} was not compared: the set uses the template of the model's own tokenizer"
+            )
         else:
             wrong.append(("template", f"expected {expect.template}, the set was compiled with {template['name']}"))
     if expect.max_length is not None:
@@ -59,13 +61,13 @@ def check_expected(opened: stream.TrainingSet, config: TrainConfig, where: str) 
         wrong.append(("packing", f"expected {expect.packing}, the set is {'' if opened.is_packed else 'not '}packed"))
     if wrong:
         listed = "\n  ".join(f"{key}: {what}" for key, what in wrong)
-        hint = f"Compile the set so, or go without the check: --set expect.{wrong[0][0]}=null."
+        hint = f"Compile the set accordingly, or skip the check: --set expect.{wrong[0][0]}=null."
         raise UsageError(f"{where}", f"the set {opened.where} is not what it expects\n  {listed}", hint)
     return remarks
 
 
 def _longest(opened: stream.TrainingSet) -> int:
-    """Return the tokens of the longest sequence, or its limit where the set has one."""
+    """The tokens of the longest sequence, or the set's limit if it has one."""
     limit = opened.manifest["options"].get("max_length")
     if limit is not None:
         return int(limit)
@@ -76,7 +78,7 @@ def _longest(opened: stream.TrainingSet) -> int:
 def check_model(
     opened: stream.TrainingSet, source: ModelFolder, config: TrainConfig, deepspeed: dict[str, Any], where: str
 ) -> None:
-    """Raise for combinations that would be wrong without a word."""
+    """Raise for combinations that would be silently wrong."""
     vocabulary = getattr(source.text_config, "vocab_size", None)
     largest = max(opened.manifest["tokenizer"]["controls"].values(), default=0)
     if vocabulary is not None and largest >= vocabulary:
@@ -86,15 +88,17 @@ def check_model(
         what = "with a prefix, models do not see where sequences of a pack begin, and each would see those before it"
         raise UsageError(f"{where}#/tuning", what, "Use tuning: lora, or compile the set without --pack.")
     if opened.is_packed and opened.has_media:
-        what = "packs with images are not supported: positions of image tokens do not restart"
+        what = "packs with images are not supported: the positions of image tokens do not restart"
         raise UsageError(opened.where, what, "Compile the set without --pack.")
     if config.predict_with_generate and (opened.has_media or opened.kind == "pretrain"):
-        what = "documents have no replies to write" if opened.kind == "pretrain" else "images are not generated from"
-        raise UsageError(f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is there.")
+        what = "documents have no replies" if opened.kind == "pretrain" else "replies to images cannot be generated"
+        raise UsageError(
+            f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is still computed."
+        )
     media = opened.manifest.get("media")
     if media and not media["repeats_pad"]:
         what = f"models of the kind {media['name']} take images through code of their own"
-        raise UsageError(opened.where, what, "Train them with their own tools on this set, or use another model.")
+        raise UsageError(opened.where, what, "Train them on this set with their own tools, or use another model.")
     if config.quantization_bit and zero.stage(deepspeed) == 3:
-        what = "weights of 4 or 8 bits cannot be cut up between processes"
+        what = "weights of 4 or 8 bits cannot be split between processes"
         raise UsageError(f"{where}#/quantization_bit", what, "Use zero_stage: 2, or leave quantization_bit out.")

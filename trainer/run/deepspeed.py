@@ -1,4 +1,4 @@
-"""The model in DeepSpeed, ready to train, from the start or from a checkpoint."""
+"""The model wrapped in DeepSpeed, ready to train from the start or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def wrap(plan: RunPlan) -> Any:
 
     settings = _settings(plan)
     moved = plan.checkpoint is not None and plan.checkpoint.run["world"] != plan.device.world
-    moved &= zero.stage(plan.deepspeed) > 0  # without ZeRO every process has all of it
+    moved &= zero.stage(plan.deepspeed) > 0  # without ZeRO every process has the whole state
     if moved:
         settings["checkpoint"] = {"load_universal": True}
     model = _load(plan, settings)
-    if zero.stage(settings) < 3:  # DeepSpeed's default takes a gigabyte for an adapter of some megabytes
+    if zero.stage(settings) < 3:  # the default takes a gigabyte even for a small adapter
         settings["zero_optimization"].setdefault("reduce_bucket_size", min(5 * 10**8, count(model)[1]))
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(model, plan.config), config=settings, dist_init_required=False
@@ -51,12 +51,14 @@ def _settings(plan: RunPlan) -> dict[str, Any]:
 
 
 def _load(plan: RunPlan, settings: dict[str, Any]) -> torch.nn.Module:
-    """Load the model; for ZeRO-3 in pieces, so that no process ever holds all of it."""
+    """Load the model; with ZeRO-3 in pieces, so that no process ever holds all of it."""
     import transformers.integrations.deepspeed as integration
 
     known: Any = integration  # untyped
     dtype = torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
-    in_pieces = known.HfDeepSpeedConfig(settings) if zero.stage(settings) == 3 else None  # found while it lives
+    in_pieces = (
+        known.HfDeepSpeedConfig(settings) if zero.stage(settings) == 3 else None
+    )  # Transformers finds it while it exists
     try:
         return load(plan.source, plan.config, plan.device, dtype, plan.where)
     finally:
@@ -65,7 +67,7 @@ def _load(plan: RunPlan, settings: dict[str, Any]) -> torch.nn.Module:
 
 
 def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Return AdamW over what is trained; biases and norms are not decayed, as in transformers."""
+    """AdamW over the trained parameters; biases and norms get no weight decay, as in Transformers."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     flat = {name for name, p in trained if len(getattr(p, "ds_shape", p.shape)) < 2}
     groups = [
@@ -79,7 +81,7 @@ def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW
 
 
 def _restore(wrapped: Any, plan: RunPlan, *, moved: bool) -> None:
-    """Load the checkpoint's state; that of another number of processes is converted first, by the first process."""
+    """Load the checkpoint's state; if `moved` to another number of processes, the first process converts it first."""
     checkpoint = plan.checkpoint
     assert checkpoint is not None
     if not moved:

@@ -1,4 +1,4 @@
-"""The loss on the validation split, in all and by dataset; and what the model writes there."""
+"""Evaluation on the validation split: the loss, overall and by dataset, and scores of generated replies."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from trainer.run.plan import RunPlan
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on the validation split. Packs are taken apart: each sequence is its dataset's."""
+    """Evaluates a model on the validation split. Packs are split, so that each sequence counts for its dataset."""
 
     plan: RunPlan
     collate: Collator
     batches: list[list[tuple[int, int]]]
-    """(row, sequence in it) of each batch; those of one batch are of one dataset and of similar length."""
+    """The (row, sequence in it) pairs of each batch: all of one dataset and of similar length."""
     beat: Heartbeat
 
     @classmethod
     def make(cls, plan: RunPlan, collate: Collator, beat: Heartbeat) -> Evaluator:
-        """Return the evaluator of a plan with a validation split."""
+        """The evaluator of a plan that has a validation split."""
         assert plan.val is not None
         found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
         for number in range(len(plan.val)):
@@ -47,7 +47,7 @@ class Evaluator:
         return cls(plan, whole, batches, beat)
 
     def loss(self, wrapped: Any) -> tuple[float, dict[str, float]]:
-        """Return (loss, loss by dataset), each the sum of weighted losses over that of weights; for all processes."""
+        """(loss, loss by dataset): sums of weighted losses over sums of weights, over all processes."""
         objective, device = self.plan.objective, self.plan.device.torch
         rank, world = self.plan.device.rank, self.plan.device.world
         names = [one["name"] for one in self.plan.set.manifest["datasets"]]
@@ -69,7 +69,7 @@ class Evaluator:
         return total, by_dataset
 
     def scores(self, wrapped: Any, path: Path) -> dict[str, float]:
-        """Return the scores of what the model writes at the rows of the split, and write that to `path`."""
+        """Generate replies to the rows of the split, write them to `path`, and return their scores."""
         assert self.plan.val is not None
         self.beat.doing("generating replies", unit="replies")
         return predict_with_generate(

@@ -1,4 +1,4 @@
-"""What is seen of a run: a JSON line a step, a line on the screen now and then, loss.png, and trackers."""
+"""The output of a run: a JSON line for each step, lines on the screen, loss.png, and trackers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Record = dict[str, Any]
 
 
 def keep_until(path: Path, step: int) -> list[Record]:
-    """Return the log's records up to a step, and leave only those in the file: a resumed run writes the rest again."""
+    """Cut the log after a step and return the records that are kept: a resumed run writes the rest again."""
     try:
         raw = path.read_bytes().splitlines()
     except FileNotFoundError:
         return []
     kept = []
     for line in raw:
-        with contextlib.suppress(ValueError):  # the line that a killed run was writing
+        with contextlib.suppress(ValueError):  # a killed run leaves a partial line
             record = json.loads(line)
             if record["step"] <= step:
                 kept.append(record)
@@ -51,12 +51,12 @@ class Log:
         self._task: Any = None
 
     def say(self, text: str) -> None:
-        """Print a line above the progress."""
+        """Print a line, above the progress bar if there is one."""
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._beat.spoke()
 
     def start(self, done: int, total: int) -> None:
-        """Begin to show progress."""
+        """Start the progress bar."""
         self._task = self._progress.add_task("training", total=total, completed=done)
 
     def write(self, record: Record) -> None:
@@ -77,12 +77,12 @@ class Log:
         return self._beat.left()
 
     def report(self, record: Record) -> None:
-        """Hand a record to the trackers of report_to."""
+        """Send a record to the trackers of report_to."""
         for tracker in self._trackers:
             tracker.log(record)
 
     def mean_loss(self, steps: int) -> float:
-        """Return the mean loss of the last `steps` steps."""
+        """The mean loss of the last `steps` steps."""
         losses = [record["loss"] for record in self.records if "loss" in record][-steps:]
         return sum(losses) / len(losses)
 
@@ -113,7 +113,7 @@ class Log:
 
 @contextlib.contextmanager
 def watch(output: Path, start: int, trackers: list[Any], beat: Heartbeat) -> Iterator[Log]:
-    """Give the log of a run that begins after `start` steps, with its progress on stderr."""
+    """The log of a run that continues after `start` steps, with a progress bar on terminals; all of it on stderr."""
     console = Console(file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     output.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def watch(output: Path, start: int, trackers: list[Any], beat: Heartbeat) -> Ite
 
 
 def open_trackers(names: list[str], output: Path, run_name: str | None, config: dict[str, Any]) -> list[Any]:
-    """Return the trackers that report_to names; UsageError where one's library is not installed."""
+    """Open the trackers that report_to names; UsageError if a library is not installed."""
     found = []
     for name in names:
         try:
@@ -184,7 +184,7 @@ _TRACKERS: dict[str, Any] = {"tensorboard": _Tensorboard, "wandb": _Wandb, "swan
 
 
 def _numbers(record: Record) -> dict[str, float]:
-    """Return a record's numbers by name; those by dataset as `eval_loss/NAME`."""
+    """The numbers of a record by name; those by dataset as `eval_loss/NAME`."""
     numbers: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, dict):

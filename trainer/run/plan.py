@@ -1,4 +1,4 @@
-"""What a run will be, known before any weight is loaded: checks, steps, order. `--dry-run` ends here."""
+"""The plan of a run: checks, steps and order, before any weights are loaded. `--dry-run` ends here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainer.run.checkpoints import Checkpoint
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run, decided."""
+    """Everything that is decided about a run."""
 
     config: TrainConfig
     where: str
@@ -40,11 +40,11 @@ class RunPlan:
     bf16: bool
     fp16: bool
     deepspeed: dict[str, Any]
-    """As given; `zero.complete` fills it in."""
+    """As given; `zero.complete` fills in the rest."""
     checkpoint: Checkpoint | None
-    """Where the run goes on; None = from the start."""
+    """Where the run resumes; None = it starts from the beginning."""
     resumes: int
-    """How often the runs in the output folder went on, this time included."""
+    """How often runs in the output folder were resumed, including this time."""
     remarks: tuple[str, ...]
 
     @property
@@ -54,7 +54,7 @@ class RunPlan:
 
     @property
     def start(self) -> int:
-        """Steps that are done."""
+        """Steps already done."""
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
@@ -63,14 +63,14 @@ class RunPlan:
         return {name: getattr(self.config, name) for name in self.objective.settings}
 
     def is_due(self, strategy: str, every: int, step: int) -> bool:
-        """Return whether something that happens by "steps", "epoch" or "no" happens after `step` steps."""
+        """Whether something with strategy "steps", "epoch" or "no" is due after `step` steps."""
         if strategy == "epoch":
             return step % self.order.steps_per_epoch == 0
         return strategy == "steps" and step % every == 0
 
 
 def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunPlan:
-    """Return the plan of a run on the set at `where`; a Problem with one message where it cannot be."""
+    """Plan a run on the set at `where`; raise a Problem if it is impossible."""
     config = loaded.config
     opened = stream.TrainingSet.open(where)
     remarks = list(loaded.remarks)
@@ -94,7 +94,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     order = Order(len(train), rows, config.seed, train.lengths if grouped else None)
     if objective.pair and rows < 2:
         what = f"a step has 1 row, and {objective.name} pairs each row with the next one"
-        raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Have at least 2 rows a step.")
+        raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Use at least 2 rows per step.")
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * order.steps_per_epoch)
     earlier = [one.run["resumes"] for one in checkpoints.complete(Path(config.output_dir))]
     resumes = max(earlier) + 1 if checkpoint else 0
@@ -111,7 +111,7 @@ def _checkpoint(config: TrainConfig, resume: str | None, remarks: list[str]) -> 
     output = Path(config.output_dir)
     if resume is not None:
         if config.overwrite_output_dir:
-            remarks.append("overwrite_output_dir has no effect: the run goes on where it was")
+            remarks.append("overwrite_output_dir has no effect: the run is resumed")
         found = checkpoints.find(output, resume)
         if found is None:
             remarks.append(f"--resume yes: {output} has no complete checkpoint; the run starts from the beginning")
@@ -120,7 +120,7 @@ def _checkpoint(config: TrainConfig, resume: str | None, remarks: list[str]) -> 
     if existing and not config.overwrite_output_dir:
         raise UsageError(
             f"output_dir: {output}", f"it has checkpoints, the last of step {existing[-1].step}",
-            "Go on with --resume yes, choose another output_dir, or set overwrite_output_dir: true to remove them.",
+            "Resume with --resume yes, choose another output_dir, or set overwrite_output_dir: true to remove them.",
         )  # fmt: skip
     return None
 
@@ -128,17 +128,15 @@ def _checkpoint(config: TrainConfig, resume: str | None, remarks: list[str]) -> 
 def _check_resume(
     checkpoint: Checkpoint, facts: dict[str, Any], config: TrainConfig, device: Device, remarks: list[str]
 ) -> int:
-    """Return the accumulation that keeps a step's rows as they were; UsageError where the run would be another one.
+    """The gradient accumulation that keeps the rows of a step; UsageError if the run would be a different one.
 
-    `facts` are what must be as in the checkpoint.
+    `facts` must be as in the checkpoint.
     """
     run, where = checkpoint.run, str(checkpoint.path)
     for key, value in facts.items():
         if run[key] != value:
             what = f"it was made with another {key}: {run[key]}, now {value}"
-            raise UsageError(
-                where, what, "Resume with what it was made with, or start a new run in another output_dir."
-            )
+            raise UsageError(where, what, "Resume with the same settings, or start a new run in another output_dir.")
     rows, micro = run["step_rows"], config.per_device_train_batch_size
     accumulation, left = divmod(rows, micro * device.world)
     if left:
@@ -152,7 +150,7 @@ def _check_resume(
 def _precision(config: TrainConfig, device: Device, where: str) -> tuple[bool, bool]:
     bf16 = config.bf16 is True or (config.bf16 == "auto" and not config.fp16 and device.has_bf16)
     if config.fp16 and device.kind == "cpu":
-        raise UsageError(f"{where}#/fp16", "a cpu does not compute in fp16", "Use bf16: true, or neither.")
+        raise UsageError(f"{where}#/fp16", "a CPU does not compute in fp16", "Use bf16: true, or neither.")
     if bf16 and device.kind != "cpu" and not device.has_bf16:
         raise UsageError(f"{where}#/bf16", f"{device.name} has no bf16", "Use fp16: true.")
     return bf16, config.fp16

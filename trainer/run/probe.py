@@ -1,7 +1,7 @@
-"""The start-up probe: on the loaded model, a pack's loss must be that of its sequences one by one.
+"""The probe at the start: on the loaded model, the losses of a pack must equal those of its sequences one by one.
 
-Where a model overlooks that positions restart, later sequences see earlier ones, and nothing fails: only the loss is
-another. It is measured, not assumed, since attention is what models, their versions and remote code change.
+If a model ignores that positions restart, later sequences see earlier ones and nothing fails: only the loss differs.
+This is measured, since attention changes with models, their versions and remote code.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from trainer.data.collate import Collator, tensors
 from trainer.run.plan import RunPlan
 
 PACKS = 16
-"""Packs that are looked at for one of several sequences."""
+"""Packs that are searched for one with several sequences."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""Relative difference of the losses that rounding makes. Sequences that see each other differ by far more on weights
-that were trained; on weights as small as new ones what they see may be next to nothing."""
+"""Relative difference of losses that rounding explains. On trained weights, sequences that see each other differ by far
+more; on new weights, which are small, the difference may be tiny."""
 
 
 def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
-    """Return the relative difference between packed and unpacked loss; None where no pack has two sequences.
+    """The relative difference between packed and unpacked losses; None if no pack has two sequences.
 
-    UsageError where the model mixes sequences. All processes call it, on the same pack.
+    UsageError if the model mixes sequences. All processes call it, on the same pack.
     """
     several = (i for i in range(min(PACKS, len(plan.train))) if len(plan.train.row(i)["seq_lens"]) > 1)
     number = next(several, None)
@@ -45,15 +45,15 @@ def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
         name = type(wrapped.module).__name__
         raise UsageError(
             plan.set.where,
-            f"it is packed, and {name} lets a sequence of a pack see those before it: the losses of the tokens of a "
-            f"pack differ by {difference:.2%} from those of its sequences alone",
+            f"it is packed, and {name} lets a sequence of a pack see those before it: the losses of a pack's tokens "
+            f"differ by {difference:.2%} from those of its sequences alone",
             "Compile the set without --pack, or try another attn_implementation.",
         )
     return difference
 
 
 def _losses(wrapped: Any, plan: RunPlan, collate: Collator, rows: list[stream.Row]) -> torch.Tensor:
-    """Return the weighted losses of the trained tokens, float32[trained], in order."""
+    """The weighted losses of the trained tokens, float32[trained], in order."""
     batch = tensors(collate(rows), plan.device.torch)
     parts = plan.objective.loss(wrapped, batch, **plan.objective_settings)
     return parts.losses[parts.weights > 0]

@@ -1,4 +1,4 @@
-"""What a run would be, for `--dry-run`, and what of it is hardly meant."""
+"""What a run would do, for `--dry-run`, and likely mistakes in it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainer.run.schedule import warmup
 
 GIB = 2**30
 SAMPLE_STEPS = 200
-"""Steps whose padding is counted; more of a large set would have to be read for a few digits."""
+"""Steps whose padding is counted: reading more of a large set would add little precision."""
 
 
 def facts(plan: RunPlan) -> dict[str, Any]:
-    """Return what a run would be, as JSON values."""
+    """What a run would do, as JSON values."""
     steps, tokens, positions = padding(plan)
     total, trained = count_parameters(plan)
     split = plan.set.manifest["splits"]["train"]
@@ -49,7 +49,7 @@ def facts(plan: RunPlan) -> dict[str, Any]:
 
 
 def text(plan: RunPlan) -> str:
-    """Return what a run would be, for people."""
+    """What a run would do, for people."""
     f = facts(plan)
     memory = "  ".join(f"{name} {size / GIB:.2f}" for name, size in f["memory"].items())
     held = plan.device.memory()
@@ -74,7 +74,7 @@ def text(plan: RunPlan) -> str:
 
 
 def padding(plan: RunPlan) -> tuple[int, int, int]:
-    """Return (steps looked at, tokens, positions computed for them) over the first steps of the first epoch."""
+    """(steps, tokens, positions including padding) of the first steps of the first epoch."""
     steps = min(plan.order.steps_per_epoch, SAMPLE_STEPS)
     tokens = positions = 0
     for step in range(steps):
@@ -87,37 +87,37 @@ def padding(plan: RunPlan) -> tuple[int, int, int]:
 
 
 def lints(plan: RunPlan) -> Iterator[str]:
-    """Yield what is allowed and hardly meant."""
+    """Yield likely mistakes that are allowed."""
     c, steps = plan.config, plan.steps
     run = f"the {steps:,} steps of this run"
     if c.eval_strategy == "steps" and (c.eval_steps or c.logging_steps) > steps:
-        yield f"eval_steps {c.eval_steps or c.logging_steps:,} is more than {run}: nothing is evaluated"
+        yield f"eval_steps {c.eval_steps or c.logging_steps:,} is more than {run}: nothing will be evaluated"
     if c.save_strategy == "steps" and c.save_steps > steps:
-        yield f"save_steps {c.save_steps:,} is more than {run}: only its end is saved"
+        yield f"save_steps {c.save_steps:,} is more than {run}: only the end will be saved"
     if c.logging_steps > steps:
-        yield f"logging_steps {c.logging_steps:,} is more than {run}: only its end is shown"
+        yield f"logging_steps {c.logging_steps:,} is more than {run}: only the end will be shown"
     if warmup(c, steps) >= steps > 0:
-        yield f"warm-up takes {warmup(c, steps):,} steps, not less than {run}"
+        yield f"warm-up takes {warmup(c, steps):,} steps, at least as long as {run}"
     if plan.order.step_rows > len(plan.train):
         yield f"a step takes {plan.order.step_rows:,} rows, the set has {len(plan.train):,}: an epoch is one step"
     epochs = steps / plan.order.steps_per_epoch
     if epochs > 20:
-        yield f"every row is trained {epochs:.0f} times"
+        yield f"every row will be trained {epochs:.0f} times"
     if c.tuning == "full" and c.learning_rate > 1e-4:
         yield f"learning_rate {c.learning_rate:g} is high for full fine-tuning (1e-5 to 5e-5 is usual)"
     samples = [one["name"] for one in plan.set.manifest["datasets"] if one["sample"]]
     if samples:
-        yield f"{', '.join(samples)}: embedded samples, good for trying things out"
+        yield f"{', '.join(samples)}: embedded samples, only for trying things out"
 
 
 def memory(plan: RunPlan, parameters: int, trained: int) -> dict[str, int]:
-    """Return bytes on each device: weights, gradients with optimizer, activations of one pass (roughly), and all.
+    """Bytes on each device, roughly: weights, gradients, optimizer, activations of one pass, and the sum.
 
-    AdamW in mixed precision has 16 bytes for a trained weight (2 weight, 2 gradient, 12 fp32 copy and moments), in fp32
-    as many (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1); ZeRO divides by the number of processes: from
-    stage 1 the optimizer, from 2 the gradients, from 3 the weights. Activations: 34 x tokens x hidden bytes a layer in
-    half precision (Korthikanti et al. 2022, arXiv 2205.05198, without the attention's scores), 2 x where recomputed,
-    and the logits.
+    AdamW takes 16 bytes for a trained weight: in mixed precision 2 for the weight, 2 for the gradient, 12 for the fp32
+    copy and the moments, and as many in fp32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1). ZeRO divides by
+    the number of processes: the optimizer from stage 1, the gradients from 2, the weights from 3. Activations take
+    34 x tokens x hidden bytes a layer in half precision (Korthikanti et al. 2022, arXiv 2205.05198, without attention
+    scores), 2 x if recomputed, plus the logits.
     """
     half, world, stage = plan.bf16 or plan.fp16, plan.device.world, zero.stage(plan.deepspeed)
     size = 2 if half else 4
@@ -137,7 +137,7 @@ def memory(plan: RunPlan, parameters: int, trained: int) -> dict[str, int]:
 
 
 def count_parameters(plan: RunPlan) -> tuple[int, int]:
-    """Return (parameters, trained ones) of the model, without its weights."""
+    """(parameters, trained parameters) of the model, without loading its weights."""
     import torch
 
     bare = replace(plan.config, quantization_bit=None)

@@ -1,4 +1,4 @@
-"""The first sequence that will be trained, token by token, as `cli inspect --format sanity` has it."""
+"""The first sequence to be trained, token by token, as `cli inspect --format sanity` prints it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from trainer.data.stream import Row
 
 MOST = 400
-"""Tokens that are shown of a long sequence: its first half and its last."""
+"""Tokens shown of a long sequence: half from its start, half from its end."""
 
 
 def lines(one: Row, model: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The learning rate of every step, as transformers has it: a function of the step alone, so a resume needs no state."""
+"""The learning rate of every step, as in Transformers: a function of the step alone, so resuming needs no state."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trainer.config.config import TrainConfig
 
 
 def warmup(config: TrainConfig, steps: int) -> int:
-    """Return the steps of warm-up."""
+    """The number of warm-up steps."""
     return config.warmup_steps or math.ceil(config.warmup_ratio * steps)
 
 
 def learning_rate(config: TrainConfig, steps: int) -> Callable[[int], float]:
-    """Return step (0-based) -> learning rate for a run of `steps` steps."""
+    """The function from step (0-based) to learning rate, for a run of `steps` steps."""
     import transformers
 
     unused = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)

@@ -1,4 +1,4 @@
-"""One step: the loss is the sum of weighted losses over the sum of weights, over all processes and all their passes."""
+"""One step: its loss is the sum of weighted losses over the sum of weights, over all processes and passes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from trainer.run.plan import RunPlan
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, over all processes."""
+    """The result of a step, over all processes."""
 
     loss: float
     grad_norm: float | None
-    """None where ZeRO 0 does not say, or fp16 overflowed."""
+    """None if ZeRO 0 does not report it, or fp16 overflowed."""
     weight: float
-    """What the loss was divided by."""
+    """The divisor of the loss."""
     tokens: int
-    """Of sequences, padding not counted."""
+    """The tokens of sequences, without padding."""
     logs: dict[str, float]
 
 
 def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) -> StepResult:
-    """Train one step; IntegrityError where nothing is trained in it, or its loss or gradient is no number."""
+    """Train one step; IntegrityError if nothing is trained in it, or its loss or gradient is NaN or infinite."""
     objective, device, world = plan.objective, plan.device.torch, plan.device.world
     batches = [tensors(batch, device) for batch in step.batches]
     divisor = torch.stack([objective.weights(batch).sum() for batch in batches]).sum()
@@ -47,31 +47,31 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) ->
     logs: dict[str, torch.Tensor] = {}
     losses = []
     for i, (batch, made) in enumerate(zip(batches, step.batches, strict=True)):
-        torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # of dropout
+        torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # for dropout
         parts = objective.loss(wrapped, batch, **settings)
         losses.append(parts.loss_sum.detach())
         sums += torch.stack([losses[-1].float(), parts.weight_sum, torch.tensor(float(_tokens(made)), device=device)])
         for name, value in parts.logs.items():
             logs[name] = logs.get(name, torch.zeros(2, device=device)) + value
-        # DeepSpeed takes the mean over passes and processes; what is wanted is the sum, divided once.
+        # DeepSpeed takes the mean over passes and processes; the loss is the sum, divided once.
         wrapped.backward(parts.loss_sum / divisor * (world * plan.accumulation))
         if i == len(batches) - 1:
             torch.distributed.all_reduce(sums)
             _check_loss(plan, step, float(sums[0]), losses)
         wrapped.step()
     if not math.isclose(float(sums[1]), float(divisor), rel_tol=1e-4):
-        raise AssertionError(f"the objective counted {float(sums[1])} as its weights, the loop {float(divisor)}")
+        raise AssertionError(f"the weights of the objective sum to {float(sums[1])}, expected {float(divisor)}")
     norm = wrapped.get_global_grad_norm()
     norm = None if norm is None else float(norm)
     if norm is not None and not math.isfinite(norm):
         if not plan.fp16:
             raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
-        norm = None  # DeepSpeed has left the step out, and scales the next ones less
+        norm = None  # DeepSpeed has skipped the step, and lowers its loss scale
     return StepResult(float(sums[0] / divisor), norm, float(divisor), int(sums[2]), _reduce(logs))
 
 
 def _tokens(batch: Batch) -> int:
-    """Return the tokens of a batch's sequences: with a mask what it says; in packs, everything."""
+    """The tokens of a batch's sequences: those in the attention mask; of a pack, all."""
     if not batch["num_sequences"]:
         return 0
     mask = batch.get("attention_mask")
@@ -79,7 +79,7 @@ def _tokens(batch: Batch) -> int:
 
 
 def _reduce(logs: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Return each log's mean over all processes."""
+    """The mean of each log over all processes."""
     if not logs:
         return {}
     both = torch.stack([logs[name] for name in sorted(logs)])
@@ -108,10 +108,10 @@ def _where(plan: RunPlan, step: int) -> str:
 
 
 def _of(plan: RunPlan, rows: Ints | list[int]) -> str:
-    """Return where some rows are from, and what to do."""
+    """Where rows come from, and what to do."""
     listed = "; ".join(plan.train.describe(int(row)) for row in rows[:4])
     more = f"; ... {len(rows) - 4} more" if len(rows) > 4 else ""
     return (
-        f"Rows: {listed}{more}.\n  See them with cli inspect --row N. Where they are fine, a lower learning_rate, more"
-        " warm-up, or bf16 instead of fp16 help. Checkpoints before this step are whole."
+        f"Rows: {listed}{more}.\n  Look at them with cli inspect --row N. If they are fine, try a lower learning_rate,"
+        " more warm-up, or bf16 instead of fp16. Checkpoints before this step are complete."
     )

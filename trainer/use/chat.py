@@ -1,7 +1,7 @@
-"""`cli chat`: a conversation with a model in its own chat template, in which the user can play the tools.
+"""A conversation with a model in its own chat template, in which the user can play the tools.
 
-A reply that ends with a stop word (`Observation:`) is not over: what is typed next becomes the observation, in the same
-reply, and the model goes on from there. The reply is encoded as one text again, as it was in training.
+A reply that stops at a stop word (`Observation:`) is not finished: the user's next line becomes the observation, in the
+same reply, and the model continues. The reply is then encoded again as one text, as in training.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.use.tokenizer import card_template, copy_tokenizer
 
 @dataclass(frozen=True)
 class ChatReply:
-    """What the model wrote in one go. `ended` by: "stop" (the template's), "word" (a stop word) or "length"."""
+    """What the model wrote before it stopped. `ended` by: "stop" (a stop token), "word" (a stop word) or "length"."""
 
     content: str
     ended: str
@@ -34,7 +34,7 @@ class ChatReply:
 
 @dataclass
 class Chat:
-    """A conversation. `words`: stop words; temperature 0 is greedy; sampling draws from torch's generator."""
+    """A conversation. `words`: stop words; temperature 0 is greedy; sampling uses torch's generator."""
 
     model: Any
     tokenizer: Any
@@ -45,7 +45,7 @@ class Chat:
     top_p: float = 1.0
     messages: list[dict[str, str]] = field(default_factory=list)
     partial: str = ""
-    """The reply so far, while it waits for an observation."""
+    """The unfinished reply, while it waits for an observation."""
 
     @property
     def waits(self) -> bool:
@@ -53,15 +53,15 @@ class Chat:
         return bool(self.partial)
 
     def clear(self) -> None:
-        """Forget all but the system message."""
+        """Forget everything but the system message."""
         self.messages, self.partial = [m for m in self.messages if m["role"] == "system"], ""
 
     def system(self, text: str) -> None:
-        """Begin anew with this system message; "" = none."""
+        """Start over with this system message; "" = none."""
         self.messages, self.partial = [{"role": "system", "content": text}] if text else [], ""
 
     def say(self, text: str, show: Callable[[str], object] = lambda _: None) -> ChatReply:
-        """Return the model's reply to a user message, or to an observation it waits for; `show` gets it as it grows."""
+        """The model's reply to a user message or an awaited observation; `show` gets its text piece by piece."""
         if self.waits:
             self.partial += f"{'' if self.partial[-1].isspace() else ' '}{text}\n"
         else:
@@ -81,7 +81,7 @@ class Chat:
         content = stream.text
         if written[-1] in self.stops:
             ended = "stop"
-        else:  # a stop word's last token may reach beyond it
+        else:  # the last token of a stop word may extend beyond it
             cut = len(written) == self.max_new_tokens and not content.rstrip().endswith(tuple(self.words))
             ended = "length" if cut or not self.words else "word"
         self.partial += content
@@ -105,7 +105,7 @@ class Chat:
         if limit and len(ids) + self.max_new_tokens > limit:
             raise UsageError(
                 "the conversation", f"{len(ids):,} tokens and up to {self.max_new_tokens:,} new ones are more than the "
-                f"model's {limit:,}", "Begin anew with /clear, or lower --max-new-tokens.",
+                f"model's {limit:,}", "Start over with /clear, or lower --max-new-tokens.",
             )  # fmt: skip
         return list(ids)
 
@@ -134,7 +134,7 @@ def open_chat(model: Path, adapter: Path | None, data: AnyPath | None, *, seed: 
 
 
 class _Stream:
-    """Takes ids from `generate` one by one and shows text when its characters are complete; stops are not shown."""
+    """Takes ids from `generate` one by one and shows text once its characters are complete, without stop tokens."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[int], show: Callable[[str], object]) -> None:
         self._tokenizer, self._stops, self._show = tokenizer, set(stops), show
@@ -162,9 +162,9 @@ class _Stream:
 def converse(
     chat: Chat, lines: Iterable[str], show: Callable[[str], object], done: Callable[[ChatReply], object]
 ) -> None:
-    """Answer lines until they end or say /exit. A line that ends in a backslash goes on in the next one.
+    """Answer lines until they end or one is /exit. A line that ends in a backslash continues on the next one.
 
-    `/system TEXT` begins anew with a system message (`\\n` in it is a line break), `/clear` begins anew with the same.
+    `/system TEXT` starts over with a system message (`\\n` in it is a line break), `/clear` with the same one.
     """
     held = ""
     for line in lines:
