@@ -21,6 +21,7 @@ from tests.support.agent import Agent, checkpoint, compile_set
 from tests.support.command import runner
 from tests.support.store import BUCKET, Store
 from tests.support.tiny import lora, qwen2
+from tests.support.trained import outside
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.predict.generate import predict, prompts, stop_ids, stop_words
 from trainer.use import export as export_module
@@ -171,7 +172,7 @@ def test_what_cli_train_writes_is_exported(agent: Agent, base: Path, tmp_path: P
     (tmp_path / "lora.yaml").write_text(json.dumps(settings), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "cli", "train", str(agent.set), str(tmp_path / "lora.yaml")],
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True, text=True, timeout=180, check=False, env=outside(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = run("export", tmp_path / "o" / "checkpoint-1", tmp_path / "out", "--json").stdout
