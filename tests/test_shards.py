@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -605,6 +606,25 @@ def test_every_flipped_bit_in_a_shard_is_found_and_its_batch_named(copy: Path) -
             assert find_damage(CompiledSet.open(copy)) == [message]
     assert len(manifest(copy)["splits"]["train"]["shards"][0]["batches"]) == 2
     assert verify(copy) == (0, [])
+
+
+def test_no_reader_of_a_set_takes_a_damaged_batch(copy: Path) -> None:
+    """Rows, tables and batches are checked while they are read; the batches before the damaged one are read."""
+    (entry,) = manifest(copy)["splits"]["train"]["shards"]
+    path, batch = copy / entry["file"], entry["batches"][1]
+    data = bytearray(path.read_bytes())
+    data[batch["offset"] + batch["length"] // 2] ^= 1
+    path.write_bytes(data)
+    first = entry["batches"][0]["rows"]
+    what = re.escape(f"{entry['file']}: batch 1 (rows {first} to {first + batch['rows'] - 1}) is damaged")
+    opened = CompiledSet.open(copy)
+    read: list[Row] = []
+    with pytest.raises(IntegrityError, match=what):
+        read.extend(opened.rows("train"))
+    assert len(read) == first
+    with pytest.raises(IntegrityError, match=what):
+        opened.table("train")
+    assert opened.split("train").batch(0).num_rows == first
 
 
 def test_every_flipped_bit_in_another_file_is_found(copy: Path) -> None:

@@ -49,7 +49,7 @@ class CompiledRows:
         self._files = [ObjectFile(part.object) for part in parts]
         self._extents = {name: self._extents_of(name) for name in WORD_LISTS}
         numbers: dict[Owner, int] = {}
-        known = [part.object.info["whos"] for part in parts]
+        known = [part.object.info["owners"] for part in parts]
         alike = [numbers.setdefault((role, key), len(numbers)) for owners in known for role, key in owners]
         roles, keys = zip(*numbers, strict=True) if numbers else ((), ())
         self.owners = pa.array(roles, pa.string()), pa.array(keys, pa.string())
