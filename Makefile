@@ -1,6 +1,6 @@
-# `make` runs what must be true before a commit: check, then test. `make quick` runs what tells most in under a minute.
+# `make` runs all checks and tests, as before a commit. `make quick` runs the most telling tests, in under a minute.
 PYTHON ?= python
-# Floors, formats, repairs, mixes, masks and the command line. They need the core and the `test` extra, nothing else.
+# Floors, formats, repairs, mixes, masks and the command line. The core and the `test` extra are enough to run them.
 QUICK = $(addprefix tests/test_, imports.py schemas.py formats_by_mapping.py mix.py react.py screens.py repair_rows.py \
 	weigh.py golden_tables.py cli.py)
 
@@ -24,7 +24,7 @@ quick:
 	$(PYTHON) -m pytest -q -m "not slow" $(QUICK)
 	$(PYTHON) -m pytest -q -m "not slow" tests/test_laws.py -k demo/auto
 
-# Rewrites tests/golden/*.txt; review the diff line by line.
+# Rewrites tests/golden/*.txt. Review the diff line by line.
 golden:
 	GOLDEN=write $(PYTHON) -m pytest -q tests/test_golden_tables.py
 

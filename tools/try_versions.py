@@ -2,8 +2,8 @@
 
 `oldest` installs the lowest version that pyproject.toml allows of every dependency of the core, for the Python that
 runs this; a number such as `3.12` installs the newest versions for that Python. Without arguments: `oldest`, and each
-other supported Python that this machine has. Each gets an environment of its own, compiles the README's mix, verifies
-the set and runs `make quick`. torch and everything else of the extras stay out.
+other supported Python that this machine has. Each gets an environment of its own, compiles the README's mix,
+verifies the set and runs `make quick`. torch and the other extras stay out.
 """
 
 from __future__ import annotations
@@ -46,22 +46,20 @@ def python(version: str) -> str | None:
     return None
 
 
-def attempt(name: str, program: str, wheel: Path) -> bool:
-    """Install, compile, verify and test in an environment of its own. Returns whether all of it worked."""
+def attempt(name: str, program: str, wheel: Path) -> None:
+    """Install, compile, verify and test in an environment of its own; CalledProcessError where one of them fails."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")
         constraints.write_text("\n".join(lowest() if name == "oldest" else []), encoding="utf-8")
-        run_in(folder, program, "-m", "venv", "env")
-        own = str(Path(folder, "env", "bin", "python"))
-        run_in(folder, own, "-m", "pip", "install", "-q", "-c", str(constraints), f"{wheel}[test]")
-        cli = str(Path(folder, "env", "bin", "cli"))
-        run_in(folder, cli, *MIX, "-o", "set", "--cache", "cache")
-        run_in(folder, cli, "verify", "set")
-        tested = subprocess.run(["make", "-C", str(ROOT), "quick", f"PYTHON={own}"], env=clean(), check=False)
-        return tested.returncode == 0
+        run(folder, program, "-m", "venv", "env")
+        own, cli = (str(Path(folder, "env", "bin", name)) for name in ("python", "cli"))
+        run(folder, own, "-m", "pip", "install", "-q", "-c", str(constraints), f"{wheel}[test]")
+        run(folder, cli, *MIX, "-o", "set", "--cache", "cache")
+        run(folder, cli, "verify", "set")
+        run(str(ROOT), "make", "quick", f"PYTHON={own}")
 
 
-def run_in(folder: str, *command: str) -> None:
+def run(folder: str, *command: str) -> None:
     subprocess.run(command, cwd=folder, env=clean(), check=True)
 
 
@@ -78,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "source")  # a build leaves files beside what it builds
         shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "out", "build", "*.egg-info", "shards"))
-        run_in(folder, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source))
+        run(folder, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source))
         (wheel,) = Path(folder).glob("*.whl")
         for name in wanted:
             program = sys.executable if name == "oldest" else python(name)
@@ -87,9 +85,13 @@ def main() -> None:
                 continue
             start = time.monotonic()
             print(f"{name}: {program}", flush=True)
-            worked = attempt(name, program, wheel)
-            print(f"{name}: {'works' if worked else 'FAILS'}, {time.monotonic() - start:.0f} s", flush=True)
-            failed += [] if worked else [name]
+            try:
+                attempt(name, program, wheel)
+            except subprocess.CalledProcessError as error:
+                print(error, flush=True)
+                failed.append(name)
+            result = "FAILS" if name in failed else "works"
+            print(f"{name}: {result}, {time.monotonic() - start:.0f} s", flush=True)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
