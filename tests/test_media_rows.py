@@ -618,15 +618,15 @@ def test_images_that_the_machine_which_compiled_did_not_see_end_the_run_and_reje
     file = write(data / "rows.jsonl", ASKED | {"images": ["a.png"]})
     given = ["compile", file, "--tokenizer", model, "--max-rejects", "100%"]
 
-    def blind(*arguments: Any, **options: Any) -> str:
+    def blind(*arguments: Any) -> Any:
         (data / "a.png").rename(data / "moved.png")
-        found = local_run(*arguments, **options)
+        found = really(*arguments)
         (data / "moved.png").rename(data / "a.png")
         return found
 
-    local_run = local.run
+    really = local.InProcess.run
     with monkeypatch.context() as patch:
-        patch.setattr(local, "run", blind)
+        patch.setattr(local.InProcess, "run", blind)
         result = run(*given, "-o", tmp_path / "out", code=4)
     said = "an image or video of it changed meanwhile, or is another one on a machine that looked at it"
     assert f"error: {file}: {said}" in result.stderr
