@@ -42,7 +42,7 @@ class Object:
     digest: str
     """xxh3 of the file's bytes."""
     info: dict[str, Any]
-    light: pa.Table
+    small: pa.Table
     """The other columns, in memory."""
     lists: dict[str, tuple[int, npt.NDArray[np.int32]]]
     """For each word list: its first word in the file, and where each row begins after that, int32[N + 1]."""
@@ -50,7 +50,7 @@ class Object:
     @property
     def num_rows(self) -> int:
         """The number of rows."""
-        return self.light.num_rows
+        return self.small.num_rows
 
     @property
     def nbytes(self) -> int:
@@ -133,13 +133,13 @@ def load(cache_dir: Path, key: str) -> Object | None:
         return None
     buffer = pa.py_buffer(data)
     table = pa.ipc.open_file(buffer).read_all()
-    light = table.drop_columns(list(WORD_LISTS)).take(
+    small = table.drop_columns(list(WORD_LISTS)).take(
         pa.array(np.arange(table.num_rows))
     )  # copied, so that data is freed
     lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
     for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
         lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
-    return Object(path, stamp, digest, info, light, lists)
+    return Object(path, stamp, digest, info, small, lists)
 
 
 def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:

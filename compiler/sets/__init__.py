@@ -11,7 +11,7 @@ link.py        a split as shards
 shard.py       one shard: an Arrow file, hashed while it is written
 manifest.py    the manifest, and the balance that accounts for every row
 rejects.py     rejects.jsonl, and the end of a run with too many of them
-readme.py      the dataset card of a set
+readme.py      README.md of a set, which the `datasets` library reads too
 folder.py      a set in a folder: locked, written aside, published by renames
 store.py       a set in an object store: published by one conditional put
 verify.py      every byte of a set against its manifest

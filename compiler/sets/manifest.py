@@ -15,7 +15,7 @@ import registry
 from compiler.cache.objects import library_versions, own_version
 from compiler.options import CompileOptions
 from compiler.sets.mix import Examples, MixPlan
-from compiler.sets.readme import dataset_card
+from compiler.sets.readme import readme_text
 from compiler.sets.rejects import rejects_jsonl
 from compiler.templates.load import Template
 from compiler.tokenizer.tokenizer import Tokenizer
@@ -196,8 +196,8 @@ def check_balance(manifest: Manifest) -> None:
 
 
 def write_files(folder: Path, manifest: Manifest, compiled: list[CompiledDataset], tokenizer: Tokenizer) -> None:
-    """Write the files beside the shards (rejects, card, tokenizer); list their digests in the manifest."""
-    files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": dataset_card(manifest).encode()}
+    """Write the files beside the shards (rejects, README, tokenizer); list their digests in the manifest."""
+    files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": readme_text(manifest).encode()}
     beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())
     files |= {f"tokenizer/{name}": data for name, data in beside}
     for name, data in files.items():

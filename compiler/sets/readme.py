@@ -1,4 +1,4 @@
-"""The dataset card: OUT/README.md, for people and for the `datasets` library (its front matter names the splits)."""
+"""The README.md of a set: for people, and for the `datasets` library, whose front matter names the splits."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def asked(entry: DatasetEntry) -> str:
     return f"{entry['count']:,} rows" if entry["count"] is not None else "all rows"
 
 
-def dataset_card(manifest: Manifest) -> str:
-    """The Markdown of the card. It holds no date and no path: equal inputs give equal bytes."""
+def readme_text(manifest: Manifest) -> str:
+    """The Markdown of the file. It holds no date and no path: equal inputs give equal bytes."""
     splits = {name: split for name, split in manifest["splits"].items() if split["rows"]}
     lines = ["---", "configs:", "- config_name: default", "  data_files:"]
     for name in splits:

@@ -67,7 +67,7 @@ class CompiledRows:
     def _small(self, sizes: list[int]) -> pa.RecordBatch:
         parts = self.parts
         names = ("images", "videos", "desirable", "num_trained", "repairs", "part", "offset", "index", "length")
-        table = pa.concat_tables([part.object.light.select(names) for part in parts]).combine_chunks()
+        table = pa.concat_tables([part.object.small.select(names) for part in parts]).combine_chunks()
 
         def of_part(values: list[int]) -> Ints:
             return np.repeat(np.array(values, np.int64), sizes)
@@ -80,7 +80,7 @@ class CompiledRows:
         offset = table.column("offset").combine_chunks()
         moved = offset.fill_null(0).to_numpy() + of_part([part.offset for part in parts])
         row = table.column("index").to_numpy() + of_part([part.first_row for part in parts])
-        [light] = (
+        [batch] = (
             table.drop_columns(["index", "offset"])
             .append_column("dataset", named([part.dataset for part in parts]))
             .append_column("file", named([part.file for part in parts]))
@@ -88,7 +88,7 @@ class CompiledRows:
             .append_column("offset", pa.array(moved, mask=np.asarray(offset.is_null())))
             .to_batches()
         )
-        return light
+        return batch
 
     @property
     def nbytes(self) -> int:
@@ -128,7 +128,7 @@ class CompiledRows:
 
 def examples_of(one: CompiledDataset) -> Examples:
     """What the mix needs to know of a dataset's rows."""
-    tables = [unit.light for unit in one.loaded]
+    tables = [unit.small for unit in one.loaded]
     empty, none = [np.empty(0, np.int64)], [np.empty(0, "S16")]
     return Examples(
         tokens=np.concatenate([t.column("length").to_numpy() for t in tables] or empty).astype(np.int64),
