@@ -1,4 +1,4 @@
-"""Fixtures: the embedded demo tokenizer; real tokenizers and data where ../shared is beside the project."""
+"""Fixtures: the command line in this process, a tiny trained model, and a real object store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Result]:
-    """Run the command line in this process, with a cache of the test's own."""
+    """A function that runs the command line in this process, with a cache of the test's own."""
     from cli import main
 
     def invoke(*arguments: object, code: int = 0) -> Result:
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Callable[..., Result]:
 
 @pytest.fixture(scope="session")
 def one_process() -> Iterator[None]:
-    """Be a process group of one, for all runs of the trainer in this process: DeepSpeed joins one only once."""
+    """A process group of one for all runs of the trainer in this process. DeepSpeed can join a group only once."""
     from trainer import device
 
     with device.process_group(device.find(use_cpu=True), 60):
@@ -50,7 +50,7 @@ def one_process() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Agent:
-    """Return a tiny model that knows a few conversations by heart, with its set."""
+    """A tiny model that knows a few conversations by heart, with its set."""
     from tests.support.agent import make  # torch, which most tests do without
 
     return make(tmp_path_factory.mktemp("agent"))
@@ -62,7 +62,7 @@ _stores: list[Store] = []
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A real object store, started once; this process is its owner."""
+    """A real object store, started once. The environment of this process makes it the owner."""
     from tests.support.store import credentials, running_store  # boto3, which most tests do without
 
     with running_store(tmp_path_factory.mktemp("store")) as found, pytest.MonkeyPatch.context() as patch:
@@ -91,7 +91,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def _check_store(item: pytest.Item, when: str) -> None:
-    """Start a store that has died again, so that other tests can use it, and fail this test with the reason."""
+    """If the store has died, start it again for the other tests, and fail this test with the reason."""
     for running in _stores if "store" in getattr(item, "fixturenames", ()) else []:
         if died := running.restart_if_dead():
             pytest.fail(f"the object store died {when} this test: {died}", pytrace=False)

@@ -1,1 +1,1 @@
-"""What several test modules use: real tokenizers, tiny models, a store, random conversations, and second opinions."""
+"""Helpers of several test modules: real tokenizers, tiny models, an object store, random conversations, a reference."""

@@ -1,5 +1,6 @@
-"""A tiny model that has learnt a few ReAct conversations by heart, with the set it was trained on: what it must say is
-known, so export, chat and prediction are tested for what they are for.
+"""A tiny model that knows a few ReAct conversations by heart, with the set it was trained on.
+
+What it must say is known, so tests of export, chat and prediction can check it.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def compile_set(folder: Path, *options: str) -> Path:
 
 
 def learn(model: nn.Module, rows: list[Row], steps: int, rate: float) -> float:
-    """Train on all rows at once until the loss is next to nothing; return it."""
+    """Train on all rows at once until the loss is nearly 0. Returns the loss."""
     batch, loss = padded(rows), float("inf")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     for _ in range(steps):

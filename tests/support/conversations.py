@@ -1,4 +1,4 @@
-"""Random conversations for the laws: what rows really hold, and what they would hold if they meant harm.
+"""Random conversations for the laws: what real rows hold, and what hostile rows could hold.
 
 Nothing here knows the compiler; a strategy says what a row may be, and `spells` what the row spells of a tokenizer's
 control tokens. Texts are made of pieces, not of single characters: a bug in masks lives at the seams.
@@ -42,7 +42,7 @@ FRAGMENTS = (
 SPACES = ("\n", "\n\n", " ", "  ", "\t", "\r\n", "\r", "\u3000", "\u00a0", "\u2028", "\x0b")
 
 MARKS = ("\U000f0000", "\U000f0001", "\U000ffffd", "\U00100000", "\U00100001", "\U00100003", "\U0010fffd", "\ue000")
-"""Private-use characters: the compiler borrows planes 15 and 16 as marks, and rows may hold them all the same."""
+"""Private-use characters. The compiler uses planes 15 and 16 as marks, and rows may hold them all the same."""
 
 WORDS = (
     "Hello", " world", "the", "don't", "x", "A", "1", "42", " 3.14", ".", ",", "?", ")", "]", "}", "{", "{{ x }}",
@@ -65,13 +65,13 @@ _SPELLED = re.compile("|".join(map(re.escape, sorted(CONTROLS, key=len, reverse=
 
 
 def defused(text: str) -> str:
-    """Return `text` without any control token's text, not even one made of what stood around another."""
+    """`text` without the text of any control token, and without one that removing another would leave."""
     while _SPELLED.search(text):
         text = _SPELLED.sub("·", text)
     return text
 
 
-@cache  # a strategy made anew is checked anew: half the time of a draw
+@cache  # Hypothesis validates every new strategy, which is half the time of a draw
 def texts(*, spelled: bool = True, max_pieces: int = 7) -> st.SearchStrategy[str]:
     """Contents of any kind, the empty one included; with `spelled`, control tokens among them."""
     joined = st.lists(_PIECES, max_size=max_pieces).map("".join)

@@ -32,7 +32,7 @@ def long_files(folder: Path, count: int) -> list[Path]:
 
 
 class Wrong(FastEncoder):
-    """The fast encoder with a fault that no awkward text shows: it takes the last id of some real texts for another."""
+    """A fast encoder with a fault that the awkward texts do not show: the last id of some real texts is another one."""
 
     def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
         ids, lengths = super().encode(texts, fresh=fresh)

@@ -39,7 +39,7 @@ def family_folder(
     marks: Collection[str] = (),
     swallow: Collection[str] = (),
 ) -> Path:
-    """Return `tmp`, made the folder of a tokenizer: the vocabulary in `base`, whose control tokens are `tokens` alone.
+    """Write a tokenizer's folder into `tmp`: the vocabulary of `base`, with `tokens` as its only control tokens.
 
     `template` is the tokenizer's own chat template ("" = it has none). Of `tokens`, `marks` are not special (as
     `<tool_call>` is not in Qwen2.5), and `swallow` swallow the white space after them (as `<|user|>` does in Phi-3).
@@ -84,7 +84,7 @@ class Family:
     base: str = "demo"
 
     def tokenizer(self, template: str = "") -> Tokenizer:
-        """Return the family's tokenizer with this chat template of its own."""
+        """The family's tokenizer, with this text as its own chat template."""
         base = registry.DEMO_TOKENIZER if self.base == "demo" else shared("tokenizers", self.base)
         with tempfile.TemporaryDirectory() as folder:
             made = family_folder(
@@ -151,7 +151,7 @@ FAMILIES = {
 
 @cache
 def card_tools(card: str) -> tuple[Tokenizer, Template]:
-    """Return a tokenizer of the card's family without a chat template, and the card."""
+    """A tokenizer of the card's family without a chat template, and the card."""
     loaded = FAMILIES[card].tokenizer()
     return loaded, load_template(card, loaded)
 
@@ -165,12 +165,12 @@ def _official_folder() -> Path:
 
 
 def official_names() -> list[str]:
-    """Return the names of the official chat templates in trl's collection; skip where it is not installed."""
+    """The names of the official chat templates in trl's collection. Skips the test where trl is not installed."""
     return sorted(path.stem for path in _official_folder().glob("*.jinja"))
 
 
 def official_source(name: str) -> str:
-    """Return an official chat template from trl's collection; skip where it is not installed."""
+    """An official chat template from trl's collection. Skips the test where trl is not installed."""
     path = _official_folder() / f"{name}.jinja"
     if not path.is_file():
         pytest.skip(f"trl's collection has no {name}.jinja")
@@ -178,7 +178,7 @@ def official_source(name: str) -> str:
 
 
 def jinja_environment() -> ImmutableSandboxedEnvironment:
-    """Return Jinja as `transformers` sets it up."""
+    """Jinja as `transformers` sets it up."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
@@ -205,7 +205,7 @@ def official_text(
     prompt: bool = False,
     arguments_as_text: bool = False,
 ) -> str:
-    """Return what an official template writes of the first messages; `arguments_as_text` is how OpenAI has them."""
+    """What an official template writes for the first messages; `arguments_as_text`: as JSON text, like OpenAI."""
     messages: list[dict[str, Any]] = []
     for message in conversation.messages[:stop]:
         entry: dict[str, Any] = {"role": message.role.value, "content": message.content}

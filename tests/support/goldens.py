@@ -40,7 +40,7 @@ def compiled(conversation: Conversation, tokenizer: str, template: str, weights:
 
 
 def differing(golden: dict[str, Any], newline_after: str | None) -> dict[int, int]:
-    """Return {position: decision} of the label differences that decisions declare on this row.
+    """{position: decision} for the label differences of this row that a decision declares.
 
     Worked out from the upstream's own output: it trains a newline that follows the stop (decision 3).
     """
@@ -69,7 +69,7 @@ def text_of(ids: list[int], tokenizer: str) -> str:
 
 
 def by_character(ids: list[int], weights: list[float], labels: list[int]) -> list[tuple[str, float]]:
-    """Return each byte of the decoded tokens with its weight (0 where it is not trained)."""
+    """Each byte of the decoded tokens with its weight (0 where it is not trained)."""
     tokenizer, _ = tools("qwen2.5")
     out: list[tuple[str, float]] = []
     for i, weight, label in zip(ids, weights, labels, strict=True):

@@ -38,11 +38,11 @@ from tests.support.shared import shared, tools
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
 IGNORED = -100
 SIGN, CUT, PLACE = 0x13000, "\U0001303e", "\U0001303f"
-"""Hieroglyphs, which no row of the tests says: from SIGN on for the control tokens that a row spells."""
+"""Hieroglyphs, which no row of the tests holds. Those from SIGN on stand for control tokens that a row spells."""
 
 
 def jinja_environment() -> ImmutableSandboxedEnvironment:
-    """Return Jinja as `transformers` sets it up, with ChatGLM3's way of writing arguments."""
+    """Jinja as `transformers` sets it up, with ChatGLM3's way of writing arguments."""
     environment = families.jinja_environment()
     environment.filters["python_arguments"] = lambda given: ", ".join(f"{k}={python_text(v)}" for k, v in given.items())
     return environment
@@ -54,7 +54,7 @@ def tokenizer_folder(name: str) -> Path:
 
 @cache
 def tokenizer_spec(name: str) -> dict[str, Any]:
-    """Return a tokenizer.json, parsed; of the families without one, what the compiler makes (tests/test_convert.py)."""
+    """A parsed tokenizer.json. Where a family has none, the one that the compiler makes (see tests/test_convert.py)."""
     file = tokenizer_folder(name) / "tokenizer.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else tools(name, name)[0].files.spec()
     return found
@@ -67,7 +67,7 @@ def official_tokenizer(name: str) -> HFTokenizer:
 
 @cache
 def bare_tokenizer(name: str) -> HFTokenizer:
-    """Return a tokenizer without added tokens, and without the space that sentencepiece puts first."""
+    """A tokenizer without added tokens, and without the space that sentencepiece puts first."""
     spec = tokenizer_spec(name) | {"added_tokens": [], "post_processor": None}
     if spec["decoder"]["type"] != "ByteLevel":
         spec["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -87,7 +87,7 @@ class Case:
     opens: str = ""
     """What the template writes in a reply before the row's own words."""
     fresh_replies: bool = False
-    """A reply is a text of its own to the tokenizer."""
+    """A reply is encoded separately from what precedes it."""
     next_role: bool = False
     """The token of the next role ends a reply."""
 
@@ -134,21 +134,21 @@ class Case:
         return jinja_environment().from_string(self.source)
 
     def render(self, messages: list[dict[str, Any]], tool_list: list[Any] | None, prompt: bool = False) -> str:
-        """Return the official rendering; where a card says that two texts are encoded apart, there is a `CUT`."""
+        """The official rendering, with a `CUT` where a card says that two texts are encoded separately."""
         named = {k: self.config[k] for k in ("bos_token", "eos_token") if self.config.get(k)}
         return self._jinja.render(messages=messages, tools=tool_list, add_generation_prompt=prompt, cut=CUT, **named)
 
     def normalize(self, text: str) -> str:
-        """Return what the tokenizer reads: composed for Qwen, the text itself for Mistral."""
+        """The text as the tokenizer reads it: composed for Qwen, unchanged for Mistral."""
         return self.official.normalizer.normalize_str(text) if "qwen" in self.tokenizer or self is DEMO else text
 
     def encode(self, text: str, fresh: bool) -> list[int]:
-        """Return the ids of a text that is no control token's, whatever it spells."""
+        """The ids of a text in which no control token is recognised."""
         prefixed = " " + text if fresh and self.sentencepiece else text
         return bare_tokenizer(self.tokenizer).encode(prefixed, add_special_tokens=False).ids
 
     def bytes_of(self, token_id: int) -> bytes:
-        """Return the bytes an ordinary token stands for."""
+        """The bytes an ordinary token stands for."""
         token = self.official.id_to_token(token_id) or ""
         if not self.sentencepiece:
             return bytes(_BYTE_OF[character] for character in token)
@@ -157,7 +157,7 @@ class Case:
         return token.replace("▁", " ").encode()
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, controls as they are spelled; no space is added or taken away."""
+        """The text of ids, control tokens as they are spelled. No space is added or removed."""
         names = {number: text.encode() for text, number in self.controls.items()}
         return b"".join(names.get(i) or self.bytes_of(i) for i in map(int, ids)).decode()
 
@@ -169,19 +169,19 @@ class Case:
         return tools(self.tokenizer, self.template)[1].program
 
     def compile(self, conversation: Conversation, policy: Policy = EVEN) -> Encoded:
-        """Return what the compiler makes of it: the code under test."""
+        """The result of the code under test."""
         loaded, template = tools(self.tokenizer, self.template)
         return encode_segments(conversation, template.program.joined(conversation), loaded, policy)
 
 
 def python_text(value: Any) -> str:
-    """Return a value's repr, with the characters that the compiler's marks are made of (plane 16) as they are."""
+    """A value's repr, with the characters of plane 16, which the compiler uses as marks, unescaped."""
     escape = re.compile(r"(?<!\\)((?:\\\\)*)\\U0010([0-9a-f]{4})")
     return escape.sub(lambda match: match[1] + chr(int("10" + match[2], 16)), repr(value))
 
 
 def _byte_of() -> dict[str, int]:
-    """Return GPT-2's table of printable characters for bytes."""
+    """GPT-2's table of printable characters for bytes."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -202,7 +202,7 @@ class Reply:
 
 @dataclass
 class Piece:
-    """What is encoded at once: a text, or one control token."""
+    """A text that is encoded at once, or one control token."""
 
     start: int
     text: str
@@ -220,7 +220,7 @@ class Reference:
     """Gives one weight for each character of a reply; the number is that of the row's own first character."""
 
     def messages(self, stop: int | None = None, placed: int = -1) -> list[dict[str, Any]]:
-        """Return the first messages as templates expect them, disguised; PLACE for the content of `placed`."""
+        """The first messages as templates expect them, disguised. The content of message `placed` is PLACE."""
         found = []
         for i, message in enumerate(self.conversation.messages[:stop]):
             entry: dict[str, Any] = {
@@ -278,7 +278,7 @@ class Reference:
 
     @cached_property
     def cuts(self) -> list[int]:
-        """Where two texts are encoded apart."""
+        """The positions where two texts are encoded separately."""
         lengths = [len(part) for part in self._rendered.split(CUT)]
         return list(itertools.accumulate(lengths[:-1]))
 
@@ -345,7 +345,7 @@ class Reference:
         return found
 
     def place(self, message: int) -> int:
-        """Return where a message's content begins: where another content in its place would."""
+        """The position where a message's content begins, found by rendering PLACE instead of it."""
         return self.case.render(self.messages(placed=message), self.tools).replace(CUT, "").index(PLACE)
 
     @cached_property
@@ -379,7 +379,7 @@ class Reference:
         return [(i, float(np.float32(weight))) for i, weight in self.tokens]
 
     def decoded(self, start: int = 0, end: int | None = None) -> str:
-        """Return what ids decode to: the text, and a space before whatever sentencepiece takes for a new text."""
+        """The text that ids decode to, with a space before each text that sentencepiece encodes as a new one."""
         return "".join(
             (" " if piece.fresh and not piece.control and self.case.sentencepiece else "") + piece.text
             for piece in self.pieces
@@ -388,7 +388,7 @@ class Reference:
 
     @property
     def generated(self) -> list[int]:
-        """For every token the reply that it is part of, or -1; no token is part of two."""
+        """The reply that each token belongs to, or -1. No token belongs to two."""
         found: list[int] = []
         for piece in self.pieces:
             owner = next((r.message for r in self.replies if r.start <= piece.start < r.end), -1)
@@ -396,7 +396,7 @@ class Reference:
         return found
 
     def _normal_weights(self, piece: Piece) -> list[float]:
-        """Return a weight for each normalized character; no test of weights composes characters of two weights."""
+        """A weight for each normalized character. No test composes characters of different weights."""
         weights: list[float] = []
         normal = ""
         for weight, group in itertools.groupby(range(len(piece.text)), lambda n: self.weights[piece.start + n]):
@@ -416,7 +416,7 @@ class Reference:
 
 
 def react_weights(reply: str, begin: int) -> list[float]:
-    """Return one weight per character of a reply, line by line: only what opens a line can be a keyword."""
+    """One weight per character of a reply, line by line: only what opens a line can be a keyword."""
     keywords = registry.weights("react")["keywords"]
     weights = [1.0] * begin
     content = 1.0

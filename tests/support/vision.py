@@ -38,7 +38,7 @@ FRAMES = ("v/0.png", "v/1.png", "v/2.png")
 
 
 def make_model(folder: Path, processor: Row | None = PROCESSOR, template: str = TEMPLATE) -> Path:
-    """Return a folder with the demo tokenizer, four more control tokens, and what a vision model has beside it."""
+    """A folder with the demo tokenizer, four more control tokens, and the processor's file of a vision model."""
     folder.mkdir()
     spec = json.loads((registry.DEMO_TOKENIZER / "tokenizer.json").read_text("utf-8"))
     like = spec["added_tokens"][0]
@@ -72,7 +72,7 @@ VISION_TEMPLATE = """\
 
 
 def vision_model(folder: Path) -> Path:
-    """Write what of a Qwen2-VL's folder the compiler reads: the demo vocabulary with the tokens of pictures added."""
+    """Write the files of a Qwen2-VL folder that the compiler reads: the demo vocabulary plus the tokens of images."""
     if folder.exists():
         return folder
     folder.mkdir()
