@@ -76,8 +76,15 @@ class SplitRows(SplitReader):
         if not self.opened.is_packed:
             return [self.row(number)]
         batch, inside = self.find(number)
-        examples = unpacked(self.batch(batch).slice(inside, 1), self.opened.kind)
-        return [_row(examples, i) for i in range(examples.num_rows)]
+        examples, first = self._examples(batch)
+        return [_row(examples, i) for i in range(first[inside], first[inside + 1])]
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019  # as `batch`; tokens and labels are not copied
+    def _examples(self, number: int) -> tuple[pa.RecordBatch, Ints]:
+        """The examples of a batch of packs, and where those of each pack begin."""
+        batch = self.batch(number)
+        counts = pc.list_value_length(batch.column("seq_lens")).to_numpy()
+        return unpacked(batch, self.opened.kind), np.cumsum([0, *counts])
 
     def lengths(self, rows: Ints) -> Ints:
         """The tokens of these rows (of both sides of a pair), int64[N]; one batch at a time is read."""
