@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 
 import registry
 from cli import main
-from compiler.options import CompileOptions
+from compiler.options import CompileOptions, MixOptions, UnitOptions
 from compiler.pipeline import compile_set
 from compiler.units.progress import Done, Watcher
 from tests.support.sets import Row, chat, manifest, one_message, qa, rejects, rows, text, tokenizer_of, trained, write
@@ -759,6 +759,12 @@ def test_workers_change_nothing_and_options_are_in_the_manifest(run: Run, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_field_of_the_options_has_the_name_of_its_option() -> None:
+    classes = (CompileOptions, MixOptions, UnitOptions)
+    names = {field.name for options in classes for field in fields(options)} - {"units", "mixing"}
+    assert names == {option.name for option in main.commands["compile"].params} - {"as_json"}
+
+
 def test_a_run_tells_how_far_it_is_from_the_first_unit_to_the_last(tmp_path: Path) -> None:
     seen: list[Done] = []
 

@@ -24,7 +24,7 @@ SECTIONS: dict[str, list[click.Option]] = {
             shell_complete=names(format_names), help="Format of FILES; see cli formats.",
         ),
         click.Option(
-            ["--repair"], metavar="NAME,...", default="",
+            ["--repair", "repairs"], metavar="NAME,...", default="",
             help="Repairs to make, each counted: dangling, media-first, unwrap, literals, arguments, content.",
         ),
         click.Option(
