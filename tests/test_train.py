@@ -19,6 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from schemas import schema
 from tests.support.trained import (
     compile_set,
     config,
@@ -32,6 +33,8 @@ from tests.support.trained import (
 )
 from trainer import progress
 from trainer.data import stream
+from trainer.objectives import DPO, OBJECTIVES, log_probs
+from trainer.objectives.objective import Objective, Parts
 from trainer.run import checkpoints
 from trainer.run.checkpoints import COMPLETE
 from trainer.train import locked
@@ -248,6 +251,27 @@ def test_preferences_start_at_indifference_and_accumulation_changes_nothing(
     assert losses(whole)[1] == pytest.approx(first, abs=1e-5)
     assert losses(whole)[4] < first
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_a_second_objective_for_a_kind_is_one_declaration(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SimPO (Meng et al. 2024, arXiv 2405.14734): no reference, log-probabilities by token, here without its margin."""
+
+    def loss(model: torch.nn.Module, batch: Any, beta: float) -> Parts:
+        sides = [log_probs.one_side(batch, prefix) for prefix in ("", "rejected_")]
+        means = [log_probs.row_log_probs(model, side) / log_probs.trained_tokens(side).sum(1) for side in sides]
+        weights = DPO.weights(batch)
+        losses = -torch.nn.functional.logsigmoid(beta * (means[0] - means[1])) * weights
+        return Parts(losses.sum(), weights.sum(), losses.detach(), weights, {})
+
+    simpo = Objective("simpo", DPO.kind, loss, DPO.weights, settings=("beta",), sides=DPO.sides)
+    monkeypatch.setitem(OBJECTIVES, "simpo", simpo)
+    monkeypatch.setitem(schema("train_config")["properties"]["objective"], "enum", [*OBJECTIVES])
+    data = compile_set(tmp_path / "set", write(tmp_path / "rows.jsonl", PAIRS))
+    run = make(objective="simpo", beta=2.0, tuning="full", lora=None, per_device_train_batch_size=5, learning_rate=1e-2)
+    train(data, run)
+    assert losses(run)[4] < losses(run)[1] - 0.1
 
 
 # -- checkpoints --

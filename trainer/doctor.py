@@ -29,7 +29,7 @@ _SHM = 1 << 30
 
 @dataclass(frozen=True)
 class MachineFinding:
-    """One line. `status`: ok, missing, broken, or note (good to know); `needed` to train at all."""
+    """One line of the report. `status`: ok, missing, broken, or note (good to know); `needed` to train at all."""
 
     name: str
     status: str

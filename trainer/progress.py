@@ -6,25 +6,24 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 EVERY = 8.0
 """Seconds of silence before a line; with a busy machine's delays, a line at least every ten."""
 
 
 class Heartbeat:
-    """Prints such lines, from a thread of its own, while its block runs."""
+    """Prints these lines, from a thread of its own, while its block runs."""
 
     def __init__(self, doing: str, *, silent: bool = False) -> None:
         self.silent = silent
-        """Print nothing: another process does, or a progress bar shows the same."""
+        """Print nothing, because another process does."""
         self.write: Callable[[str], object] = lambda line: print(line, file=sys.stderr, flush=True)
         self._ended = threading.Event()
         self.doing(doing)
         self.spoke()
 
     def doing(self, what: str, total: int | None = None, *, done: int = 0, unit: str = "") -> None:
-        """Begin something: of `total` units, `done` of them done already, where that is known."""
+        """Begin something; where known, with how many units there are and how many are done already."""
         self._what, self._total, self._unit = what, total, unit
         self._start = self._done = done
         self._began = time.monotonic()
@@ -45,7 +44,7 @@ class Heartbeat:
         return clock((time.monotonic() - self._began) / done * (self._total - self._done))
 
     def line(self) -> str:
-        """What is being done, how far it is, its rate and the time left: what of it is known."""
+        """What is being done for how long; where known, how far it is, its rate and the time left."""
         seconds = time.monotonic() - self._began
         if not self._total:
             return f"{self._what}: {clock(seconds)}"
@@ -59,7 +58,7 @@ class Heartbeat:
             threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
 
     def _beat(self) -> None:

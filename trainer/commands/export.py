@@ -10,6 +10,7 @@ import click
 from schemas.errors import EXIT_CODES
 from schemas.stores import AnyPath, path_of
 from trainer.commands import libraries
+from trainer.progress import Heartbeat
 
 
 @click.command("export", epilog=EXIT_CODES)
@@ -35,7 +36,8 @@ def export_command(checkpoint: Path, out: Path, data: AnyPath | None, base: Path
     from trainer.use.checkpoint import open_checkpoint
     from trainer.use.export import export
 
-    provenance = export(open_checkpoint(checkpoint, data=data, base=base), out)
+    with Heartbeat("exporting"):
+        provenance = export(open_checkpoint(checkpoint, data=data, base=base), out)
     if as_json:
         click.echo(json.dumps(provenance, ensure_ascii=False))
         return
