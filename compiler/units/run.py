@@ -67,7 +67,7 @@ def compile_units(run: UnitRun) -> UnitPlan:
 
 
 def _compile_missing(run: UnitRun, plan: UnitPlan, encoder: str) -> tuple[str, Trouble | None]:
-    """Compile what the cache lacks; return what encoded it and the trouble there was. An encoder of "" is chosen."""
+    """Compile what the cache lacks; return its encoder and the trouble there was. `encoder` "" = not chosen yet."""
     small = run.setup.vision or len(run.tokenizer.is_control) < LARGE_VOCABULARY
     few = FEW_UNITS if small else IN_PROCESS_UNITS
     missing = plan.missing()
