@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 SUPPORTED = ("3.11", "3.12", "3.13")
@@ -46,21 +48,38 @@ def python(version: str) -> str | None:
     return None
 
 
-def attempt(name: str, program: str, wheel: Path) -> None:
+def attempt(name: str, program: str, wheel: Path, log: IO[str]) -> None:
     """Install, compile, verify and test in an environment of its own; CalledProcessError where one of them fails."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder, "constraints.txt")
         constraints.write_text("\n".join(lowest() if name == "oldest" else []), encoding="utf-8")
-        run(folder, program, "-m", "venv", "env")
         own, cli = (str(Path(folder, "env", "bin", name)) for name in ("python", "cli"))
-        run(folder, own, "-m", "pip", "install", "-q", "-c", str(constraints), f"{wheel}[test]")
-        run(folder, cli, *MIX, "-o", "set", "--cache", "cache")
-        run(folder, cli, "verify", "set")
-        run(str(ROOT), "make", "quick", f"PYTHON={own}")
+        for command in (
+            [program, "-m", "venv", "env"],
+            [own, "-m", "pip", "install", "-q", "-c", str(constraints), f"{wheel}[test]"],
+            [cli, *MIX, "-o", "set", "--cache", "cache"],
+            [cli, "verify", "set"],
+            ["make", "-C", str(ROOT), "quick", f"PYTHON={own}"],
+        ):
+            subprocess.run(command, cwd=folder, env=clean(), stdout=log, stderr=log, check=True)
 
 
-def run(folder: str, *command: str) -> None:
-    subprocess.run(command, cwd=folder, env=clean(), check=True)
+def report(name: str, wheel: Path) -> bool:
+    """Try one set of versions and print how it went, with all output where it failed. Returns whether it worked."""
+    program = sys.executable if name == "oldest" else python(name)
+    if program is None:
+        print(f"{name}: this machine has no such Python", flush=True)
+        return True
+    start = time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        try:
+            attempt(name, program, wheel, log)
+        except subprocess.CalledProcessError as error:
+            log.seek(0)
+            print(f"{log.read()}\n{name}: FAILS: {error}", flush=True)
+            return False
+    print(f"{name}: works with {program}, {time.monotonic() - start:.0f} s", flush=True)
+    return True
 
 
 def clean() -> dict[str, str]:
@@ -69,31 +88,17 @@ def clean() -> dict[str, str]:
 
 
 def main() -> None:
-    """Try what is named; exit with 1 where something fails."""
+    """Try what is named, as many at once as there are cores; exit with 1 where something fails."""
     running = "{}.{}".format(*sys.version_info[:2])
     wanted = sys.argv[1:] or ["oldest", *(version for version in SUPPORTED if version != running)]
-    failed = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         source = Path(folder, "source")  # a build leaves files beside what it builds
-        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", "out", "build", "*.egg-info", "shards"))
-        run(folder, sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source))
+        shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "shards"))
+        build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, str(source)]
+        subprocess.run(build, env=clean(), check=True)
         (wheel,) = Path(folder).glob("*.whl")
-        for name in wanted:
-            program = sys.executable if name == "oldest" else python(name)
-            if program is None:
-                print(f"{name}: this machine has no such Python", flush=True)
-                continue
-            start = time.monotonic()
-            print(f"{name}: {program}", flush=True)
-            try:
-                attempt(name, program, wheel)
-            except subprocess.CalledProcessError as error:
-                print(error, flush=True)
-                failed.append(name)
-            result = "FAILS" if name in failed else "works"
-            print(f"{name}: {result}, {time.monotonic() - start:.0f} s", flush=True)
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+        worked = list(pool.map(report, wanted, [wheel] * len(wanted)))
+    sys.exit(not all(worked))
 
 
 if __name__ == "__main__":
