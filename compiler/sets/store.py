@@ -68,7 +68,7 @@ class StoreOutput:
         except LockedError as error:
             raise self._locked("another compile on this machine is writing it") from error
         try:
-            self._look()
+            self._check_target()
         except BaseException:
             self._local.__exit__(None, None, None)
             raise
@@ -77,7 +77,7 @@ class StoreOutput:
     def __exit__(self, *raised: Any) -> None:
         self._local.__exit__(*raised)
 
-    def _look(self) -> None:
+    def _check_target(self) -> None:
         """Remember the manifest in place; UsageError if there are files that are no compiled set."""
         manifest, self._etag = self._manifest()
         other = None if is_ours(manifest) else next((key for key in self._keys() if not _FOLDER.match(key)), None)
@@ -93,13 +93,13 @@ class StoreOutput:
         old = [key for key in self._keys() if key != MANIFEST and (key.split("/")[0] in OWN or _FOLDER.match(key))]
         try:
             done = 0
-            for path in _each(lambda path: self._put(folder, path), files):
+            for path in _in_parallel(lambda path: self._put(folder, path), files):
                 done += files[path]
                 self._watcher.put(done, sum(files.values()))
-            self._check_conditions(f"{folder}/README.md")
+            self._check_conditional_puts(f"{folder}/README.md")
             self._put_manifest(data)
         except BaseException as error:
-            self._take_back(folder, data, error)
+            self._withdraw(folder, data, error)
             raise
         try:
             self._remove(old)
@@ -112,13 +112,13 @@ class StoreOutput:
     def _keys(self, below: str = "") -> Iterator[str]:
         """Yield the names of all files below the target, a thousand with each request."""
         top, pages = self._key("")["Key"], self._client.get_paginator("list_objects_v2")
-        with self._asking():
+        with self._client_errors():
             for page in pages.paginate(Bucket=self.target.bucket, Prefix=top + below):
                 yield from (entry["Key"].removeprefix(top) for entry in page.get("Contents", []))
 
     def _manifest(self) -> tuple[bytes, str | None]:
         """The manifest in place and its ETag; no bytes and None if there is none."""
-        with self._asking():
+        with self._client_errors():
             try:
                 found = self._client.get_object(**self._key(MANIFEST))
                 return found["Body"].read(), found["ETag"]
@@ -127,7 +127,7 @@ class StoreOutput:
 
     def _put(self, folder: str, path: Path) -> Path:
         name = f"{folder}/{path.relative_to(self.partial).as_posix()}"
-        with self._asking(name), path.open("rb") as file:
+        with self._client_errors(name), path.open("rb") as file:
             self._client.put_object(**self._key(name), Body=file)
         return path
 
@@ -142,7 +142,7 @@ class StoreOutput:
                 raise self._locked("another compile published there, or removed the set, while this one ran") from error
             raise problem(self.target / MANIFEST, str(error)) from error
 
-    def _check_conditions(self, name: str) -> None:
+    def _check_conditional_puts(self, name: str) -> None:
         """InputError unless the store refuses to put a file that exists, on condition that it does not."""
         try:
             self._client.put_object(**self._key(name), Body=b"", IfNoneMatch="*")
@@ -153,7 +153,7 @@ class StoreOutput:
         what = "the store ignores the condition of a put, so that two compiles could overwrite each other unseen"
         raise InputError(str(self.target), what, "Compile into a folder of this machine, and copy that.")
 
-    def _take_back(self, folder: str, data: bytes, error: BaseException) -> None:
+    def _withdraw(self, folder: str, data: bytes, error: BaseException) -> None:
         """Remove what was put, unless it was published after all. If that fails, say so."""
         try:
             if self._manifest()[0] != data:
@@ -165,15 +165,15 @@ class StoreOutput:
             self._watcher.say(what)
 
     def _remove(self, names: Iterable[str]) -> None:
-        with self._asking():
-            for _ in _each(lambda name: self._client.delete_object(**self._key(name)), names):
+        with self._client_errors():
+            for _ in _in_parallel(lambda name: self._client.delete_object(**self._key(name)), names):
                 pass
 
     def _locked(self, what: str) -> LockedError:
         return LockedError(str(self.target), what, "Nothing was published. Run again, or choose another -o.")
 
     @contextmanager
-    def _asking(self, name: str = "") -> Iterator[None]:
+    def _client_errors(self, name: str = "") -> Iterator[None]:
         """Turn errors of the client into an InputError."""
         try:
             yield
@@ -198,7 +198,7 @@ def _client(target: StorePath) -> Any:
         raise problem(target, str(error)) from error
 
 
-def _each(do: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def _in_parallel(do: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """Yield the result of each item in order, a few at a time. The first error is raised when those running end."""
     pool = ThreadPoolExecutor(_AT_ONCE)
     try:
