@@ -516,7 +516,7 @@ def test_an_object_that_is_lost_while_the_set_is_written_ends_the_run_and_leaves
     write_split = pipeline.write_split
     monkeypatch.setattr(pipeline, "write_split", lose)
     result = run("compile", asked, system, "--seed", "1", "-o", tmp_path / "out", code=4)
-    assert "an object that was just there is gone or damaged" in result.stderr
+    assert "this object of the cache was removed or damaged during the run" in result.stderr
     monkeypatch.undo()
     assert digest(tmp_path / "out") == before
     assert verify(tmp_path / "out") == (0, [])
@@ -543,7 +543,7 @@ def test_an_object_that_is_compiled_again_while_the_set_is_written_must_have_the
     write_split = pipeline.write_split
     monkeypatch.setattr(pipeline, "write_split", replace)
     result = run("compile", file, "-o", tmp_path / "out", code=0 if same else 4)
-    assert same or "an object that was just there is gone or damaged" in result.stderr
+    assert same or "this object of the cache was removed or damaged during the run" in result.stderr
     assert digest(tmp_path / "out") == before
 
 

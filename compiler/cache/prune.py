@@ -132,9 +132,9 @@ def verify(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, 
     for path in each(sorted(_records(folder))):
         record = objects.read_record(path)
         if record is None:
-            wrong[str(path)] = "the record is not as it was written"
+            wrong[str(path)] = "the record is damaged"
         elif "rows_xxh3" in record and not objects.is_whole(path.with_suffix(".arrow"), record["rows_xxh3"]):
-            wrong[str(path.with_suffix(".arrow"))] = "the rows are gone, or not as they were written"
+            wrong[str(path.with_suffix(".arrow"))] = "the rows are missing or damaged"
     return wrong
 
 

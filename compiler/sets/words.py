@@ -76,7 +76,7 @@ def _copy(descriptor: int, ranges: Iterator[tuple[int, int, int]], into: memoryv
 
 
 def _gone(path: Path) -> IntegrityError:
-    what = "an object that was just there is gone or damaged"
+    what = "this object of the cache was removed or damaged during the run"
     return IntegrityError(str(path), what, "Run again; then check the disk.")
 
 
