@@ -428,7 +428,7 @@ def test_law_14_loss_on_a_user_message_trains_exactly_the_tokens_inside_its_cont
     start = reference.place(asked)
     end = start + len(silent[asked].content)
     trained = []
-    for piece in reference.pieces:
+    for piece in reference.runs:
         if piece.control:
             trained.append(False)
             continue
@@ -794,7 +794,7 @@ def test_a_row_spells_a_control_token_exactly_where_hiding_changes_it(case: Case
     strings = [message.content for message in conversation.messages]
     strings += [name for message in conversation.messages for name in (message.name,) if name is not None]
     parts = [[[c.name, c.arguments] for c in message.calls] for message in conversation.messages]
-    spelled = reference._value([strings, parts, conversation.tools]) != [strings, parts, conversation.tools]
+    spelled = reference.disguise([strings, parts, conversation.tools]) != [strings, parts, conversation.tools]
     assert (case.program.rendering.spelled_controls([conversation]) != [None]) == spelled
 
 

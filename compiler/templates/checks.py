@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from compiler.conversation import Conversation, Role
-from compiler.templates.guard import CUT
+from compiler.templates.guard import CUT, Guard, map_strings
 from compiler.templates.markup import Markup
 from compiler.templates.messages import as_dict
 from schemas.errors import Reason, RowError
@@ -14,14 +15,16 @@ from schemas.errors import Reason, RowError
 def must_not_be_looked_for(markup: Markup, hidden: list[str], text: str, conversation: Conversation) -> None:
     """Raise where the template treats what was hidden from it in its own way: it would have found it.
 
-    Known by rendering the row as it is: the template may look for such texts in replies alone, say.
+    Known by rendering the row with its control tokens as they are: the template may look for such texts in replies
+    alone, say. Characters that slots use stay hidden: `repr` writes them in another way.
     """
     spelled = [token for token in hidden if token in markup.controls]
     if not spelled:
         return
-    messages = [as_dict(message, str) for message in conversation.messages]
-    written = markup.render(messages, conversation.tools, generation_prompt=False)
-    if written.replace(CUT, "") != text.replace(CUT, ""):
+    guard = Guard(re.compile("(?!)"), [text, markup.template.source, markup.tool_template.source])
+    messages = [as_dict(message, guard.hide) for message in conversation.messages]
+    written = markup.render(messages, map_strings(conversation.tools, guard.hide), generation_prompt=False)
+    if guard.restore(written.replace(CUT, "")) != text:
         found = [token for token in spelled if token in markup.looked_for] or spelled
         raise RowError(
             Reason.TEMPLATE_REFUSED,

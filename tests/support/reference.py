@@ -1,9 +1,7 @@
-"""A second, slow compiler, against which the laws check the product's.
+"""The slow derivation (`compiler/reference.py`) with the facts of real models: what the laws hold the fast way against.
 
-`Reference` shares no code with what it checks: Jinja set up as `transformers` sets it up, Hugging Face's tokenizer
-with its added tokens taken out, one weight per character, one Python loop per token. It knows which control tokens
-the template wrote because it renders a *disguise* of the row, in which every control token that the row spells is
-replaced by as many hieroglyphs.
+The facts share no code with what is checked: Jinja set up as `transformers` sets it up, and Hugging Face's tokenizer
+with its added tokens taken out.
 """
 
 from __future__ import annotations
@@ -26,9 +24,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as HFTokenizer
 
 import registry
+from compiler import reference
 from compiler.conversation import Conversation, Role
 from compiler.encode.tokens import Encoded
 from compiler.encode.weigh import EVEN, Policy
+from compiler.reference import CUT
 from compiler.templates.program import Program
 from tests.support import families
 from tests.support.conversations import conversations
@@ -37,8 +37,6 @@ from tests.support.shared import shared, tools
 
 USER, ASSISTANT, SYSTEM, TOOL = Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL
 IGNORED = -100
-SIGN, CUT, PLACE = 0x13000, "\U0001303e", "\U0001303f"
-"""Hieroglyphs, which no row of the tests holds. Those from SIGN on stand for control tokens that a row spells."""
 
 
 def jinja_environment() -> ImmutableSandboxedEnvironment:
@@ -168,6 +166,22 @@ class Case:
     def program(self) -> Program:
         return tools(self.tokenizer, self.template)[1].program
 
+    @cached_property
+    def facts(self) -> reference.ModelFacts:
+        """The same as functions, for the slow derivation."""
+        return reference.ModelFacts(
+            render=self.render,
+            encode=self.encode,
+            bytes_of=self.bytes_of,
+            normalize=self.normalize,
+            controls=self.controls,
+            stop=self.stop,
+            next_role=self.next_role,
+            prefix=self.sentencepiece,
+            fresh_replies=self.fresh_replies,
+            opens=self.opens,
+        )
+
     def compile(self, conversation: Conversation, policy: Policy = EVEN) -> Encoded:
         """The result of the code under test."""
         loaded, template = tools(self.tokenizer, self.template)
@@ -190,188 +204,41 @@ def _byte_of() -> dict[str, int]:
 _BYTE_OF = _byte_of()
 
 
-@dataclass
-class Reply:
-    """Where a reply's generated text lies in the rendered text; `stop` is where its stop token begins."""
+class Reference(reference.Reference):
+    """The slow derivation of one conversation's columns, with the facts of a case, and what laws ask of it besides."""
 
-    message: int
-    start: int
-    stop: int
-    end: int
-
-
-@dataclass
-class Piece:
-    """A text that is encoded at once, or one control token."""
-
-    start: int
-    text: str
-    control: bool
-    fresh: bool
-
-
-@dataclass
-class Reference:
-    """The slow derivation of one conversation's columns; see the module's docstring."""
-
-    case: Case
-    conversation: Conversation
-    policy: Callable[[str, int], list[float]] = lambda reply, _: [1.0] * len(reply)
-    """Gives one weight for each character of a reply; the number is that of the row's own first character."""
-
-    def messages(self, stop: int | None = None, placed: int = -1) -> list[dict[str, Any]]:
-        """The first messages as templates expect them, disguised. The content of message `placed` is PLACE."""
-        found = []
-        for i, message in enumerate(self.conversation.messages[:stop]):
-            entry: dict[str, Any] = {
-                "role": str(message.role.value),
-                "content": PLACE if i == placed else self.disguise(message.content),
-            }
-            if message.name is not None:
-                entry["name"] = self.disguise(message.name)
-            if message.calls:
-                entry["tool_calls"] = [
-                    {
-                        "type": "function",
-                        "function": {"name": self.disguise(c.name), "arguments": self._value(c.arguments)},
-                    }
-                    for c in message.calls
-                ]
-            found.append(entry)
-        return found
-
-    @cached_property
-    def _signs(self) -> dict[str, str]:
-        return {text: chr(SIGN + n) * len(text) for n, text in enumerate(self.case.controls)}
-
-    def disguise(self, text: str) -> str:
-        return self.case.control.sub(lambda match: self._signs[match[0]], text)
-
-    def reveal(self, text: str) -> str:
-        for spelled, signs in self._signs.items():
-            text = text.replace(signs, spelled)
-        return text
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self.disguise(value)
-        if isinstance(value, list):
-            return [self._value(item) for item in value]
-        if isinstance(value, dict):
-            return {self.disguise(key): self._value(item) for key, item in value.items()}
-        return value
-
-    @cached_property
-    def tools(self) -> Any:
-        return self._value(self.conversation.tools)
-
-    def render(self, stop: int | None = None, prompt: bool = False) -> str:
-        return self.case.render(self.messages(stop), self.tools, prompt)
-
-    @cached_property
-    def _rendered(self) -> str:
-        return self.render()
-
-    @cached_property
-    def disguised(self) -> str:
-        return self._rendered.replace(CUT, "")
-
-    @cached_property
-    def cuts(self) -> list[int]:
-        """The positions where two texts are encoded separately."""
-        lengths = [len(part) for part in self._rendered.split(CUT)]
-        return list(itertools.accumulate(lengths[:-1]))
-
-    @cached_property
-    def text(self) -> str:
-        """The official rendering, character for character where `disguised` is."""
-        return self.reveal(self.disguised)
+    def __init__(
+        self,
+        case: Case,
+        conversation: Conversation,
+        policy: Callable[[str, int], list[float]] = lambda reply, _: [1.0] * len(reply),
+    ) -> None:
+        super().__init__(conversation, case.facts, policy)
 
     @cached_property
     def emitted(self) -> list[str]:
         """The control tokens that the template wrote, in order."""
-        return self.case.control.findall(self.disguised)
+        return self.control.findall(self.disguised)
 
     @cached_property
-    def replies(self) -> list[Reply]:
-        found = []
-        for i, message in enumerate(self.conversation.messages):
-            if message.role is ASSISTANT:
-                prompt = self.render(i, prompt=True).replace(CUT, "")
-                end = self.render(i + 1).replace(CUT, "")
-                stop = end.rindex(self.case.stop)
-                if self.case.next_role:
-                    assert end.endswith(self.case.stop)
-                    following = self.case.control.match(self.disguised, stop)
-                    end = end[:stop] + (following[0] if following else "")
-                assert self.disguised.startswith(end)
-                assert end.startswith(prompt)
-                stopped = self.case.control.match(end, stop)
-                assert stopped
-                found.append(Reply(i, len(prompt), stop, stopped.end()))
+    def replies(self) -> list[reference.Generated]:
+        found = super().replies
+        for i, start, stop, _ in found:
+            alone = self.render(i + 1).replace(CUT, "")
+            assert self.disguised.startswith(alone[:stop])
+            assert alone.startswith(self.render(i, prompt=True).replace(CUT, ""))
+            assert start <= stop
+            assert not self.model.next_role or alone.endswith(self.model.stop)
         return found
 
-    @cached_property
-    def pieces(self) -> list[Piece]:
-        """The text cut at the template's control tokens and where a reply begins."""
-        starts = {reply.start for reply in self.replies}
-        edges = {0, len(self.disguised), *starts, *self.cuts}
-        spans = [match.span() for match in self.case.control.finditer(self.disguised)]
-        edges |= {edge for span in spans for edge in span}
-        found = []
-        for a, b in itertools.pairwise(sorted(edges)):
-            fresh = self.case.fresh_replies or a not in starts or any(end == a for _, end in spans) or a in self.cuts
-            found.append(Piece(a, self.text[a:b], (a, b) in spans, fresh))
-        return found
-
-    @cached_property
-    def weights(self) -> list[float]:
-        """One weight for each character."""
-        found = [0.0] * len(self.text)
-        for reply in self.replies:
-            asked = self.conversation.messages[reply.message].weight
-            body = self.text[reply.start : reply.stop]
-            if asked is None:
-                said = self.conversation.messages[reply.message]
-                indent = len(self.case.opens) if said.content or not said.calls else 0
-                found[reply.start : reply.stop] = self.policy(body, indent)
-                found[reply.stop : reply.end] = [1.0] * (reply.end - reply.stop)
-            else:
-                found[reply.start : reply.end] = [asked] * (reply.end - reply.start)
-        for i, message in enumerate(self.conversation.messages):
-            if message.role is not ASSISTANT and message.weight and message.content:
-                start = self.place(i)
-                found[start : start + len(message.content)] = [message.weight] * len(message.content)
-        return found
-
-    def place(self, message: int) -> int:
-        """The position where a message's content begins, found by rendering PLACE instead of it."""
-        return self.case.render(self.messages(placed=message), self.tools).replace(CUT, "").index(PLACE)
-
-    @cached_property
-    def tokens(self) -> list[tuple[int, float]]:
-        """(id, weight) of every token: the smallest weight of the characters it covers."""
-        found: list[tuple[int, float]] = []
-        for piece in self.pieces:
-            if piece.control:
-                covered = self.weights[piece.start : piece.start + len(piece.text)]
-                found.append((self.case.controls[piece.text], min(covered)))
-                continue
-            ids = self.case.encode(piece.text, piece.fresh)
-            weights = self._normal_weights(piece)
-            prefix = 1 if piece.fresh and self.case.sentencepiece else 0
-            owners = [
-                max(0, n - prefix)  # the prefix counts for the character it stands before
-                for n, character in enumerate(" " * prefix + self.case.normalize(piece.text))
-                for _ in character.encode()
-            ]
-            at = 0
-            for token in ids:
-                length = len(self.case.bytes_of(token))
-                found.append((token, min(weights[n] for n in owners[at : at + length])))
-                at += length
-            assert at == len(owners)
-        return found
+    def encode(self, run: reference.TextRun) -> list[tuple[int, float]]:
+        """No test of weights composes characters of two weights."""
+        if not run.control:
+            weights = self.weights[run.start : run.start + len(run.text)]
+            groups = itertools.groupby(zip(weights, run.text, strict=True), key=lambda pair: pair[0])
+            apart = "".join(self.model.normalize("".join(c for _, c in group)) for _, group in groups)
+            assume(apart == self.model.normalize(run.text))
+        return super().encode(run)
 
     @property
     def columns(self) -> list[tuple[int, float]]:
@@ -381,38 +248,19 @@ class Reference:
     def decoded(self, start: int = 0, end: int | None = None) -> str:
         """The text that ids decode to, with a space before each text that sentencepiece encodes as a new one."""
         return "".join(
-            (" " if piece.fresh and not piece.control and self.case.sentencepiece else "") + piece.text
-            for piece in self.pieces
-            if start <= piece.start < (len(self.text) if end is None else end)
+            (" " if run.fresh and not run.control and self.model.prefix else "") + run.text
+            for run in self.runs
+            if start <= run.start < (len(self.text) if end is None else end)
         )
 
     @property
     def generated(self) -> list[int]:
         """The reply that each token belongs to, or -1. No token belongs to two."""
         found: list[int] = []
-        for piece in self.pieces:
-            owner = next((r.message for r in self.replies if r.start <= piece.start < r.end), -1)
-            found += [owner] * (1 if piece.control else len(self.case.encode(piece.text, piece.fresh)))
+        for run in self.runs:
+            owner = next((r.message for r in self.replies if r.start <= run.start < r.end), -1)
+            found += [owner] * (1 if run.control else len(self.model.encode(run.text, run.fresh)))
         return found
-
-    def _normal_weights(self, piece: Piece) -> list[float]:
-        """A weight for each normalized character. No test composes characters of different weights."""
-        weights: list[float] = []
-        normal = ""
-        for weight, group in itertools.groupby(range(len(piece.text)), lambda n: self.weights[piece.start + n]):
-            part = self.case.normalize("".join(piece.text[n] for n in group))
-            weights += [weight] * len(part)
-            normal += part
-        assume(normal == self.case.normalize(piece.text))
-        return weights
-
-    @property
-    def ids(self) -> list[int]:
-        return [
-            i
-            for piece in self.pieces
-            for i in ([self.case.controls[piece.text]] if piece.control else self.case.encode(piece.text, piece.fresh))
-        ]
 
 
 def react_weights(reply: str, begin: int) -> list[float]:
