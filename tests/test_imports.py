@@ -33,7 +33,7 @@ FLOORS = [
     compiler.datasets                               compiler.encode         trainer.models
     compiler.rows                                   compiler.templates      trainer.config trainer.device trainer.doctor
     compiler.formats compiler.media                 compiler.tokenizer      trainer.progress
-    compiler.options compiler.read compiler.cache
+    compiler.options compiler.read compiler.cache compiler.reference
     registry compiler.conversation
     schemas
     """.strip().splitlines()

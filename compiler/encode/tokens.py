@@ -58,47 +58,44 @@ class Encoded:
     @property
     def stretches(self) -> list[Stretch]:
         """Consecutive tokens of one owner and message, in order."""
+        merged: list[Stretch] = []
+        for stretch in self._pieces():
+            last = merged[-1] if merged else None
+            if last and last._replace(length=stretch.length) == stretch:
+                merged[-1] = last._replace(length=last.length + stretch.length)
+            elif stretch.length:
+                merged.append(stretch)
+        return merged
+
+    @property
+    def spans(self) -> list[tuple[Owner, int]]:
+        """Whose the tokens are in turn, and how many."""
+        if isinstance(self.owned, tuple):
+            row, lengths, _ = self.owned
+            if not row.pieces and lengths.all():  # most rows
+                owners, starts = row.shape.spans
+                return list(zip(owners, np.add.reduceat(lengths, starts).tolist(), strict=True))
+        merged: list[tuple[Owner, int]] = []
+        for owner, length, _, _ in self._pieces():
+            if merged and merged[-1][0] == owner:
+                merged[-1] = (owner, merged[-1][1] + length)
+            elif length:
+                merged.append((owner, length))
+        return merged
+
+    def _pieces(self) -> list[Stretch]:
+        """The tokens run by run, and piece by piece where a run is in pieces; neighbours may be alike."""
         if isinstance(self.owned, list):
             return self.owned
         row, lengths, shares = self.owned
         shape, found = row.shape, list[Stretch]()
         for number, length in enumerate(lengths.tolist()):
-            of_run = Piece(0, 0.0, shape.owners[number], shape.messages[number], shape.generated[number])
-            pieces, counts = row.pieces.get(number, [of_run]), shares.get(number, [length])
-            for piece, count in zip(pieces, counts, strict=True):
-                stretch = Stretch(piece.owner, count, piece.message, piece.generated)
-                last = found[-1] if found else None
-                if last and last._replace(length=count) == stretch:
-                    found[-1] = stretch._replace(length=last.length + count)
-                elif count:
-                    found.append(stretch)
-        self.owned = found
+            if number in shares:
+                pieces = zip(row.pieces[number], shares[number], strict=True)
+                found += [Stretch(piece.owner, count, piece.message, piece.generated) for piece, count in pieces]
+            else:
+                found.append(Stretch(shape.owners[number], length, shape.messages[number], shape.generated[number]))
         return found
-
-    @property
-    def spans(self) -> list[tuple[Owner, int]]:
-        """Whose the tokens are in turn, and how many."""
-        if isinstance(self.owned, list):
-            owners, counts = [stretch.owner for stretch in self.owned], [stretch.length for stretch in self.owned]
-        else:
-            row, lengths, shares = self.owned
-            if not row.pieces and lengths.all():
-                starting, starts = row.shape.spans
-                return list(zip(starting, np.add.reduceat(lengths, starts).tolist(), strict=True))
-            owners, counts = row.shape.owners.copy(), lengths.tolist()
-            for number in sorted(shares, reverse=True):
-                owners[number : number + 1] = [piece.owner for piece in row.pieces[number]]
-                counts[number : number + 1] = shares[number]
-        merged: list[tuple[Owner, int]] = []
-        last, tokens = None, 0
-        for owner, count in zip(owners, counts, strict=True):
-            if owner == last:
-                tokens += count
-            elif count:
-                if last is not None:
-                    merged.append((last, tokens))
-                last, tokens = owner, count
-        return merged if last is None else [*merged, (last, tokens)]
 
     @property
     def length(self) -> int:
