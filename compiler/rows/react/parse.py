@@ -70,12 +70,14 @@ def parse_input(text: str) -> Any:
     text = text.strip()
     if not text:
         return {}
+    if text[0] not in "{[" and len(text) <= MAX_LITERAL:
+        return parse_text(text)
+    value, reject = parse(text.encode(), "text")  # most are JSON
+    if reject is None:
+        return value
     if len(text) <= MAX_LITERAL:
         return parse_text(text)
-    value, reject = parse(text.encode(), "text")
-    if reject is not None:
-        raise ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
-    return value
+    raise ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
 
 
 _NUMBERED = r"[0-9]+[.、)]\s*"
