@@ -17,6 +17,7 @@
 5. Link: the mix draws rows, which are copied from objects into shards; the manifest is written last.
 
     pipeline.py      the story of `cli compile`: start reading here
+    reference.py     step 3 in one file, slow and plain: what the fast way is compared with
     conversation.py  the types of a row on its way
     options.py       everything that a compile can be asked
     inspect/         what a finished set holds and trains
