@@ -28,7 +28,7 @@ class Role(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a set trains; one kind per set of shards (decision 25)."""
+    """How the rows of a set are trained; one kind per set (decision 25)."""
 
     SFT = "sft"
     PREFERENCE = "preference"
@@ -47,7 +47,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """What a file says of itself: size in pixels as the model's processor will see it; frames of a video."""
+    """Facts about a file: its digest, its size in pixels as the model's processor will see it, frames of a video."""
 
     sha256: str
     width: int
@@ -71,7 +71,7 @@ class Media:
     pointer: str = ""
     facts: MediaFacts | None = None
     num_tokens: int = 0
-    """How many tokens of the model it stands for."""
+    """The number of the model's tokens that it stands for."""
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Message:
 
 @dataclass(slots=True)
 class Conversation:
-    """What one example is made from. `tools` is parsed JSON, key order kept, most often a list; None = none given."""
+    """The source of one example. `tools` is parsed JSON in its own key order, most often a list; None = none given."""
 
     messages: list[Message]
     tools: Any = None

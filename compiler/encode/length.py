@@ -1,4 +1,4 @@
-"""The length policy (decision 10): what happens to a conversation that is longer than --max-length.
+"""The length policy (decision 10): shorten conversations that are longer than --max-length.
 
 Turns are dropped from the conversation and what is left is rendered and encoded again, so every law of masks holds
 for the shorter example by construction. Only `cut` works on tokens. A preference pair keeps one context for both
@@ -90,15 +90,15 @@ def _suffixes(conversation: Conversation, excess: int, encoded: Encoded) -> list
     """The conversations that keep the system messages and begin at a later user message, the longest first."""
     messages = conversation.messages
     starts = [i for i, message in enumerate(messages) if message.role is Role.USER][1:]
-    # Tokens that media stand for are not in the stretches: then no start is left out beforehand.
+    # Stretches do not count the tokens that media stand for; with media no start is left out beforehand.
     before = {} if encoded.placed else _tokens_before(encoded.stretches, starts)
     systems = []
     for message in messages:
         if message.role is not Role.SYSTEM:
             break
         systems.append(message)
-    # What stands before a user message includes the system text that is kept, so a start is only left out when even
-    # dropping everything before it would not be enough.
+    # The text before a user message includes the system text, which is kept. So a start is left out only when dropping
+    # everything before it would not be enough.
     return [
         replace(
             conversation,

@@ -18,7 +18,7 @@ from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import Reason, Reject, RowError
 
 MOST_SHAPES = 1024
-"""With more shapes than this, all are forgotten: what is kept of them must not grow with the data."""
+"""With more shapes than this all are forgotten, so that memory does not grow with the data."""
 
 Made = list[tuple[Conversation, list[Rendered]]]
 """The examples of a conversation: each as the conversation that it is made of, and its sequences."""

@@ -272,8 +272,8 @@ def by_place(
     values = np.array(given, dtype=np.float32)
     last_piece = len(given) - 1
     total = int(bounds[-1])
-    # What normalization joined to a character before it (a combining accent) or left out has no offset of its own:
-    # it belongs to the token before it. A token of no width (a lone prefix space) counts for the character after it.
+    # A character that normalization joined to the one before it (a combining accent) or dropped has no offset of its
+    # own: it belongs to the token before. A token of no width (a lone prefix space) counts for the character after it.
     following = np.append(first[1:], total)
     if len(first) and (first[1:] == first[:-1]).any():  # several tokens of one character
         after = np.append(first, total)[np.searchsorted(first, first, side="right")]

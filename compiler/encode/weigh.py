@@ -82,7 +82,7 @@ class Policy:
 
     @cached_property
     def _keyword_line(self) -> re.Pattern[str]:
-        return re.compile(f"\n({self._keyword.pattern})")  # begins with a literal, which is searched for quickly
+        return re.compile(f"\n({self._keyword.pattern})")  # begins with a literal, which makes the search fast
 
     def intervals(self, reply: str, begin: int = 0) -> list[Interval]:
         """The intervals of a reply whose own text, which begins a line, is at character `begin`.
@@ -97,7 +97,7 @@ class Policy:
             lines = self._keyword_line.finditer(reply, first.end() if first else begin)
             marks = [*([(first.start(), first[0])] if first else []), *((line.start(1), line[1]) for line in lines)]
             ends = [*(at for at, _ in marks[1:]), len(reply)]
-            for (at, word), end in zip(marks, ends, strict=False):  # no keyword, no stretch
+            for (at, word), end in zip(marks, ends, strict=False):  # without keywords no interval
                 keyword, content = self.keywords[word]
                 after = at + len(word)
                 found.append((at, after, keyword, KEYWORD))

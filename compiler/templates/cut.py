@@ -60,7 +60,7 @@ def _without_closing(markup: Markup, messages: list[dict[str, Any]], tools: list
     if len(markup.stops_in("".join(character for character, _ in ends)[::-1])) > 1:
         raise IntegrityError(
             "chat template", "it writes the header of a next reply after every reply, asked for or not",
-            "Masks cannot be told from it. Use a template card, or a newer chat template of the model.",
+            "Its masks are ambiguous. Use a template card, or a newer chat template of the model.",
         )  # fmt: skip
     mark = slot(0)
     marked = [*messages[:-1], messages[-1] | {"content": mark}]

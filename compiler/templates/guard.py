@@ -1,4 +1,4 @@
-"""Marks in rendered text, so that a row's words are never taken for the template's, and their places are known.
+"""Marks in rendered text: they keep a row's words apart from the template's and show where values stand.
 
 - *Hidden* strings: whatever in a value spells a control token (or is a character that slots use) is replaced by a
   word that is neither in the row nor in the template, so that the control tokens left in the rendered text are the
@@ -17,9 +17,9 @@ _SLOTS = 0x100000
 MAX_SLOTS = 0xFF00
 SLOT_PATTERN = re.compile("([\U00100000-\U0010feff])")
 CUT = "\U0010fffd"
-"""What a card's template writes (as `cut`) where the family encodes two texts apart."""
+"""A card's template writes this (as `cut`) where the family encodes two texts separately."""
 MEDIA_MARKS = {"image": "\U0010ff00", "video": "\U0010ff01"}
-"""Stand in a content where an image or a video does, until its tokens are put there."""
+"""Stand in for an image or a video in a content until its tokens are placed."""
 _MARKS = "[\U00100000-\U0010ffff]"
 
 
@@ -34,10 +34,10 @@ def slot_number(mark: str) -> int:
 
 
 class Guard:
-    """Hides strings of one row and gives them back."""
+    """Hides strings of one row and puts them back."""
 
     def __init__(self, pattern: re.Pattern[str], taken: Sequence[str]) -> None:
-        """`taken` is every text that will be rendered, the template's source included: none of it may hold a mark."""
+        """`taken` is every text that will be rendered, the template's source included; marks differ from all of it."""
         self._pattern = re.compile(f"{pattern.pattern}|{_MARKS}")
         self._hidden: list[str] = []
         self._marks: dict[str, str] = {}
@@ -61,7 +61,7 @@ class Guard:
         return list(self._hidden)
 
     def changed(self, text: str) -> bool:
-        """Return whether a mark in the rendered text is not as it was put in: a template that lowers texts, say."""
+        """Return whether a template changed a mark in the rendered text, by lowering its letters for example."""
         whole = re.findall(f"{self._word}[0-9a-f]+z", text)
         return len(whole) != len(re.findall(self._word, text, re.IGNORECASE))
 

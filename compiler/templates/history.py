@@ -19,7 +19,7 @@ def by_reply(conversation: Conversation) -> list[Conversation]:
     for i, message in enumerate(conversation.messages):
         asked = any(m.weight for m in conversation.messages[seen:i])
         if message.role is Role.ASSISTANT and (message.weight != 0 or asked):
-            # What a user's own text was to train is trained with the next example, once.
+            # A user's text that is to be trained is trained once, with the next example.
             history = [replace(m, weight=None) for m in conversation.messages[:seen]]
             messages = [*history, *conversation.messages[seen : i + 1]]
             examples.append(replace(conversation, messages=messages, context=i, group=whole))

@@ -21,7 +21,7 @@ from schemas.errors import InputError, Reason, RowError
 
 
 class Slot(Mapping[str, Any]):
-    """Stands for a JSON value in a skeleton: `tojson` writes its mark, anything else finds it empty."""
+    """Stands in for a JSON value in a skeleton: `tojson` writes its mark; to anything else it is empty."""
 
     def __init__(self, mark: str) -> None:
         self.mark = mark
@@ -60,7 +60,7 @@ def _to_json_filter(
         indent=indent,
         separators=separators,
         sort_keys=sort_keys,
-        default=dict,  # a slot in a laid-out text leaves no mark, so no skeleton is made of it
+        default=dict,  # with an indent a slot leaves no mark, so no skeleton is made
     )
 
 

@@ -1,4 +1,4 @@
-"""Which template to use: the tokenizer's own chat template, a card by name, or none for documents."""
+"""Load a template: the tokenizer's own chat template, a card by name, or none for documents."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from compiler.tokenizer.tokenizer import Tokenizer
 from schemas.errors import UsageError, nearest
 
 DOCUMENT = "document"
-"""The name of what lays documents out: no template, what begins and what ends one."""
+"""The name of the template of documents, which only says what begins and what ends one."""
 _NO_TURNS = "{{ raise_exception('a document has no turns') }}"
 
 
 @dataclass
 class Template:
-    """A program with its name, where it came from and how a reply's text starts."""
+    """A program with its name, its provenance and the start of a reply's text."""
 
     name: str
     program: Program
@@ -89,7 +89,7 @@ def _rendering(plain: str, with_tools: str, card: Mapping[str, Any], tokenizer: 
     vision, no_vision = None, NO_VISION
     try:
         vision = load_vision(tokenizer.files.processor, card.get("vision"), tokenizer.controls)
-    except UsageError as error:  # text compiles all the same; a row with an image says this
+    except UsageError as error:  # text compiles without it; a row with an image reports this
         no_vision = f"{error.where}: {error.what}"
     return Rendering(
         template=ChatTemplate(plain, names, where),

@@ -24,7 +24,7 @@ KIND_OF_MARK = {mark: kind for kind, mark in MEDIA_MARKS.items()}
 
 @dataclass
 class Markup:
-    """A chat template and the control tokens it may place: what it writes, and how that is told apart."""
+    """A chat template and the control tokens it may place: what it writes, split into texts and control tokens."""
 
     template: ChatTemplate
     tool_template: ChatTemplate

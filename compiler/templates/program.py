@@ -1,13 +1,13 @@
-"""A chat template lowered to segments, in two ways that must agree.
+"""Conversations to segments, in two ways that must agree.
 
-1. By rendering (`rendering.py`): exact by construction, 100-300 us a row on Qwen2.5's template.
-2. By skeleton: render the *shape* of a conversation (roles, calls, number of tools) once with slots for its texts,
-   cut that the same way, and fill the slots of every later row by a join, about 10 us. A template may treat some
-   texts differently from others; a skeleton is probed for that when it is made, never used for texts the template
-   looks into, and compared with the rendering on the first rows of a shape and on a sample of the rest. Making one
-   takes about sixteen renderings, so the first rows of a shape are rendered before there is one.
+1. By rendering (`rendering.py`): exact by construction, 100 to 300 us a row with Qwen2.5's template.
+2. By skeleton (`skeleton.py`): the *shape* of a conversation (roles, calls, number of tools) is rendered once with
+   slots for its texts and cut into segments; later rows fill the slots, in about 10 us. A template may treat some
+   texts differently from others. So a skeleton is probed when it is made, is not used for texts that the template
+   looks for, and is compared with the rendering on the first rows of a shape and on a sample of the others. Making one
+   takes about sixteen renderings, so the first rows of a shape are rendered.
 
-`program.py` decides which one a row takes, `skeleton.py` is the second.
+This module decides which way a row takes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from compiler.templates.rendering import Rendering
 from compiler.templates.skeleton import Skeleton, make_skeleton
 
 PROVE_FIRST, PROVE_EVERY = 2, 128
-"""How often a join is compared with the rendering: on the first rows of a shape that a process meets, then on one row
-in so many, chosen by what it says, so that it does not depend on which process had which rows."""
+"""How often a skeleton is compared with the rendering: on the first rows of a shape in each process, then on one row in
+so many. The row's text decides which, so the choice does not depend on the process."""
 
 MOST_SHAPES = 1024
-"""With more shapes than this, all are forgotten: what is kept of them must not grow with the data."""
+"""With more shapes than this all are forgotten, so that memory does not grow with the data."""
 
 ShapeKey = tuple[Any, ...]
-"""What the shape of a conversation is known by."""
+"""Identifies the shape of a conversation."""
 
 
 class SkeletonMismatch(Exception):
-    """A join did not equal the rendering: the run must do without skeletons."""
+    """A filled skeleton differs from the rendering: the run has to do without skeletons."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""A conversation rendered, and the rendering cut into segments: the derivation that needs no proof.
+"""Conversations rendered and cut into segments: the derivation that needs no proof.
 
 Render the conversation, and once more up to every reply with the generation prompt. What lies between a generation
 prompt and the stop that ends the reply is generated; everything else is context. The control tokens are those that
@@ -86,13 +86,13 @@ class Rendering(Markup):
 
     @cached_property
     def _beginnings(self) -> list[str]:
-        """How control tokens begin; [""] where one begins with what JSON text does not show as it is."""
+        """The beginnings of control tokens; [""] where JSON text would escape one."""
         found = sorted({text[:2] for text in self.controls if not text.isalnum()})
         plain = all(orjson.dumps(text).decode() == f'"{text}"' for text in found)
         return found if plain else [""]
 
     def _may_spell_control(self, conversation: Conversation) -> bool:
-        """Return whether the beginning of a control token is anywhere in the row: quick, and mostly not so."""
+        """Return whether the row contains the beginning of a control token: a quick test, which most rows fail."""
         texts = []
         for message in conversation.messages:
             texts.append(message.content)
@@ -101,7 +101,7 @@ class Rendering(Markup):
         values = [conversation.tools, *(call.arguments for message in conversation.messages for call in message.calls)]
         try:
             texts += [orjson.dumps(value).decode() for value in values if value is not None]
-        except TypeError:  # what orjson cannot write is looked through
+        except TypeError:  # what orjson cannot write is searched in full
             return True
         joined = "\n".join(texts)
         return any(beginning in joined for beginning in self._beginnings)

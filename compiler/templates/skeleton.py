@@ -29,11 +29,11 @@ _PROBES = (
     (r"\r", ("a\r\nb", "a\rb")),
     (r"\s\s", ("a  b", "a\n\nb")),
 )
-"""Texts a skeleton is tried with, by what they have in them: where a template treats such texts in its own way, rows
-that have one are rendered. Whatever escapes or changes the first one makes a skeleton impossible."""
+"""(pattern, probe texts): where a template changes a probe, rows with a text of that pattern are rendered instead. A
+template that changes or escapes the first probe has no skeletons."""
 
 _REQUIRED = ("content", "call", "arguments", "tool")
-"""The slots that must show up in a rendering; ids and names of results may go unused."""
+"""The fields that must appear in a rendering; ids and names of results may be left out."""
 
 
 @dataclass(eq=False, slots=True)
@@ -44,7 +44,7 @@ class Skeleton:
     segments: list[tuple[Segment, Text]]
     fields: tuple[Field, ...]
     avoid: re.Pattern[str] | None = None
-    """Texts that the template may treat in a way of its own: rows with one are rendered."""
+    """Texts that the template may treat specially: rows that contain one are rendered."""
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether a conversation of the shape may be filled in."""
