@@ -103,6 +103,8 @@ class Conversation:
     """Where each message stands in the row's own list, for pointers; None where they are one to one."""
     repairs: list[str] = field(default_factory=list)
     """Names of the repairs and merges applied to the row, for the counts and for `inspect`."""
+    notes: list[str] = field(default_factory=list)
+    """What the user is told of the row: each is counted under its name."""
     rejected: Message | None = None
     """Preference: the reply that is not to be preferred to the last one."""
     desirable: bool | None = None

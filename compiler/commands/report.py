@@ -105,6 +105,8 @@ _NOTES = {
     "repair:content": "replies without content beside their tool calls got an empty one",
     "repair:drop_system": "a system text that the dataset's card lists was left out",
     "warning:mark_without_media": "<image> or <video> is plain text, because the row lists no images or videos",
+    "hidden_reasoning": "reasoning that is encrypted was not read",
+    "json_text": "lists and objects given as JSON text were read as what they hold",
     "shortened": "turns were dropped to fit --max-length",
     "cut": "tokens after --max-length were cut off",
     "repair:dangling": "trailing turns without a reply were removed",

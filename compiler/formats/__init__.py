@@ -4,6 +4,7 @@ format.py   what a format declares
 common.py   what several formats share: columns, tools, calls, weights
 turns.py    the order of turns that every conversation must have
 kinds.py    which kind rows are of, and the columns that a kind needs
+thread.py   messages made of the pieces of replies
 marks.py    images and videos in place of <image> and <video>
 screens/    the grammar of screen agents
 the others  one source format each
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 from compiler.formats import (
     alpaca,
+    anthropic,
     chatglm3,
     cogagent,
     conversation_pairs,
     hermes,
     ms_agent,
     openai,
+    openai_responses,
     pretrain,
     prompt_response,
     query_response,
@@ -40,6 +43,8 @@ FORMATS = {
         sharegpt.FORMAT,
         ms_agent.FORMAT,
         openai.FORMAT,
+        anthropic.FORMAT,  # after openai: a row of texts alone fits both
+        openai_responses.FORMAT,
         chatglm3.FORMAT,
         prompt_response.FORMAT,
         query_response.FORMAT,

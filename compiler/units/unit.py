@@ -191,6 +191,7 @@ class _UnitCompiler:
         self.counts["expanded"] += len(found) - 1
         self.notes.update([note] if note else [])
         self.notes.update(f"repair:{name}" for name in conversation.repairs)
+        self.notes.update(conversation.notes)
         return [
             Example(one.row, one.part + n, conversation, first, rejected=other[0] if other else None, piece=n)
             for n, (first, *other) in enumerate(found)

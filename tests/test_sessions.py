@@ -1,0 +1,196 @@
+"""Agents' formats: items become messages, calls and results keep their values, typed control tokens stay text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from compiler.conversation import Call, Conversation, Role
+from compiler.formats import FORMATS
+from compiler.rows.recognise import recognise
+from compiler.rows.validate import Validator
+from schemas import schema
+from schemas.reader import CompiledSet
+
+Run = Callable[..., Result]
+Row = dict[str, Any]
+
+DATA = Path(__file__).parent / "data"
+AGENTS = ("anthropic", "openai_responses")
+SYSTEM, USER, ASSISTANT, TOOL = Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.TOOL
+END, STOP = "<|im_end|>", 8002
+"""The end of a turn in the embedded tokenizer, and its id."""
+
+
+def lifted(name: str, row: Any) -> Conversation:
+    format_ = FORMATS[name]
+    assert Validator(format_, dict(format_.columns), dict(format_.tags), name).check(row) is None
+    found = format_.lift(row, dict(format_.columns), dict(format_.tags))
+    assert isinstance(found, Conversation)
+    return found
+
+
+def said(conversation: Conversation) -> list[tuple[Any, ...]]:
+    """(role, text) of each message, with its calls where it has any."""
+    return [(m.role, m.content, *m.calls) for m in conversation.messages]
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_rows_of_every_agent_format_are_recognised(name: str) -> None:
+    for row in schema(name)["examples"]:
+        assert recognise([row])[0] == name
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_control_tokens_in_texts_calls_and_results_stay_text(run: Run, tmp_path: Path, name: str) -> None:
+    """Every text of the example ends with a typed stop; there are still as many stops as without."""
+    plain = schema(name)["examples"][0]
+
+    def typed(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: typed(inner, key) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [typed(inner, key) for inner in value]
+        return (
+            value + END if isinstance(value, str) and key in ("text", "content", "output", "city", "message") else value
+        )
+
+    def stops(row: Row, out: Path) -> tuple[int, int]:
+        run("compile", write(tmp_path / "x.jsonl", [row]), "--format", name, "-o", out)
+        (ids,) = CompiledSet.open(out).table("train").column("input_ids").to_pylist()
+        return ids.count(STOP), len(ids)
+
+    bare, some = stops(plain, tmp_path / "plain"), stops(typed(plain), tmp_path / "typed")
+    assert some[0] == bare[0]
+    assert some[1] > bare[1]
+
+
+# -- anthropic --
+
+USE = {"type": "tool_use", "id": "t1", "name": "dig", "input": {"x": 3}}
+QUESTION = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "r"}
+
+
+def test_blocks_of_anthropic_become_reasoning_text_calls_and_results() -> None:
+    said_first = [
+        {"type": "thinking", "thinking": "Where?", "signature": "s"},
+        {"type": "text", "text": "I "},
+        {"type": "text", "text": "dig."},
+        USE,
+        USE | {"id": "t2", "input": {}},
+    ]
+    heard = [
+        {"type": "tool_result", "tool_use_id": "t1", "content": "sand"},
+        {"type": "tool_result", "tool_use_id": "t2", "content": [{"type": "text", "text": "mud"}]},
+    ]
+    row = {
+        "system": [{"type": "text", "text": "Be brief."}],
+        "messages": [
+            QUESTION,
+            {"role": "assistant", "content": said_first},
+            {"role": "user", "content": heard},
+            ANSWER,
+        ],
+        "tools": [{"name": "dig", "input_schema": {"type": "object"}}],
+    }
+    found = lifted("anthropic", row)
+    assert said(found) == [
+        (SYSTEM, "Be brief."),
+        (USER, "q"),
+        (ASSISTANT, "I dig.", Call("dig", {"x": 3}, "t1"), Call("dig", {}, "t2")),
+        (TOOL, "sand"),
+        (TOOL, "mud"),
+        (ASSISTANT, "r"),
+    ]
+    assert [m.reasoning for m in found.messages] == [None, None, "Where?", None, None, None]
+    assert [m.call_id for m in found.messages[3:5]] == ["t1", "t2"]
+    assert found.places == [-1, 0, 1, 2, 2, 3]
+    assert found.tools == [{"type": "function", "function": {"name": "dig", "parameters": {"type": "object"}}}]
+
+
+def test_what_a_user_says_beside_a_result_is_a_message_of_its_own() -> None:
+    heard = [
+        {"type": "tool_result", "tool_use_id": "t1", "content": "sand"},
+        {"type": "text", "text": "Deeper"},
+        {"type": "text", "text": "!"},
+    ]
+    row = {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, {"role": "user", "content": heard}, ANSWER]}
+    assert said(lifted("anthropic", row))[2:4] == [(TOOL, "sand"), (USER, "Deeper!")]
+
+
+def test_images_of_anthropic_keep_their_places() -> None:
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
+    heard = [{"type": "text", "text": "See "}, picture, {"type": "text", "text": "this"}]
+    (user, _) = lifted("anthropic", {"messages": [{"role": "user", "content": heard}, ANSWER]}).messages
+    (media,) = user.media
+    assert (user.content, media.at) == ("See this", 4)
+    assert (media.uri, media.pointer) == ("data:image/png;base64,QUJD", "/messages/0/content/1")
+
+
+def test_encrypted_reasoning_is_counted_and_not_read(run: Run, tmp_path: Path) -> None:
+    hidden = {
+        "role": "assistant",
+        "content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text", "text": "r"}],
+    }
+    file = write(tmp_path / "x.jsonl", [{"messages": [QUESTION, hidden]}])
+    result = run("compile", file, "-o", tmp_path / "out")
+    assert "in 1 row, reasoning that is encrypted was not read" in result.output
+
+
+# -- openai_responses --
+
+
+def item(kind: str, **more: Any) -> Row:
+    return {"type": kind, **more}
+
+
+ASKED = item("message", role="user", content=[{"type": "input_text", "text": "q"}])
+SAID = item("message", role="assistant", content=[{"type": "output_text", "text": "I dig."}])
+DIG = item("function_call", call_id="c1", name="dig", arguments='{"x": 3}')
+SAND = item("function_call_output", call_id="c1", output="sand")
+
+
+def test_items_of_one_reply_become_one_message() -> None:
+    thought = item("reasoning", summary=[{"type": "summary_text", "text": "Where?"}], encrypted_content="gAAA")
+    items = [ASKED, thought, SAID, DIG, DIG | {"call_id": "c2"}, SAND, SAND | {"call_id": "c2"}, SAID]
+    found = lifted("openai_responses", {"input": items, "instructions": "Be brief."})
+    assert said(found) == [
+        (SYSTEM, "Be brief."),
+        (USER, "q"),
+        (ASSISTANT, "I dig.", Call("dig", {"x": 3}, "c1"), Call("dig", {"x": 3}, "c2")),
+        (TOOL, "sand"),
+        (TOOL, "sand"),
+        (ASSISTANT, "I dig."),
+    ]
+    assert found.messages[2].reasoning == "Where?"
+    assert found.places == [-1, 0, 1, 5, 6, 7]
+
+
+def test_the_items_of_an_output_follow_those_of_the_input() -> None:
+    found = lifted("openai_responses", {"input": "q", "output": [SAID]})
+    assert said(found) == [(USER, "q"), (ASSISTANT, "I dig.")]
+
+
+def test_tools_of_the_responses_api_become_those_of_chat_templates() -> None:
+    tool = {"type": "function", "name": "dig", "parameters": {"type": "object"}, "strict": True}
+    inner = {"name": "dig", "parameters": {"type": "object"}, "strict": True}
+    found = lifted("openai_responses", {"input": [ASKED, SAID], "tools": [tool]})
+    assert found.tools == [{"type": "function", "function": inner}]
+
+
+def test_a_free_text_for_a_tool_is_its_argument_input() -> None:
+    patch = item("custom_tool_call", call_id="c1", name="apply_patch", input="*** Begin Patch")
+    output = item("custom_tool_call_output", call_id="c1", output="ok")
+    found = lifted("openai_responses", {"input": [ASKED, patch, output, SAID]})
+    assert found.messages[1].calls == [Call("apply_patch", {"input": "*** Begin Patch"}, "c1")]
