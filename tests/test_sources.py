@@ -180,10 +180,105 @@ def test_a_dataset_is_called_by_the_stem_of_its_file_without_any_suffix(run: Run
     assert [entry["name"] for entry in manifest(tmp_path / "out")["datasets"]] == ["my"]
 
 
-def test_two_files_of_one_name_are_refused(run: Run, tmp_path: Path) -> None:
+def names(out: Path) -> list[str]:
+    return [entry["name"] for entry in manifest(out)["datasets"]]
+
+
+def test_two_files_of_one_stem_get_names_that_tell_them_apart_and_it_is_said(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a" / "train.jsonl", alpaca("a"))
+    write(tmp_path / "b" / "train.jsonl", alpaca("b"))
+    write(tmp_path / "c.jsonl", alpaca("c"))
+    result = run("compile", "a/train.jsonl", "b/train.jsonl", "c.jsonl", "--no-shuffle", "-o", "out")
+    assert [(row["dataset"], row["file"]) for row in rows(tmp_path / "out")] == [
+        ("a/train", "a/train.jsonl"), ("b/train", "b/train.jsonl"), ("c", "c.jsonl")
+    ]  # fmt: skip
+    assert "b/train: called so because another dataset is called 'train' too" in result.stderr
+    run("compile", "a/train.jsonl", "b/train.jsonl", "--mix", "a/train:1,b/train:1", "-o", "mixed")
+    assert names(tmp_path / "mixed") == ["a/train", "b/train"]
+
+
+def test_two_files_that_differ_in_their_suffix_are_called_by_their_whole_names(run: Run, tmp_path: Path) -> None:
     one, two = write(tmp_path / "a.jsonl", alpaca("a")), write(tmp_path / "b" / "a.json", alpaca("b"))
-    result = run("compile", one, two, "-o", tmp_path / "out", code=2)
-    assert result.stderr == f"error: {two}: another file is called 'a' too: {one}\n  Rename one of them.\n"
+    run("compile", one, two, "-o", tmp_path / "out")
+    assert names(tmp_path / "out") == ["a.jsonl", "a.json"]
+
+
+def test_a_name_can_be_given_with_the_file(run: Run, tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a" / "x.jsonl", alpaca("a")), write(tmp_path / "b" / "x.jsonl", alpaca("b"))
+    run("compile", f"chats={one}", two, "--mix", "chats:1,x:1", "-o", tmp_path / "out")
+    assert names(tmp_path / "out") == ["chats", "x"]
+
+
+def test_a_file_whose_name_has_an_equals_sign_or_a_star_is_that_file(run: Run, tmp_path: Path) -> None:
+    run("compile", write(tmp_path / "a=b*.jsonl", alpaca("a")), "-o", tmp_path / "out")
+    assert names(tmp_path / "out") == ["a=b*"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message", "code"),
+    [
+        (["c=a.jsonl", "c=b.jsonl"], "error: c=: 2 datasets of the command line are called 'c'", 2),
+        (["a.jsonl", "a.jsonl"], "error: a.jsonl: is named twice", 2),
+        (["=a.jsonl"], "error: =a.jsonl: no such file", 5),
+        (["x=*.csv"], "error: *.csv: no file matches this pattern", 5),
+        (["x=nothing.jsonl"], "error: nothing.jsonl: no such file", 5),
+        (["x=*"], "error: x=*: the pattern matches the folder folder", 2),
+    ],
+)
+def test_names_and_patterns_that_cannot_be_are_one_message(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], message: str, code: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", alpaca("a"))
+    write(tmp_path / "b.jsonl", alpaca("b"))
+    (tmp_path / "folder").mkdir()
+    assert message in run("compile", *given, "-o", "out", code=code).stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_one_dataset_and_what_is_not_read_of_it_is_said(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "d" / "x-0.jsonl", alpaca("a"))
+    write(tmp_path / "d" / "in" / "x-1.jsonl", alpaca("b"))
+    (tmp_path / "d" / "notes.md").write_text("read me")
+    result = run("compile", "d/", "--no-shuffle", "-o", "out")
+    assert [(row["dataset"], row["file"]) for row in rows(tmp_path / "out")] == [
+        ("d", "d/in/x-1.jsonl"), ("d", "d/x-0.jsonl")
+    ]  # fmt: skip
+    assert "d: files of it that are no data files: 1 .md" in result.stderr
+
+
+def test_files_of_another_split_in_a_folder_are_named(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "d" / "train.jsonl", alpaca("a"))
+    write(tmp_path / "d" / "test.jsonl", alpaca("b"))
+    result = run("compile", tmp_path / "d", "-o", tmp_path / "out")
+    assert "d: 1 data files of it are not read, as they are not of the split train: test.jsonl" in result.stderr
+    assert len(rows(tmp_path / "out")) == 1
+
+
+def test_a_pattern_is_one_dataset_with_a_name_and_a_dataset_a_file_without(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "d" / "x.jsonl", alpaca("a"))
+    write(tmp_path / "d" / "y.jsonl", alpaca("b"))
+    run("compile", "all=d/*.jsonl", "-o", "one")
+    assert [(row["dataset"], row["file"]) for row in sorted(rows(tmp_path / "one"), key=lambda r: r["file"])] == [
+        ("all", "d/x.jsonl"), ("all", "d/y.jsonl")
+    ]  # fmt: skip
+    run("compile", "d/*.jsonl", "-o", "two")
+    assert names(tmp_path / "two") == ["x", "y"]
+
+
+def test_an_entry_of_two_registries_is_refused(run: Run, tmp_path: Path) -> None:
+    a, b = (info(tmp_path / name, mine={"file_name": "x.json"}) for name in "ab")
+    result = run("compile", "--registry", a, "--registry", b, "--mix", "mine:1", "-o", tmp_path / "out", code=2)
+    assert f"--mix mine: 'mine' is an entry of {a}/dataset_info.json and {b}/dataset_info.json" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -594,8 +689,8 @@ def test_the_real_dataset_info_says_of_which_kind_its_files_are(run: Run, tmp_pa
 
 
 def test_a_name_is_a_file_then_an_entry_then_a_card(run: Run, tmp_path: Path) -> None:
-    one = info(tmp_path / "one", bench={"file_name": "x.jsonl"}, twice={"file_name": "x.jsonl"})
-    two = info(tmp_path / "two", bench={"file_name": "y.jsonl"}, twice={"file_name": "y.jsonl"})
+    one = info(tmp_path / "one", bench={"file_name": "x.jsonl"})
+    two = info(tmp_path / "two", other={"file_name": "y.jsonl"})
     write(one / "x.jsonl", alpaca("entry of one"))
     write(two / "y.jsonl", alpaca("entry of two"))
     file = write(tmp_path / "bench.jsonl", alpaca("file"))
@@ -606,7 +701,7 @@ def test_a_name_is_a_file_then_an_entry_then_a_card(run: Run, tmp_path: Path) ->
 
     assert of("--mix", "bench") == {"samples/bench.jsonl"}
     assert of("--mix", "bench", "--registry", one) == {"x.jsonl"}
-    assert of("--mix", "bench", "--registry", two, "--registry", one) == {"y.jsonl"}
+    assert of("--mix", "bench", "--registry", two, "--registry", one) == {"x.jsonl"}
     assert of(file, "--mix", "bench", "--registry", one) == {str(file)}
 
 

@@ -30,13 +30,15 @@ def _workers() -> int:
 def compile_(**given: Any) -> None:
     """Compile FILES and registry datasets into OUT.
 
-    Each of FILES is a dataset named by its stem, and all its rows are used unless --mix says otherwise. Rejected rows
+    Each of FILES is a dataset named by its stem, and all its rows are used unless --mix says otherwise. NAME=FILE
+    names it, a folder is a dataset of its files, and so are the files of a pattern: 'NAME=DIR/*.jsonl'. Rejected rows
     are listed in OUT/rejects.jsonl with the reason and the place; the run goes on.
 
     \b
     Examples:
       cli compile --mix agent:1,bench:2 --self-cognition 3000
       cli compile data/a.json data/b.jsonl.gz --tokenizer DIR -o out
+      cli compile chats=data/train.jsonl tools=more/train.jsonl --mix chats:1,tools:2
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
       cli compile chats.jsonl --cache /shared/cache --only $SLURM_ARRAY_TASK_ID/16

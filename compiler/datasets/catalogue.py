@@ -1,7 +1,7 @@
 """Datasets by name: files of the command line, entries of a dataset_info.json, cards of the registry.
 
-A name is looked for in this order: the files of this command line (by stem), the user's registries (--registry),
-the shipped cards.
+A name is looked for in this order: the files of this command line (NAME=FILE, or the stem), the user's registries
+(--registry), the shipped cards.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from compiler import formats
 from compiler.conversation import Kind
 from compiler.datasets import hub
 from compiler.datasets.files import File, data_files, readable
+from compiler.datasets.given import Given, given_datasets
 from compiler.formats.kinds import columns_for, kind_of_rows, of_kind
 from compiler.options import CompileOptions, DatasetOptions, Names, Request
 from compiler.read import cut, open_source, read
@@ -58,6 +60,11 @@ class Catalogue:
 
     options: CompileOptions
 
+    @cached_property
+    def given(self) -> dict[str, Given]:
+        """The datasets of the command line, by name."""
+        return given_datasets(self.options.files)
+
     def requests(self) -> list[Request]:
         """The requests of the mix, or one for each file where no mix is given."""
         mix = self.options.mix
@@ -67,47 +74,42 @@ class Catalogue:
             if not any(folder.glob("*/")) and not (folder / "dataset_info.json").is_file():
                 what = "it holds no dataset_info.json, and no folder with the data of a hub dataset"
                 raise UsageError(f"--registry {folder}", what, "Name LLaMA-Factory's data folder, or one like it.")
-        stems = self._stems()
+        given = self.given
         if not mix:
-            return [Request(name) for name in stems]
-        unused = [name for name in stems if name not in {request.name for request in mix}]
+            return [Request(name) for name in given]
+        unused = [name for name in given if name not in {request.name for request in mix}]
         if unused:
             raise UsageError(
-                f"--mix {','.join(r.name for r in mix)}", f"the file {readable(stems[unused[0]])!r} is not in it",
+                f"--mix {','.join(r.name for r in mix)}", f"the file {given[unused[0]].shown!r} is not in it",
                 f"Add {unused[0]}:SHARE to --mix, or leave the file out.",
             )  # fmt: skip
         return list(mix)
 
     def resolve(self, name: str) -> Dataset:
         """Find the dataset called `name`."""
-        stems = self._stems()
-        if name in stems:
-            return self._from_paths(name, [_file(stems[name])])
+        if name in self.given:
+            return self._from_files(name, self.given[name])
         infos = [(folder, _dataset_info(folder)) for folder in self.options.registries]
-        for folder, info in infos:
-            if name in info:
-                return self._from_info(name, info[name], folder)
+        having = [(folder, info) for folder, info in infos if name in info]
+        if len(having) > 1:
+            where = " and ".join(str(folder / "dataset_info.json") for folder, _ in having)
+            raise UsageError(
+                f"--mix {name}", f"{name!r} is an entry of {where}", "Leave one --registry out, or rename it."
+            )
+        for folder, info in having:
+            return self._from_info(name, info[name], folder)
         cards = registry.datasets()
         if name in cards:
             return self._from_card(cards[name])
-        known = [*stems, *(key for _, info in infos for key in info), *cards]
+        known = [*self.given, *(key for _, info in infos for key in info), *cards]
         raise UsageError(f"--mix {name}", "unknown dataset", nearest(name, known))
 
-    def _stems(self) -> dict[str, str]:
-        stems: dict[str, str] = {}
-        for file in self.options.files:
-            stem = readable(path_of(file).name.split(".")[0] or file)
-            if stem in stems:
-                other = readable(stems[stem])
-                raise UsageError(readable(file), f"another file is called {stem!r} too: {other}", "Rename one of them.")
-            stems[stem] = file
-        return stems
-
-    def _from_paths(self, name: str, files: list[File]) -> Dataset:
+    def _from_files(self, name: str, given: Given) -> Dataset:
+        files = given.files
         file, first = next(((file, rows) for file in files if (rows := _first_rows(file))), (files[0], []))
         rows = [mend(row, self.options.units.repairs, {}, {})[0] for row in first]
         kind = kind_of_rows(rows)
-        chosen, notes = self.options.format, []
+        chosen, notes = self.options.format, list(given.notes)
         if chosen == "auto":
             chosen, kind, note = _recognise(file, rows, kind, self.options.units.repairs) if rows else _UNREADABLE
             notes.append(note)
@@ -117,7 +119,7 @@ class Catalogue:
         columns = columns_for(format_, kind, rows)
         options = DatasetOptions(
             chosen, columns, dict(format_.tags), self._weights(format_.weights), kind,
-            kind_by_rows=True, react=format_.react, media=self._media(files[0].path.parent),
+            kind_by_rows=True, react=format_.react, media=self._media(given.folder),
         )  # fmt: skip
         return Dataset(name, files, options, notes=notes)
 
@@ -191,11 +193,6 @@ class Catalogue:
     def _media(self, folder: AnyPath) -> str:
         folder = self.options.media_dir or folder
         return str(folder.resolve() if isinstance(folder, Path) else folder)
-
-
-def _file(text: str) -> File:
-    path = path_of(text)
-    return File(path, path.uri if isinstance(path, StorePath) else readable(text))
 
 
 def _named(place: str, where: str, entry: dict[str, Any], folder: Path) -> list[File]:

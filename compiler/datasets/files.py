@@ -47,7 +47,7 @@ def data_files(path: AnyPath, where: str, entry: dict[str, Any], label: str | No
         )
     root = path / entry["folder"] if entry.get("folder") else path
     inside = root.rglob("*")
-    found = sorted(p for p in inside if _is_data(p) and p.name != "dataset_info.json" and p.is_file())
+    found = sorted(p for p in inside if is_data(p) and p.name != "dataset_info.json" and p.is_file())
     if subset := entry.get("subset"):
         found = [
             p for p in found if subset in (*_below(root, p).parts[:-1], p.name.split(".")[0], p.name.split("-")[0])
@@ -61,7 +61,11 @@ def data_files(path: AnyPath, where: str, entry: dict[str, Any], label: str | No
     found = _of_split(found, split, where)
     kinds = {open_source(p).kind for p in found}
     if len(kinds) > 1:
-        raise UsageError(where, f"expected files of one type, found {', '.join(sorted(kinds))}", "Move them apart.")
+        raise UsageError(
+            where,
+            f"expected files of one type, found {', '.join(sorted(kinds))}",
+            "Move them apart; on the command line, NAME='DIR/*.csv' names those of one type.",
+        )
     return [File(p, f"{label or path.name}/{readable(_below(path, p).as_posix())}") for p in found]
 
 
@@ -104,7 +108,8 @@ def _of_split(files: list[AnyPath], split: str, where: str) -> list[AnyPath]:
     return chosen
 
 
-def _is_data(path: AnyPath) -> bool:
+def is_data(path: AnyPath) -> bool:
+    """Whether the name of a file says that it holds rows."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     suffixes = (
         ".json",
