@@ -704,6 +704,15 @@ def test_the_summary_says_how_many_rows_were_shortened(run: Run, tmp_path: Path)
         ([{}, {}, {}, {"loss": False}], ["A1<|im_end|>"]),
         ([{"loss": True}, {}, {}, {"loss": True}], ["Q1", "A1<|im_end|>", "A2<|im_end|>"]),
         ([{}, {"loss": None}, {"loss_scale": 0.5}, {"loss": False}], ["A1<|im_end|>", "Q2"]),
+        ([{}, {"train": False}, {}, {"train": True}], ["A2<|im_end|>"]),
+        ([{}, {"trainable": False}, {}, {}], ["A2<|im_end|>"]),
+        ([{}, {"loss_mask": 0}, {}, {"loss_mask": 1}], ["A2<|im_end|>"]),
+        ([{"loss_weight": 0.0}, {"loss_weight": 0.0}, {}, {"loss_weight": 1.0}], ["A2<|im_end|>"]),
+        ([{"weight": 1}, {"weight": 0}, {"weight": 1}, {"weight": 1}], ["A2<|im_end|>"]),
+        (
+            [{"train": True}, {"loss": True, "loss_scale": 2}, {"weight": 0.5}, {}],
+            ["Q1", "A1<|im_end|>", "A2<|im_end|>"],
+        ),
     ],
 )
 def test_per_message_loss_decides_what_is_trained(
@@ -717,6 +726,40 @@ def test_per_message_loss_decides_what_is_trained(
     assert trained(out, row) == expected
     run("compile", write(tmp_path / "y.jsonl", chat(*turns)), "-o", out)
     assert rows(out)[0]["input_ids"] == row["input_ids"]  # weights never change ids
+
+
+@pytest.mark.parametrize(
+    "flag", [{"loss": True}, {"weight": 1}, {"loss_scale": 1.0}, {"loss_mask": 1}, {"train": True}]
+)
+def test_a_flag_that_only_says_trained_leaves_a_reply_to_the_policy(run: Run, tmp_path: Path, flag: Row) -> None:
+    turns = [("u", "Q"), ("a", "Action: look")]
+    weights = []
+    for name, more in (("x", {}), ("y", flag)):
+        row = chat(*((*turn, more) if turn[0] == "a" else turn for turn in turns))
+        run("compile", write(tmp_path / f"{name}.jsonl", row), "--weights", "react", "-o", tmp_path / "out")
+        weights.append(rows(tmp_path / "out")[0]["loss_weights"])
+    assert weights[0] == weights[1]
+    assert 2.0 in weights[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "weight"), [({"weight": 0.25}, 0.25), ({"loss_weight": 3}, 3.0), ({"loss": True, "loss_scale": 0.5}, 0.5)]
+)
+def test_a_number_is_the_weight_of_the_whole_reply(run: Run, tmp_path: Path, flags: Row, weight: float) -> None:
+    run("compile", write(tmp_path / "x.jsonl", chat(("u", "Q"), ("a", "A", flags))), "-o", tmp_path / "out")
+    (row,) = rows(tmp_path / "out")
+    assert {w for w, label in zip(row["loss_weights"], row["labels"], strict=True) if label != -100} == {weight}
+
+
+@pytest.mark.parametrize(
+    "flags", [{"train": True, "loss": False}, {"loss_scale": 2, "weight": 0}, {"loss_weight": 2, "loss_scale": 3}]
+)
+def test_flags_that_contradict_each_other_are_a_reject(run: Run, tmp_path: Path, flags: Row) -> None:
+    result = run(
+        "compile", write(tmp_path / "x.jsonl", chat(("u", "Q"), ("a", "A", flags))), "-o", tmp_path / "out", code=3
+    )
+    assert "#/conversations/1" in result.output
+    assert "expected flags that agree on what is trained" in result.output
 
 
 def test_openai_weight_0_is_context(run: Run, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
     places: list[int] = []
     for i, turn in enumerate(found["messages"]):
         if turn["role"] == "tool":
-            lifted = _tool_turn(turn, messages)
+            lifted = _tool_turn(turn, messages, f"/{column}/{i}")
         else:
             role = _ROLES[turn["role"]]
             if role is Role.SYSTEM and (i > 0 or tools is not None):
@@ -38,18 +38,18 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
                 raise RowError(
                     Reason.TURN_ORDER, f"expected one system message, first; found {which}", f"/{column}/{i}"
                 )
-            lifted = [Message(role, turn["content"], weight=asked_weight(turn, role))]
+            lifted = [Message(role, turn["content"], weight=asked_weight(turn, role, f"/{column}/{i}"))]
         messages += lifted
         places += [i] * len(lifted)
     return Conversation(messages, tools, places=places)
 
 
-def _tool_turn(turn: dict[str, Any], messages: list[Message]) -> list[Message]:
+def _tool_turn(turn: dict[str, Any], messages: list[Message], pointer: str) -> list[Message]:
     """The call and the result of a tool turn; the call joins the thought before it if both have the same weight."""
     call = Call(turn["name"], turn["parameters"])
     observation = turn["observation"]
     result = Message(Role.TOOL, observation if isinstance(observation, str) else to_json(observation), name=call.name)
-    weight = asked_weight(turn, Role.ASSISTANT)
+    weight = asked_weight(turn, Role.ASSISTANT, pointer)
     last = messages[-1] if messages else None
     if last is not None and last.role is Role.ASSISTANT and not last.calls and last.weight == weight:
         last.calls.append(call)

@@ -34,7 +34,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
 
 def _message(source: dict[str, Any], pointer: str) -> Message:
     role = Role(source["role"])
-    message = Message(role, source["content"], weight=asked_weight(source, role))
+    message = Message(role, source["content"], weight=asked_weight(source, role, pointer))
     if (uri := source.get("image")) is not None:
         if role is not Role.USER:
             raise RowError(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from compiler.conversation import Call, Conversation, Message, Role
+from compiler.conversation import Call, Conversation, Message, Role, to_json
 from compiler.formats.marks import place_media
 from compiler.options import Names
 from compiler.read.value import json_type, parse
 from schemas.errors import Reason, RowError
 
-WEIGHT_KEYS = frozenset({"loss", "loss_scale", "weight"})
-"""The keys of a message that `asked_weight` reads."""
+FLAGS = ("train", "trainable", "loss_mask", "loss", "loss_scale", "loss_weight", "weight")
+"""The keys of a message that say whether it is trained, and how much."""
+WEIGHT_KEYS = frozenset(FLAGS)
 
 
 def read_columns(row: dict[str, Any], columns: Names) -> dict[str, Any]:
@@ -102,20 +103,22 @@ def parse_call(call: Any, pointer: str, arguments_at: str, *, call_id: str | Non
     return Call(name, arguments, call_id)
 
 
-def asked_weight(message: dict[str, Any], role: Role) -> float | None:
-    """The weight that a message asks for with `loss_scale`, `loss` or OpenAI's `weight`; None = by role.
+def asked_weight(message: dict[str, Any], role: Role, pointer: str) -> float | None:
+    """The weight that the flags of a message ask for (decision 14); None = by role.
 
-    `loss: true` on a reply is the default and leaves it to the weights policy; on any other role the content is
-    trained (decision 14).
+    On a reply, true or 1 is the default and leaves it to the weights policy; false or 0 makes it context. On any other
+    role, true trains the content, and OpenAI's `weight` says nothing. Any other number is the weight itself. Flags that
+    contradict one another are a RowError.
     """
-    loss, scale = message.get("loss"), message.get("loss_scale")
-    if loss is None and message.get("weight") is not None:
-        loss = bool(message["weight"])
-    if loss is False:
-        return 0.0
-    if scale is not None:
-        return float(scale)
-    return 1.0 if loss and role is not Role.ASSISTANT else None
+    asked = {key: value for key in FLAGS if (value := message.get(key)) is not None}
+    if role is not Role.ASSISTANT:
+        asked.pop("weight", None)
+    weights = {float(value) for value in asked.values()}
+    if len(weights) > 1 and (0.0 in weights or len(weights - {1.0}) > 1):
+        found = " and ".join(f"{key!r}: {to_json(value)}" for key, value in asked.items())
+        raise RowError(Reason.SCHEMA, f"expected flags that agree on what is trained, found {found}", pointer)
+    default = 1.0 if weights and role is not Role.ASSISTANT else None
+    return next(iter(weights - {1.0}), default)
 
 
 def _kind(value: Any) -> str:

@@ -40,7 +40,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         role, text = roles[source[role_tag]], source[content_tag]
         if role is Role.SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
-        weight = asked_weight(source, role)
+        weight = asked_weight(source, role, f"/{column}/{i}")
         if role is Role.ASSISTANT:
             text, calls = _calls(text, f"/{column}/{i}/{content_tag}")
             lifted = [Message(role, text, calls, weight=weight)]

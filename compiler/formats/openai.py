@@ -24,7 +24,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         if isinstance(source, str):  # ms-swift's rejected_response
             return Message(Role.ASSISTANT, source)
         role = roles[source[role_tag]]
-        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role)
+        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
         one = Message(role, "", weight=weight, reasoning=source.get("reasoning_content"))
         _fill(one, source.get(content_tag), f"{pointer}/{content_tag}")
         if role is Role.ASSISTANT:

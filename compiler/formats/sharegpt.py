@@ -33,7 +33,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
 
     def message(source: dict[str, Any], pointer: str) -> Message:
         role = roles[source[role_tag]]
-        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role)
+        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
         if source[role_tag] == tags.get("function_tag"):
             return Message(role, "", _calls(source[content_tag], f"{pointer}/{content_tag}"), weight=weight)
         return Message(role, source[content_tag], weight=weight)
