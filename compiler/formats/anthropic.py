@@ -17,7 +17,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
     thread = Thread()
     for i, source in enumerate(found["messages"]):
         role = Role(source["role"])
-        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role)
+        weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, f"/{column}/{i}")
         add_message(thread, i, source, f"/{column}/{i}", weight)
     return thread.conversation(text_of(found.get("system")), tools_of(found.get("tools"), f"/{columns['tools']}"))
 
