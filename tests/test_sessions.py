@@ -21,7 +21,7 @@ Run = Callable[..., Result]
 Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
-AGENTS = ("anthropic", "openai_responses")
+AGENTS = ("anthropic", "openai_responses", "atif")
 SYSTEM, USER, ASSISTANT, TOOL = Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.TOOL
 END, STOP = "<|im_end|>", 8002
 """The end of a turn in the embedded tokenizer, and its id."""
@@ -194,3 +194,39 @@ def test_a_free_text_for_a_tool_is_its_argument_input() -> None:
     output = item("custom_tool_call_output", call_id="c1", output="ok")
     found = lifted("openai_responses", {"input": [ASKED, patch, output, SAID]})
     assert found.messages[1].calls == [Call("apply_patch", {"input": "*** Begin Patch"}, "c1")]
+
+
+# -- atif --
+
+
+def step(source: str, message: str, **more: Any) -> Row:
+    return {"source": source, "message": message, **more}
+
+
+def test_steps_become_replies_with_their_calls_and_results() -> None:
+    call = {"tool_call_id": "c1", "function_name": "dig", "arguments": {"x": 3}}
+    seen = {"results": [{"source_call_id": "c1", "content": "sand"}, {"content": [{"type": "text", "text": "mud"}]}]}
+    tool = {"type": "function", "function": {"name": "dig", "parameters": {"type": "object"}}}
+    steps = [
+        step("system", "Be brief."),
+        step("user", "q"),
+        step("agent", "I dig.", reasoning_content="Where?", tool_calls=[call], observation=seen),
+        step("agent", "Sand."),
+    ]
+    found = lifted("atif", {"steps": steps, "agent": {"name": "a", "tool_definitions": [tool]}})
+    assert said(found) == [
+        (SYSTEM, "Be brief."),
+        (USER, "q"),
+        (ASSISTANT, "I dig.", Call("dig", {"x": 3}, "c1")),
+        (TOOL, "sand"),
+        (TOOL, "mud"),
+        (ASSISTANT, "Sand."),
+    ]
+    assert (found.messages[2].reasoning, found.messages[3].call_id, found.messages[4].call_id) == ("Where?", "c1", None)
+    assert (found.places, found.tools) == ([0, 1, 2, 2, 2, 3], [tool])
+
+
+def test_copied_context_and_steps_that_no_model_wrote_are_not_trained() -> None:
+    steps = [step("user", "q"), step("agent", "a", is_copied_context=True), step("user", "q")]
+    steps += [step("agent", "b", llm_call_count=0), step("user", "q"), step("agent", "c", llm_call_count=1)]
+    assert [m.weight for m in lifted("atif", {"steps": steps}).messages] == [None, 0.0, None, 0.0, None, None]

@@ -15,6 +15,7 @@ from __future__ import annotations
 from compiler.formats import (
     alpaca,
     anthropic,
+    atif,
     chatglm3,
     cogagent,
     conversation_pairs,
@@ -45,6 +46,7 @@ FORMATS = {
         openai.FORMAT,
         anthropic.FORMAT,  # after openai: a row of texts alone fits both
         openai_responses.FORMAT,
+        atif.FORMAT,
         chatglm3.FORMAT,
         prompt_response.FORMAT,
         query_response.FORMAT,
