@@ -370,6 +370,37 @@ def test_auto_names_the_keys_of_rows_it_does_not_know(run: Run, tmp_path: Path, 
 
 
 ASKED, REPLIED = {"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "b"}
+
+
+def test_rows_that_fit_no_format_are_compared_with_the_nearest_one(run: Run, tmp_path: Path) -> None:
+    good = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": ""}, {"role": "user"}]}
+    bad = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": 4}]}
+    file = write(tmp_path / "x.jsonl", [bad, good])
+    result = run("compile", file, "-o", tmp_path / "out", code=2)
+    what = "expected null or string or array, found integer"
+    assert f"The nearest format is openai, which {file}:1#/messages/1/content does not fit: {what}." in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("row", "format_"),
+    [
+        ({"id": "7", "problem_text": "2+2?", "solution": "4"}, "alpaca"),
+        ({"left": "2+2?", "right": "4"}, "alpaca"),
+        ({"dialog": [ASKED, REPLIED], "topic": "sums"}, "openai"),
+    ],
+)
+def test_names_of_columns_that_would_make_rows_fit_are_offered(
+    run: Run, tmp_path: Path, row: Row, format_: str
+) -> None:
+    """As a dataset_info.json that is complete: it compiles."""
+    file = write(tmp_path / "x.jsonl", [row])
+    result = run("compile", file, "-o", tmp_path / "out", code=2)
+    assert f"The nearest format is {format_}, which {file}:1# does not fit: expected the key" in result.stderr
+    (tmp_path / "dataset_info.json").write_text(result.stderr.rpartition("(--registry): ")[2], "utf-8")
+    run("compile", "--registry", tmp_path, "--mix", "x", "-o", tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 1
+
+
 GOOD, BAD = {"from": "gpt", "value": "good"}, {"from": "gpt", "value": "bad"}
 OTHER_KINDS: dict[str, Row] = {
     "kto": {"messages": [ASKED, REPLIED], "label": False},

@@ -24,6 +24,7 @@ from compiler.formats.kinds import columns_for, kind_of_rows, of_kind
 from compiler.options import CompileOptions, DatasetOptions, Names, Request
 from compiler.read import cut, open_source, read
 from compiler.rows.mend import mend
+from compiler.rows.nearest import nearest_format
 from compiler.rows.persona import COLUMNS, persona
 from compiler.rows.recognise import recognise
 from schemas import check_config
@@ -259,6 +260,25 @@ def _first_rows(file: File) -> list[Any]:
     return list(islice((row.value for unit in units for row in read(unit) if row.reject is None), _PEEK))
 
 
+def _what_to_do(file: File, rows: list[Any], kind: str) -> str:
+    """The nearest format with the first mismatch, and names of columns that would make the rows fit it."""
+    near = nearest_format(rows, kind)
+    assert near is not None
+    place = f"{file.label}:{near.row + 1}#{near.reject.pointer}"
+    known = ", ".join(formats.FORMATS)
+    lines = [
+        f"Name it with --format ({known}).",
+        f"The nearest format is {near.format}, which {place} does not fit: {near.reject.message}.",
+    ]
+    if near.columns:
+        entry = {"file_name": Path(file.label).name, "formatting": near.format, "columns": near.columns}
+        text = json.dumps({Path(file.label).name.split(".")[0]: entry}, ensure_ascii=False)
+        lines.append(f"The first {len(rows)} would fit with this dataset_info.json (--registry): {text}")
+    else:
+        lines.append("Map its columns in a dataset_info.json (--registry).")
+    return "\n  ".join(lines)
+
+
 def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str, str]:
     """Recognise the first rows of a file: (format, kind, a note for the user)."""
     heard = {key for row in rows if isinstance(row, dict) for key in ("audios", "audio") if row.get(key)}
@@ -270,9 +290,7 @@ def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -
     if name is None:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
         raise UsageError(
-            file.label, f"its rows match no known format (keys of the first: {keys})",
-            f"Name it with --format ({', '.join(formats.FORMATS)}), or map its columns in a dataset_info.json "
-            "(--registry).",
-        )  # fmt: skip
+            file.label, f"its rows match no known format (keys of the first: {keys})", _what_to_do(file, rows, kind)
+        )
     what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
     return name, kind, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"

@@ -31,7 +31,17 @@ class Validator:
         if self._validator.is_valid(row):
             return None
         errors = sorted(self._validator.iter_errors(row), key=lambda e: [str(p).zfill(9) for p in e.instance_path])
-        return _reject(errors[0], row, self.schema)
+        return _reject(_plainest(errors), row, self.schema)
+
+
+def _plainest(errors: list[Any]) -> Any:
+    """The first of the errors, in the order of their places; of a choice that fits nowhere, a wrong type below it."""
+    first = errors[0]
+    if not hasattr(first.kind, "context"):  # neither anyOf nor oneOf
+        return first
+    path = list(first.instance_path)
+    below = (e for e in errors if len(e.instance_path) > len(path) and list(e.instance_path)[: len(path)] == path)
+    return next((error for error in below if hasattr(error.kind, "types")), first)
 
 
 def _of_kind(node: Any, kind: str) -> Any:

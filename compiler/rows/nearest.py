@@ -1,0 +1,88 @@
+"""The format that rows come nearest to when they fit none, what keeps them from it, and names that would help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+from compiler.formats import FORMATS, Format
+from compiler.formats.kinds import columns_for
+from compiler.options import Names
+from compiler.rows.validate import Validator
+from schemas.errors import Reject
+
+_MOST_KEYS = 12
+"""Keys of a row that are tried as columns."""
+_LIKELY = {
+    "prompt": ("prompt", "question", "query", "instruction", "input", "problem", "source", "content", "text", "user"),
+    "response": ("response", "answer", "output", "completion", "reply", "target", "solution", "summary", "assistant"),
+}
+"""The words that names of columns are known to have, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A format, the first row that does not fit it, why, and the columns with which all rows would."""
+
+    format: str
+    row: int
+    reject: Reject
+    columns: dict[str, str]
+    """Column -> key of the rows; empty where other names do not help."""
+
+
+def nearest_format(rows: list[Any], kind: str) -> Nearest | None:
+    """The format that rows fit with other names of columns, else the one whose first mismatch is deepest in the row."""
+    candidates = [format_ for format_ in FORMATS.values() if kind in format_.kinds]
+    for format_ in candidates:
+        if (columns := _renamed(format_, rows, kind)) is not None:
+            return _compared(format_, rows, kind, columns)
+    found = [_compared(format_, rows, kind, {}) for format_ in candidates]
+    return max(found, key=_nearness, default=None) if rows else None
+
+
+def _nearness(one: Nearest) -> tuple[int, bool]:
+    return one.reject.pointer.count("/"), one.row > 0
+
+
+def _compared(format_: Format, rows: list[Any], kind: str, columns: dict[str, str]) -> Nearest:
+    """The format with its first mismatch under its default names."""
+    names: Names = columns_for(format_, kind, rows)
+    validator = Validator(format_, names, dict(format_.tags), format_.name, kind)
+    rejects = ((i, reject) for i, row in enumerate(rows) if (reject := validator.check(row)) is not None)
+    return Nearest(format_.name, *next(rejects), columns)
+
+
+def _renamed(format_: Format, rows: list[Any], kind: str) -> dict[str, str] | None:
+    """The columns under other names with which every row fits; None where there are none, or a guess would be wild."""
+    if not all(isinstance(row, dict) for row in rows):
+        return None
+    names = columns_for(format_, kind, rows)
+    validator = Validator(format_, names, dict(format_.tags), format_.name, kind)
+    keys = [key for key in rows[0] if all(key in row for row in rows)][:_MOST_KEYS]
+    required = validator.schema.get("required", [])
+    missing = {column: key for column, key in names.items() if key in required and key not in keys}
+    free = [key for key in keys if key not in names.values()]
+    if not 0 < len(missing) <= 2 or len(missing) < sum(key not in keys for key in required):
+        return None
+    for chosen in _by_likelihood(list(missing), free, rows):
+        given = dict(zip(missing, chosen, strict=True))
+        other = Validator(format_, {**names, **given}, dict(format_.tags), format_.name, kind)
+        if all(other.check(row) is None for row in rows):
+            return given
+    return None
+
+
+def _by_likelihood(columns: list[str], keys: list[str], rows: list[Any]) -> Iterator[tuple[str, ...]]:
+    """The keys that may be the columns: texts by names that say so, or, where these are the only texts, in order."""
+    texts = [key for key in keys if isinstance(rows[0][key], str)]
+
+    def likely(column: str, key: str) -> bool:
+        return not isinstance(rows[0][key], str) or any(word in key.lower() for word in _LIKELY.get(column, ()))
+
+    for chosen in permutations(keys, len(columns)):
+        in_order = list(chosen) == texts and len(columns) > 1
+        if in_order or all(map(likely, columns, chosen)):
+            yield chosen
