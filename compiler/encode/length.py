@@ -89,7 +89,8 @@ def _prefixes(conversation: Conversation, encoded: Encoded, max_length: int) -> 
 def _suffixes(conversation: Conversation, excess: int, encoded: Encoded) -> list[Conversation]:
     """The conversations that keep the system messages and begin at a later user message, the longest first."""
     messages = conversation.messages
-    starts = [i for i, message in enumerate(messages) if message.role is Role.USER][1:]
+    first = next((i for i, message in enumerate(messages) if message.role is not Role.SYSTEM), 0)
+    starts = [i for i, message in enumerate(messages) if message.role is Role.USER and i > first]
     # Stretches do not count the tokens that media stand for; with media no start is left out beforehand.
     before = {} if encoded.placed else _tokens_before(encoded.stretches, starts)
     systems = []

@@ -9,6 +9,7 @@ from compiler.conversation import Conversation
 from compiler.encode.shapes import Rendered, Shape, runs_of
 from compiler.encode.system import merge_system
 from compiler.encode.weigh import Policy, last_round
+from compiler.formats.turns import unusual_order
 from compiler.templates.document import document_segments
 from compiler.templates.history import by_reply
 from compiler.templates.load import DOCUMENT, Template
@@ -119,6 +120,9 @@ class SequenceMaker:
         if self.merge_system and merge_system(conversation):
             conversation.repairs.append("system_merge")
             return self._sequence(conversation)
+        if unusual := unusual_order(conversation):
+            what = f"{unusual}, or use a template that takes this order (this one: {error.reject.message})"
+            raise RowError(Reason.TURN_ORDER, what) from error
         if conversation.messages[0].role == "system" and not self.merge_system:
             hint = "; if it takes no system message, --system merge puts it before the first user message"
             raise RowError(error.reject.reason, error.reject.message + hint) from error

@@ -1,4 +1,4 @@
-"""The order of turns that every conversation must have."""
+"""The order of turns: what no template can make right is refused here, everything else is the template's to decide."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from compiler.conversation import Conversation, Role
 from schemas.errors import Reason, RowError
 
 _MAY_FOLLOW = {
-    Role.USER: (Role.ASSISTANT,),
+    Role.USER: (Role.ASSISTANT, Role.TOOL),
     Role.ASSISTANT: (Role.USER, Role.TOOL),
-    Role.TOOL: (Role.ASSISTANT, Role.TOOL),
+    Role.TOOL: (Role.ASSISTANT, Role.TOOL, Role.USER),
 }
 
 
 def check_turns(conversation: Conversation, pointer: str | None) -> None:
-    """Raise unless the messages are a conversation that ends with a reply (decision 11).
+    """Raise unless the messages take turns and end with a reply (decision 11).
 
-    `pointer` names the source list of messages, None where the row has none. System messages are skipped.
+    Who begins, and whether a call asked for a tool's result, is for the template: it renders the order with proven
+    masks, or the row is a reject. `pointer` names the source list of messages, None where the row has none. System
+    messages are skipped.
     """
     messages = conversation.messages
     places = conversation.places or range(len(messages))
@@ -32,15 +34,33 @@ def check_turns(conversation: Conversation, pointer: str | None) -> None:
         role = message.role
         if role is Role.SYSTEM:
             continue
-        if before is None:
-            if role is not Role.USER:
-                raise wrong(f"expected a user message first, found {role}", place)
-        elif role not in _MAY_FOLLOW[before] and not (
+        if (
+            before is not None
+            and role not in _MAY_FOLLOW[before]
             # a thought, then the call it leads to: two turns where their weights differ
-            before is Role.ASSISTANT and role is Role.ASSISTANT and message.calls
+            and not (before is Role.ASSISTANT and role is Role.ASSISTANT and message.calls)
         ):
             raise wrong(f"expected {' or '.join(_MAY_FOLLOW[before])} after {before}, found {role}", place)
         before, last = role, place
     if before is not Role.ASSISTANT:
         hint = "--repair dangling removes trailing turns without a reply"
         raise wrong(f"expected a reply last, found {before}; {hint}", last)
+
+
+def unusual_order(conversation: Conversation) -> str:
+    """What not every template takes in the order of the turns, and what to do then; "" where there is nothing."""
+    before: Role | None = None
+    called = False
+    for message in conversation.messages:
+        role = message.role
+        if role is Role.SYSTEM:
+            continue
+        if before is None and role is Role.ASSISTANT:
+            return "the assistant speaks first; put a system or user message before it"
+        if role is Role.TOOL and not called:
+            return "no call asked for a tool's result; give the call, or make the result a user message"
+        if role is Role.USER and before is Role.TOOL:
+            return "a user message follows a tool's result; give the reply between them"
+        called = bool(message.calls) if role is Role.ASSISTANT else called and role is Role.TOOL
+        before = role
+    return ""
