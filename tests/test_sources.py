@@ -275,6 +275,18 @@ def test_a_pattern_is_one_dataset_with_a_name_and_a_dataset_a_file_without(
     assert names(tmp_path / "two") == ["x", "y"]
 
 
+def test_nan_under_a_key_that_is_not_read_is_counted_and_under_one_that_is_read_a_reject(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"instruction": "a", "output": "A", "score": NaN}\n{"instruction": "b", "output": "B", "system": NaN}\n'
+    )
+    run("compile", tmp_path / "a.jsonl", "--max-rejects", "1", "-o", tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 1
+    assert manifest(tmp_path / "out")["datasets"][0]["notes"] == {"not_a_number": 1}
+    assert [found[1] for found in rejects(tmp_path / "out")] == ["/system"]
+
+
 def test_an_entry_of_two_registries_is_refused(run: Run, tmp_path: Path) -> None:
     a, b = (info(tmp_path / name, mine={"file_name": "x.json"}) for name in "ab")
     result = run("compile", "--registry", a, "--registry", b, "--mix", "mine:1", "-o", tmp_path / "out", code=2)

@@ -107,6 +107,7 @@ _NOTES = {
     "warning:mark_without_media": "<image> or <video> is plain text, because the row lists no images or videos",
     "hidden_reasoning": "reasoning that is encrypted was not read",
     "json_text": "lists and objects given as JSON text were read as what they hold",
+    "not_a_number": "NaN or Infinity was taken for null, under keys that are not read",
     "shortened": "turns were dropped to fit --max-length",
     "cut": "tokens after --max-length were cut off",
     "repair:dangling": "trailing turns without a reply were removed",

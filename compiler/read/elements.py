@@ -50,15 +50,16 @@ class Elements:
     The state is a method that takes a block and a position and returns the position that it has read up to.
     """
 
-    def __init__(self, path: str | Path, at: int) -> None:
-        self._path = str(path)
+    def __init__(self, path: str | Path, at: int, *, bare: bool = False) -> None:
+        """Begin at offset `at`; `bare` values have no brackets around them and no commas between."""
+        self._path, self._bare = str(path), bare
         self._base = at  # offset of the current block in the file
         self._line, self._counted = 1, 0  # line number of position `_counted` of the current block
         self._held = b""  # a backslash that ended the last block: it belongs to the byte after it
         self._depth = 0
         self._begun, self._begun_line = at, 1  # the element that is open, or the last one
         self._ended = False
-        self._state: Callable[[bytes, int], int] = self._opening
+        self._state: Callable[[bytes, int], int] = self._element if bare else self._opening
 
     def spans(self, blocks: Iterable[bytes]) -> Iterator[tuple[int, int]]:
         """Yield (begin, end) of each element, as offsets in the file; InputError for a broken array."""
@@ -73,7 +74,10 @@ class Elements:
             self._count_lines(block, len(block))
             self._base += len(block) - len(self._held)
             self._counted = 0
-        self._check_closed()
+        if not self._bare:
+            self._check_closed()
+        elif self._state not in (self._element, self._separator):  # parsing it says where it is broken
+            yield self._begun, self._base + len(self._held)
 
     def _opening(self, block: bytes, at: int) -> int:
         """Read up to the bracket that opens the array."""
@@ -174,7 +178,7 @@ class Elements:
         return at
 
     def _end_element(self) -> None:
-        self._ended, self._state = True, self._separator
+        self._ended, self._state = True, self._element if self._bare else self._separator
 
     def _count_lines(self, block: bytes, at: int) -> None:
         """Move the line counter to `at`; each byte is looked at once."""

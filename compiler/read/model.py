@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from schemas.errors import InputError, Reject
+from schemas.errors import InputError, Reason, Reject
 from schemas.stores import AnyPath, StorePath, no_such, path_of
 
 MAX_DEPTH = 256
@@ -22,6 +22,8 @@ class FileKind(StrEnum):
 
     JSONL = "jsonl"
     JSON = "json"
+    OBJECTS = "objects"
+    """JSON objects one after another, each over several lines: most often one, as documents print it."""
     CSV = "csv"
     TSV = "tsv"
     PARQUET = "parquet"
@@ -109,6 +111,8 @@ class Row:
     value: Any
     raw: bytes
     reject: Reject | None = None
+    not_json: dict[str, Reject] | None = None
+    """Keys of the value under which the file has NaN or Infinity, read as null, and the reject if the key is needed."""
 
 
 def digest_of(kind: FileKind, header: tuple[str, ...], data: bytes) -> str:
@@ -157,11 +161,26 @@ def changed(path: str | AnyPath) -> InputError:
 
 
 def check_header(where: str, names: tuple[str, ...]) -> None:
-    """Raise InputError unless the column names are non-empty and unique: each becomes a key of every row."""
+    """Raise InputError unless the column names are non-empty and unique: each becomes a key of every row.
+
+    The first may be empty, as pandas writes the index of its rows; see `without_index`.
+    """
     hint = "The first row must name every column, each name once."
     for column, name in enumerate(names, start=1):
-        if not name.strip():
+        if not name.strip() and (column > 1 or len(names) == 1):
             raise InputError(where, f"column {column} of the header has no name", hint)
         if (first := names.index(name) + 1) < column:
             what = f"columns {first} and {column} of the header are both named {name!r}"
             raise InputError(where, what, hint)
+
+
+def without_index(value: dict[str, Any]) -> Reject | None:
+    """Remove a first column without a name, the index that pandas writes; a reject if it holds anything else."""
+    name = next(iter(value), "_")
+    if name.strip():
+        return None
+    found = str(value.pop(name))
+    if not found or found.removesuffix(".0").isdecimal():
+        return None
+    what = f"the first column has no name and holds {found[:40]!r}, not the number of a row; name it in the first row"
+    return Reject(Reason.CSV, what)

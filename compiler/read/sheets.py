@@ -13,8 +13,8 @@ from typing import Any
 
 import python_calamine
 
-from compiler.read.model import Unit, changed, check_header, digest_of_part, open_file
-from schemas.errors import InputError
+from compiler.read.model import Unit, changed, check_header, digest_of_part, open_file, without_index
+from schemas.errors import InputError, Reject
 
 
 def header(path: str, data: bytes) -> tuple[str, ...]:
@@ -27,8 +27,8 @@ def header(path: str, data: bytes) -> tuple[str, ...]:
     return names if len(found) > 1 else ()
 
 
-def rows(unit: Unit) -> Iterator[tuple[dict[str, Any], None]]:
-    """The value of each row below the header; no row is a reject."""
+def rows(unit: Unit) -> Iterator[tuple[dict[str, Any], Reject | None]]:
+    """The value of each row below the header, and its reject."""
     data = unit.data
     if data is None:
         with open_file(unit.path) as file:
@@ -36,7 +36,8 @@ def rows(unit: Unit) -> Iterator[tuple[dict[str, Any], None]]:
         if digest_of_part(unit.kind, hashlib.sha256(data).hexdigest(), 0) != unit.digest:
             raise changed(unit.path)
     for row in _sheet(unit.path, data)[1:]:
-        yield dict(zip(unit.header, row, strict=True)), None
+        value = dict(zip(unit.header, row, strict=True))
+        yield value, without_index(value)
 
 
 def _sheet(path: str, data: bytes) -> list[list[str | bool]]:

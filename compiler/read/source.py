@@ -46,6 +46,11 @@ _FOREIGN_DATA = (
     (b"ARROW1\0\0", "an Arrow file", "to .arrow"),
 )
 _KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object in place of an array
+_DELIMITED = frozenset({FileKind.CSV, FileKind.TSV})
+_UNNAMED = (b",", b"\t", b'"",', b'""\t')
+_AROUND_ROWS = frozenset({"data", "rows", "train", "validation", "test", "examples", "samples", "items", "records"})
+"""Keys of an object that is no row itself but holds them."""
+_ROWS = re.compile(rb"\[\s*+[\[{]")
 _TOKENS = re.compile(OPEN_STRING + rb"(?P<key>[ \t\r\n]*+:[ \t\r\n]*+)?|[\[\]{}]", re.DOTALL)
 
 
@@ -54,10 +59,11 @@ def open_source(path: str | AnyPath) -> SourceFile:
 
     A `.json` of JSON Lines and a `.jsonl` of one array are read as what they are, with a note. It is JSON Lines
     if the object at the start is closed on its own line. It is an array if the bracket at the start is not
-    closed on its line, or if that line is an array of objects and nothing follows.
+    closed on its line, or if that line is an array of objects and nothing follows. A `.json` that begins with an object
+    over several lines holds such objects, one after another.
 
     InputError: unknown suffix, missing, not a file, unreadable, empty, UTF-16 or UTF-32, data of another
-    kind, or a `.json` that begins with neither an array nor a one-line object.
+    kind, or a `.json` that begins with neither an array nor an object, or with an object around an array of rows.
     """
     path = path_of(path)
     _check_is_file(path)
@@ -147,35 +153,46 @@ def _look_inside(source: SourceFile) -> SourceFile:
         start = len(_UTF8_BOM)
         notes.append("skipped the UTF-8 byte order mark at the start")
     source = SourceFile(path, kind, source.compression, tuple(notes), start)
-    if kind is FileKind.JSON and _is_json_lines(source):
-        kind = FileKind.JSONL
+    if kind in _DELIMITED and head[start:].startswith(_UNNAMED):
+        notes.append("the first column has no name: it is taken for the index that pandas writes, and not read")
+    if kind is FileKind.JSON and (kind := _kind_of_json(source)) is FileKind.JSONL:
         notes.append("read as JSON Lines although it is named .json")
+    elif kind is FileKind.JSONL and _begins_with_a_brace(source):
+        kind = FileKind.OBJECTS
+        notes.append("read as objects over several lines although it is named as JSON Lines")
     elif kind is FileKind.JSONL and _is_array(source):
         kind = FileKind.JSON
         notes.append("read as one JSON array although it is named as JSON Lines")
     return SourceFile(path, kind, source.compression, tuple(notes), start)
 
 
-def _is_json_lines(source: SourceFile) -> bool:
-    """Whether a `.json` file is JSON Lines; InputError if it is neither that nor an array."""
+def _kind_of_json(source: SourceFile) -> FileKind:
+    """Whether a `.json` file is an array, JSON Lines or objects over several lines; InputError if it is neither."""
     with open_stream(source) as stream:
         line = _first_line(stream)
         if not line:
             raise no_rows(source.path)
         if line.startswith(b"["):
-            return False
+            return FileKind.JSON
         hint = "Put the rows into an array, [{...}, {...}], or write one object per line into a .jsonl file."
         if not line.startswith(b"{"):
             found = line[:24].decode("utf-8", "replace")
             raise InputError(str(source.path), f"an array of rows was expected, found {found!r}", hint)
         if _closes(line):
-            return True
+            return FileKind.JSONL
         keys, lists = _keys(line + b"\n" + stream.read(_KEYS_LOOKED_AT))
     shown = ", ".join(map(repr, keys[:5])) + (", ..." if len(keys) > 5 else "")
-    if lists and lists[0] not in ("messages", "conversations", "history"):
-        hint = f"If the rows are in {lists[0]!r}: jq -c '.[\"{lists[0]}\"][]' FILE > ROWS.jsonl"
+    if not lists or lists[0] not in _AROUND_ROWS:
+        return FileKind.OBJECTS
+    hint = f"If the rows are in {lists[0]!r}: jq -c '.[\"{lists[0]}\"][]' FILE > ROWS.jsonl"
     what = f"an array of rows was expected, found one object with the keys {shown or '(none)'}"
     raise InputError(str(source.path), what, hint)
+
+
+def _begins_with_a_brace(source: SourceFile) -> bool:
+    """Whether the first line is a single brace, which begins an object over several lines and is no row."""
+    with open_stream(source) as stream:
+        return _first_line(stream) == b"{"
 
 
 def _is_array(source: SourceFile) -> bool:
@@ -212,14 +229,14 @@ def _closes(line: bytes) -> bool:
 
 
 def _keys(text: bytes) -> tuple[list[str], list[str]]:
-    """The first keys of the object that `text` begins with, and those of them that hold an array."""
+    """The first keys of the object that `text` begins with, and those of them that hold an array of rows."""
     keys, lists, depth = [], [], 0
     for match in _TOKENS.finditer(text):
         if not match[0].startswith(b'"'):
             depth += 1 if match[0] in (b"[", b"{") else -1
         elif depth == 1 and match["key"]:
             keys.append(text[match.start() + 1 : match.start("key") - 1].decode("utf-8", "replace"))
-            if text.startswith(b"[", match.end()):
+            if _ROWS.match(text, match.end()):
                 lists.append(keys[-1])
     return keys, lists
 

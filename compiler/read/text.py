@@ -23,9 +23,10 @@ from compiler.read.model import (
     digest_of,
     open_file,
     unreadable,
+    without_index,
 )
 from compiler.read.source import open_stream
-from compiler.read.value import excerpt, not_utf8, parse
+from compiler.read.value import excerpt, not_utf8, parse_row
 from schemas.errors import InputError, Reason, Reject
 from schemas.stores import StorePath
 
@@ -50,6 +51,8 @@ def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
             spans = records.spans()
         elif source.kind is FileKind.JSON:
             spans = Elements(str(source.path), source.start).spans(blocks)
+        elif source.kind is FileKind.OBJECTS:
+            spans = Elements(str(source.path), source.start, bare=True).spans(blocks)
         else:
             spans = _line_runs(blocks, source.start)
         for begin, end in _grouped(spans, target_bytes, window):
@@ -71,8 +74,10 @@ def read(unit: Unit) -> Iterator[Row]:
     data = _bytes_of(unit) if unit.data is None else unit.data
     if unit.kind is FileKind.JSONL:
         return _read_json_lines(unit, data)
-    if unit.kind is FileKind.JSON:
-        return _read_json_array(unit, data)
+    if unit.kind is FileKind.JSON:  # the brackets of the array are put back around the elements of the unit
+        return _read_elements(unit, data, Elements(unit.path, unit.offset - 1).spans([b"[", data, b"]"]))
+    if unit.kind is FileKind.OBJECTS:
+        return _read_elements(unit, data, Elements(unit.path, unit.offset, bare=True).spans([data]))
     if unit.kind is FileKind.TXT:
         return _read_txt(unit, data)
     return _read_csv(unit, data)
@@ -165,20 +170,19 @@ def _read_json_lines(unit: Unit, data: bytes) -> Iterator[Row]:
         end = data.find(b"\n", at)
         line = data[at : end if end >= 0 else size]
         if raw := line.strip(_JSON_SPACE):
-            value, reject = parse(raw)
+            value, reject, not_json = parse_row(raw)
             offset = unit.offset + at + (0 if raw is line else line.index(raw))
-            yield Row(index, offset, len(raw), value, raw, reject)
+            yield Row(index, offset, len(raw), value, raw, reject, not_json)
             index += 1
         at += len(line) + 1
 
 
-def _read_json_array(unit: Unit, data: bytes) -> Iterator[Row]:
-    """Yield a row per element; the brackets of the array are put back around the elements of the unit."""
-    spans = Elements(unit.path, unit.offset - 1).spans([b"[", data, b"]"])
+def _read_elements(unit: Unit, data: bytes, spans: Iterable[tuple[int, int]]) -> Iterator[Row]:
+    """Yield a row per element."""
     for index, (begin, end) in enumerate(spans):
         raw = data[begin - unit.offset : end - unit.offset]
-        value, reject = parse(raw)
-        yield Row(index, begin, end - begin, value, raw, reject)
+        value, reject, not_json = parse_row(raw)
+        yield Row(index, begin, end - begin, value, raw, reject, not_json)
 
 
 def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
@@ -301,4 +305,6 @@ def _csv_value(
     if len(fields) != len(header):
         columns = ", ".join(header[:8]) + (", ..." if len(header) > 8 else "")
         return None, Reject(Reason.CSV, f"{len(header)} fields were expected ({columns}), found {len(fields)}")
-    return dict(zip(header, fields, strict=True)), None
+    value = dict(zip(header, fields, strict=True))
+    reject = without_index(value)
+    return (None, reject) if reject else (value, None)

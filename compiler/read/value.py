@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import orjson
 
@@ -50,6 +51,26 @@ def parse(raw: bytes, whole: str = "row") -> tuple[Any, Reject | None]:
     ):
         return value, None
     return _parse_carefully(raw, whole)
+
+
+def parse_row(raw: bytes) -> tuple[Any, Reject | None, dict[str, Reject] | None]:
+    """As `parse`; but NaN and Infinity within a key of an object make the key null, and a reject for whoever reads it.
+
+    pandas and numpy write them where nothing is known, mostly in columns that nobody trains on.
+    """
+    value, reject = parse(raw)
+    if reject is None or (b"NaN" not in raw and b"Infinity" not in raw):
+        return value, reject, None
+    value, other = _parse_carefully(raw, "row", constant=_NotANumber)
+    if other is not None or not isinstance(value, dict):
+        return None, reject, None
+    not_json: dict[str, Reject] = {}
+    for key, inner in value.items():
+        found = next(((at, node) for at, node in _walk(inner) if isinstance(node, _NotANumber)), None)
+        if found is not None:
+            what = f"{found[1].token} is not JSON (write null, or leave the key out)"
+            not_json[key] = Reject(Reason.JSON, what, f"/{escape(key)}{found[0]}")
+    return value | dict.fromkeys(not_json), None, not_json
 
 
 def not_utf8(raw: bytes, error: UnicodeDecodeError) -> Reject:
@@ -92,7 +113,18 @@ class _NotJsonError(Exception):
         self.token, self.what = token, what
 
 
-def _parse_carefully(raw: bytes, whole: str) -> tuple[Any, Reject | None]:
+@dataclass(frozen=True)
+class _NotANumber:
+    """NaN or Infinity in place of a value."""
+
+    token: str
+
+
+def _constant(token: str) -> NoReturn:
+    raise _NotJsonError(token, f"{token} is not JSON (write null, or leave the key out)")
+
+
+def _parse_carefully(raw: bytes, whole: str, constant: Callable[[str], Any] = _constant) -> tuple[Any, Reject | None]:
     """The slow way of `parse`, for every case."""
     try:
         text = raw.decode()
@@ -103,10 +135,10 @@ def _parse_carefully(raw: bytes, whole: str) -> tuple[Any, Reject | None]:
         return None, Reject(Reason.TOO_DEEP, what)
     repeated: list[tuple[dict[str, Any], str]] = []
     try:
-        value = _loads(text, repeated)
+        value = _loads(text, repeated, constant)
     except json.JSONDecodeError as error:
-        at = len(text[: error.pos].encode())
-        what = "text follows the value" if error.msg == "Extra data" else error.msg.removesuffix(" at")
+        position, what = _explained(text, error)
+        at = len(text[:position].encode())
         return None, _not_json(raw, at, what, whole)
     except _NotJsonError as error:
         return None, _not_json(raw, _position(raw, error.token), error.what, whole)
@@ -114,7 +146,18 @@ def _parse_carefully(raw: bytes, whole: str) -> tuple[Any, Reject | None]:
     return (None, reject) if reject else (value, None)
 
 
-def _loads(text: str, repeated: list[tuple[dict[str, Any], str]]) -> Any:
+def _explained(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
+    """Where the mistake is and what it is, in the words of who made it rather than of the parser."""
+    before = text[: error.pos].rstrip()
+    if error.msg == "Expecting ',' delimiter" and before.endswith('"') and text[error.pos :].strip():
+        what = f'{error.msg}: the text ends at this quote; a quote within a text is written \\"'
+        return len(before) - 1, what
+    if before.endswith(",") and text[error.pos : error.pos + 1] in ("]", "}"):
+        return error.pos, f"a comma with nothing after it, before {text[error.pos]!r},"
+    return error.pos, "text follows the value" if error.msg == "Extra data" else error.msg.removesuffix(" at")
+
+
+def _loads(text: str, repeated: list[tuple[dict[str, Any], str]], constant: Callable[[str], Any]) -> Any:
     """The value with exact integers; objects with a key twice are added to `repeated`."""
 
     def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,7 +169,7 @@ def _loads(text: str, repeated: list[tuple[dict[str, Any], str]]) -> Any:
     return json.loads(
         text,
         object_pairs_hook=object_of,
-        parse_constant=_constant,
+        parse_constant=constant,
         parse_float=_float,
         parse_int=_integer,
     )
@@ -139,10 +182,6 @@ def _first_repeated(pairs: list[tuple[str, Any]]) -> str:
             return key
         seen.add(key)
     raise AssertionError("called only when a key is repeated")
-
-
-def _constant(token: str) -> None:
-    raise _NotJsonError(token, f"{token} is not JSON (write null, or leave the key out)")
 
 
 def _float(token: str) -> float:
@@ -162,7 +201,9 @@ def _integer(token: str) -> int:
 def _not_json(raw: bytes, at: int, what: str, whole: str) -> Reject:
     half = " (is it half a row?)" if whole == "row" else ""
     end = f", where the {whole} ends{half}" if at >= len(raw) else ""
-    message = f"{what} at byte {at} of the {whole}{end}, near {excerpt(raw, at)}"
+    before = raw.count(b"\n", 0, at)
+    line = f" (its line {before + 1})" if b"\n" in raw else ""
+    message = f"{what} at byte {at} of the {whole}{line}{end}, near {excerpt(raw, at)}"
     return Reject(Reason.JSON, message)
 
 

@@ -66,6 +66,11 @@ class Preparer:
         """Whether the first rows were plain, so that one of another kind is a reject."""
         self._hints = Hints(self._attempt, options.repairs, self._columns, self._tags)
 
+    def reads(self, key: str) -> bool:
+        """Whether a key of a row may be read: it is a column, or the schema of the format or the kind names it."""
+        named = self._validator.schema.get("properties", ())
+        return key in named or key in KIND_KEYS or key in self._format.columns or key in self._columns.values()
+
     def conversations(self, value: Any) -> list[Conversation | Reject]:
         """What a row makes: conversations, and rejects in place of those that cannot be, or one reject for all.
 

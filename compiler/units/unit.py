@@ -175,6 +175,11 @@ class _UnitCompiler:
         """What the row makes: at least one conversation or reject."""
         if row.reject is not None:
             return [row.reject]
+        if row.not_json is not None:
+            needed = next((reject for key, reject in row.not_json.items() if self.preparer.reads(key)), None)
+            if needed is not None:
+                return [needed]
+            self.notes["not_a_number"] += 1
         found = self.preparer.conversations(row.value)
         self.counts["expanded"] += len(found) - 1
         return found
