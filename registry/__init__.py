@@ -114,6 +114,16 @@ def vision(name: str) -> dict[str, Any]:
     return _load("vision", name, "vision", "vision card")
 
 
+@cache
+def shapes() -> list[dict[str, Any]]:
+    """The cards of shapes: what people call a layout of rows, and the format that reads it with other names.
+
+    They are checked by the tests, not here: every command loads them.
+    """
+    folder = ROOT / "shapes"
+    return [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in _names("shapes")]
+
+
 def datasets() -> dict[str, dict[str, Any]]:
     """The shipped dataset cards by name."""
     return {name: _load("datasets", name, "dataset_card", "--mix") for name in _names("datasets")}

@@ -16,7 +16,6 @@ from compiler.formats import FORMATS, chatglm3, conversation_pairs, hermes, quer
 from compiler.read import cut, open_source, read
 from compiler.rows.recognise import recognise
 from compiler.rows.validate import Validator
-from schemas import schema
 from schemas.errors import RowError
 from tests.support.shared import shared
 
@@ -62,7 +61,7 @@ def reject_of(name: str, row: Row) -> tuple[str, str]:
 def test_no_example_of_another_format_passes_for_this_one(name: str) -> None:
     check = validator(name).check
     for other in FORMATS.keys() - {name}:
-        for example in schema(other)["examples"]:
+        for example in FORMATS[other].about["examples"]:
             assert check(example) is not None, other
 
 
@@ -72,7 +71,7 @@ def test_rows_of_the_format_are_recognised(name: str) -> None:
         recognise([json.loads(line) for line in (DATA / name / "rows.jsonl").read_text("utf-8").splitlines()])[0]
         == name
     )
-    for example in schema(name)["examples"]:
+    for example in FORMATS[name].about["examples"]:
         assert recognise([example])[0] == name
 
 

@@ -98,7 +98,7 @@ def test_every_schema_but_the_manifest_has_examples() -> None:
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in NEED_IMAGES])
 def test_the_example_rows_of_every_format_compile_kind_by_kind(run: Run, tmp_path: Path, name: str) -> None:
     examples: dict[str, list[Any]] = {}
-    for example in schema(name)["examples"]:
+    for example in FORMATS[name].about["examples"]:
         examples.setdefault(kind_of_rows([example]), []).append(example)
     for kind, rows in examples.items():
         run("compile", write(tmp_path / "x.jsonl", rows), "--format", name, "-o", tmp_path / "out")

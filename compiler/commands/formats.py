@@ -37,11 +37,10 @@ def formats(name: str | None, as_json: bool) -> None:
 
 def _described(format_: Any) -> dict[str, Any]:
     """A format as `--json` prints it."""
-    from schemas import schema
-
-    card = schema(format_.name)
+    card = format_.about
     return {
         "name": format_.name,
+        "like": format_.like or None,
         "title": card["title"],
         "description": card["description"],
         "columns": format_.columns,

@@ -1,5 +1,7 @@
 """Step 2, lift: the source formats. Each module declares one as `FORMAT`; `schemas/NAME.schema.json` checks its rows.
 
+The cards in `registry/shapes/` make more of them: the same code and schema with other names of columns and roles.
+
 format.py   what a format declares
 common.py   what several formats share: columns, tools, calls, weights
 turns.py    the order of turns that every conversation must have
@@ -12,6 +14,7 @@ the others  one source format each
 
 from __future__ import annotations
 
+import registry
 from compiler.formats import (
     alpaca,
     anthropic,
@@ -58,7 +61,8 @@ FORMATS = {
         pretrain.FORMAT,
     )
 }
-"""By name. Where a file fits several formats alike, the first of them is chosen."""
+"""By name. Where a file fits several formats alike, the first of them is chosen. Shapes come last."""
+FORMATS |= {card["name"]: FORMATS[card["like"]].with_card(card) for card in registry.shapes()}
 
 
 def get(name: str, where: str) -> Format:

@@ -19,7 +19,10 @@ _OTHER_NAMES = {
 """LLaMA-Factory's names of columns -> the names in ms-swift and LLaVA."""
 
 
-_LABELS, _REJECTED = ("kto_tag", "label"), ("rejected", "rejected_response", "rejected_messages")
+_LABELS, _REJECTED = (
+    ("kto_tag", "label"),
+    ("rejected", "rejected_response", "rejected_messages", "response_rejected", "non_preferred_output"),
+)
 KIND_KEYS = frozenset((*_LABELS, *_REJECTED))
 """The keys by which a row says that it is a pair or a KTO row."""
 
@@ -51,7 +54,8 @@ def columns_for(format_: Format, kind: str, rows: list[Any]) -> Names:
     for column, others in _OTHER_NAMES.items():
         if names.get(column) is not None and names[column] not in keys:
             names[column] = next((other for other in others if other in keys), names[column])
-    if names.get("chosen") not in keys and names.get("rejected") == "rejected_response":
+    own = "chosen" not in format_.required.get(kind, ())
+    if own and names.get("chosen") not in keys and names.get("rejected") == "rejected_response":
         names["chosen"] = None  # the last reply of the conversation is the chosen one
     return names
 

@@ -1,23 +1,23 @@
-"""prompt_response: one prompt and its response, as in ChatGLM3's input-output form."""
+"""prompt_response: a prompt and its response, ChatGLM3's input-output form, with ChatGLM's history.
+
+It is read as alpaca with one column for the instruction.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-from compiler.conversation import Conversation, Message, Role
-from compiler.formats.common import read_columns
+from compiler.formats import alpaca
 from compiler.formats.format import Format
-from compiler.options import Names
-
-
-def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # noqa: ARG001
-    """The conversation of one turn."""
-    found = read_columns(row, columns)
-    return Conversation([Message(Role.USER, found["prompt"]), Message(Role.ASSISTANT, found["response"])])
-
+from compiler.formats.marks import MEDIA_COLUMNS
 
 FORMAT = Format(
     name="prompt_response",
-    lift=lift,
-    columns={"prompt": "prompt", "response": "response"},
+    lift=alpaca.lift,
+    columns={
+        "prompt": "prompt",
+        "response": "response",
+        "history": "history",
+        "system": "system",
+        "tools": "tools",
+        **MEDIA_COLUMNS,
+    },
 )

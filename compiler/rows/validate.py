@@ -15,7 +15,6 @@ import jsonschema_rs
 from compiler.formats import Format
 from compiler.options import Names
 from compiler.read.value import json_type
-from schemas import schema
 from schemas.errors import Reason, Reject, UsageError
 
 
@@ -23,7 +22,7 @@ class Validator:
     """Checks rows of one format under given column and tag names."""
 
     def __init__(self, format_: Format, columns: Names, tags: Names, where: str, kind: str = "sft") -> None:
-        self.schema = specialise(_of_kind(schema(format_.name), kind), columns, tags, where)
+        self.schema = specialise(_of_kind(format_.schema, kind), columns, tags, where)
         self._validator = jsonschema_rs.validator_for(self.schema)
 
     def check(self, row: Any) -> Reject | None:
@@ -82,16 +81,17 @@ def specialise(node: Any, columns: Names, tags: Names, where: str) -> Any:
     if "x-role" in node:
         new["const"] = tags.get(node["x-role"])
     properties: dict[str, Any] = {}
-    required = list(node.get("required", ()))
+    needed = node.get("required", ())
+    required = list(needed)
     for name, value in node.get("properties", {}).items():
         actual = _actual(name, value, columns, tags)
         if actual is not None:
             properties[actual] = specialise(value, columns, tags, where)
-        elif name in required:
+        elif name in needed:
             kind, key = ("tags", value["x-tag"]) if "x-tag" in value else ("columns", value["x-column"])
             raise UsageError(where, f"{kind!r} is given but does not name {key!r}", f'Add "{key}": "..." to {kind}.')
-        if name in required and actual is not None:
-            required[required.index(name)] = actual
+        if name in needed and actual is not None:
+            required[needed.index(name)] = actual
     return new | ({"properties": properties} if properties else {}) | ({"required": required} if required else {})
 
 

@@ -1,0 +1,130 @@
+"""Shapes: layouts that people know by a name are recognised, read whole, and refused with the place of a mistake."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from click.testing import Result
+
+import registry
+from compiler.conversation import Conversation
+from compiler.formats import FORMATS
+from compiler.formats.kinds import columns_for, kind_of_rows
+from compiler.rows.recognise import recognise
+from compiler.rows.validate import Validator
+from schemas import schema
+from schemas.reader import CompiledSet
+
+Run = Callable[..., Result]
+Row = Any
+
+ROOT = Path(__file__).parent.parent
+NEED_IMAGES = ("cogagent", "screen_history")
+STOP = 8002
+"""<|im_end|> in the demo tokenizer."""
+SHAPES = {card["name"]: card for card in registry.shapes()}
+EXAMPLES = [(name, example) for name, format_ in FORMATS.items() for example in format_.about["examples"]]
+IDS = [f"{name}-{i}" for i, (name, _) in enumerate(EXAMPLES)]
+
+
+def lifted(name: str, row: Row) -> list[Conversation]:
+    format_, kind = FORMATS[name], kind_of_rows([row])
+    columns, tags = columns_for(format_, kind, [row]), dict[str, str | None](format_.tags)
+    assert Validator(format_, columns, tags, name, kind).check(row) is None
+    found = format_.lift(row, columns, tags)
+    return [found] if isinstance(found, Conversation) else [one for one in found if isinstance(one, Conversation)]
+
+
+# -- cards --
+
+
+@pytest.mark.parametrize("path", sorted((registry.ROOT / "shapes").glob("*.json")), ids=lambda path: path.stem)
+def test_every_card_is_valid_and_names_columns_and_tags_of_its_format(path: Path) -> None:
+    card = json.loads(path.read_text("utf-8"))
+    jsonschema.Draft202012Validator(schema("shape")).validate(card)
+    assert card["name"] == path.stem
+    like = FORMATS[card["like"]]
+    assert like.name not in SHAPES
+    assert card.get("columns", {}).keys() <= like.columns.keys()
+    assert card.get("tags", {}).keys() <= like.tags.keys()
+    assert set(card.get("kinds", ())) <= set(like.kinds)
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES, ids=IDS)
+def test_every_example_is_recognised_as_its_own_format(name: str, example: Row) -> None:
+    assert recognise([example], kind_of_rows([example]))[0] == name
+
+
+def test_the_page_about_data_and_cli_formats_list_every_format(run: Run) -> None:
+    page = (ROOT / "docs" / "data.md").read_text("utf-8")
+    listed = {entry["name"] for entry in json.loads(run("formats", "--json").output)}
+    assert [name for name in FORMATS if f"`{name}`" not in page or name not in listed] == []
+    assert run("formats", "dolly").output.startswith("dolly: An instruction, an optional context")
+
+
+# -- rows --
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_wrong_value_is_refused_at_its_place_in_the_row(name: str) -> None:
+    format_ = FORMATS[name]
+    example = format_.about["examples"][0]
+    kind = kind_of_rows([example])
+    check = Validator(format_, columns_for(format_, kind, [example]), dict(format_.tags), name, kind).check
+    for key in (key for key in format_.columns.values() if key in example and key != "tools"):
+        reject = check(example | {key: 3})
+        assert reject is not None
+        assert (str(reject.reason), reject.pointer) == ("schema", f"/{key}")
+        assert reject.message.startswith("expected ")
+
+
+def texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from texts(child, (*path, key))
+
+
+def with_typed_control_tokens(name: str, row: Row) -> Row:
+    """The row with a control token typed at the end of every text that becomes the text of a message."""
+    said = {m.content for one in lifted(name, row) for m in (*one.messages, one.rejected) if m is not None}
+    row = copy.deepcopy(row)
+    for path, text in list(texts(row)):
+        if (
+            not text
+            or path[-1] in ("role", "from", "type", "name")
+            or not any(s and (s in text or text in s) for s in said)
+        ):
+            continue
+        parent = row
+        for key in path[:-1]:
+            parent = parent[key]
+        parent[path[-1]] = text + "<|im_end|>"
+    return row
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference", "kto"])
+def test_control_tokens_typed_in_the_texts_of_any_format_stay_text(run: Run, tmp_path: Path, kind: str) -> None:
+    names = [name for name, format_ in FORMATS.items() if kind in format_.kinds and name not in NEED_IMAGES]
+    files = []
+    for name in names:
+        rows = [row for row in FORMATS[name].about["examples"] if kind_of_rows([row]) == kind][:1]
+        if rows:
+            rows.append(with_typed_control_tokens(name, rows[0]))
+            assert rows[0] != rows[1]
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    files = [file for file in files if file.stat().st_size]
+    run("compile", *files, "--no-shuffle", "-o", tmp_path / "out")
+    stops: dict[tuple[str, int], int] = {}
+    for row in CompiledSet.open(tmp_path / "out").table("train").to_pylist():
+        key = row["dataset"], row["row"]
+        stops[key] = stops.get(key, 0) + (row["input_ids"] + (row.get("rejected_input_ids") or [])).count(STOP)
+    for file in files:
+        assert stops[file.stem, 1] == stops[file.stem, 0], file.stem
