@@ -122,12 +122,42 @@ class CompileOptions:
     """(K, N): compile the K-th of N parts of the units, and link nothing; None = compile all and link."""
 
 
+_COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
+"""A comma with whole pairs of quotes behind it."""
+_QUOTED = re.compile(r'"(?P<text>(?:[^"]|"")*)"\s*(?P<rest>.*)', re.DOTALL)
+
+
+def split_at_commas(text: str, where: str) -> list[tuple[str, str | None]]:
+    """Split at commas that are not in double quotes: pieces, each (text, None) or (text in quotes, what follows).
+
+    A quote within quotes is written twice.
+    """
+    if text.count('"') % 2:
+        raise UsageError(f"{where} {text}", "a quote is never closed", f"""{where} '"A, B",...'""")
+    pieces = [piece.strip() for piece in _COMMA.split(text)]
+    return [
+        (found["text"].replace('""', '"'), found["rest"]) if (found := _QUOTED.fullmatch(piece)) else (piece, None)
+        for piece in pieces
+    ]
+
+
+def quoted(name: str) -> str:
+    """A name as --mix takes it: in quotes if it has a sign that means something there."""
+    return '"' + name.replace('"', '""') + '"' if re.search(r'[,:#"]', name) else name
+
+
 def parse_mix(text: str) -> tuple[Request, ...]:
-    """Parse `agent:1,bench:2,extra#500,all`: shares, counts, or everything."""
+    """Parse `agent:1,bench:2,extra#500,"a,b":1,all`: shares, counts, or everything; a name with signs is in quotes."""
     requests: list[Request] = []
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    for part, rest in split_at_commas(text, "--mix"):
         name, mark, number = part, "", ""
-        for sign in (":", "#"):
+        if not part and rest is None:
+            continue
+        if rest is not None:
+            mark, number = rest[:1], rest[1:]
+            if mark not in ("", ":", "#"):
+                raise UsageError(f"--mix {text}", f"expected : or # after {quoted(name)}, found {rest!r}")
+        for sign in (":", "#") if rest is None else ():
             if sign in part:
                 name, mark, number = part.rpartition(sign)
         if any(request.name == name for request in requests):
@@ -136,10 +166,11 @@ def parse_mix(text: str) -> tuple[Request, ...]:
             share = float(number) if mark == ":" else None
             count = int(number) if mark == "#" else None
         except ValueError:
+            signs = rest is None and part.count(":") + part.count("#") > 1
             raise UsageError(
                 f"--mix {text}",
                 f"expected a number after {name!r}, found {number!r}",
-                "--mix agent:1,bench:2",
+                "--mix agent:1,bench:2" + (f"; a name with such signs is in quotes: {quoted(part)}" if signs else ""),
             ) from None
         bad_share = share is not None and not 0 < share < float("inf")
         if not name or bad_share or (count is not None and not 0 < count <= MOST):

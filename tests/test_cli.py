@@ -23,6 +23,7 @@ import registry
 from cli import main
 from compiler.options import CompileOptions, MixOptions, UnitOptions
 from compiler.pipeline import compile_set
+from compiler.rows.persona import persona
 from compiler.units.progress import Done, Watcher
 from tests.support.sets import Row, chat, manifest, one_message, qa, rejects, rows, text, tokenizer_of, trained, write
 from tests.support.shared import shared
@@ -511,6 +512,22 @@ def test_a_folder_that_is_no_tokenizer_is_named(run: Run, tmp_path: Path, conten
 
 
 # -- self-cognition --
+
+
+@pytest.mark.parametrize(
+    ("given", "zh", "en"),
+    [
+        ("陶白白,Baibai", "陶白白", "Baibai"),
+        ("陶白白, Tao Baibai", "陶白白", "Tao Baibai"),
+        ("Acme,Acme AI", "Acme", "Acme AI"),
+        ("Acme, Inc.", "Acme, Inc.", "Acme, Inc."),
+        ('"Acme,Inc."', "Acme,Inc.", "Acme,Inc."),
+        ('极致公司,"Acme, Inc."', "极致公司", "Acme, Inc."),
+        ('"极致，公司","Acme, Inc."', "极致，公司", "Acme, Inc."),
+    ],
+)
+def test_the_comma_of_a_company_is_told_from_the_one_between_two_languages(given: str, zh: str, en: str) -> None:
+    assert dict(persona("M", given)) == {"name.zh": "M", "name.en": "M", "author.zh": zh, "author.en": en}
 
 
 @pytest.mark.slow

@@ -478,11 +478,21 @@ def test_a_mix_names_shares_counts_and_everything() -> None:
     )  # fmt: skip
 
 
+def test_a_name_in_quotes_may_have_every_sign() -> None:
+    assert parse_mix('"a,b":1, "c#1"#5 ,"d.e:f", "g""h" : 2') == (
+        Request("a,b", share=1.0), Request("c#1", count=5), Request("d.e:f"), Request('g"h', share=2.0),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("mix", "message"),
     [
         ("agent:1,agent:2", "--mix agent:1,agent:2: 'agent' is named twice\n  Add its shares up."),
         ("agent:x", "--mix agent:x: expected a number after 'agent', found 'x'\n  --mix agent:1,bench:2"),
+        ("a#b:x", "--mix a#b:x: expected a number after 'a', found 'b:x'\n  --mix agent:1,bench:2; a name with such "
+         "signs is in quotes: \"a#b:x\""),
+        ('"a,b', "--mix \"a,b: a quote is never closed\n  --mix '\"A, B\",...'"),
+        ('"a" 1', "--mix \"a\" 1: expected : or # after a, found '1'"),
         ("agent:", "--mix agent:: expected a number after 'agent', found ''\n  --mix agent:1,bench:2"),
         ("agent#1.5", "--mix agent#1.5: expected a number after 'agent', found '1.5'\n  --mix agent:1,bench:2"),
         ("agent:0", "--mix agent:0: expected NAME:SHARE or NAME#ROWS with a number above 0, found 'agent:0'"),

@@ -44,7 +44,7 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Draw them from FILE instead: rows {query, response, tag: zh|en} with {{NAME}} and {{AUTHOR}}.",
         ),
         click.Option(["--name"], metavar="ZH[,EN]", help="The model's name in these rows."),
-        click.Option(["--author"], metavar="ZH[,EN]", help="The model's maker in these rows."),
+        click.Option(["--author"], metavar="ZH[,EN]", help="Its maker; a comma within a name is in double quotes."),
     ],
     "Template and masks": [
         click.Option(

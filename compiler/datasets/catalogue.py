@@ -21,7 +21,7 @@ from compiler.datasets import hub
 from compiler.datasets.files import File, data_files, readable
 from compiler.datasets.given import Given, given_datasets
 from compiler.formats.kinds import columns_for, kind_of_rows, of_kind
-from compiler.options import CompileOptions, DatasetOptions, Names, Request
+from compiler.options import CompileOptions, DatasetOptions, Names, Request, quoted
 from compiler.read import cut, open_source, read
 from compiler.rows.mend import mend
 from compiler.rows.nearest import nearest_format
@@ -81,8 +81,8 @@ class Catalogue:
         unused = [name for name in given if name not in {request.name for request in mix}]
         if unused:
             raise UsageError(
-                f"--mix {','.join(r.name for r in mix)}", f"the file {given[unused[0]].shown!r} is not in it",
-                f"Add {unused[0]}:SHARE to --mix, or leave the file out.",
+                f"--mix {','.join(quoted(r.name) for r in mix)}", f"the file {given[unused[0]].shown!r} is not in it",
+                f"Add {quoted(unused[0])}:SHARE to --mix, or leave the file out.",
             )  # fmt: skip
         return list(mix)
 
@@ -177,9 +177,11 @@ class Catalogue:
         pool = File(registry.SELF_COGNITION, "self_cognition/pool.jsonl")
         file = File(given, readable(str(given))) if given else pool
         media = str(registry.ROOT.resolve())
+        with_comma = [f"the {key.split('.')[0]} is {value!r}" for key, value in whose[::2] if "," in value]
         return Dataset(
-            SELF_COGNITION, [file], DatasetOptions("alpaca", dict(COLUMNS), {}, "none", persona=whose, media=media)
-        )
+            SELF_COGNITION, [file], DatasetOptions("alpaca", dict(COLUMNS), {}, "none", persona=whose, media=media),
+            notes=with_comma,
+        )  # fmt: skip
 
     def _weights(self, own: str) -> str:
         """The weights policy of a dataset whose own is `own`. ReAct text needs one that trains no tool result."""

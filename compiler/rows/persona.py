@@ -12,8 +12,10 @@ from functools import cache
 from typing import Any
 
 import registry
+from compiler.options import split_at_commas
 from schemas.errors import Reason, RowError, UsageError
 
+_COMPANY = re.compile(r'[^,，"\u3400-\u9fff]*\S, +[^,，"\u3400-\u9fff]*\S\s*')
 _PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 COLUMNS = {
@@ -27,10 +29,18 @@ COLUMNS = {
 
 
 def persona(name: str, author: str) -> tuple[tuple[str, str], ...]:
-    """The substitutions for `--name ZH[,EN] --author ZH[,EN]`; a single value serves both languages."""
+    """The substitutions for `--name ZH[,EN] --author ZH[,EN]`; a single value serves both languages.
+
+    A value in double quotes may have commas. So may one without Chinese characters before a comma with a space behind
+    it, as a company's name is written: `Acme, Inc.`
+    """
     values = []
     for what, given in (("name", name), ("author", author)):
-        parts = [part.strip() for part in given.replace("，", ",").split(",")]
+        plain = given if '"' in given else given.replace("，", ",")
+        if _COMPANY.fullmatch(given):
+            parts = [given.strip()]
+        else:
+            parts = [part + (rest or "") for part, rest in split_at_commas(plain, f"--{what}")]
         if not 1 <= len(parts) <= 2 or not all(parts):
             raise UsageError(f"--{what} {given!r}", "expected one value, or two as ZH,EN", f"--{what} 卡卡罗特,Kakarot")
         values += [(f"{what}.zh", parts[0]), (f"{what}.en", parts[-1])]
