@@ -13,6 +13,7 @@ from click.testing import Result
 from compiler.conversation import Call, Conversation, Role
 from compiler.formats import FORMATS
 from compiler.rows.recognise import recognise
+from compiler.rows.unpack import check
 from compiler.rows.validate import Validator
 from schemas import schema
 from schemas.reader import CompiledSet
@@ -230,3 +231,97 @@ def test_copied_context_and_steps_that_no_model_wrote_are_not_trained() -> None:
     steps = [step("user", "q"), step("agent", "a", is_copied_context=True), step("user", "q")]
     steps += [step("agent", "b", llm_call_count=0), step("user", "q"), step("agent", "c", llm_call_count=1)]
     assert [m.weight for m in lifted("atif", {"steps": steps}).messages] == [None, 0.0, None, 0.0, None, None]
+
+
+# -- JSON as text, nulls --
+
+
+SWE = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Fix it."},
+    {"role": "assistant", "content": "I look.", "tool_calls": [{"function": {"name": "dig", "arguments": '{"x": 3}'}}]},
+    {"role": "tool", "content": "sand"},
+    {"role": "assistant", "content": "Done."},
+]
+DIGGER = {
+    "type": "function",
+    "function": {"name": "dig", "description": "Dig a hole", "parameters": {"type": "object"}},
+}
+
+
+def ids_of(run: Run, out: Path, rows: list[Row], *options: str) -> list[list[int]]:
+    run("compile", write(out.with_suffix(".jsonl"), rows), "--no-shuffle", *options, "-o", out)
+    return [list(ids) for ids in CompiledSet.open(out).table("train").column("input_ids").to_pylist()]
+
+
+@pytest.mark.parametrize("column", ["messages", "trajectory"])
+@pytest.mark.parametrize("tools", [json.dumps([DIGGER]), [json.dumps(DIGGER)], [DIGGER]])
+def test_trajectories_as_json_text_are_read_as_what_they_hold(
+    run: Run, tmp_path: Path, column: str, tools: Any
+) -> None:
+    plain = ids_of(run, tmp_path / "plain", [{"messages": SWE, "tools": [DIGGER]}])
+    row = {column: json.dumps(SWE), "tools": tools, "resolved": 1, "exit_status": "submitted"}
+    assert ids_of(run, tmp_path / "text", [row]) == plain
+    notes = CompiledSet.open(tmp_path / "text").manifest["datasets"][0]["notes"]
+    assert notes["json_text"] == 1
+
+
+def test_the_function_calls_of_toucan_are_read(run: Run, tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "function_call": {"name": "dig", "arguments": '{"x": 3}'}},
+        {"role": "function", "name": "dig", "content": "sand"},
+        {"role": "assistant", "content": "Sand."},
+    ]
+    plain = ids_of(run, tmp_path / "plain", [{"messages": messages, "tools": [DIGGER]}])
+    row = {"messages": json.dumps(messages), "available_tools": json.dumps([DIGGER]), "question": "q"}
+    assert ids_of(run, tmp_path / "text", [row]) == plain
+
+
+def test_text_that_is_no_list_of_messages_stays_as_it_is(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", [{"messages": "[1, 2]"}, {"messages": "[{"}, {"messages": SWE}])
+    run("compile", file, "--format", "openai", "--max-rejects", "2", "-o", tmp_path / "out")
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    found = [(reject["row"], reject["pointer"], reject["message"]) for reject in map(json.loads, lines)]
+    assert found == [(row, "/messages", "expected array, found string") for row in (0, 1)]
+
+
+def test_what_is_wrong_in_json_text_is_located(run: Run, tmp_path: Path) -> None:
+    bad = [SWE[1], {"role": "assistant", "content": 3}]
+    file = write(tmp_path / "x.jsonl", [{"trajectory": json.dumps(bad)}, {"trajectory": SWE}])
+    run("compile", file, "--format", "openai", "--max-rejects", "1", "-o", tmp_path / "out")
+    reject = json.loads((tmp_path / "out" / "rejects.jsonl").read_text())
+    assert (reject["pointer"], reject["reason"]) == ("/trajectory/1/content", "schema")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("openai", {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER]}),
+        ("anthropic", {"messages": [QUESTION, {"role": "assistant", "content": [USE]}, QUESTION]}),
+    ],
+)
+def test_nulls_that_a_union_of_columns_adds_do_not_matter(run: Run, tmp_path: Path, name: str, row: Row) -> None:
+    """`datasets` gives every object of a list the keys of all others, with null where there was none."""
+    row = json.loads(json.dumps(row))
+    if name == "anthropic":
+        row["messages"][2] = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "a"}]}
+        row["messages"].append(ANSWER)
+    keys = ("type", "text", "image", "image_url", "source", "id", "name", "input", "tool_use_id", "content", "thinking")
+    filled = json.loads(json.dumps(row))
+    for message in filled["messages"]:
+        message |= {key: message.get(key) for key in ("tool_calls", "weight", "name")}
+        if isinstance(message["content"], list):
+            message["content"] = [{key: block.get(key) for key in keys} for block in message["content"]]
+    assert ids_of(run, tmp_path / "with", [filled]) == ids_of(run, tmp_path / "without", [row], "--format", name)
+
+
+def test_nulls_among_the_arguments_of_a_call_are_kept() -> None:
+    format_ = FORMATS["anthropic"]
+    checker = Validator(format_, dict(format_.columns), dict(format_.tags), "anthropic")
+    block = USE | {"input": {"x": None}, "text": None, "source": 3}
+    row = {"messages": [QUESTION, {"role": "assistant", "content": [block | {"name": "dig"}]}]}
+    row["messages"][0] = {"role": "user", "content": [{"type": "text", "text": "q", "source": None}]}
+    found, reject = check(row, ("messages",), checker)
+    assert reject is None
+    assert found["messages"][1]["content"][0]["input"] == {"x": None}

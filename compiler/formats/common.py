@@ -61,7 +61,7 @@ def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:
 
 
 def parse_tools(value: Any, pointer: str) -> list[Any] | None:
-    """The list of tools given as JSON text, a list or one tool; None where nothing is given, [] for "[]"."""
+    """The list of tools given as JSON text, a list, a list of JSON texts, or one tool; None for nothing, [] for []."""
     within = pointer
     if isinstance(value, str):
         value = parse_text(value, "a list of tools", Reason.TOOLS, pointer) if value.strip() else None
@@ -72,6 +72,10 @@ def parse_tools(value: Any, pointer: str) -> list[Any] | None:
     tools = [value] if isinstance(value, dict) else value
     if not isinstance(tools, list):
         raise RowError(Reason.TOOLS, f"expected a JSON list of tools, found {_kind(value)}", pointer)
+    tools = [
+        parse_text(tool, "a tool", Reason.TOOLS, within.format(i)) if isinstance(tool, str) else tool
+        for i, tool in enumerate(tools)
+    ]
     for i, tool in enumerate(tools):
         if not isinstance(tool, dict):
             raise RowError(Reason.TOOLS, f"expected a tool as a JSON object, found {_kind(tool)}", within.format(i))

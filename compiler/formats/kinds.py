@@ -15,8 +15,10 @@ _OTHER_NAMES = {
     "kto_tag": ("label",),
     "images": ("image",),
     "videos": ("video",),
+    "messages": ("trajectory",),
+    "tools": ("available_tools",),
 }
-"""LLaMA-Factory's names of columns -> the names in ms-swift and LLaVA."""
+"""The names of columns -> other names for them, in ms-swift, in LLaVA and in agents' trajectories."""
 
 
 _LABELS, _REJECTED = (

@@ -17,14 +17,14 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
     """The conversation of the items of `input` and, after them, of `output`."""
     found = read_columns(row, columns)
     thread = Thread()
-    given = found["messages"]
+    given = found["items"]
     if isinstance(given, str):
         thread.add(Message(Role.USER, given), -1)
     else:
         for i, item in enumerate(given):
-            add_item(thread, i, item, f"/{columns['messages']}/{i}")
-    for i, item in enumerate(found.get("response") or ()):
-        add_item(thread, -1, item, f"/{columns['response']}/{i}")
+            add_item(thread, i, item, f"/{columns['items']}/{i}")
+    for i, item in enumerate(found.get("output") or ()):
+        add_item(thread, -1, item, f"/{columns['output']}/{i}")
     tools = parse_tools(found.get("tools"), f"/{columns['tools']}")
     return thread.conversation(found.get("system"), [_tool(tool) for tool in tools] if tools is not None else None)
 
@@ -65,6 +65,6 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
 FORMAT = Format(
     name="openai_responses",
     lift=lift,
-    columns={"messages": "input", "response": "output", "system": "instructions", "tools": "tools"},
-    turns="messages",
+    columns={"items": "input", "output": "output", "system": "instructions", "tools": "tools"},
+    turns="items",
 )

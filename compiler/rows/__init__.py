@@ -1,8 +1,9 @@
 """Step 2, lift: a row's value becomes conversations, or a reject with its pointer. Nothing here knows a template.
 
-row -> mend -> validate -> persona -> lift (formats) -> repair -> clean -> turns, ReAct, media -> conversation
+row -> unpack -> mend -> validate -> persona -> lift (formats) -> repair -> clean -> turns, ReAct, media -> conversation
 
 lift.py       these steps, in order
+unpack.py     lists that rows hold as JSON text, nulls that unions add
 mend.py       repairs of raw rows, before they are validated
 validate.py   rows against the JSON Schema of their format, with the user's names in it
 recognise.py  the format of a file, by its first rows

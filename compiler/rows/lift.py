@@ -1,5 +1,6 @@
 """A row's value to the conversations that will be rendered, step by step:
 
+    unpack    lists given as JSON text, nulls that unions add          unpack.py
     mend      repairs of the row as it is in the file (--repair)       mend.py
     validate  the row against the schema of its format                 validate.py
     fill in   who the model is, in rows about that                     persona.py
@@ -38,6 +39,7 @@ from compiler.rows.react.check import check as check_react
 from compiler.rows.react.dialect import to_text
 from compiler.rows.react.prompt import Language
 from compiler.rows.repair import REPAIRS
+from compiler.rows.unpack import check, held_columns, unpack
 from compiler.rows.validate import Validator
 from schemas.errors import Reason, Reject, RowError
 
@@ -60,6 +62,7 @@ class Preparer:
         self._format = formats.get(dataset.format, "format")
         where = f"format {dataset.format}"
         self._validator = Validator(self._format, self._columns, self._tags, where, dataset.kind)
+        self._held = held_columns(self._format, self._columns)
         turns, tools = (self._columns.get(name) for name in (self._format.turns or "", "tools"))
         self._turns, self._tools = f"/{turns}" if turns else None, f"/{tools}" if tools else ""
         self._plain = dataset.kind_by_rows and dataset.kind == Kind.SFT
@@ -92,9 +95,13 @@ class Preparer:
     def _made(self, value: Any) -> list[Conversation | Reject]:
         mended: list[str] = []
         try:
+            if (held := unpack(value, self._held)) is not value:
+                value = held
+                self.notes["json_text"] += 1
             if self.options.repairs:
                 value, mended = mend(value, self.options.repairs, self._columns, self._tags)
-            if (reject := self._validator.check(value)) is not None:
+            value, reject = check(value, self._held, self._validator)
+            if reject is not None:
                 return [reject]
             if self._plain and not KIND_KEYS.isdisjoint(value):
                 self._check_kind(value)

@@ -17,8 +17,8 @@ from compiler.read.value import parse
 RowRepair = Callable[[Any, Names, Names], Any]
 """(row, columns, tags) -> the repaired row, or the same object."""
 
-LISTS = ("messages", "history", "instances", "steps")
-OBJECTS = ("answer",)
+LISTS = ("messages", "history", "instances", "steps", "output")
+OBJECTS = ("answer", "agent")
 """The columns that are lists or objects in every format that has them; a test compares them with the schemas."""
 
 _RESULT = "function"

@@ -8,6 +8,7 @@ from typing import Any
 from compiler.formats import FORMATS
 from compiler.formats.kinds import columns_for
 from compiler.rows.mend import mend
+from compiler.rows.unpack import check, held_columns, unpack
 from compiler.rows.validate import Validator
 
 
@@ -22,6 +23,8 @@ def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -
             continue
         columns, tags = columns_for(format_, kind, rows), dict[str, str | None](format_.tags)
         validator = Validator(format_, columns, tags, name, kind)
-        fits[name] = sum(validator.check(mend(row, repairs, columns, tags)[0]) is None for row in rows)
+        keys = held_columns(format_, columns)
+        mended = (mend(unpack(row, keys), repairs, columns, tags)[0] for row in rows)
+        fits[name] = sum(check(row, keys, validator)[1] is None for row in mended)
     best = max(fits, key=lambda name: fits[name])
     return (best if fits[best] else None), fits
