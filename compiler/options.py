@@ -61,6 +61,8 @@ class UnitOptions:
     system: str | None = None
     """ "merge" puts a system text that the template refuses before the first user message."""
     repairs: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    """Keys of rows that need not be read: KEY anywhere, or where it stands, as `messages[].KEY`."""
     strict: bool = False
     tools: str = "template"
     """How tools and calls are written: as the chat template does, or as ReAct text."""
@@ -114,6 +116,8 @@ class CompileOptions:
     pack: int | None = None
     """Tokens of a pack; None = each example is a row of its own."""
     max_rejects: str = "1%"
+    unknown_keys: str = "count"
+    """ "error" ends the run where rows have keys that nothing reads."""
     engine: str = "local"
     ray_address: str = ""
     workers: int = 1

@@ -69,6 +69,15 @@ def tokenizer_families() -> dict[str, dict[str, Any]]:
 
 
 @cache
+def keys() -> dict[str, Any]:
+    """What is known of the keys of rows that a format does not read (`schemas/keys.schema.json`)."""
+    path = ROOT / "keys.json"
+    table: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    check_config(table, "keys", str(path))
+    return table
+
+
+@cache
 def awkward_texts() -> list[str]:
     """Pieces of text at which encoders are known to differ."""
     loaded: list[str] = json.loads((ROOT / "tokenizers" / "awkward_texts.json").read_text(encoding="utf-8"))

@@ -91,6 +91,8 @@ class Reason(StrEnum):
     """A record has more or fewer fields than the header."""
     SCHEMA = "schema"
     """The row does not match its format's JSON Schema."""
+    UNREAD_KEY = "unread_key"
+    """The row has a key that its format does not read, and that is known to change what is trained."""
     TURN_ORDER = "turn_order"
     """The turns are no conversation: a reply first, no reply at all, a turn without its reply."""
     TOOLS = "tools"

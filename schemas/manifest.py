@@ -100,6 +100,8 @@ class DatasetEntry(TypedDict):
     rejected: dict[str, int]
     duplicates: int
     notes: dict[str, int]
+    unread: NotRequired[dict[str, int]]
+    ignored: NotRequired[dict[str, int]]
     balance: Balance
 
 

@@ -93,6 +93,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
     _check_engine(given)
     given = dict(given)
     given["repairs"] = _repairs(given["repairs"])
+    given["ignore"] = tuple(dict.fromkeys(filter(None, map(str.strip, given["ignore"].split(",")))))
     given["max_length"] = given["max_length"] or given["pack"]
     given["mix"] = parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else ()
     given |= {key: files.readable(given[key]) if given[key] else None for key in ("name", "author")}

@@ -32,6 +32,14 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Folder that paths of images and videos start from.  [default: the folder of the dataset]",
         ),
         click.Option(
+            ["--ignore"], metavar="KEY,...", default="",
+            help="Keys that need not be read: KEY at any place, or messages[].KEY at one.",
+        ),
+        click.Option(
+            ["--unknown-keys"], type=click.Choice(["count", "error"]), default="count", show_default=True,
+            help="Keys that nothing reads: count and name them, or end the run.",
+        ),
+        click.Option(
             ["--max-rejects"], default="1%", show_default=True, metavar="N|P%",
             help="Rejected rows allowed per dataset.",
         ),

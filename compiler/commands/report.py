@@ -10,7 +10,7 @@ from rich.text import Text
 from compiler.datasets.catalogue import SELF_COGNITION
 from compiler.options import DEMO_NAME
 from compiler.pipeline import CompileResult
-from compiler.sets.readme import mix_rows
+from compiler.sets.readme import mix_rows, not_read
 from compiler.units.progress import Done
 from schemas.manifest import Manifest
 
@@ -58,6 +58,9 @@ def remarks(manifest: Manifest) -> list[str]:
     if packing := manifest.get("packing"):
         lines.append(f"packs of {packing['length']:,} tokens are {packing['efficiency']:.1%} full")
     lines += _short_split(manifest)
+    found = {key for entry in manifest["datasets"] for key in entry.get("ignored", ())}
+    if without := [key for key in manifest["options"]["ignore"] if key not in found]:
+        lines.append(f"--ignore {','.join(without)}: no effect, because no row has it as a key that is not read")
     for entry in manifest["datasets"]:
         balance = entry["balance"]
         pool = " of the pool" if entry["name"] == SELF_COGNITION else ""  # each is used many times, or not at all
@@ -68,6 +71,8 @@ def remarks(manifest: Manifest) -> list[str]:
             lines.append(
                 f"{entry['name']}: {cleaned:,} row{_s(cleaned)} dropped by its clean-up rules (see rejects.jsonl)"
             )
+        if unread := entry.get("unread"):
+            lines.append(f"{entry['name']}: {not_read(unread, balance['read'])}")
         for note, count in entry["notes"].items():
             what = _NOTES.get(note, note)
             if note == "special_text":

@@ -30,6 +30,8 @@ class Format:
     """The format's name of each column -> the key in a row, where the user names no other."""
     tags: dict[str, str] = field(default_factory=dict)
     """The same for what stands inside the items of a list: keys and roles."""
+    ignorable: tuple[str, ...] = ()
+    """Keys of its rows that need not be read, beside those of `registry/keys.json`."""
     turns: str | None = None
     """The column that lists the messages, for pointers; None where a row is not a list of messages."""
     kinds: tuple[str, ...] = (Kind.SFT,)

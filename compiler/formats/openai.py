@@ -96,6 +96,7 @@ FORMAT = Format(
         "function_tag": "function",
         "system_tag": "system",
     },
+    ignorable=("parallel_tool_calls",),
     turns="messages",
     kinds=CHAT_KINDS,
 )

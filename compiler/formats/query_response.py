@@ -22,5 +22,6 @@ FORMAT = Format(
         "rejected": "rejected_response",
         "kto_tag": "label",
     },
+    ignorable=("tag",),
     kinds=CHAT_KINDS,
 )

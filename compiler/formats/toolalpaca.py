@@ -47,4 +47,18 @@ FORMAT = Format(
     name="toolalpaca",
     lift=lift,
     columns={"tools": "NLDocumentation", "instances": "Instances"},
+    ignorable=(
+        "Name",
+        "Description",
+        "Category",
+        "Introduction",
+        "Link",
+        "Functions",
+        "Documentation",
+        "Function_Description",
+        "Function_Projection",
+        "Instructions",
+        "Golden_Answers",
+        "external_tools",
+    ),
 )

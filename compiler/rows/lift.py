@@ -3,6 +3,7 @@
     unpack    lists given as JSON text, nulls that unions add          unpack.py
     mend      repairs of the row as it is in the file (--repair)       mend.py
     validate  the row against the schema of its format                 validate.py
+    account   for the keys that the format does not read               keys.py
     fill in   who the model is, in rows about that                     persona.py
     lift      the format's own function: one or more conversations     compiler/formats
     repair    repairs of a conversation (--repair)                     repair.py
@@ -31,6 +32,7 @@ from compiler.media.rules import Vision
 from compiler.options import DatasetOptions, UnitOptions
 from compiler.rows.clean import clean
 from compiler.rows.hints import Hints
+from compiler.rows.keys import MOST, OTHERS, RowKeys
 from compiler.rows.media import MediaOfRows
 from compiler.rows.mend import mend
 from compiler.rows.persona import substitute, warnings
@@ -50,19 +52,26 @@ _media_of = attrgetter("media")
 
 
 class Preparer:
-    """Prepares the rows of one unit for rendering; `notes` counts what happened to them."""
+    """Prepares the rows of one unit for rendering; `notes` counts what happened to them.
+
+    `unread` counts the rows with a key that nothing reads, `ignored` those with one that --ignore lists.
+    """
 
     def __init__(
         self, dataset: DatasetOptions, options: UnitOptions, vision: Vision | None, no_vision: str = ""
     ) -> None:
         self.dataset, self.options = dataset, options
         self.notes: Counter[str] = Counter()
+        self.unread: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter()
         self.media = MediaOfRows(dataset.media, vision, no_vision)
         self._columns, self._tags, self._persona = dataset.columns, dataset.tags, dict(dataset.persona)
         self._format = formats.get(dataset.format, "format")
         where = f"format {dataset.format}"
         self._validator = Validator(self._format, self._columns, self._tags, where, dataset.kind)
         self._held = held_columns(self._format, self._columns)
+        more = ("tag",) if self._persona else ()
+        self._keys = RowKeys(self._validator.schema, self._format, self._columns, options.ignore, more)
         turns, tools = (self._columns.get(name) for name in (self._format.turns or "", "tools"))
         self._turns, self._tools = f"/{turns}" if turns else None, f"/{tools}" if tools else ""
         self._plain = dataset.kind_by_rows and dataset.kind == Kind.SFT
@@ -89,7 +98,7 @@ class Preparer:
         """What a row would make with more repairs; it leaves no trace in the notes."""
         other = copy(self)
         other.options = replace(self.options, repairs=(*self.options.repairs, *repairs))
-        other.notes = Counter()
+        other.notes, other.unread, other.ignored = Counter(), Counter(), Counter()
         return other._made(value)
 
     def _made(self, value: Any) -> list[Conversation | Reject]:
@@ -105,6 +114,8 @@ class Preparer:
                 return [reject]
             if self._plain and not KIND_KEYS.isdisjoint(value):
                 self._check_kind(value)
+            if not self._keys.covers(value):
+                self._account(value)
             if self._persona:
                 value = substitute(value, self._persona)
                 self.notes.update(f"warning:{name}" for name in warnings(value, self._persona))
@@ -121,6 +132,13 @@ class Preparer:
         if kind in (Kind.KTO, Kind.PREFERENCE) and kind in self._format.kinds:
             what = f"expected a plain row like the first ones, found a {kind} row; compile such rows separately"
             raise RowError(Reason.SCHEMA, what)
+
+    def _account(self, value: dict[str, Any]) -> None:
+        """Count the keys of a row that nothing reads."""
+        found = self._keys.unread(value)
+        for name in found.names:
+            self.unread[name if name in self.unread or len(self.unread) < MOST else OTHERS] += 1
+        self.ignored.update(found.ignored)
 
     def _finished(self, conversation: Conversation, mended: list[str]) -> Conversation | Reject:
         """A lifted conversation after the steps that follow, or the reject of the one that it cannot pass."""

@@ -140,6 +140,8 @@ def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: M
         "rejected": rejected,
         "duplicates": draw.duplicates,
         "notes": dict(sorted(one.notes().items())),
+        "unread": one.unread(),
+        "ignored": one.ignored(),
         "balance": {
             "read": one.counts()["read"],
             "expanded": one.counts()["expanded"],

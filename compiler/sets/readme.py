@@ -47,6 +47,13 @@ def asked(entry: DatasetEntry) -> str:
     return f"{entry['count']:,} rows" if entry["count"] is not None else "all rows"
 
 
+def not_read(unread: dict[str, int], rows: int, most: int = 8) -> str:
+    """A sentence on keys that nothing reads, and in how many of the rows they are."""
+    named = [f"{key} ({count:,} of {rows:,} row{'' if rows == 1 else 's'})" for key, count in unread.items()]
+    rest = [f"and {len(named) - most:,} more keys (see manifest.json)"] if len(named) > most else []
+    return "not read: " + ", ".join([*named[:most], *rest])
+
+
 def readme_text(manifest: Manifest) -> str:
     """The Markdown of the file. It holds no date and no path: equal inputs give equal bytes."""
     splits = {name: split for name, split in manifest["splits"].items() if split["rows"]}
@@ -89,6 +96,8 @@ def readme_text(manifest: Manifest) -> str:
     for entry in manifest["datasets"]:
         licence = f", licence {entry['source']['license']}" if "license" in entry["source"] else ""
         lines.append(f"- `{entry['name']}`: format {entry['format']}, weights {entry['weights']}{licence}")
+        if unread := entry.get("unread"):
+            lines.append(f"  - {not_read(unread, entry['balance']['read'])}")
     return "\n".join(lines) + "\n"
 
 

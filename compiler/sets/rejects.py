@@ -1,4 +1,4 @@
-"""Rejects: the file `rejects.jsonl` of a set, and the error of a run that has too many."""
+"""Rejects: the file `rejects.jsonl` of a set, and the errors of a run that has too many, or keys that nothing reads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from compiler.options import CompileOptions
+from compiler.sets.readme import not_read
 from compiler.units.compiled import CompiledDataset
-from schemas.errors import Reason, TooManyRejects
+from schemas.errors import Reason, TooManyRejects, UsageError
 from schemas.stores import StorePath
 
 
@@ -66,3 +67,13 @@ def _kept_in(options: CompileOptions) -> list[Path]:
     name = f"{options.out.name}.rejects.jsonl"
     folders = [options.cache] if isinstance(options.out, StorePath) else [options.out.parent, options.cache]
     return [folder / name for folder in folders]
+
+
+def check_keys(compiled: list[CompiledDataset], options: CompileOptions) -> None:
+    """Raise with --unknown-keys error if rows have keys that nothing reads."""
+    for one in compiled:
+        if options.unknown_keys == "error" and (unread := one.unread()):
+            raise UsageError(
+                f"--unknown-keys {options.unknown_keys}: {one.dataset.name}", not_read(unread, one.counts()["read"]),
+                f"Name those that need not be read: --ignore {','.join(unread)}",
+            )  # fmt: skip

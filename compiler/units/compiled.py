@@ -41,6 +41,14 @@ class CompiledDataset:
         """The numbers of rows that were repaired, were shortened or spell a control token."""
         return self._total("notes")
 
+    def unread(self) -> dict[str, int]:
+        """The number of rows with each key that nothing reads, most often first."""
+        return dict(sorted(self._total("unread").items(), key=lambda item: (-item[1], item[0])))
+
+    def ignored(self) -> dict[str, int]:
+        """The number of rows with each key that --ignore lists, in alphabetical order."""
+        return dict(sorted(self._total("ignored").items()))
+
     def _total(self, what: str) -> Counter[str]:
         total: Counter[str] = Counter()
         for one in self.loaded:

@@ -253,6 +253,7 @@ class _UnitCompiler:
         """Counts, rejects and the name of the encoder, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
         found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
+        found |= {"unread": dict(self.preparer.unread), "ignored": dict(self.preparer.ignored)}
         found |= {"dataset": self.task.dataset, "owners": list(self.owners)}
         found |= {"files": dict(sorted(self.preparer.media.files.items()))}
         return found | {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}

@@ -1,0 +1,171 @@
+"""The keys of a row that its format does not read (decision 28).
+
+The schema of a format declares the keys that are read, at every depth. An object whose schema declares none, or is
+marked with `x-whole`, is read whole. Of the other keys, `registry/keys.json` says which are
+
+    known to change what is trained   the row is a reject that names the key
+    ignorable                         ids, sources, scores, ...: nothing is said
+    and of any other key it is counted in how many rows it has a value.
+
+A value of null, and an empty text, list or object, is none. `--ignore` makes any key ignorable, and counts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import registry
+from compiler.formats import Format
+from compiler.options import Names
+from schemas.errors import Reason, RowError
+
+MOST = 1000
+"""The number of different keys that are counted by name in one unit; rows whose keys are data have no end of them."""
+OTHERS = "(other keys)"
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
+_PARTS = ("if", "then", "else", "items", "contains")
+_LISTS_OF_PARTS = ("allOf", "anyOf", "prefixItems")
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The keys of an object, or of each object in a list, and of the objects below."""
+
+    known: frozenset[str]
+    inner: tuple[tuple[str, _Keys], ...]
+
+
+@dataclass
+class Unread:
+    """What a row has that its format does not read: names of keys, and those of them that --ignore lists."""
+
+    names: set[str] = field(default_factory=set)
+    ignored: set[str] = field(default_factory=set)
+
+
+class RowKeys:
+    """The keys that are read of the rows of one dataset."""
+
+    def __init__(
+        self,
+        schema: dict[str, Any],
+        format_: Format,
+        columns: Names,
+        ignore: Collection[str],
+        more: Collection[str] = (),
+    ) -> None:
+        """`schema` has the user's names; `ignore` is what --ignore lists, and `more` are further keys that are read."""
+        table = registry.keys()
+        self._format, self._ignore = format_.name, frozenset(ignore)
+        ignorable = frozenset((*table["ignorable"], *format_.ignorable)) - self._ignore
+        found = _keys(schema, schema, ignorable)
+        self._keys = found and _Keys(found.known | frozenset(more), found.inner)
+        given = {default for name, default in format_.columns.items() if columns.get(name) is None}
+        self._meaning = ({key: what for key, what in table["row"].items() if key not in given}, table["message"])
+        """What keys of rows and of messages mean. A column that the user left out of a card is left out on purpose."""
+        self._flags = frozenset(table["flags"])
+
+    def covers(self, row: Any) -> bool:
+        """Whether every key is read or ignorable. False may be wrong, where lists hold more than objects."""
+        try:
+            return self._keys is None or _covers(self._keys, [row])
+        except (TypeError, AttributeError):  # a list in a list, or a text or number where others have objects
+            return False
+
+    def unread(self, row: Any) -> Unread:
+        """The keys that are neither; RowError for the first that is known to change what is trained."""
+        found = Unread()
+        for pointer, path, depth, key, value in _leftovers(self._keys, row, "", "", 0) if self._keys else ():
+            if asked := {key, path} & self._ignore:
+                found.ignored |= asked
+            elif value in _EMPTY:
+                continue
+            elif what := self._means(depth, key, value):
+                raise RowError(
+                    Reason.UNREAD_KEY,
+                    f"expected keys that the format {self._format} reads, found {key!r} ({what}), without which "
+                    f"the row would say something else; --ignore {key} leaves it out",
+                    pointer,
+                )
+            else:
+                found.names.add(path)
+        return found
+
+    def _means(self, depth: int, key: str, value: Any) -> str:
+        """What a key that is not read would change; "" where that is not known."""
+        if depth >= len(self._meaning):
+            return ""
+        if key in self._flags:
+            return "" if value is True or value == 1 else "how much is trained"
+        return str(self._meaning[depth].get(key, ""))
+
+
+def _covers(keys: _Keys, objects: list[Any]) -> bool:
+    """Whether objects of one sort, and all below them, have no other keys. Runs for every row: sets, not loops."""
+    seen = set(chain.from_iterable(objects))
+    if not seen <= keys.known:
+        return False
+    for key, inner in keys.inner:
+        if key in seen:
+            below: list[Any] = []
+            for one in objects:
+                held = one.get(key)
+                if held.__class__ is list:
+                    below += held
+                elif held.__class__ is dict:
+                    below.append(held)
+            if below and not _covers(inner, below):
+                return False
+    return True
+
+
+def _leftovers(
+    keys: _Keys, value: Any, pointer: str, path: str, depth: int
+) -> Iterator[tuple[str, str, int, str, Any]]:
+    """(pointer, path, depth, key, value) of every key that is not known, in the order of the row."""
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _leftovers(keys, item, f"{pointer}/{i}", path, depth)
+    if not isinstance(value, dict):
+        return
+    inner = dict(keys.inner)
+    for key, held in value.items():
+        at = f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}"
+        named = f"{path}.{key}" if path else key
+        if key not in keys.known:
+            yield at, named, depth, key, held
+        elif key in inner:
+            yield from _leftovers(inner[key], held, at, f"{named}[]" if isinstance(held, list) else named, depth + 1)
+
+
+def _keys(node: Any, root: Any, ignorable: frozenset[str]) -> _Keys | None:
+    """The keys that a schema declares for an object or for the items of a list; None for what is read whole."""
+    declared: dict[str, list[Any]] = {}
+    if not _declare(node, root, declared) or not declared:
+        return None
+    inner = ((key, _keys({"allOf": parts}, root, ignorable)) for key, parts in declared.items())
+    return _Keys(frozenset(declared) | ignorable, tuple((key, found) for key, found in inner if found is not None))
+
+
+def _declare(node: Any, root: Any, declared: dict[str, list[Any]]) -> bool:
+    """Collect the keys of a schema and of its parts, each with its schemas; False where the value is read whole."""
+    if not isinstance(node, dict):
+        return True
+    if node.get("x-whole"):
+        return False
+    if "$ref" in node:
+        target = root
+        for name in node["$ref"].removeprefix("#/").split("/"):
+            target = target[name]
+        if not _declare(target, root, declared):
+            return False
+    for key in node.get("required", ()):
+        declared.setdefault(key, [])
+    for key, value in node.get("properties", {}).items():
+        declared.setdefault(key, []).append(value)
+    parts = [node[name] for name in _PARTS if name in node]
+    parts += [part for name in _LISTS_OF_PARTS for part in node.get(name, ())]
+    return all(_declare(part, root, declared) for part in parts)

@@ -1,0 +1,198 @@
+"""Every key of a row is read, named or refused by name, wherever it stands and however late it comes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from timeit import repeat
+from typing import Any
+
+import pytest
+from click.testing import Result
+from tokenizers import Tokenizer
+
+import registry
+from compiler.formats import FORMATS
+from compiler.rows.keys import RowKeys
+from compiler.rows.validate import Validator
+from schemas import schema
+from schemas.reader import CompiledSet
+
+Run = Callable[..., Result]
+Row = dict[str, Any]
+
+DATA = Path(__file__).parent / "data"
+CHAT: Row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+
+
+def write(path: Path, *rows: Row) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def entry(out: Path) -> Row:
+    found: Row = CompiledSet.open(out).manifest["datasets"][0]  # type: ignore[assignment]
+    return found
+
+
+def rejects(out: Path) -> list[Row]:
+    return [json.loads(line) for line in (out / "rejects.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_an_unknown_key_is_named_with_its_rows_everywhere(run: Run, tmp_path: Path) -> None:
+    odd = [CHAT | {"persona_description": "grumpy"}, CHAT | {"persona_description": None}]
+    file, out = write(tmp_path / "x.jsonl", CHAT, *odd, CHAT), tmp_path / "out"
+    said = "not read: persona_description (1 of 4 rows)"
+    assert f"x: {said}" in run("compile", file, "-o", out).stdout
+    assert entry(out)["unread"] == {"persona_description": 1}
+    assert said in (out / "README.md").read_text("utf-8")
+    summary = json.loads(run("compile", file, "-o", out, "--json").stdout)
+    assert summary["datasets"][0]["unread"] == {"persona_description": 1}
+
+
+def test_a_key_inside_the_last_message_of_the_last_row_is_named(run: Run, tmp_path: Path) -> None:
+    messages = [CHAT["messages"][0], CHAT["messages"][1] | {"mood": "good"}]
+    write(tmp_path / "x.jsonl", *[CHAT] * 600, {"messages": messages})
+    assert (
+        "not read: messages[].mood (1 of 601 rows)" in run("compile", tmp_path / "x.jsonl", "-o", tmp_path / "o").stdout
+    )
+
+
+def test_keys_of_parts_and_calls_are_named(run: Run, tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Hi", "cache_hint": 1}]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"anything": 1}, "strict_mode": True}}
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    file = write(tmp_path / "x.jsonl", {"messages": messages, "tools": [{"name": "f", "anything": 2}]})
+    run("compile", file, "--format", "openai", "-o", tmp_path / "out")
+    unread = {"messages[].content[].cache_hint": 1, "messages[].tool_calls[].function.strict_mode": 1}
+    assert entry(tmp_path / "out")["unread"] == unread
+
+
+def test_ids_sources_and_scores_need_no_word(run: Run, tmp_path: Path) -> None:
+    row = CHAT | {"id": 7, "source": "web", "language": "en", "score": 0.5, "timestamp": "now"}
+    assert "not read" not in run("compile", write(tmp_path / "x.jsonl", row), "-o", tmp_path / "out").stdout
+
+
+@pytest.mark.parametrize("name", ["mood", "messages[].mood"])
+def test_ignored_keys_are_counted_and_not_named(run: Run, tmp_path: Path, name: str) -> None:
+    row = {"messages": [CHAT["messages"][0] | {"mood": "good"}, CHAT["messages"][1]]}
+    file, out = write(tmp_path / "x.jsonl", row, CHAT), tmp_path / "out"
+    result = run("compile", file, "-o", out, "--ignore", name, "--unknown-keys", "error")
+    assert "not read" not in result.stdout
+    assert entry(out)["ignored"] == {name: 1}
+
+
+def test_ignoring_a_key_that_no_row_has_is_said(run: Run, tmp_path: Path) -> None:
+    result = run("compile", write(tmp_path / "x.jsonl", CHAT), "-o", tmp_path / "out", "--ignore", "modo,messages")
+    assert "--ignore modo,messages: no effect" in result.stdout
+
+
+def test_unknown_keys_can_be_an_error_that_names_them(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", CHAT, CHAT | {"mood": "good"})
+    result = run("compile", file, "-o", tmp_path / "out", "--unknown-keys", "error", code=2)
+    assert "--unknown-keys error: x: not read: mood (1 of 2 rows)" in result.output
+    assert "--ignore mood" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "pointer"),
+    [
+        ({"system_prompt": "Be brief."}, "/system_prompt"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "/chat_template_kwargs"),
+        ({"objects": {"ref": ["a cat"]}}, "/objects"),
+        ({"audios": ["a.wav"]}, "/audios"),
+        ({"train": False}, "/train"),
+        ({"sample_weight": 0.5}, "/sample_weight"),
+    ],
+)
+def test_a_key_that_changes_what_is_trained_is_a_reject_that_names_it(
+    run: Run, tmp_path: Path, more: Row, pointer: str
+) -> None:
+    file, out = write(tmp_path / "x.jsonl", *[CHAT] * 20, CHAT | more), tmp_path / "out"
+    run("compile", file, "--max-rejects", "1", "-o", out)
+    (reject,) = rejects(out)
+    key = pointer.removeprefix("/")
+    assert (reject["reason"], reject["pointer"]) == ("unread_key", pointer)
+    assert repr(key) in reject["message"]
+    run("compile", file, "--ignore", key, "-o", out)
+    assert rejects(out) == []
+    assert entry(out)["ignored"] == {key: 1}
+
+
+@pytest.mark.parametrize("value", [None, "", [], {}])
+def test_an_empty_value_is_no_value(run: Run, tmp_path: Path, value: Any) -> None:
+    row = CHAT | {"system_prompt": value, "objects": value, "mood": value}
+    result = run("compile", write(tmp_path / "x.jsonl", row), "-o", tmp_path / "out", "--unknown-keys", "error")
+    assert "not read" not in result.stdout
+
+
+def test_a_column_that_a_card_leaves_out_is_named_and_not_refused(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "x.jsonl", CHAT | {"system": "Be brief."})
+    card = {"file_name": "x.jsonl", "formatting": "openai", "columns": {"messages": "messages"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"x": card}))
+    result = run("compile", "--registry", tmp_path, "--mix", "x", "-o", tmp_path / "out")
+    assert "x: not read: system (1 of 1 row)" in result.stdout
+
+
+# -- every value is in the ids, in a reject, or named --
+
+
+def places(value: Any) -> Iterator[Row]:
+    """Every object of a row."""
+    if isinstance(value, dict):
+        yield value
+    for held in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from places(held)
+
+
+def rows_of(name: str) -> list[Row]:
+    file = DATA / name / "rows.jsonl"
+    if file.exists():
+        return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return list(schema(name)["examples"])
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "screen_history"])  # all of its rows need images
+def test_every_value_is_in_the_ids_or_in_a_reject_or_its_key_is_named(run: Run, tmp_path: Path, name: str) -> None:
+    chance, table, rows, keys = random.Random(name), registry.keys(), [], []
+    known = [*table["row"], *table["message"], *(f"unheard_of_{i}" for i in range(20))]
+    for number in range(80):
+        row = json.loads(json.dumps(chance.choice(rows_of(name))))
+        place = chance.choice(list(places(row)))
+        key = chance.choice([key for key in known if key not in place])
+        place[key] = f"MARK{number}X"
+        rows.append(row)
+        keys.append(key)
+    out = tmp_path / "out"
+    run(
+        "compile",
+        write(tmp_path / "x.jsonl", *rows),
+        "--format",
+        name,
+        "--max-rejects",
+        "100%",
+        "-o",
+        out,
+        "--no-shuffle",
+    )
+    found = CompiledSet.open(out).table("train")
+    tokenizer = Tokenizer.from_file(str(registry.DEMO_TOKENIZER / "tokenizer.json"))
+    said = {int(reject["row"]): "" for reject in rejects(out)}
+    for row, ids in zip(found.column("row").to_pylist(), found.column("input_ids").to_pylist(), strict=True):
+        said[row] = said.get(row, "") + tokenizer.decode(ids, skip_special_tokens=False)
+    named = {path.rpartition(".")[2] for path in entry(out)["unread"]}
+    refused = {reject["row"] for reject in rejects(out)}
+    for number, key in enumerate(keys):
+        assert number in refused or f"MARK{number}X" in said[number] or key in named, (key, rows[number])
+
+
+def test_an_ordinary_row_costs_less_than_two_microseconds() -> None:
+    format_ = FORMATS["openai"]
+    columns, tags = dict[str, str | None](format_.columns), dict[str, str | None](format_.tags)
+    keys = RowKeys(Validator(format_, columns, tags, "x").schema, format_, columns, ())
+    row = {"id": 1, "source": "web", "messages": CHAT["messages"] * 2}
+    assert keys.covers(row)
+    assert min(repeat(lambda: keys.covers(row), number=2000, repeat=9)) / 2000 < 4e-6  # 1.5 on an idle machine
