@@ -17,7 +17,6 @@ import registry
 from compiler.formats import FORMATS
 from compiler.rows.keys import RowKeys
 from compiler.rows.validate import Validator
-from schemas import schema
 from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
@@ -152,7 +151,7 @@ def rows_of(name: str) -> list[Row]:
     file = DATA / name / "rows.jsonl"
     if file.exists():
         return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    return list(schema(name)["examples"])
+    return list(FORMATS[name].about["examples"])
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "screen_history"])  # all of its rows need images

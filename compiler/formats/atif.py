@@ -47,5 +47,6 @@ FORMAT = Format(
     name="atif",
     lift=lift,
     columns={"messages": "steps", "agent": "agent"},
+    ignorable=("schema_version", "step_id", "name", "metrics", "final_metrics"),
     turns="messages",
 )
