@@ -27,8 +27,13 @@ ROOT = Path(__file__).parent
 
 @cache
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema `schemas/NAME.schema.json`. It is shared: do not change it."""
+    """The JSON Schema `schemas/NAME.schema.json`, with the `$defs` of the one that it names in `x-defs-of`.
+
+    It is shared: do not change it.
+    """
     loaded: dict[str, Any] = json.loads((ROOT / f"{name}.schema.json").read_text(encoding="utf-8"))
+    if other := loaded.pop("x-defs-of", None):
+        loaded["$defs"] = schema(other)["$defs"] | loaded.get("$defs", {})
     return loaded
 
 

@@ -36,7 +36,7 @@ WITH_DATA = sorted(path.name for path in DATA.iterdir() if path.name in FORMATS 
 
 
 def names_of(name: str) -> tuple[Names, Names]:
-    return of_kind(dict(FORMATS[name].columns), "sft"), dict(FORMATS[name].tags)
+    return of_kind(dict(FORMATS[name].columns), FORMATS[name].kinds[0]), dict(FORMATS[name].tags)
 
 
 def repaired(repair: str, row: Any, name: str) -> Any:
@@ -46,7 +46,7 @@ def repaired(repair: str, row: Any, name: str) -> Any:
 def rejected(name: str, row: Any) -> str | None:
     """Why a row is rejected; None where it is not."""
     columns, tags = names_of(name)
-    reject = Validator(FORMATS[name], columns, tags, name).check(row)
+    reject = Validator(FORMATS[name], columns, tags, name, FORMATS[name].kinds[0]).check(row)
     if reject is None:
         try:
             FORMATS[name].lift(row, columns, tags)

@@ -19,6 +19,7 @@ from compiler.formats.kinds import columns_for, kind_of_rows
 from compiler.rows.recognise import recognise
 from compiler.rows.validate import Validator
 from schemas import schema
+from schemas.errors import RowError
 from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
@@ -128,3 +129,56 @@ def test_control_tokens_typed_in_the_texts_of_any_format_stay_text(run: Run, tmp
         stops[key] = stops.get(key, 0) + (row["input_ids"] + (row.get("rejected_input_ids") or [])).count(STOP)
     for file in files:
         assert stops[file.stem, 1] == stops[file.stem, 0], file.stem
+
+
+# -- pairs of conversations --
+
+
+def said(conversation: Conversation) -> list[tuple[str, str]]:
+    return [(message.role.value, message.content) for message in conversation.messages]
+
+
+USER, BETTER, WORSE = ({"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("assistant", "b")))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [{}, {"prompt": None}, {"prompt": "q"}, {"prompt": [USER]}],
+    ids=["none", "null", "text", "messages"],
+)
+@pytest.mark.parametrize("repeated", [True, False], ids=["in both sides", "apart"])
+def test_the_prompt_of_a_pair_stands_apart_or_in_both_sides_and_is_said_once(
+    prompt: dict[str, Any], repeated: bool
+) -> None:
+    if not repeated and not prompt.get("prompt"):
+        pytest.skip("a pair needs its prompt somewhere")
+    row = prompt | {"chosen": [USER, BETTER], "rejected": [USER, WORSE]}
+    row = row if repeated else prompt | {"chosen": [BETTER], "rejected": [WORSE]}
+    (conversation,) = lifted("conversational", row)
+    assert said(conversation) == [("user", "q"), ("assistant", "a")]
+    assert conversation.rejected is not None
+    assert conversation.rejected.content == "b"
+
+
+@pytest.mark.parametrize(
+    ("row", "pointer"),
+    [
+        ({"prompt": "another", "chosen": [USER, BETTER], "rejected": [USER, WORSE]}, "/prompt"),
+        ({"chosen": [USER, BETTER, USER, BETTER], "rejected": [USER, WORSE]}, "/chosen"),
+        ({"chosen": [USER, BETTER], "rejected": [USER, WORSE, USER, WORSE]}, "/rejected"),
+        ({"chosen": [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "["}}]}],
+          "rejected": [USER, WORSE]}, "/chosen/1/tool_calls/0/function/arguments"),
+    ],
+)  # fmt: skip
+def test_a_pair_that_is_none_is_refused_at_its_place(row: Row, pointer: str) -> None:
+    with pytest.raises(RowError) as error:
+        lifted("conversational", row)
+    assert error.value.reject.pointer == pointer
+
+
+def test_replies_of_a_prompt_are_context(run: Run, tmp_path: Path) -> None:
+    row = {"prompt": [USER, BETTER, USER], "completion": [WORSE]}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    run("compile", tmp_path / "x.jsonl", "-o", tmp_path / "out")
+    (example,) = CompiledSet.open(tmp_path / "out").table("train").to_pylist()
+    assert example["num_trained"] == 2

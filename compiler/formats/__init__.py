@@ -7,6 +7,7 @@ common.py   what several formats share: columns, tools, calls, weights
 turns.py    the order of turns that every conversation must have
 kinds.py    which kind rows are of, and the columns that a kind needs
 thread.py   messages made of the pieces of replies
+joined.py   messages that stand in several columns of a row
 marks.py    images and videos in place of <image> and <video>
 screens/    the grammar of screen agents
 the others  one source format each
@@ -22,9 +23,12 @@ from compiler.formats import (
     chatglm3,
     cogagent,
     conversation_pairs,
+    conversational,
     hermes,
+    human_assistant,
     ms_agent,
     openai,
+    openai_preference,
     openai_responses,
     pretrain,
     prompt_response,
@@ -59,6 +63,9 @@ FORMATS = {
         cogagent.FORMAT,
         screen_history.FORMAT,
         pretrain.FORMAT,
+        conversational.FORMAT,
+        openai_preference.FORMAT,
+        human_assistant.FORMAT,
     )
 }
 """By name. Where a file fits several formats alike, the first of them is chosen. Shapes come last."""

@@ -54,10 +54,10 @@ def columns_for(format_: Format, kind: str, rows: list[Any]) -> Names:
     names = of_kind(dict(format_.columns), kind)
     keys = {key for row in rows if isinstance(row, dict) for key in row}
     for column, others in _OTHER_NAMES.items():
-        if names.get(column) is not None and names[column] not in keys:
-            names[column] = next((other for other in others if other in keys), names[column])
-    own = "chosen" not in format_.required.get(kind, ())
-    if own and names.get("chosen") not in keys and names.get("rejected") == "rejected_response":
+        if names.get(column) == column and column not in keys:
+            names[column] = next((other for other in others if other in keys), column)
+    needed = (*format_.schema.get("required", ()), *format_.schema.get("x-required", {}).get(kind, ()))
+    if "chosen" not in needed and names.get("chosen") not in keys and names.get("rejected") == "rejected_response":
         names["chosen"] = None  # the last reply of the conversation is the chosen one
     return names
 

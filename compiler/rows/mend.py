@@ -18,7 +18,7 @@ RowRepair = Callable[[Any, Names, Names], Any]
 """(row, columns, tags) -> the repaired row, or the same object."""
 
 LISTS = ("messages", "history", "instances", "steps", "output")
-OBJECTS = ("answer", "agent")
+OBJECTS = ("answer", "agent", "request")
 """The columns that are lists or objects in every format that has them; a test compares them with the schemas."""
 
 _RESULT = "function"

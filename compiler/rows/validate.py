@@ -125,6 +125,8 @@ def _reject(error: Any, row: Any, root: Any) -> Reject:
         message = (
             f"expected {_LIMITS[keyword].format(kind.limit, '' if kind.limit == 1 else 's')}, found {_size(found)}"
         )
+    elif keyword == "pattern" and isinstance(found, str):
+        message = f"expected {_expected(root, error.schema_path)}, found {found[:60]!r}"
     elif (expected := _expected(root, error.schema_path)) and isinstance(found, dict):
         shown = [f"{key!r}{' (null)' if value is None else ''}" for key, value in islice(found.items(), 8)]
         message = f"expected {expected}, found the keys {', '.join(shown) or 'none'}"
