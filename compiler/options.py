@@ -35,6 +35,8 @@ class Request:
     name: str
     share: float | None = None
     count: int | None = None
+    repeats: bool = False
+    """Whether a count may repeat rows as often as it needs, as of the self-cognition pool."""
 
 
 @dataclass(frozen=True)
@@ -197,12 +199,14 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def check_mix(requests: list[Request], mixing: MixOptions) -> None:
-    """Raise for options that would do nothing: they are about shares, and no dataset has one."""
+    """Raise for options that would do nothing: they are about shares, or counts, and no dataset has one."""
     if any(request.share is not None for request in requests):
         return
     unit = None if mixing.mix_unit == "rows" else mixing.mix_unit
-    given = {"--total": mixing.total, "--max-repeats": mixing.max_repeats, "--mix-unit": unit}
+    counts = any(request.count is not None for request in requests)
+    given = {"--total": mixing.total, "--max-repeats": None if counts else mixing.max_repeats, "--mix-unit": unit}
     for option, value in given.items():
         if value is not None:
-            name = requests[0].name if requests else "NAME"
-            raise UsageError(f"{option} {value}", "it is about shares, and no dataset has one", f"--mix {name}:1")
+            name = quoted(requests[0].name) if requests else "NAME"
+            what = "shares and counts" if option == "--max-repeats" else "shares"
+            raise UsageError(f"{option} {value}", f"it is about {what}, and no dataset has one", f"--mix {name}:1")

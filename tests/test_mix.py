@@ -59,7 +59,7 @@ def is_even(counts: Sequence[int]) -> bool:
 
 def test_shares_with_a_count_give_the_table_of_the_seed_article() -> None:
     # 30,000 agent rows in share 1, 380,000 chat rows in share 2, and 3,000 rows of who the model is from 128.
-    requests = [Request("ms-agent", 1), Request("ms-bench", 2), Request("self-cognition", count=3000)]
+    requests = [Request("ms-agent", 1), Request("ms-bench", 2), Request("self-cognition", count=3000, repeats=True)]
     plan = make_plan(requests, [rows("a", 30_000), rows("b", 380_000), rows("c", 128)], MixOptions())
     assert Counter(plan.dataset.tolist()) == {0: 30_000, 1: 60_000, 2: 3_000}
     assert uses(plan, 0, 30_000) == [1] * 30_000
@@ -150,7 +150,7 @@ def test_a_total_that_needs_more_repeats_than_allowed_names_the_dataset() -> Non
     [
         (Request("a", 1), MixOptions(total=10**12)),
         (Request("a", 1), MixOptions(total=10**12, mix_unit="tokens")),
-        (Request("a", count=10**12), MixOptions()),
+        (Request("a", count=10**12), MixOptions(max_repeats=10**12)),
     ],
 )
 def test_a_set_that_would_not_fit_into_memory_is_refused_in_words(request_: Request, options: MixOptions) -> None:
@@ -224,8 +224,23 @@ def test_shares_of_trained_tokens_look_at_labels_only() -> None:
 
 @pytest.mark.parametrize(("count", "expected"), [(1, {0: 9, 1: 1}), (10, {1: 10}), (25, {2: 5, 3: 5})])
 def test_a_count_is_exact_and_repeats_evenly(count: int, expected: dict[int, int]) -> None:
-    plan = make_plan([Request("a", count=count)], [rows("a", 10)], MixOptions(seed=5))
+    plan = make_plan([Request("a", count=count)], [rows("a", 10)], MixOptions(seed=5, max_repeats=2))
     assert Counter(uses(plan, 0, 10)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (MixOptions(), "--mix a#25: it has 10 rows that can be used, and no row may be repeated\n"
+         "  Add --max-repeats 2, or ask for at most 10."),
+        (MixOptions(max_repeats=1), "--mix a#25: it has 10 rows that can be used, and each may be used 2 times\n"
+         "  Add --max-repeats 2, or ask for at most 20."),
+    ],
+)  # fmt: skip
+def test_a_count_repeats_rows_only_as_often_as_max_repeats_says(options: MixOptions, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        make_plan([Request("a", count=25)], [rows("a", 10)], options)
+    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(("cap", "expected"), [(4, {0: 6, 1: 4}), (10, {1: 10}), (23, {2: 7, 3: 3})])
@@ -298,7 +313,7 @@ def test_a_conversation_is_never_on_both_sides_and_the_split_is_as_full_as_it_ca
         rows("a", half, conversations=groups[:half]),
         rows("b", len(groups) - half, conversations=groups[half:]),
     ]
-    requests = [Request("a"), Request("b", count=len(groups))]  # b's rows are repeated
+    requests = [Request("a"), Request("b", count=len(groups), repeats=True)]  # b's rows are repeated
     try:
         plan = make_plan(requests, examples, MixOptions(val_size=wanted, seed=seed))
     except UsageError:
@@ -328,7 +343,7 @@ def test_the_split_is_exact_where_every_conversation_is_there_once(size: int, fr
 
 
 def test_the_split_is_exact_where_every_conversation_is_there_twice() -> None:
-    plan = make_plan([Request("a", count=200)], [rows("a", 100)], MixOptions(val_size=0.1))
+    plan = make_plan([Request("a", count=200)], [rows("a", 100)], MixOptions(val_size=0.1, max_repeats=1))
     assert plan.val.sum() == 20
     assert len({p for (_, p, _), side in zip(order(plan), plan.val, strict=True) if side}) == 10
 
@@ -362,7 +377,9 @@ def test_a_seed_decides_order_sample_and_split(seed: int) -> None:
 
 
 def test_the_shuffle_mixes_datasets_and_repeats() -> None:
-    plan = make_plan([Request("a", count=500), Request("b", count=500)], [rows("a", 100), rows("b", 500)], MixOptions())
+    plan = make_plan(
+        [Request("a", count=500), Request("b", count=500)], [rows("a", 100), rows("b", 500)], MixOptions(max_repeats=4)
+    )
     first_half = Counter(plan.dataset[:500].tolist())
     assert 150 < first_half[0] < 350
     assert len(set(plan.repeat[:100].tolist())) == 5
@@ -382,7 +399,9 @@ def test_another_dataset_does_not_reorder_the_others() -> None:
 
 def test_no_shuffle_keeps_datasets_in_the_order_of_the_mix_and_rows_in_file_order() -> None:
     plan = make_plan(
-        [Request("b", count=5), Request("a")], [rows("b", 2), rows("a", 3)], MixOptions(shuffle=False, seed=1)
+        [Request("b", count=5), Request("a")],
+        [rows("b", 2), rows("a", 3)],
+        MixOptions(shuffle=False, seed=1, max_repeats=2),
     )
     *passes, last = order(plan)[:5]
     assert passes == [(0, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
@@ -461,12 +480,12 @@ def test_no_shuffle_writes_files_in_the_order_given(run: Run, tmp_path: Path) ->
 
 def test_counts_and_shares_and_everything_can_be_mixed(run: Run, tmp_path: Path) -> None:
     files = [write(tmp_path / f"{name}.jsonl", [f"{name}{i}" for i in range(12)]) for name in "abcd"]
-    run("compile", *files, "--mix", "a:1,b:0.5,c#20,d", "-o", tmp_path / "out")
+    run("compile", *files, "--mix", "a:1,b:0.5,c#10,d", "-o", tmp_path / "out")
     asked = [
         (entry["name"], entry["share"], entry["count"], entry["realized"]["rows"])
         for entry in manifest(tmp_path / "out")["datasets"]
     ]
-    assert asked == [("a", 1.0, None, 12), ("b", 0.5, None, 6), ("c", None, 20, 20), ("d", None, None, 12)]
+    assert asked == [("a", 1.0, None, 12), ("b", 0.5, None, 6), ("c", None, 10, 10), ("d", None, None, 12)]
 
 
 # -- usage --

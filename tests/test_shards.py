@@ -128,7 +128,17 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Big:
     outs, summaries = [], []
     for workers in (2, 1):
         out = folder / f"out{workers}"
-        options = ["--mix", "big,agent#100", "--val-size", "40", "--workers", str(workers), "--json"]
+        options = [
+            "--mix",
+            "big,agent#100",
+            "--max-repeats",
+            "1",
+            "--val-size",
+            "40",
+            "--workers",
+            str(workers),
+            "--json",
+        ]
         command = [*CLI, "compile", str(file), *options, "--cache", str(folder / f"cache{workers}"), "-o", str(out)]
         done = subprocess.run(command, capture_output=True, check=True)
         outs.append(out)
@@ -434,7 +444,19 @@ def test_editing_one_row_compiles_only_its_unit_again(big: Big, tmp_path: Path, 
     lines = big.file.read_bytes().splitlines(keepends=True)
     lines[3] = lines[3].replace(b" (3)", edit, 1)
     file.write_bytes(b"".join(lines))
-    summary = compile_(file, "--mix", "big,agent#100", "--cache", big.cache, "--workers", "1", "-o", tmp_path / "out")
+    summary = compile_(
+        file,
+        "--mix",
+        "big,agent#100",
+        "--max-repeats",
+        "1",
+        "--cache",
+        big.cache,
+        "--workers",
+        "1",
+        "-o",
+        tmp_path / "out",
+    )
     assert summary["units_compiled"] == 1
     assert summary["units_cached"] == big.summary["units_compiled"] - 1
     data = file.read_bytes()

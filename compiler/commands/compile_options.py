@@ -112,7 +112,7 @@ SECTIONS: dict[str, list[click.Option]] = {
         ),
         click.Option(
             ["--max-repeats"], type=click.IntRange(0, _MOST), metavar="R",
-            help="How often a row may be repeated: 0 = never, 1 = used twice.  [default: 0, or as --total needs]",
+            help="How often a share or a count may repeat a row: 1 = used twice.  [default: 0, or as --total needs]",
         ),
         click.Option(
             ["--dedup"], type=click.Choice(["exact"]),

@@ -17,7 +17,7 @@ def choose_datasets(options: CompileOptions) -> list[tuple[Dataset, Request]]:
     if options.self_cognition:
         if any(dataset.name == SELF_COGNITION for dataset, _ in chosen):
             raise UsageError("--self-cognition", f"another dataset is called {SELF_COGNITION!r}", "Rename that one.")
-        chosen.append((catalogue.self_cognition(), Request(SELF_COGNITION, count=options.self_cognition)))
+        chosen.append((catalogue.self_cognition(), Request(SELF_COGNITION, count=options.self_cognition, repeats=True)))
     return chosen
 
 

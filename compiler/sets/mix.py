@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from compiler.options import MixOptions, Request
+from compiler.options import MixOptions, Request, quoted
 from compiler.sets.validation import choose_validation, keep_together
 from schemas.errors import IntegrityError, UsageError
 from schemas.order import Ints, hashes
@@ -120,6 +120,7 @@ def _amounts(
     for request, rows, at in zip(requests, examples, usable, strict=True):
         if not len(at) and (request.share is not None or request.count is not None):
             raise _nothing_to_draw(request.name, rows)
+        _check_count(request, len(at), options)
     with_share = [(i, share) for i, share in enumerate(shares) if share is not None]
     uses = 1 + (options.max_repeats or 0)
     total = 0.0
@@ -141,6 +142,19 @@ def _amounts(
             repeated = examples[i].cap or 0
             amounts.append((request.count or max(len(at), repeated), None))
     return amounts
+
+
+def _check_count(request: Request, rows: int, options: MixOptions) -> None:
+    """UsageError if a count needs a row more often than --max-repeats allows."""
+    count, repeats = request.count or 0, options.max_repeats or 0
+    if request.repeats or count <= rows * (1 + repeats):
+        return
+    allowed = "no row may be repeated" if not repeats else f"each may be used {1 + repeats} times"
+    raise UsageError(
+        f"--mix {quoted(request.name)}#{count}",
+        f"it has {rows:,} row{'' if rows == 1 else 's'} that can be used, and {allowed}",
+        f"Add --max-repeats {-(-count // rows) - 1}, or ask for at most {rows * (1 + repeats):,}.",
+    )
 
 
 def _whole_rows(targets: dict[int, float], options: MixOptions) -> dict[int, float]:
