@@ -124,6 +124,8 @@ class CompileOptions:
     ray_address: str = ""
     workers: int = 1
     """0 = as many as the cluster has."""
+    limit: int | None = None
+    """The first so many rows of each dataset are compiled, and no others are read; None = all."""
     only: tuple[int, int] | None = None
     """(K, N): compile the K-th of N parts of the units, and link nothing; None = compile all and link."""
 

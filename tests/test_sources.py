@@ -287,6 +287,26 @@ def test_nan_under_a_key_that_is_not_read_is_counted_and_under_one_that_is_read_
     assert [found[1] for found in rejects(tmp_path / "out")] == ["/system"]
 
 
+def test_a_limit_reads_the_first_rows_of_each_dataset_and_nothing_behind_them(run: Run, tmp_path: Path) -> None:
+    one = write(tmp_path / "one.jsonl", alpaca(*"abcdef"))
+    write(tmp_path / "two" / "x.json", alpaca(*"gh"))
+    write(tmp_path / "two" / "y.json", alpaca(*"ijk"))
+    (tmp_path / "two" / "z.json").write_text("[this is never opened")
+    pq.write_table(pa.Table.from_pylist(alpaca(*"lmnop")), tmp_path / "three.parquet")
+    given = (one, tmp_path / "two", tmp_path / "three.parquet", "--no-shuffle", "--cache", tmp_path / "cache")
+    result = run("compile", *given, "--limit", "3", "-o", tmp_path / "out")
+    found = [(row["dataset"], Path(row["file"]).name, row["row"]) for row in rows(tmp_path / "out")]
+    assert found == [
+        ("one", "one.jsonl", 0), ("one", "one.jsonl", 1), ("one", "one.jsonl", 2),
+        ("two", "x.json", 0), ("two", "x.json", 1), ("two", "y.json", 0),
+        ("three", "three.parquet", 0), ("three", "three.parquet", 1), ("three", "three.parquet", 2),
+    ]  # fmt: skip
+    assert "--limit 3: at most 3 rows of each dataset were read" in result.stdout
+    assert manifest(tmp_path / "out")["balance"]["read"] == 9
+    run("compile", one, "--cache", tmp_path / "cache", "-o", tmp_path / "all")
+    assert len(rows(tmp_path / "all")) == 6  # another object than the limited one
+
+
 def test_an_entry_of_two_registries_is_refused(run: Run, tmp_path: Path) -> None:
     a, b = (info(tmp_path / name, mine={"file_name": "x.json"}) for name in "ab")
     result = run("compile", "--registry", a, "--registry", b, "--mix", "mine:1", "-o", tmp_path / "out", code=2)

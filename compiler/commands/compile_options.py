@@ -107,6 +107,10 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="The unit of shares and of --total.",
         ),
         click.Option(
+            ["--limit"], type=click.IntRange(1, _MOST), metavar="N",
+            help="Read only the first N rows of each dataset, to try things out; --mix NAME#ROWS draws from all.",
+        ),
+        click.Option(
             ["--total"], type=click.IntRange(1, _MOST), metavar="N",
             help="Size of the shared part of the mix.  [default: as many rows as possible without repeats]",
         ),

@@ -43,8 +43,8 @@ def _units(compiled: int, cached: int) -> str:
     return f"{compiled} unit{_s(compiled)} compiled, {cached} reused from the cache"
 
 
-def remarks(manifest: Manifest) -> list[str]:
-    """Remarks on the rows, one sentence each."""
+def _of_the_run(manifest: Manifest) -> list[str]:
+    """Remarks on what was asked for."""
     lines = []
     samples = [entry["name"] for entry in manifest["datasets"] if entry["sample"]]
     if samples:
@@ -55,8 +55,16 @@ def remarks(manifest: Manifest) -> list[str]:
     persona = manifest["options"]["persona"]
     if persona and persona["name"] == DEMO_NAME:
         lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
+    if (limit := manifest["options"].get("limit")) is not None:
+        lines.append(f"--limit {limit}: at most {limit:,} row{_s(limit)} of each dataset were read, the first ones")
     if packing := manifest.get("packing"):
         lines.append(f"packs of {packing['length']:,} tokens are {packing['efficiency']:.1%} full")
+    return lines
+
+
+def remarks(manifest: Manifest) -> list[str]:
+    """Remarks on the rows, one sentence each."""
+    lines = _of_the_run(manifest)
     lines += _short_split(manifest)
     found = {key for entry in manifest["datasets"] for key in entry.get("ignored", ())}
     if without := [key for key in manifest["options"]["ignore"] if key not in found]:

@@ -28,7 +28,9 @@ The rules that hold for every kind:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from types import ModuleType
 
 from compiler.read import text
@@ -47,7 +49,19 @@ from compiler.read.model import (
 from compiler.read.source import open_source
 from schemas.stores import StorePath
 
-__all__ = ["MAX_DEPTH", "FileKind", "Row", "SourceFile", "Unit", "cut", "open_source", "read", "size_of", "stamp_of"]
+__all__ = [
+    "MAX_DEPTH",
+    "FileKind",
+    "Row",
+    "SourceFile",
+    "Unit",
+    "cut",
+    "first_rows",
+    "open_source",
+    "read",
+    "size_of",
+    "stamp_of",
+]
 
 
 def cut(source: SourceFile, target_bytes: int = 1 << 20) -> Iterator[Unit]:
@@ -72,7 +86,22 @@ def cut(source: SourceFile, target_bytes: int = 1 << 20) -> Iterator[Unit]:
 
 def read(unit: Unit) -> Iterator[Row]:
     """Yield the rows of a unit, in order; InputError if the file is no longer the one that was cut."""
-    return _columns().read(unit) if unit.kind in COLUMNAR else text.read(unit)
+    return islice(_columns().read(unit) if unit.kind in COLUMNAR else text.read(unit), unit.rows)
+
+
+def first_rows(units: Iterable[Unit], rows: int) -> Iterator[tuple[Unit, int]]:
+    """Yield the units that hold the first `rows` rows, each with the number of them that is left after it.
+
+    The last unit is cut to what is needed. Only these units are read, and no bytes behind them.
+    """
+    for unit in units:
+        found = sum(1 for _ in islice(read(unit), rows + 1))
+        if found > rows:
+            unit, found = replace(unit, rows=rows), rows
+        rows -= found
+        yield unit, rows
+        if not rows:
+            return
 
 
 def _columns() -> ModuleType:

@@ -75,6 +75,8 @@ class Unit:
     header: tuple[str, ...] = ()
     stamp: Stamp | None = None
     """The stamp of a table that is read again from its path: cheaper to compare than its bytes."""
+    rows: int | None = None
+    """Only the first so many rows of it; None = all."""
 
 
 def stamp_of(path: str | AnyPath) -> Stamp:

@@ -77,6 +77,8 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     persona = {"name": options.name, "author": options.author} if options.self_cognition else None
     found = asdict(options.mixing) | asdict(options.units)
     del found["seed"]  # it stands beside the options
+    if options.limit is not None:
+        found["limit"] = options.limit
     return found | {"max_rejects": options.max_rejects, "persona": persona}
 
 

@@ -14,7 +14,7 @@ from compiler.datasets.catalogue import Dataset
 from compiler.media.paths import state_of
 from compiler.options import Request
 from compiler.proof.encoders import is_refused
-from compiler.read import cut, open_source, size_of
+from compiler.read import cut, first_rows, open_source, size_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset, UnitRecord
 from compiler.units.progress import Done, Watcher
@@ -36,6 +36,8 @@ class UnitPlan:
     watcher: Watcher
     only: tuple[int, int] | None = None
     """(K, N): only every N-th unit, beginning with the K-th; None = all units."""
+    limit: int | None = None
+    """Rows of each dataset that are read; None = all. Not of self-cognition, which asks for a number of rows."""
     done: Done = field(default_factory=Done)
 
     def __post_init__(self) -> None:
@@ -74,11 +76,16 @@ class UnitPlan:
         total, before, number = sum(map(sum, sizes)), 0, count()
         for one, sizes_of_files in zip(self.compiled, sizes, strict=True):
             dataset = one.dataset
+            left = None if one.request.repeats else self.limit
             for file, size in zip(dataset.files, sizes_of_files, strict=True):
+                if left == 0:
+                    break
                 source = open_source(file.path)
                 for note in source.notes:
                     self.watcher.say(f"{file.label}: {note}")
-                for unit in cut(source):
+                units = ((unit, left) for unit in cut(source)) if left is None else first_rows(cut(source), left)
+                for unit, remaining in units:
+                    left = remaining
                     self.done.bytes = before + min(unit.offset + unit.length, size)
                     self.done.share = self.done.bytes / total if total else None
                     if self.only is not None and next(number) % self.only[1] != self.only[0]:

@@ -46,7 +46,7 @@ class UnitRun:
     def plan(self) -> UnitPlan:
         """The units of the datasets, with none of them cut yet."""
         of = self.options
-        return UnitPlan(self.datasets, self.setup, of.cache, self.tokenizer, self.watcher, of.only)
+        return UnitPlan(self.datasets, self.setup, of.cache, self.tokenizer, self.watcher, of.only, of.limit)
 
 
 def compile_units(run: UnitRun) -> UnitPlan:

@@ -90,4 +90,5 @@ def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
         how["other_models"] = registry.other_models()
     if not setup.vision:
         del how["media"]
-    return objects.key_of(unit.kind, unit.digest, list(unit.header), how, asked)
+    digest = unit.digest if unit.rows is None else f"{unit.digest} {unit.rows}"
+    return objects.key_of(unit.kind, digest, list(unit.header), how, asked)
