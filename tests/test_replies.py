@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
-from tests.support.sets import Row, chat, rejects, rows, text, trained, write
+from tests.support.sets import Row, chat, manifest, rejects, rows, text, trained, write
 from tests.support.shared import shared
 
 Run = Callable[..., Result]
@@ -75,3 +76,95 @@ def test_last_turns_may_drop_the_greeting_that_comes_first(compiled: Callable[..
     (example,) = compiled(row, options=("--max-length", 64, "--overlength", "last-turns"))
     assert trained(tmp_path / "out", example) == [f"Upstairs.{STOP}"]
     assert "You are Greta." in text(tmp_path / "out", example)
+
+
+# -- one reply, one stop --
+
+TOOLS = json.dumps(
+    [{"type": "function", "function": {"name": "dig", "parameters": {"type": "object", "properties": {"x": {}}}}}]
+)
+CALLS = [json.dumps({"name": "dig", "arguments": {"x": x}}) for x in (3, 4)]
+BLOCKS = [f"<tool_call>\n{call}\n</tool_call>" for call in CALLS]
+RESULTS = [f"<tool_response>\n{result}\n</tool_response>" for result in ("sand", "clay")]
+
+
+def messages(*turns: tuple[str, str]) -> Row:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], "tools": TOOLS}
+
+
+SAME = {
+    "a list of calls": chat(
+        ("u", "Dig."), ("c", f"[{', '.join(CALLS)}]"), ("o", "sand"), ("o", "clay"), ("a", "Both.")
+    ),
+    "calls in two messages": chat(
+        ("u", "Dig."), ("c", CALLS[0]), ("c", CALLS[1]), ("o", "sand"), ("o", "clay"), ("a", "Both.")
+    ),
+    "ms-swift's roles": messages(
+        ("user", "Dig."), ("tool_call", CALLS[0]), ("tool_call", CALLS[1]), ("tool_response", "sand"),
+        ("tool_response", "clay"), ("assistant", "Both."),
+    ),
+    "blocks in one message": messages(
+        ("user", "Dig."), ("assistant", "\n".join(BLOCKS)), ("tool", "\n".join(RESULTS)), ("assistant", "Both.")
+    ),
+    "blocks in two messages": messages(
+        ("user", "Dig."), ("assistant", BLOCKS[0]), ("assistant", BLOCKS[1]), ("tool", RESULTS[0]),
+        ("tool", RESULTS[1]), ("assistant", "Both."),
+    ),
+    "blocks in sharegpt": chat(
+        ("u", "Dig."), ("a", "\n".join(BLOCKS)), ("o", RESULTS[0]), ("o", RESULTS[1]), ("a", "Both.")
+    ),
+    "calls without their wrapper": {
+        "messages": [
+            {"role": "user", "content": "Dig."},
+            {"role": "assistant", "tool_calls": [json.loads(call) for call in CALLS]},
+            {"role": "tool", "content": "sand"},
+            {"role": "tool", "content": "clay"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Both.", "image": None, "image_url": None}]},
+        ]
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SAME)
+def test_several_calls_are_one_reply_with_one_stop_however_they_are_written(
+    compiled: Callable[..., list[Row]], tmp_path: Path, how: str
+) -> None:
+    options = ("--tokenizer", shared("tokenizers", "qwen2.5"))
+    (example,) = compiled(SAME[how] | {"tools": TOOLS}, options=options)
+    calls, answer = trained(tmp_path / "out", example)
+    assert (calls.count(STOP), calls.count("<tool_call>"), answer) == (1, 2, f"Both.{STOP}")
+    (expected,) = compiled(SAME["a list of calls"] | {"tools": TOOLS}, options=options)
+    assert example["input_ids"] == expected["input_ids"]
+    assert example["labels"] == expected["labels"]
+
+
+def test_what_was_joined_or_taken_out_of_texts_is_counted(compiled: Callable[..., list[Row]], tmp_path: Path) -> None:
+    row = SAME["blocks in two messages"]
+    compiled(row, messages(("user", "Dig."), ("assistant", "I would write <tool_call> here.")))
+    notes = manifest(tmp_path / "out")["datasets"][0]["notes"]
+    assert notes == {"joined_calls": 1, "special_text": 1, "tool_blocks": 1, "tool_call_text": 1}
+
+
+def test_a_text_and_the_call_after_it_are_one_reply_unless_their_weights_differ(
+    compiled: Callable[..., list[Row]], tmp_path: Path
+) -> None:
+    turns = [("u", "Dig."), ("a", "I dig."), ("c", CALLS[0]), ("o", "sand"), ("a", "Sand.")]
+    other = [turns[0], ("a", "I dig.", {"loss": False}), *turns[2:]]
+    first, second = compiled(chat(*turns), chat(*other))
+    call, _ = trained(tmp_path / "out", first)
+    assert call.startswith("I dig.") and call.count(STOP) == 1
+    assert text(tmp_path / "out", second).count(STOP) == text(tmp_path / "out", first).count(STOP) + 1
+    assert "I dig." not in "".join(trained(tmp_path / "out", second))
+
+
+def test_blocks_stay_text_where_the_template_takes_no_calls(compiled: Callable[..., list[Row]], tmp_path: Path) -> None:
+    row = messages(("user", "Dig."), ("assistant", BLOCKS[0])) | {"tools": None}
+    (example,) = compiled(row, options=("--tokenizer", shared("tokenizers", "qwen2.5"), "--template", "qwen"))
+    assert trained(tmp_path / "out", example) == [f"{BLOCKS[0]}{STOP}"]
+    assert manifest(tmp_path / "out")["datasets"][0]["notes"].get("tool_blocks") is None
+
+
+def test_a_history_with_an_empty_pair_has_no_turn(compiled: Callable[..., list[Row]]) -> None:
+    row = {"instruction": "Hello?", "output": "Hi."}
+    with_pair, without = compiled(row | {"history": [[]]}, row)
+    assert with_pair["input_ids"] == without["input_ids"]

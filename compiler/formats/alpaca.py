@@ -16,7 +16,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
     """The conversation: system, history turns, then instruction and input joined by a newline."""
     found = read_columns(row, columns)
     messages = []
-    for user, reply in found.get("history") or ():
+    for user, reply in filter(None, found.get("history") or ()):  # [[]] is no turn
         messages += [Message(Role.USER, user), Message(Role.ASSISTANT, reply)]
     prompt, query = found.get("prompt"), found.get("query")
     messages.append(Message(Role.USER, f"{prompt}\n{query}" if prompt and query else prompt or query or ""))

@@ -15,6 +15,10 @@ FLAGS = ("train", "trainable", "loss_mask", "loss", "loss_scale", "loss_weight",
 """The keys of a message that say whether it is trained, and how much."""
 WEIGHT_KEYS = frozenset(FLAGS)
 
+CALL_ROLE = "tool_call"
+SWIFT_ROLES = {CALL_ROLE: Role.ASSISTANT, "tool_response": Role.TOOL}
+"""ms-swift's roles: a message whose text is a call or a list of them, and a result."""
+
 
 def read_columns(row: dict[str, Any], columns: Names) -> dict[str, Any]:
     """The columns that a row has, by the format's names for them."""
@@ -123,6 +127,15 @@ def asked_weight(message: dict[str, Any], role: Role, pointer: str) -> float | N
         raise RowError(Reason.SCHEMA, f"expected flags that agree on what is trained, found {found}", pointer)
     default = 1.0 if weights and role is not Role.ASSISTANT else None
     return next(iter(weights - {1.0}), default)
+
+
+def calls_of_text(text: str, pointer: str) -> list[Call]:
+    """The calls of a message that is nothing else: one JSON object, or a list of them."""
+    value = parse_text(text, "a tool call", Reason.TOOL_ARGUMENTS, pointer)
+    calls = value if isinstance(value, list) else [value]
+    if not calls:
+        raise RowError(Reason.TOOL_ARGUMENTS, "expected at least one tool call, found an empty list", pointer)
+    return [parse_call(call, pointer, pointer) for call in calls]
 
 
 def _kind(value: Any) -> str:

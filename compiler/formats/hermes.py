@@ -42,21 +42,21 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
         weight = asked_weight(source, role, f"/{column}/{i}")
         if role is Role.ASSISTANT:
-            text, calls = _calls(text, f"/{column}/{i}/{content_tag}")
+            text, calls = calls_of(text, f"/{column}/{i}/{content_tag}")
             lifted = [Message(role, text, calls, weight=weight)]
         else:
-            texts = _results(text) if role is Role.TOOL else [text]
+            texts = results_of(text) if role is Role.TOOL else [text]
             lifted = [Message(role, text, weight=weight) for text in texts]
         messages += lifted
         places += [i] * len(lifted)
     conversation = complete(read_columns(row, columns), columns, messages)
     conversation.places = [-1] * (len(conversation.messages) - len(messages)) + places
-    if messages[0].role is Role.SYSTEM and _lists(messages[0].content, conversation.tools):
+    if messages[0].role is Role.SYSTEM and lists_tools(messages[0].content, conversation.tools):
         conversation.tools = None
     return conversation
 
 
-def _calls(value: str, pointer: str) -> tuple[str, list[Call]]:
+def calls_of(value: str, pointer: str) -> tuple[str, list[Call]]:
     """The text before the first call, and the calls."""
     text, tag, _ = value.partition("<tool_call>")
     if not tag:
@@ -78,7 +78,7 @@ def _calls(value: str, pointer: str) -> tuple[str, list[Call]]:
     return text.rstrip(" \t\r\n"), calls
 
 
-def _results(value: str) -> list[str]:
+def results_of(value: str) -> list[str]:
     """The contents of the response blocks; the whole text if it is not made of blocks."""
     found, at = [], 0
     while at < len(value):
@@ -90,7 +90,7 @@ def _results(value: str) -> list[str]:
     return found or [value]
 
 
-def _lists(system: str, tools: list[Any] | None) -> bool:
+def lists_tools(system: str, tools: list[Any] | None) -> bool:
     """Whether a <tools> block of the system text lists the same tools, as one list or one on each line."""
     for piece in system.split("<tools>")[1:] if tools else ():
         inner, closed, _ = piece.partition("</tools>")

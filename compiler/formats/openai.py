@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Media, Message, Role
-from compiler.formats.common import WEIGHT_KEYS, asked_weight, complete, parse_call, read_columns
+from compiler.formats.common import (
+    CALL_ROLE,
+    SWIFT_ROLES,
+    WEIGHT_KEYS,
+    asked_weight,
+    calls_of_text,
+    complete,
+    parse_call,
+    read_columns,
+)
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
 from compiler.formats.marks import MEDIA_COLUMNS
@@ -29,6 +38,8 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         _fill(one, source.get(content_tag), f"{pointer}/{content_tag}")
         if role is Role.ASSISTANT:
             one.calls = _calls(source, pointer)
+            if source[role_tag] == CALL_ROLE:
+                one.content, one.calls = "", calls_of_text(one.content, f"{pointer}/{content_tag}")
         elif role is Role.TOOL:
             one.name, one.call_id = source.get("name"), source.get("tool_call_id")
         return one
@@ -43,6 +54,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
 def _roles(tags: Names) -> dict[str, Role]:
     named = {"user_tag": Role.USER, "assistant_tag": Role.ASSISTANT, "observation_tag": Role.TOOL}
     roles = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "function": Role.TOOL, "tool": Role.TOOL}
+    roles |= SWIFT_ROLES
     return roles | {str(tags[tag]): role for tag, role in named.items() if tags.get(tag) is not None}
 
 
@@ -65,12 +77,12 @@ def _fill(message: Message, content: Any, pointer: str) -> None:
 
 
 def _calls(source: dict[str, Any], pointer: str) -> list[Call]:
-    calls = [
-        parse_call(
-            call["function"], at := f"{pointer}/tool_calls/{j}/function", f"{at}/arguments", call_id=call.get("id")
-        )
-        for j, call in enumerate(source.get("tool_calls") or ())
-    ]
+    """The calls of a reply; without the object `function` around them, name and arguments stand beside the id."""
+    calls = []
+    for j, call in enumerate(source.get("tool_calls") or ()):
+        inner, at = call.get("function"), f"{pointer}/tool_calls/{j}"
+        inner, at = (call, at) if inner is None else (inner, f"{at}/function")
+        calls.append(parse_call(inner, at, f"{at}/arguments", call_id=call.get("id")))
     if not calls and source.get("function_call"):
         at = f"{pointer}/function_call"
         calls = [parse_call(source["function_call"], at, f"{at}/arguments")]

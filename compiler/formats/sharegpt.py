@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.conversation import Call, Conversation, Message, Role
-from compiler.formats.common import WEIGHT_KEYS, asked_weight, complete, parse_call, parse_text, read_columns
+from compiler.conversation import Conversation, Message, Role
+from compiler.formats.common import (
+    CALL_ROLE,
+    SWIFT_ROLES,
+    WEIGHT_KEYS,
+    asked_weight,
+    calls_of_text,
+    complete,
+    read_columns,
+)
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
 from compiler.formats.marks import MEDIA_COLUMNS
@@ -29,13 +37,14 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
-    roles = {tags[tag]: role for tag, role in _ROLES.items() if tags.get(tag) is not None}
+    roles = SWIFT_ROLES | {"tool": Role.TOOL}
+    roles |= {str(tags[tag]): role for tag, role in _ROLES.items() if tags.get(tag) is not None}
 
     def message(source: dict[str, Any], pointer: str) -> Message:
         role = roles[source[role_tag]]
         weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
-        if source[role_tag] == tags.get("function_tag"):
-            return Message(role, "", _calls(source[content_tag], f"{pointer}/{content_tag}"), weight=weight)
+        if source[role_tag] in (CALL_ROLE, tags.get("function_tag")):
+            return Message(role, "", calls_of_text(source[content_tag], f"{pointer}/{content_tag}"), weight=weight)
         return Message(role, source[content_tag], weight=weight)
 
     messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
@@ -43,15 +52,6 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         if one.role is Role.SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
     return complete(read_columns(row, columns), columns, messages, message)
-
-
-def _calls(text: str, pointer: str) -> list[Call]:
-    """The calls of a function_call message: one JSON object, or a list of them."""
-    value = parse_text(text, "a tool call", Reason.TOOL_ARGUMENTS, pointer)
-    calls = value if isinstance(value, list) else [value]
-    if not calls:
-        raise RowError(Reason.TOOL_ARGUMENTS, "expected at least one tool call, found an empty list", pointer)
-    return [parse_call(call, pointer, pointer) for call in calls]
 
 
 FORMAT = Format(

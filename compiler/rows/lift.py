@@ -8,6 +8,7 @@
     lift      the format's own function: one or more conversations     compiler/formats
     repair    repairs of a conversation (--repair)                     repair.py
     clean     the rules of the dataset's card                          clean.py
+    join      calls in consecutive messages, and in blocks of text    calls.py
     check     the order of turns; ReAct replies                        formats/turns.py, react/check.py
     look      at images and videos                                     media.py
     rewrite   tools and calls as ReAct text (--tools react)            react/dialect.py
@@ -18,7 +19,7 @@ Nothing here knows a template. A row that cannot go on is a reject with its poin
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from operator import attrgetter
@@ -30,6 +31,7 @@ from compiler.formats.kinds import KIND_KEYS, kind_of_row
 from compiler.formats.turns import check_turns
 from compiler.media.rules import Vision
 from compiler.options import DatasetOptions, UnitOptions
+from compiler.rows.calls import has_blocks, join_calls, take_out_blocks
 from compiler.rows.clean import clean
 from compiler.rows.hints import Hints
 from compiler.rows.keys import MOST, OTHERS, RowKeys
@@ -58,9 +60,16 @@ class Preparer:
     """
 
     def __init__(
-        self, dataset: DatasetOptions, options: UnitOptions, vision: Vision | None, no_vision: str = ""
+        self,
+        dataset: DatasetOptions,
+        options: UnitOptions,
+        vision: Vision | None,
+        no_vision: str = "",
+        takes_calls: Callable[[], bool] = lambda: True,
     ) -> None:
         self.dataset, self.options = dataset, options
+        self._takes_calls = takes_calls if options.tools == "template" else lambda: True
+        """Whether the template has a place for calls and results; asked only where a row has them as text."""
         self.notes: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
         self.ignored: Counter[str] = Counter()
@@ -151,6 +160,9 @@ class Preparer:
                 return conversation
             if self.dataset.clean:
                 conversation.repairs += clean(conversation, self.dataset.clean, self._turns)
+            if has_blocks(conversation) and self._takes_calls():
+                take_out_blocks(conversation)
+            join_calls(conversation)
             check_turns(conversation, self._turns)
             if self.dataset.react and (findings := check_react(conversation)):
                 self._count(findings, conversation)

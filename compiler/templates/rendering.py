@@ -18,13 +18,13 @@ from functools import cached_property
 
 import orjson
 
-from compiler.conversation import Conversation, Segment
+from compiler.conversation import Call, Conversation, Message, Role, Segment
 from compiler.templates.checks import must_be_rendered, must_differ_without, must_not_be_looked_for
 from compiler.templates.cut import cut, owners_of, place
 from compiler.templates.guard import MEDIA_MARKS, Guard, map_strings
 from compiler.templates.markup import KIND_OF_MARK, Markup
 from compiler.templates.messages import as_dict, texts_of
-from schemas.errors import Reason, RowError
+from schemas.errors import IntegrityError, Reason, RowError
 
 
 class Rendering(Markup):
@@ -49,6 +49,20 @@ class Rendering(Markup):
         for segment in placed:
             segment.text = guard.restore(segment.text)
         return self._with_media(placed, conversation)
+
+    @cached_property
+    def takes_calls(self) -> bool:
+        """Whether the template renders a reply's calls and their results."""
+        call = Call("f", {"a": 1}, "abcdefghi")
+        messages = [Message(Role.USER, "x"), Message(Role.ASSISTANT, "", [call]), Message(Role.TOOL, "y", name="f")]
+        messages[2].call_id = call.id
+        try:
+            self.segments(Conversation([*messages, Message(Role.ASSISTANT, "z")]))
+        except RowError as error:
+            return error.reject.reason is Reason.TEMPLATE_UNSTABLE
+        except IntegrityError:
+            return False
+        return True
 
     def _with_media(self, segments: list[Segment], conversation: Conversation) -> list[Segment]:
         """The segments with the mark of each image or video replaced by its control tokens."""

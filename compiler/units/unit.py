@@ -129,7 +129,9 @@ class _UnitCompiler:
         self.task, self.options, self.read_as = task, task.setup.options, task.read_as
         self.tokenizer, self.template = _tools(task.setup)
         rendering = self.template.program.rendering
-        self.preparer = Preparer(self.read_as, self.options, rendering.vision, rendering.no_vision)
+        self.preparer = Preparer(
+            self.read_as, self.options, rendering.vision, rendering.no_vision, lambda: rendering.takes_calls
+        )
         self.rejects: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
         self.notes = self.preparer.notes
