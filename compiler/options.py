@@ -83,6 +83,8 @@ class DatasetOptions:
     """(placeholder with its language, value) pairs of the self-cognition pool; see compiler/rows/persona.py."""
     kind_by_rows: bool = False
     """Whether the first rows decided the kind, so that a row of another kind is a reject."""
+    other_names: dict[str, str] = field(default_factory=dict)
+    """Key -> column, for keys by which later rows may call a column that the first ones call otherwise."""
     react: bool = False
     """Whether replies are ReAct text, which is checked: the format's, unless the card says that they are plain."""
     clean: dict[str, list[str]] = field(default_factory=dict)

@@ -532,12 +532,55 @@ def test_a_kto_row_says_what_is_desirable_and_trains_its_last_reply_alone(run: R
     assert manifest(tmp_path / "out")["datasets"][0]["duplicates"] == 0, "desired and not is not the same"
 
 
-@pytest.mark.parametrize("tag", ["true", 1, None])
+@pytest.mark.parametrize("tag", ["good", 2, None])
 def test_a_kto_tag_is_true_or_false(run: Run, tmp_path: Path, tag: Any) -> None:
     file = write(tmp_path / "rows.jsonl", qa("q", kto_tag=True), qa("q", kto_tag=tag))
     run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
     (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
     assert (reject["reason"], reject["pointer"], reject["row"]) == ("schema", "/kto_tag", 1)
+
+
+@pytest.mark.parametrize(("good", "bad"), [("true", "false"), ("True", "False"), (1, 0), ("1", "0")])
+@pytest.mark.parametrize("form", TAGGED)
+def test_a_label_may_be_text_or_a_number(run: Run, tmp_path: Path, form: str, good: Any, bad: Any) -> None:
+    key = "kto_tag" if "kto_tag" in TAGGED[form] else "label"
+    file = write(tmp_path / "rows.jsonl", TAGGED[form] | {key: good}, TAGGED[form] | {key: bad})
+    run("compile", file, "--no-shuffle", "-o", tmp_path / "out")
+    assert [row["desirable"] for row in rows(tmp_path / "out")] == [True, False]
+
+
+def test_a_csv_can_carry_labels(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("instruction,output,kto_tag\n2+2?,4,true\n2+3?,4,FALSE\n", "utf-8")
+    run("compile", tmp_path / "rows.csv", "--no-shuffle", "-o", tmp_path / "out")
+    assert [row["desirable"] for row in rows(tmp_path / "out")] == [True, False]
+
+
+def test_a_label_beside_an_instruction_makes_no_kto_rows_and_that_is_said(run: Run, tmp_path: Path) -> None:
+    done = run("compile", write(tmp_path / "rows.jsonl", qa("q", label=True)), "-o", tmp_path / "out")
+    assert manifest(tmp_path / "out")["kind"] == "sft"
+    assert "rows: the key 'label' is not read as a KTO label" in done.stderr
+    done = run("compile", write(tmp_path / "rows.jsonl", TAGGED["openai"]), "-o", tmp_path / "out")
+    assert manifest(tmp_path / "out")["kind"] == "kto"
+    assert "rows: read as kto rows because the key 'label' is true or false" in done.stderr
+
+
+def test_a_file_that_mixes_kinds_is_said_to(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", qa("q"), qa("q", kto_tag=True), qa("q", kto_tag=True))
+    done = run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
+    assert "rows: kinds are mixed: 2 of the first 3 rows are kto, 1 sft\n" in done.stderr
+
+
+def test_later_rows_may_call_columns_otherwise(run: Run, tmp_path: Path) -> None:
+    first = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    later = [first | {"system": "Be brief."}, first | {"system_prompt": "Be brief."}, first | {"system_prompt": None}]
+    file = write(tmp_path / "rows.jsonl", *[first] * 30, *later)
+    run("compile", file, "--no-shuffle", "-o", tmp_path / "out")
+    column, alias, null = rows(tmp_path / "out")[30:]
+    assert column["input_ids"] == alias["input_ids"]
+    assert len(null["input_ids"]) < len(alias["input_ids"])
+    run("compile", write(tmp_path / "two.jsonl", later[1] | {"system": "Be long."}), "-o", tmp_path / "two", code=3)
+    (reject,) = rejects(tmp_path / "two.rejects.jsonl")
+    assert reject["message"].startswith("expected the system of a row in one key, found 'system' and 'system_prompt'")
 
 
 def test_a_kto_row_that_is_too_long_is_rejected_or_loses_its_first_turns(run: Run, tmp_path: Path) -> None:

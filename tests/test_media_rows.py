@@ -915,3 +915,43 @@ def test_a_step_whose_screenshot_is_missing_is_rejected_alone(
     assert (reject["reason"], reject["pointer"]) == ("media", "/steps/1/image")
     balance = manifest(tmp_path / "out")["balance"]
     assert (balance["read"], balance["expanded"], balance["in_shards"], balance["rejected"]) == (2, 3, 4, 1)
+
+
+def test_images_of_later_rows_are_read_whatever_their_column_is_called(compiled: Callable[..., list[Row]]) -> None:
+    """The first rows decide the format; rows with images may come after them, under either name."""
+    asked = {"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "a"}]}
+    text = {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}
+    found = compiled(*[text] * 25, asked | {"images": ["a.png"]}, asked | {"image": "a.png"})
+    assert [len(row["images"] or []) for row in found[24:]] == [0, 1, 1]
+    found = compiled(asked | {"image": "a.png"}, asked | {"images": ["a.png"]})
+    assert [len(row["images"] or []) for row in found] == [1, 1]
+
+
+@pytest.mark.parametrize(("role", "content", "user", "assistant"), [
+    ("role", "content", "user", "assistant"), ("from", "value", "user", "assistant"), ("from", "value", "human", "gpt"),
+])  # fmt: skip
+def test_images_stand_beside_conversations_of_every_naming(
+    compiled: Callable[..., list[Row]], role: str, content: str, user: str, assistant: str
+) -> None:
+    messages = [{role: user, content: "<image>?"}, {role: assistant, content: "a"}]
+    (found,) = compiled({"conversations": messages, "images": ["a.png"]})
+    assert len(found["images"]) == 1
+
+
+def test_parts_without_a_file_take_those_of_the_column_in_order(
+    compiled: Callable[..., list[Row]], rejected: Callable[[], list[tuple[int, str, str, str]]]
+) -> None:
+    asked = [{"type": "image"}, {"type": "text", "text": "and"}, {"type": "image", "image": None}]
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": "b"}]
+    whole = [{"type": "image", "image": "a.png"}, asked[1], {"type": "image", "image": "b.png"}]
+    given = [messages[0] | {"content": whole}, messages[1]]
+    found = compiled({"messages": messages, "images": ["a.png", "b.png"]}, {"messages": given},
+                     {"messages": messages}, {"messages": messages, "images": ["a.png"]})  # fmt: skip
+    assert len(found) == 2
+    assert found[0]["input_ids"] == found[1]["input_ids"]
+    neither, fewer = rejected()
+    assert neither[1:3] == ("media", "/messages/0/content/0")
+    assert fewer[2:] == (
+        "/images",
+        "expected as many images as parts of this type that name none, found 2 parts and 1 image",
+    )

@@ -20,7 +20,7 @@ from compiler.conversation import Kind
 from compiler.datasets import hub
 from compiler.datasets.files import File, data_files, readable
 from compiler.datasets.given import Given, given_datasets
-from compiler.formats.kinds import columns_for, kind_of_rows, of_kind
+from compiler.formats.kinds import columns_for, kind_of_rows, kinds_of_rows, label_of, of_kind, other_names
 from compiler.options import CompileOptions, DatasetOptions, Names, Request, quoted
 from compiler.read import cut, open_source, read
 from compiler.rows.mend import mend
@@ -118,9 +118,11 @@ class Catalogue:
         if kind not in format_.kinds:
             kind = format_.kinds[0]
         columns = columns_for(format_, kind, rows)
+        notes += _kind_notes(rows, kind, columns)
         options = DatasetOptions(
             chosen, columns, dict(format_.tags), self._weights(format_.weights), kind,
-            kind_by_rows=True, react=format_.react, media=self._media(given.folder),
+            kind_by_rows=True, other_names=other_names(format_, columns), react=format_.react,
+            media=self._media(given.folder),
         )  # fmt: skip
         return Dataset(name, files, options, notes=notes)
 
@@ -279,6 +281,19 @@ def _what_to_do(file: File, rows: list[Any], kind: str) -> str:
     else:
         lines.append("Map its columns in a dataset_info.json (--registry).")
     return "\n  ".join(lines)
+
+
+def _kind_notes(rows: list[Any], kind: str, columns: Names) -> list[str]:
+    """What was inferred about the kind where rows could also be read otherwise."""
+    notes, found = [], kinds_of_rows(rows)
+    if columns.get("kto_tag") == "label":
+        notes.append("read as kto rows because the key 'label' is true or false beside a reply")
+    elif kind == Kind.SFT and any(isinstance(row, dict) and label_of(row.get("label")) is not None for row in rows):
+        notes.append("the key 'label' is not read as a KTO label; name it kto_tag if it judges the reply")
+    if len(found) > 1 and kind in found:
+        others = ", ".join(f"{n} {other}" for other, n in sorted(found.items()) if other != kind)
+        notes.append(f"kinds are mixed: {found[kind]} of the first {found.total()} rows are {kind}, {others}")
+    return notes
 
 
 def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 from compiler.conversation import Call, Conversation, Message, Role, to_json
 from compiler.formats.common import asked_weight, read_columns
 from compiler.formats.format import Format
+from compiler.formats.marks import MEDIA_COLUMNS, place_media
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
@@ -41,7 +42,14 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
             lifted = [Message(role, turn["content"], weight=asked_weight(turn, role, f"/{column}/{i}"))]
         messages += lifted
         places += [i] * len(lifted)
-    return Conversation(messages, tools, places=places)
+    if system := found.get("system"):
+        if tools is not None:
+            what = "expected no system column beside tools, which become the system prompt"
+            raise RowError(Reason.TURN_ORDER, what, f"/{columns['system']}")
+        if messages[0].role is not Role.SYSTEM:
+            messages, places = [Message(Role.SYSTEM, system), *messages], [-1, *places]
+    conversation = Conversation(messages, tools, places=places)
+    return place_media(conversation, found, columns) if "images" in found or "videos" in found else conversation
 
 
 def _tool_turn(turn: dict[str, Any], messages: list[Message], pointer: str) -> list[Message]:
@@ -60,6 +68,6 @@ def _tool_turn(turn: dict[str, Any], messages: list[Message], pointer: str) -> l
 FORMAT = Format(
     name="chatglm3",
     lift=lift,
-    columns={"messages": "conversations", "tools": "tools"},
+    columns={"messages": "conversations", "tools": "tools", "system": "system", **MEDIA_COLUMNS},
     turns="messages",
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role, to_json
+from compiler.formats.kinds import label_of
 from compiler.formats.marks import place_media
 from compiler.options import Names
 from compiler.read.value import json_type, parse
@@ -46,7 +47,8 @@ def complete(
     if (system := found.get("system")) and messages[0].role is not Role.SYSTEM:
         conversation.places = [-1, *range(len(messages))]
         conversation.messages = [Message(Role.SYSTEM, system), *messages]
-    conversation.desirable = found.get("kto_tag")
+    if (label := found.get("kto_tag")) is not None:
+        conversation.desirable = label_of(label)
     if (rejected := found.get("rejected")) is not None:
         conversation.rejected = to_message(rejected, f"/{columns['rejected']}")
         if (chosen := found.get("chosen")) is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from compiler.conversation import Kind
 from compiler.formats.format import Format
 from compiler.options import Names
+from schemas.errors import Reason, RowError
 
 KIND_COLUMNS = {"chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag"}
 """The columns that make a row a pair or a KTO row, with their default names."""
@@ -17,16 +19,21 @@ _OTHER_NAMES = {
     "videos": ("video",),
     "messages": ("trajectory",),
     "tools": ("available_tools",),
+    "system": ("system_prompt",),
 }
-"""The names of columns -> other names for them, in ms-swift, in LLaVA and in agents' trajectories."""
+"""The names of columns -> other names for them, in ms-swift, in LLaVA, in OpenOrca and in agents' trajectories."""
 
-
-_LABELS, _REJECTED = (
-    ("kto_tag", "label"),
-    ("rejected", "rejected_response", "rejected_messages", "response_rejected", "non_preferred_output"),
-)
-KIND_KEYS = frozenset((*_LABELS, *_REJECTED))
+_ONE = ("images", "videos", "system")
+"""Columns that a row cannot have twice, under two of these names."""
+_REJECTED = ("rejected", "rejected_response", "rejected_messages", "response_rejected", "non_preferred_output")
+KIND_KEYS = frozenset(("kto_tag", "label", *_REJECTED))
 """The keys by which a row says that it is a pair or a KTO row."""
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def label_of(value: Any) -> bool | None:
+    """The label that a value is: true or false, also as 1, 0 or text; None for anything else."""
+    return _LABELS.get(str(value).lower()) if isinstance(value, bool | int | str) else None
 
 
 def kind_of_rows(rows: list[Any]) -> str:
@@ -34,13 +41,26 @@ def kind_of_rows(rows: list[Any]) -> str:
 
     Rows of another kind are rejected then, so that a reply to be unlearned is never trained as a plain one.
     """
-    found = {kind_of_row(row) for row in rows if isinstance(row, dict)}
+    found = kinds_of_rows(rows)
     return next((kind for kind in (Kind.KTO, Kind.PREFERENCE, Kind.SFT) if kind in found), min(found, default=Kind.SFT))
 
 
+def kinds_of_rows(rows: list[Any]) -> Counter[str]:
+    """How many of the first rows are of each kind. A `label` with other values than true and false judges nothing."""
+    objects = [row for row in rows if isinstance(row, dict)]
+    judged = all(label_of(row["label"]) is not None for row in objects if row.get("label") is not None)
+    return Counter(kind_of_row(row if judged or "label" not in row else row | {"label": None}) for row in objects)
+
+
 def kind_of_row(row: dict[str, Any]) -> Kind:
-    """The kind that a row's keys ask for."""
-    if any(isinstance(row.get(key), bool) for key in _LABELS):
+    """The kind that a row's keys ask for.
+
+    `kto_tag` is a KTO label wherever it stands. `label` is one beside messages, a query or a prompt, as in ms-swift and
+    TRL; beside an instruction it may be anything.
+    """
+    if label_of(row.get("kto_tag")) is not None:
+        return Kind.KTO
+    if "instruction" not in row and label_of(row.get("label")) is not None:
         return Kind.KTO
     if any(row.get(key) is not None for key in _REJECTED):
         return (
@@ -52,14 +72,37 @@ def kind_of_row(row: dict[str, Any]) -> Kind:
 def columns_for(format_: Format, kind: str, rows: list[Any]) -> Names:
     """A format's default columns for a kind, with the names that the rows use."""
     names = of_kind(dict(format_.columns), kind)
-    keys = {key for row in rows if isinstance(row, dict) for key in row}
+    given = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value is not None}
     for column, others in _OTHER_NAMES.items():
-        if names.get(column) == column and column not in keys:
-            names[column] = next((other for other in others if other in keys), column)
+        if names.get(column) == column and column not in given:
+            names[column] = next((other for other in others if other in given), column)
     needed = (*format_.schema.get("required", ()), *format_.schema.get("x-required", {}).get(kind, ()))
-    if "chosen" not in needed and names.get("chosen") not in keys and names.get("rejected") == "rejected_response":
+    if "chosen" not in needed and names.get("chosen") not in given and names.get("rejected") == "rejected_response":
         names["chosen"] = None  # the last reply of the conversation is the chosen one
     return names
+
+
+def other_names(format_: Format, columns: Names) -> dict[str, str]:
+    """Key -> column, for the keys by which some rows may call a column that the first ones call otherwise."""
+    found: dict[str, str] = {}
+    for column, others in _OTHER_NAMES.items():
+        if columns.get(column) is not None and format_.columns[column] == column:
+            found |= {key: column for key in (column, *others) if key != columns[column]}
+    return found
+
+
+def columns_of_row(format_: Format, kind: str, row: dict[str, Any], columns: Names, others: dict[str, str]) -> Names:
+    """The columns of a row that has a key of `others`: those of the dataset, under the names that this row uses."""
+    for key, column in others.items():
+        if column in _ONE and row.get(key) is not None and row.get(columns[column] or "") is not None:
+            what = f"expected the {column} of a row in one key, found {columns[column]!r} and {key!r}"
+            raise RowError(Reason.SCHEMA, f"{what}; leave one of them out", f"/{key}")
+    names = columns_for(format_, kind, [row])
+    lacks = {column for column in others.values() if row.get(columns[column] or "") is None}
+    of_the_row = {
+        column: names[column] for key, column in others.items() if column in lacks and row.get(key) is not None
+    }
+    return columns | of_the_row | ({"chosen": names["chosen"]} if "rejected" in of_the_row else {})
 
 
 def of_kind(names: Names, kind: str) -> Names:

@@ -28,6 +28,11 @@ def place_media(conversation: Conversation, found: dict[str, Any], columns: Name
     listed = [(found[name], kind, f"/{columns[name]}") for name, kind in _KINDS.items() if found.get(name) is not None]
     if not listed:
         return conversation
+    parts = [media for message in conversation.messages for media in message.media if not media.uri]
+    if parts:
+        for value, kind, pointer in listed:
+            _fill_parts([part for part in parts if part.kind == kind], _listed(value, kind, pointer), kind, pointer)
+        return conversation
     takers = [m for m in conversation.messages if m.role in (Role.USER, Role.TOOL) and not m.media]
     waiting: dict[str, Iterator[Media]] = {}
     for value, kind, pointer in listed:
@@ -46,6 +51,16 @@ def place_media(conversation: Conversation, found: dict[str, Any], columns: Name
         for message in takers:
             _take_marks(message, pattern, waiting)
     return conversation
+
+
+def _fill_parts(parts: list[Media], media: list[Media], kind: str, pointer: str) -> None:
+    """Give parts that name no file those of the row's column, in order."""
+    if len(parts) != len(media):
+        found = f"{_number(len(parts), 'part')} and {_number(len(media), kind)}"
+        what = f"expected as many {kind}s as parts of this type that name none, found {found}"
+        raise RowError(Reason.MEDIA, what, pointer)
+    for part, one in zip(parts, media, strict=True):
+        part.uri, part.frames, part.pointer = one.uri, one.frames, one.pointer
 
 
 def _listed(value: Any, kind: str, pointer: str) -> list[Media]:

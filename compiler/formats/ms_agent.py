@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from compiler.formats import sharegpt
 from compiler.formats.format import Format
+from compiler.formats.marks import MEDIA_COLUMNS
 
 FORMAT = Format(
     name="ms_agent",
     lift=sharegpt.lift,
-    columns={"messages": "conversations"},
+    columns={"messages": "conversations", "system": "system", "tools": "tools", **MEDIA_COLUMNS},
     tags={
         "role_tag": "from",
         "content_tag": "value",

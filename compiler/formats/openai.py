@@ -48,7 +48,13 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     found = read_columns(row, columns)
     if row.get("functions") is not None and found.get("tools") is None:
         columns, found["tools"] = columns | {"tools": "functions"}, row["functions"]
-    return complete(found, columns, messages, message)
+    conversation = complete(found, columns, messages, message)
+    for one in messages:
+        for media in one.media:
+            if not media.uri:
+                what = f"expected {media.kind!r} in the part, or the row's {media.kind}s in a column; found neither"
+                raise RowError(Reason.MEDIA, what, media.pointer)
+    return conversation
 
 
 def _roles(tags: Names) -> dict[str, Role]:
@@ -71,8 +77,8 @@ def _fill(message: Message, content: Any, pointer: str) -> None:
             what = f"expected text in a message of the {message.role}, found {part['type']!r}"
             raise RowError(Reason.MEDIA, what, f"{pointer}/{i}")
         kind = part["type"].removesuffix("_url")
-        found = part[part["type"]]
-        uri = found["url"] if isinstance(found, dict) else found
+        found = part.get(part["type"])
+        uri = found["url"] if isinstance(found, dict) else found or ""  # "": it stands in the row's column
         message.media.append(Media(kind, uri, at=len(message.content), pointer=f"{pointer}/{i}"))
 
 

@@ -27,10 +27,10 @@ from typing import Any
 
 from compiler import formats
 from compiler.conversation import Conversation, Kind
-from compiler.formats.kinds import KIND_KEYS, kind_of_row
+from compiler.formats.kinds import KIND_KEYS, columns_of_row, kind_of_row
 from compiler.formats.turns import check_turns
 from compiler.media.rules import Vision
-from compiler.options import DatasetOptions, UnitOptions
+from compiler.options import DatasetOptions, Names, UnitOptions
 from compiler.rows.calls import has_blocks, join_calls, take_out_blocks
 from compiler.rows.clean import clean
 from compiler.rows.hints import Hints
@@ -85,6 +85,9 @@ class Preparer:
         self._turns, self._tools = f"/{turns}" if turns else None, f"/{tools}" if tools else ""
         self._plain = dataset.kind_by_rows and dataset.kind == Kind.SFT
         """Whether the first rows were plain, so that one of another kind is a reject."""
+        self._others = dataset.other_names
+        self._variants: dict[tuple[str | None, ...], Preparer] = {}
+        """For rows under other names of columns."""
         self._hints = Hints(self._attempt, options.repairs, self._columns, self._tags)
 
     def reads(self, key: str) -> bool:
@@ -113,6 +116,10 @@ class Preparer:
     def _made(self, value: Any) -> list[Conversation | Reject]:
         mended: list[str] = []
         try:
+            if self._others and isinstance(value, dict) and not self._others.keys().isdisjoint(value):
+                columns = columns_of_row(self._format, self.dataset.kind, value, self._columns, self._others)
+                if columns != self._columns:
+                    return self._variant(columns)._made(value)
             if (held := unpack(value, self._held)) is not value:
                 value = held
                 self.notes["json_text"] += 1
@@ -134,6 +141,17 @@ class Preparer:
         if isinstance(lifted, Conversation):
             return [self._finished(lifted, mended)]
         return [one.reject if isinstance(one, RowError) else self._finished(one, mended) for one in lifted]
+
+    def _variant(self, columns: Names) -> Preparer:
+        """The same for rows that call columns otherwise; what it counts is counted here."""
+        key = tuple(columns.values())
+        if key not in self._variants:
+            dataset = replace(self.dataset, columns=columns, other_names={})
+            self._variants[key] = Preparer(dataset, self.options, self.media.vision)
+        made = self._variants[key]
+        made.notes, made.unread, made.ignored = self.notes, self.unread, self.ignored
+        made.media, made.options = self.media, self.options
+        return made
 
     def _check_kind(self, value: dict[str, Any]) -> None:
         """Refuse a pair or a labelled row among plain ones: a reply to be unlearned is never trained."""
