@@ -158,17 +158,25 @@ def rows_of(name: str) -> list[Row]:
 def test_every_value_is_in_the_ids_or_in_a_reject_or_its_key_is_named(run: Run, tmp_path: Path, name: str) -> None:
     chance, table, rows, keys = random.Random(name), registry.keys(), [], []
     known = [*table["row"], *table["message"], *(f"unheard_of_{i}" for i in range(20))]
+    is_session = FORMATS[name].session  # a file is one row: its lines
     for number in range(80):
         row = json.loads(json.dumps(chance.choice(rows_of(name))))
-        place = chance.choice(list(places(row)))
+        place = chance.choice(list(places(row["lines"] if is_session else row)))
         key = chance.choice([key for key in known if key not in place])
         place[key] = f"MARK{number}X"
         rows.append(row)
         keys.append(key)
-    out = tmp_path / "out"
+    out, source = tmp_path / "out", tmp_path / "x.jsonl"
+    if is_session:
+        source = tmp_path / "x"
+        source.mkdir()
+        for number, row in enumerate(rows):
+            write(source / f"{number}.jsonl", *row["lines"])
+    else:
+        write(source, *rows)
     run(
         "compile",
-        write(tmp_path / "x.jsonl", *rows),
+        source,
         "--format",
         name,
         "--max-rejects",
@@ -179,11 +187,16 @@ def test_every_value_is_in_the_ids_or_in_a_reject_or_its_key_is_named(run: Run, 
     )
     found = CompiledSet.open(out).table("train")
     tokenizer = Tokenizer.from_file(str(registry.DEMO_TOKENIZER / "tokenizer.json"))
-    said = {int(reject["row"]): "" for reject in rejects(out)}
-    for row, ids in zip(found.column("row").to_pylist(), found.column("input_ids").to_pylist(), strict=True):
+
+    def number_of(one: Row) -> int:
+        return int(Path(one["file"]).stem) if is_session else int(one["row"])
+
+    said = {number_of(reject): "" for reject in rejects(out)}
+    for one in found.select(["file", "row", "input_ids"]).to_pylist():
+        row, ids = number_of(one), one["input_ids"]
         said[row] = said.get(row, "") + tokenizer.decode(ids, skip_special_tokens=False)
     named = {path.rpartition(".")[2] for path in entry(out)["unread"]}
-    refused = {reject["row"] for reject in rejects(out)}
+    refused = {number_of(reject) for reject in rejects(out)}
     for number, key in enumerate(keys):
         assert number in refused or f"MARK{number}X" in said[number] or key in named, (key, rows[number])
 

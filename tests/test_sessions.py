@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +14,19 @@ from click.testing import Result
 
 from compiler.conversation import Call, Conversation, Role
 from compiler.formats import FORMATS
+from compiler.read import as_session, cut, open_source, read
 from compiler.rows.recognise import recognise
 from compiler.rows.unpack import check
 from compiler.rows.validate import Validator
 from schemas import schema
+from schemas.errors import RowError
 from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
 Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
-AGENTS = ("anthropic", "openai_responses", "atif")
+AGENTS = ("anthropic", "openai_responses", "atif", "claude_code", "codex")
 SYSTEM, USER, ASSISTANT, TOOL = Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.TOOL
 END, STOP = "<|im_end|>", 8002
 """The end of a turn in the embedded tokenizer, and its id."""
@@ -41,6 +45,11 @@ def said(conversation: Conversation) -> list[tuple[Any, ...]]:
     return [(m.role, m.content, *m.calls) for m in conversation.messages]
 
 
+def rows_of(name: str, row: Any) -> list[Any]:
+    """The rows of a file that holds a row: the lines of a session, else the row."""
+    return list(row["lines"]) if FORMATS[name].session else [row]
+
+
 def write(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path
@@ -49,7 +58,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_rows_of_every_agent_format_are_recognised(name: str) -> None:
     for row in schema(name)["examples"]:
-        assert recognise([row])[0] == name
+        assert recognise(rows_of(name, row))[0] == name
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -67,7 +76,7 @@ def test_control_tokens_in_texts_calls_and_results_stay_text(run: Run, tmp_path:
         )
 
     def stops(row: Row, out: Path) -> tuple[int, int]:
-        run("compile", write(tmp_path / "x.jsonl", [row]), "--format", name, "-o", out)
+        run("compile", write(tmp_path / "x.jsonl", rows_of(name, row)), "--format", name, "-o", out)
         (ids,) = CompiledSet.open(out).table("train").column("input_ids").to_pylist()
         return ids.count(STOP), len(ids)
 
@@ -325,3 +334,210 @@ def test_nulls_among_the_arguments_of_a_call_are_kept() -> None:
     found, reject = check(row, ("messages",), checker)
     assert reject is None
     assert found["messages"][1]["content"][0]["input"] == {"x": None}
+
+
+# -- session files --
+
+
+def line(kind: str, uuid: str, parent: str | None, content: Any, name: str | None = None, **more: Any) -> Row:
+    message = {"role": kind, "content": content} | ({"id": name} if name else {})
+    return {"type": kind, "uuid": uuid, "parentUuid": parent, "sessionId": "s", "message": message} | more
+
+
+def used(name: str) -> list[Row]:
+    return [USE | {"id": name}]
+
+
+def result(name: str, text: str = "sand") -> list[Row]:
+    return [{"type": "tool_result", "tool_use_id": name, "content": text}]
+
+
+SESSION = [
+    {"type": "summary", "summary": "Digging", "leafUuid": "u5"},
+    line("user", "u1", None, "q"),
+    line("assistant", "u2", "u1", [{"type": "text", "text": "I dig."}], "m1"),
+    line("assistant", "u3", "u2", used("t1"), "m1"),
+    line("user", "u4", "u3", result("t1")),
+    line("assistant", "u5", "u4", [{"type": "text", "text": "Sand."}], "m2"),
+]
+DUG = [
+    (USER, "q"),
+    (ASSISTANT, "I dig.", Call("dig", {"x": 3}, "t1")),
+    (TOOL, "sand"),
+    (ASSISTANT, "Sand."),
+]
+
+
+def test_the_lines_of_a_session_are_joined_and_fragments_of_one_reply_merged() -> None:
+    found = lifted("claude_code", {"lines": SESSION})
+    assert said(found) == DUG
+    assert found.places == [1, 2, 4, 5]
+    assert found.notes == ["session_prompt"]
+
+
+def test_results_of_calls_made_at_once_are_found_on_their_branches() -> None:
+    """The second call follows the first one, and so does the first result: the newest leaf has one result above it."""
+    lines = [
+        line("user", "u1", None, "q"),
+        line("assistant", "u2", "u1", used("t1"), "m1"),
+        line("assistant", "u3", "u2", used("t2"), "m1"),
+        line("user", "u4", "u2", result("t1", "sand")),
+        line("user", "u5", "u3", result("t2", "mud")),
+        line("assistant", "u6", "u5", "Both.", "m2"),
+    ]
+    found = lifted("claude_code", {"lines": lines})
+    assert said(found) == [
+        (USER, "q"),
+        (ASSISTANT, "", Call("dig", {"x": 3}, "t1"), Call("dig", {"x": 3}, "t2")),
+        (TOOL, "sand"),
+        (TOOL, "mud"),
+        (ASSISTANT, "Both."),
+    ]
+    assert found.notes == ["session_prompt"]
+
+
+def test_a_result_between_two_calls_of_one_reply_follows_the_reply() -> None:
+    lines = [
+        line("user", "u1", None, "q"),
+        line("assistant", "u2", "u1", used("t1"), "m1"),
+        line("user", "u3", "u2", result("t1")),
+        line("assistant", "u4", "u3", used("t2"), "m1"),
+        line("user", "u5", "u4", result("t2")),
+        line("assistant", "u6", "u5", "Both.", "m2"),
+    ]
+    assert [m.role for m in lifted("claude_code", {"lines": lines}).messages] == [
+        USER,
+        ASSISTANT,
+        TOOL,
+        TOOL,
+        ASSISTANT,
+    ]
+
+
+def test_subagents_and_earlier_branches_are_left_out_and_said() -> None:
+    lines = [
+        line("user", "a1", None, "for a subagent", isSidechain=True),
+        line("assistant", "a2", "a1", "done", "m8", isSidechain=True),
+        *SESSION,
+        line("user", "u6", "u1", "an edited question"),
+        line("assistant", "u7", "u6", "r", "m9"),
+    ]
+    found = lifted("claude_code", {"lines": lines})
+    assert said(found) == [(USER, "q"), (USER, "an edited question"), (ASSISTANT, "r")]
+    assert found.notes == ["session_branches", "session_prompt", "session_subagents"]
+
+
+def test_what_the_program_says_in_the_place_of_the_model_is_not_trained() -> None:
+    lines = copy.deepcopy(SESSION)
+    lines[5]["message"]["model"] = "<synthetic>"
+    assert [m.weight for m in lifted("claude_code", {"lines": lines}).messages] == [None, None, None, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("at", "change", "pointer", "message"),
+    [
+        (4, {"parentUuid": "gone"}, "/lines/4/parentUuid", "expected a line with the uuid 'gone', found none"),
+        (1, {"parentUuid": "u4"}, "/lines/4", "expected a tree of lines, found a line above itself"),
+        (2, {"message": {"role": "assistant", "content": 3}}, "/lines/2/message/content", "expected string or array"),
+        (4, {"message": None}, "/lines/4/message", "expected object, found null"),
+    ],
+)
+def test_what_is_wrong_in_a_session_is_located(
+    run: Run, tmp_path: Path, at: int, change: Row, pointer: str, message: str
+) -> None:
+    lines = [*SESSION[:at], SESSION[at] | change, *SESSION[at + 1 :]]
+    write(tmp_path / "x.jsonl", lines)
+    run("compile", tmp_path / "x.jsonl", "--format", "claude_code", "-o", tmp_path / "out", code=3)
+    reject = json.loads((tmp_path / "out.rejects.jsonl").read_text())
+    assert (reject["row"], reject["offset"]) == (0, 0)
+    assert message in reject["message"]
+    assert reject["pointer"] == pointer
+
+
+def test_a_file_of_two_sessions_is_refused() -> None:
+    other = line("user", "v1", None, "q") | {"sessionId": "other"}
+    with pytest.raises(RowError, match="found a line of another: 'other'"):
+        lifted("claude_code", {"lines": [other, *SESSION]})
+
+
+def codex(kind: str, payload: Any) -> Row:
+    return {"timestamp": "2026-01-01T00:00:00Z", "type": kind, "payload": payload}
+
+
+def test_the_items_of_a_codex_session_are_read_with_its_instructions() -> None:
+    lines = [
+        codex("session_meta", {"id": "s", "base_instructions": {"text": "Be brief."}}),
+        codex("turn_context", {"cwd": "/tmp"}),
+        codex("response_item", ASKED),
+        codex("event_msg", {"type": "user_message", "message": "q"}),
+        codex("response_item", SAID),
+        codex("response_item", DIG),
+        codex("response_item", {"type": "ghost_snapshot", "ghost_commit": {}}),
+        codex("response_item", SAND),
+        codex("response_item", SAID),
+    ]
+    found = lifted("codex", {"lines": lines})
+    assert said(found) == [
+        (SYSTEM, "Be brief."),
+        (USER, "q"),
+        (ASSISTANT, "I dig.", Call("dig", {"x": 3}, "c1")),
+        (TOOL, "sand"),
+        (ASSISTANT, "I dig."),
+    ]
+    assert (found.places, found.notes) == ([0, 2, 4, 7, 8], ["session_tools"])
+    lines[0] = codex("session_meta", {"instructions": "q"})
+    assert said(lifted("codex", {"lines": lines}))[0] == (USER, "q")  # an item has the instructions already
+
+
+def test_a_session_whose_context_was_replaced_is_refused() -> None:
+    lines = [codex("response_item", ASKED), codex("compacted", {"message": "..."}), codex("response_item", SAID)]
+    with pytest.raises(RowError, match="replaced by a summary") as error:
+        lifted("codex", {"lines": lines})
+    assert error.value.reject.pointer == "/lines/1"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_session_file_is_one_unit_and_one_row(tmp_path: Path, suffix: str) -> None:
+    data = b"\n".join(json.dumps(one).encode() for one in SESSION * 50) + b"\n\n"
+    path = tmp_path / f"x.jsonl{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix else data)
+    for target in (1, 100, 1 << 20):
+        (unit,) = cut(as_session(open_source(path)), target)
+        (row,) = read(unit)
+        assert (unit.offset, unit.length, row.index, row.offset, row.length) == (0, len(data), 0, 0, len(data) - 2)
+        assert row.value == {"lines": SESSION * 50}
+        assert row.raw == data[:-2]
+
+
+def test_a_broken_line_of_a_session_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'\n{"type": "user"}\n{"type": \n')
+    (row,) = read(next(cut(as_session(open_source(path)))))
+    assert row.reject is not None
+    assert row.reject.message.startswith("line 3: ")
+
+
+def test_what_json_does_not_have_is_refused_in_a_session(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"type": "user"}\n{"type": "user", "cost": NaN}\n')
+    (row,) = read(next(cut(as_session(open_source(path)))))
+    assert row.reject is not None
+    assert row.reject.message.startswith("line 2: NaN is not JSON")
+
+
+def test_a_session_must_be_json_lines(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    result = run("compile", tmp_path / "x.csv", "--format", "codex", "-o", tmp_path / "out", code=5)
+    assert "a session was expected, which is a file of JSON lines; found csv" in result.output
+
+
+def test_each_session_of_a_folder_is_a_row(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "chats").mkdir()
+    for name in ("a", "b"):
+        write(tmp_path / "chats" / f"{name}.jsonl", SESSION)
+    result = run("compile", tmp_path / "chats", "-o", tmp_path / "out")
+    table = CompiledSet.open(tmp_path / "out").table("train")
+    assert sorted(Path(file).name for file in table.column("file").to_pylist()) == ["a.jsonl", "b.jsonl"]
+    assert table.column("row").to_pylist() == [0, 0]
+    assert "all lines of a file are one row" in result.output
+    assert "in 2 rows, the session holds neither the system prompt nor the tools that the model saw" in result.output

@@ -309,5 +309,7 @@ def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -
         raise UsageError(
             file.label, f"its rows match no known format (keys of the first: {keys})", _what_to_do(file, rows, kind)
         )
+    if formats.FORMATS[name].session:
+        return name, kind, f"recognised as {name}: all lines of a file are one row, which has the place of the first"
     what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
     return name, kind, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"

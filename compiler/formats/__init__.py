@@ -21,6 +21,8 @@ from compiler.formats import (
     anthropic,
     atif,
     chatglm3,
+    claude_code,
+    codex,
     cogagent,
     conversation_pairs,
     conversational,
@@ -54,6 +56,8 @@ FORMATS = {
         anthropic.FORMAT,  # after openai: a row of texts alone fits both
         openai_responses.FORMAT,
         atif.FORMAT,
+        claude_code.FORMAT,
+        codex.FORMAT,
         chatglm3.FORMAT,
         prompt_response.FORMAT,
         query_response.FORMAT,

@@ -38,6 +38,8 @@ class Format:
     """What its rows can be compiled to."""
     weights: str = "none"
     """The policy for `--weights auto`."""
+    session: bool = False
+    """Whether a file is one row, {"lines": [...]}: what its JSON lines hold."""
     react: bool = False
     """Whether replies are ReAct text, which is checked."""
     like: str = ""

@@ -46,7 +46,7 @@ from compiler.read.model import (
     size_of,
     stamp_of,
 )
-from compiler.read.source import open_source
+from compiler.read.source import as_session, open_source
 from schemas.stores import StorePath
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "Row",
     "SourceFile",
     "Unit",
+    "as_session",
     "cut",
     "first_rows",
     "open_source",

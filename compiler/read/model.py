@@ -21,6 +21,8 @@ class FileKind(StrEnum):
     """What the (decompressed) bytes of a file are."""
 
     JSONL = "jsonl"
+    SESSION = "session"
+    """JSON Lines that are one row together."""
     JSON = "json"
     OBJECTS = "objects"
     """JSON objects one after another, each over several lines: most often one, as documents print it."""

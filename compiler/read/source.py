@@ -8,6 +8,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -84,6 +85,14 @@ def open_stream(source: SourceFile) -> Iterator[BinaryIO]:
             yield stream
         except OSError as error:
             raise unreadable(source.path, error) from error
+
+
+def as_session(source: SourceFile) -> SourceFile:
+    """The source, read as one row of all its lines; InputError unless it is JSON Lines."""
+    if source.kind is not FileKind.JSONL:
+        what = f"a session was expected, which is a file of JSON lines; found {source.kind}"
+        raise InputError(str(source.path), what, "Name the files that the agent wrote, or another --format.")
+    return replace(source, kind=FileKind.SESSION)
 
 
 def _check_is_file(path: AnyPath) -> None:

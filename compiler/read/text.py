@@ -31,7 +31,7 @@ from schemas.errors import InputError, Reason, Reject
 from schemas.stores import StorePath
 
 _DELIMITERS = {FileKind.CSV: ",", FileKind.TSV: "\t"}
-_LINES = frozenset({FileKind.JSONL, FileKind.TXT})
+_LINES = frozenset({FileKind.JSONL, FileKind.SESSION, FileKind.TXT})
 _JSON_SPACE = b" \t\r\n"
 
 MAX_FIELD = 1 << 26
@@ -53,6 +53,8 @@ def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
             spans = Elements(str(source.path), source.start).spans(blocks)
         elif source.kind is FileKind.OBJECTS:
             spans = Elements(str(source.path), source.start, bare=True).spans(blocks)
+        elif source.kind is FileKind.SESSION:
+            spans = iter([(source.start, source.start + sum(map(len, blocks)))])
         else:
             spans = _line_runs(blocks, source.start)
         for begin, end in _grouped(spans, target_bytes, window):
@@ -78,6 +80,8 @@ def read(unit: Unit) -> Iterator[Row]:
         return _read_elements(unit, data, Elements(unit.path, unit.offset - 1).spans([b"[", data, b"]"]))
     if unit.kind is FileKind.OBJECTS:
         return _read_elements(unit, data, Elements(unit.path, unit.offset, bare=True).spans([data]))
+    if unit.kind is FileKind.SESSION:
+        return _read_session(unit, data)
     if unit.kind is FileKind.TXT:
         return _read_txt(unit, data)
     return _read_csv(unit, data)
@@ -183,6 +187,19 @@ def _read_elements(unit: Unit, data: bytes, spans: Iterable[tuple[int, int]]) ->
         raw = data[begin - unit.offset : end - unit.offset]
         value, reject, not_json = parse_row(raw)
         yield Row(index, begin, end - begin, value, raw, reject, not_json)
+
+
+def _read_session(unit: Unit, data: bytes) -> Iterator[Row]:
+    """Yield the one row {"lines": [...]} of all lines that are not blank; a line that is wrong rejects the row."""
+    lines, reject = [], None
+    for line in _read_json_lines(unit, data):
+        lines.append(line.value)
+        for wrong in (line.reject, *(line.not_json or {}).values()):
+            if wrong is not None and reject is None:
+                number = data.count(b"\n", 0, (line.offset or 0) - unit.offset) + 1
+                reject = Reject(wrong.reason, f"line {number}: {wrong.message}")
+    raw = data.strip(_JSON_SPACE)
+    yield Row(0, unit.offset + data.index(raw), len(raw), None if reject else {"lines": lines}, raw, reject)
 
 
 def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:

@@ -23,6 +23,9 @@ def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -
             continue
         columns, tags = columns_for(format_, kind, rows), dict[str, str | None](format_.tags)
         validator = Validator(format_, columns, tags, name, kind)
+        if format_.session:  # all its rows are one
+            fits[name] = 0 if validator.check({"lines": rows}) else len(rows)
+            continue
         keys = held_columns(format_, columns)
         mended = (mend(unpack(row, keys), repairs, columns, tags)[0] for row in rows)
         fits[name] = sum(check(row, keys, validator)[1] is None for row in mended)

@@ -130,6 +130,8 @@ def _reject(error: Any, row: Any, root: Any) -> Reject:
     elif (expected := _expected(root, error.schema_path)) and isinstance(found, dict):
         shown = [f"{key!r}{' (null)' if value is None else ''}" for key, value in islice(found.items(), 8)]
         message = f"expected {expected}, found the keys {', '.join(shown) or 'none'}"
+    elif expected and isinstance(found, list):
+        message = f"expected {expected}, found none among {len(found)}"
     return Reject(Reason.SCHEMA, message[:500], pointer)
 
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+from compiler import formats
 from compiler.cache import objects
 from compiler.datasets.catalogue import Dataset
 from compiler.media.paths import state_of
 from compiler.options import Request
 from compiler.proof.encoders import is_refused
-from compiler.read import cut, first_rows, open_source, size_of
+from compiler.read import as_session, cut, first_rows, open_source, size_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset, UnitRecord
 from compiler.units.progress import Done, Watcher
@@ -81,6 +82,8 @@ class UnitPlan:
                 if left == 0:
                     break
                 source = open_source(file.path)
+                if formats.get(dataset.options.format, file.label).session:
+                    source = as_session(source)
                 for note in source.notes:
                     self.watcher.say(f"{file.label}: {note}")
                 units = ((unit, left) for unit in cut(source)) if left is None else first_rows(cut(source), left)
