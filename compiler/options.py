@@ -89,6 +89,8 @@ class DatasetOptions:
     """Whether replies are ReAct text, which is checked: the format's, unless the card says that they are plain."""
     clean: dict[str, list[str]] = field(default_factory=dict)
     """The card's clean-up rules; see compiler/rows/clean.py."""
+    where: str = ""
+    """The SQL condition that rows must meet; "" = none."""
     media: str = ""
     """The folder that references to images and videos are relative to."""
 
@@ -126,6 +128,8 @@ class CompileOptions:
     ray_address: str = ""
     workers: int = 1
     """0 = as many as the cluster has."""
+    where: str = ""
+    """The SQL condition that rows of every dataset must meet; see compiler/rows/where.py."""
     limit: int | None = None
     """The first so many rows of each dataset are compiled, and no others are read; None = all."""
     only: tuple[int, int] | None = None

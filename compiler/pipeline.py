@@ -35,7 +35,7 @@ from compiler.sets.manifest import (
     write_files,
 )
 from compiler.sets.mix import make_plan
-from compiler.sets.rejects import check_keys, check_rejects, forget_rejects
+from compiler.sets.rejects import check_keys, check_rejects, check_where, forget_rejects
 from compiler.sets.rows import examples_of, rows_of
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
@@ -67,6 +67,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
     with in_use(options.cache, watcher.say), _output(options, watcher) as output:
         plan = compile_units(run)
         compiled = plan.load()
+        check_where(compiled)
         check_rejects(compiled, options)
         check_keys(compiled, options)
         examples = [examples_of(one) for one in compiled]

@@ -59,6 +59,8 @@ class Balance(TypedDict):
     cleaned: int
     sampled_out: int
     duplicates: int
+    left_out: NotRequired[int]
+    """Rows that do not meet --where, where it was given."""
 
 
 BalanceKey = Literal["read", "expanded", "repeats", "in_shards", "rejected", "cleaned", "sampled_out", "duplicates"]

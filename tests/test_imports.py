@@ -44,7 +44,6 @@ FLOORS = [
 DISTRIBUTIONS = {"PIL": "pillow", "botocore": "boto3", "yaml": "pyyaml"}
 """By the name that is imported: the distribution, where its name is another one."""
 UNUSED = {
-    "polars",  # declared for reading and mixing large sources, which will use it
     "accelerate",  # transformers imports it
 }
 ASKED_FOR_WHEN_NEEDED = {"bitsandbytes", "swanlab", "wandb"}

@@ -307,6 +307,68 @@ def test_a_limit_reads_the_first_rows_of_each_dataset_and_nothing_behind_them(ru
     assert len(rows(tmp_path / "all")) == 6  # another object than the limited one
 
 
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ("resolved = 1", "acf"),
+        ("resolved = true and reward > 0.5", "ac"),
+        ("resolved is true", "acf"),
+        ("reward > 0.5", "abc"),
+        ("not (reward > 0.5)", "df"),
+        ("source = 'swe'", "abd"),
+        ("source like 's%' and resolved <> 1", "b"),
+        ("patch is not null", "ae"),
+        ('patch is null and "my score" >= 2', "f"),
+        ("source = 'true' or reward between 0.1 and 0.3", "df"),
+        ("length(source) = 3 and reward is not null", "abd"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_where_chooses_rows_and_counts_the_others(
+    run: Run, tmp_path: Path, kind: str, condition: str, kept: str
+) -> None:
+    columns: list[Row] = [
+        {"resolved": True, "reward": 0.9, "source": "swe", "patch": "x"},
+        {"resolved": 0, "reward": 1, "source": "swe"},
+        {"resolved": 1, "reward": 0.7},
+        {"reward": 0.1, "source": "swe"},
+        {"resolved": None, "patch": "y" if kind == "csv" else ["y"]},
+        {"resolved": 1.0, "reward": 0.2, "source": "true", "my score": 2},
+    ]
+    given = [row | more for row, more in zip(alpaca(*"abcdef"), columns, strict=True)]
+    if kind == "csv" and "patch is" in condition:
+        pytest.skip("a CSV file has no null")
+    path = write(tmp_path / "a.jsonl", given)
+    if kind == "csv":
+        path = tmp_path / "a.csv"
+        as_csv(path, [dict.fromkeys([*given[0], "my score"], "") | row for row in given])
+    result = run("compile", path, "--where", condition, "--no-shuffle", "--workers", 1, "-o", tmp_path / "out")
+    assert "".join("abcdef"[row["row"]] for row in rows(tmp_path / "out")) == kept
+    balance = manifest(tmp_path / "out")["balance"]
+    assert (balance["read"], balance["left_out"]) == (6, 6 - len(kept))
+    assert f"a: {6 - len(kept)} of 6 rows left out by --where" in result.stdout.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("rewards > 0", "no row of 'a' has the column 'rewards'"),
+        ("reward > 5", "it leaves out all 2 rows of 'a'"),
+        ("reward >", "it is not an SQL expression"),
+        ("reward", "it gives a value, not true or false"),
+        ("1 = 1", "it names no column"),
+        ("reward > avg(reward)", "it looks at several rows at once"),
+        ("output > 0.5", "the column 'output' holds the text 'About a.', and is compared with a number"),
+        ("tags = 'x'", "the column 'tags' holds an array"),
+    ],
+)
+def test_a_condition_that_cannot_be_is_one_message(run: Run, tmp_path: Path, condition: str, message: str) -> None:
+    given = [row | {"reward": 1, "tags": ["x"]} for row in alpaca("a", "b")]
+    result = run("compile", write(tmp_path / "a.jsonl", given), "--where", condition, "-o", tmp_path / "out", code=2)
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_entry_of_two_registries_is_refused(run: Run, tmp_path: Path) -> None:
     a, b = (info(tmp_path / name, mine={"file_name": "x.json"}) for name in "ab")
     result = run("compile", "--registry", a, "--registry", b, "--mix", "mine:1", "-o", tmp_path / "out", code=2)

@@ -107,6 +107,10 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="The unit of shares and of --total.",
         ),
         click.Option(
+            ["--where"], metavar="SQL",
+            help="Read only rows whose columns meet a condition: \"resolved = 1 and reward > 0.5\".",
+        ),
+        click.Option(
             ["--limit"], type=click.IntRange(1, _MOST), metavar="N",
             help="Read only the first N rows of each dataset, to try things out; --mix NAME#ROWS draws from all.",
         ),

@@ -75,6 +75,9 @@ def remarks(manifest: Manifest) -> list[str]:
         if balance["expanded"]:
             read, made = balance["read"], balance["read"] + balance["expanded"]
             lines.append(f"{entry['name']}: {read:,} row{_s(read)} made {made:,} examples")
+        if "left_out" in balance:
+            left_out, read = balance["left_out"], balance["read"]
+            lines.append(f"{entry['name']}: {left_out:,} of {read:,} row{_s(read)} left out by --where")
         if cleaned := balance["cleaned"]:
             lines.append(
                 f"{entry['name']}: {cleaned:,} row{_s(cleaned)} dropped by its clean-up rules (see rejects.jsonl)"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from compiler.conversation import Kind
 from compiler.datasets.catalogue import SELF_COGNITION, Catalogue, Dataset
 from compiler.options import CompileOptions, Request, check_mix
+from compiler.rows.where import where
 from schemas.errors import UsageError
 
 
@@ -14,6 +17,10 @@ def choose_datasets(options: CompileOptions) -> list[tuple[Dataset, Request]]:
     requests = catalogue.requests()
     check_mix(requests, options.mixing)
     chosen = [(catalogue.resolve(request.name), request) for request in requests]
+    if options.where:
+        where(options.where)  # a mistake in it is said before anything is compiled
+        for dataset, _ in chosen:
+            dataset.options = replace(dataset.options, where=options.where)
     if options.self_cognition:
         if any(dataset.name == SELF_COGNITION for dataset, _ in chosen):
             raise UsageError("--self-cognition", f"another dataset is called {SELF_COGNITION!r}", "Rename that one.")

@@ -45,6 +45,7 @@ from compiler.rows.react.prompt import Language
 from compiler.rows.repair import REPAIRS
 from compiler.rows.unpack import check, held_columns, unpack
 from compiler.rows.validate import Validator
+from compiler.rows.where import where as condition
 from schemas.errors import Reason, Reject, RowError
 
 _LANGUAGES: dict[str, Language] = {"react": "en", "react_zh": "zh"}
@@ -79,7 +80,7 @@ class Preparer:
         where = f"format {dataset.format}"
         self._validator = Validator(self._format, self._columns, self._tags, where, dataset.kind)
         self._held = held_columns(self._format, self._columns)
-        more = ("tag",) if self._persona else ()
+        more = (*(("tag",) if self._persona else ()), *(condition(dataset.where).columns if dataset.where else ()))
         self._keys = RowKeys(self._validator.schema, self._format, self._columns, options.ignore, more)
         turns, tools = (self._columns.get(name) for name in (self._format.turns or "", "tools"))
         self._turns, self._tools = f"/{turns}" if turns else None, f"/{tools}" if tools else ""

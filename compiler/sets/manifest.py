@@ -77,6 +77,8 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     persona = {"name": options.name, "author": options.author} if options.self_cognition else None
     found = asdict(options.mixing) | asdict(options.units)
     del found["seed"]  # it stands beside the options
+    if options.where:
+        found["where"] = options.where
     if options.limit is not None:
         found["limit"] = options.limit
     return found | {"max_rejects": options.max_rejects, "persona": persona}
@@ -120,6 +122,7 @@ def packing_entry(length: int, splits: dict[str, SplitEntry]) -> PackingEntry:
 def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: MixPlan) -> DatasetEntry:
     """One dataset: its files, what was drawn, what became of every row."""
     draw, rejected = plan.draws[number], one.rejected()
+    left_out: Any = {"left_out": one.counts()["left_out"]} if one.dataset.options.where else {}
     rows, used = len(draw.position), len(np.unique(draw.position))
     return {
         "name": one.dataset.name,
@@ -144,7 +147,8 @@ def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: M
         "notes": dict(sorted(one.notes().items())),
         "unread": one.unread(),
         "ignored": one.ignored(),
-        "balance": {
+        "balance": left_out
+        | {
             "read": one.counts()["read"],
             "expanded": one.counts()["expanded"],
             "repeats": rows - used,
@@ -176,19 +180,22 @@ def total_balance(datasets: Iterable[DatasetEntry]) -> Balance:
     for entry in datasets:
         for key in BALANCE:
             total[key] += entry["balance"][key]
+        if "left_out" in entry["balance"]:
+            total["left_out"] = total.get("left_out", 0) + entry["balance"]["left_out"]
     return total
 
 
 def check_balance(manifest: Manifest) -> None:
     """IntegrityError unless every row is accounted for, in each dataset and in total.
 
-    read + expanded + repeats = in shards + rejected + cleaned + sampled out + duplicates
+    read + expanded + repeats = in shards + rejected + cleaned + sampled out + duplicates + left out
     """
     hint = "This is a bug in the compiler; nothing was published."
     balances = [(entry["name"], entry["balance"]) for entry in manifest["datasets"]]
     for name, b in [*balances, ("all datasets", manifest["balance"])]:
         rows_in = b["read"] + b["expanded"] + b["repeats"]
         rows_out = b["in_shards"] + b["rejected"] + b["cleaned"] + b["sampled_out"] + b["duplicates"]
+        rows_out += b.get("left_out", 0)
         if rows_in != rows_out:
             raise IntegrityError(f"balance of {name}", f"{rows_in:,} rows in, {rows_out:,} rows out: {b}", hint)
     written = sum(

@@ -44,6 +44,21 @@ def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> N
         )
 
 
+def check_where(compiled: list[CompiledDataset]) -> None:
+    """Raise if --where names a column that no row of a dataset has, or leaves out every row of it."""
+    for one in compiled:
+        text, counts = one.dataset.options.where, one.counts()
+        if not text:
+            continue
+        found = {key.removeprefix("where:"): times for key, times in counts.items() if key.startswith("where:")}
+        if missing := [name for name, times in found.items() if not times]:
+            what = f"no row of {one.dataset.name!r} has the column {missing[0]!r}"
+            raise UsageError(f"--where {text!r}", what, "Compile the datasets that have it by themselves.")
+        if counts["left_out"] == counts["read"]:
+            what = f"it leaves out all {counts['read']:,} rows of {one.dataset.name!r}"
+            raise UsageError(f"--where {text!r}", what, "Loosen the condition, or leave the dataset out.")
+
+
 def forget_rejects(options: CompileOptions) -> None:
     """Remove the rejects of an earlier run that failed: OUT/rejects.jsonl says what is true now."""
     for path in _kept_in(options):

@@ -66,9 +66,9 @@ class CompiledDataset:
         return self.counts()[f"rejected:{Reason.CLEANED}"]
 
     def num_examples(self) -> int:
-        """The number of examples that the rows make, rejected ones included."""
+        """The number of examples that the rows make, rejected ones included, without rows that --where leaves out."""
         counts = self.counts()
-        return counts["read"] + counts["expanded"]
+        return counts["read"] + counts["expanded"] - counts["left_out"]
 
     def first_rows(self) -> list[int]:
         """For each unit, the number of rows of its file before it."""

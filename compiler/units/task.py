@@ -88,6 +88,8 @@ def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
     how["keys"] = registry.keys()
     if read_as.persona:
         how["other_models"] = registry.other_models()
+    if not read_as.where:
+        del how["where"]
     if not setup.vision:
         del how["media"]
     digest = unit.digest if unit.rows is None else f"{unit.digest} {unit.rows}"

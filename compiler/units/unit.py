@@ -31,6 +31,7 @@ from compiler.encode.weigh import Policy
 from compiler.proof.encoders import Trial, try_fast
 from compiler.read import Row, read
 from compiler.rows.lift import Preparer
+from compiler.rows.where import where
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
 from compiler.tokenizer.encoders import version_of
@@ -147,6 +148,8 @@ class _UnitCompiler:
     def _compile(self, rows: list[Row]) -> None:
         """Compile a batch of rows: to conversations, to sequences, to tokens, to examples, to columns."""
         self.counts["read"] += len(rows)
+        if self.read_as.where:
+            rows = self._chosen(rows)
         found = [(row, one) for row in rows for one in self._conversations(row)]
         made = iter(self.maker.make([one for _, one in found if isinstance(one, Conversation)], self.notes))
         ready: list[_Pending] = []
@@ -172,6 +175,17 @@ class _UnitCompiler:
                 self._reject(pending.row, error.reject)
         if kept:
             self.batches.append(columns_of(kept, self.task.unit, self.owners))
+
+    def _chosen(self, rows: list[Row]) -> list[Row]:
+        """The rows that meet the condition, and those that are no objects, which become rejects."""
+        condition = where(self.read_as.where)
+        objects_ = [row.value if isinstance(row.value, dict) else None for row in rows]
+        for name in condition.columns:
+            self.counts[f"where:{name}"] += sum(value is not None and name in value for value in objects_)
+        keeps = iter(condition.keeps([value for value in objects_ if value is not None]))
+        kept = [row for row, value in zip(rows, objects_, strict=True) if value is None or next(keeps)]
+        self.counts["left_out"] += len(rows) - len(kept)
+        return kept
 
     def _conversations(self, row: Row) -> list[Conversation | Reject]:
         """What the row makes: at least one conversation or reject."""
