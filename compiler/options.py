@@ -11,6 +11,7 @@ A field has the name of its option on the command line, and that name again wher
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,11 @@ class CompileOptions:
     """Empty = all of `files`."""
     registries: tuple[Path, ...] = ()
     format: str = "auto"
+    kind: str = "auto"
+    columns: tuple[tuple[str, str], ...] = ()
+    """(name, key) pairs: the keys of the rows of `files`, in place of a format's own."""
+    tags: tuple[tuple[str, str], ...] = ()
+    """The same for what stands inside lists: keys and roles."""
     media_dir: Path | None = None
     """None = the folder of each dataset."""
     self_cognition: int = 0
@@ -195,6 +201,19 @@ def parse_mix(text: str) -> tuple[Request, ...]:
     if not requests:
         raise UsageError("--mix", "names no dataset", "--mix agent:1,bench:2")
     return tuple(requests)
+
+
+def parse_names(option: str, texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Parse `NAME=KEY,...`: (name, key) pairs, no name twice."""
+    found: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for text in texts for piece in text.split(","))):
+        name, sign, key = (piece.strip() for piece in part.partition("="))
+        if not (name and sign and key):
+            raise UsageError(f"{option} {part}", "expected NAME=KEY", f"{option} instruction=question,output=answer")
+        if name in found:
+            raise UsageError(f"{option} {part}", f"{name!r} is named twice", "Name it once.")
+        found[name] = key
+    return tuple(found.items())
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -1022,3 +1022,77 @@ def test_a_long_chain_of_rows_is_one_group_in_any_order(order: list[int]) -> Non
     links = [(f"{n // 2:016d}".encode(), f"{(n + 1) // 2:016d}".encode()) for n in order]
     prints, groups = (np.array([link[i] for link in links], "S16") for i in (0, 1))
     assert len(set(keep_together(prints, groups).tolist())) == 1
+
+
+# -- what the user says of kinds and names --
+
+
+def compiled_ids(run: Run, out: Path, *arguments: object) -> list[list[int]]:
+    run("compile", *arguments, "--no-shuffle", "-o", out)
+    return [row["input_ids"] for row in rows(out)]
+
+
+@pytest.mark.parametrize("names", ["instruction=question,output=answer", "prompt=question,response=answer"])
+def test_columns_are_named_as_the_format_or_its_rows_name_them(run: Run, tmp_path: Path, names: str) -> None:
+    """With a format, and without one: formats that have these columns are tried."""
+    file = write(tmp_path / "rows.jsonl", {"question": "q", "answer": "a", "id": 7})
+    plain = compiled_ids(run, tmp_path / "plain", write(tmp_path / "plain.jsonl", qa("q", "a")))
+    assert compiled_ids(run, tmp_path / "auto", file, "--columns", names) == plain
+    assert compiled_ids(run, tmp_path / "named", file, "--format", "alpaca", "--columns", names) == plain
+
+
+def test_tags_name_keys_and_roles_of_messages(run: Run, tmp_path: Path) -> None:
+    said = [{"speaker": "Customer", "text": "q"}, {"speaker": "Agent", "text": "a"}]
+    file = write(tmp_path / "rows.jsonl", {"dialog": said})
+    tags = "role_tag=speaker,content_tag=text,user_tag=Customer,assistant_tag=Agent"
+    plain = compiled_ids(run, tmp_path / "plain", write(tmp_path / "plain.jsonl", chat(("u", "q"), ("a", "a"))))
+    found = compiled_ids(run, tmp_path / "out", file, "--columns", "messages=dialog", "--tags", tags)
+    assert found == plain
+
+
+def test_a_given_label_makes_kto_rows(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", qa("q", good="true"), qa("q", good="false"))
+    run("compile", file, "--columns", "kto_tag=good", "--no-shuffle", "-o", tmp_path / "out")
+    assert [row["desirable"] for row in rows(tmp_path / "out")] == [True, False]
+
+
+def test_the_kind_decides_what_a_label_is(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", TAGGED["openai"], {"messages": TAGGED["openai"]["messages"]})
+    run("compile", file, "--kind", "sft", "-o", tmp_path / "out")
+    assert (manifest(tmp_path / "out")["kind"], len(rows(tmp_path / "out"))) == ("sft", 2)
+    run("compile", write(tmp_path / "x.jsonl", qa("q", label=False)), "--kind", "kto", "-o", tmp_path / "kto")
+    assert [row["desirable"] for row in rows(tmp_path / "kto")] == [False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--columns", "instructoin=q"],
+            "--columns instructoin=q: no format has such a name\n  did you mean 'instruction'?",
+        ),
+        (["--columns", "reply=a", "--format", "alpaca"], "--columns reply=a: the format alpaca has no such name\n"),
+        (["--tags", "usr_tag=U"], "--tags usr_tag=U: no format has such a name\n  did you mean "),
+        (["--columns", "instruction=q,steps=s"], "--columns instruction,steps: no format has all of these names\n"),
+        (["--columns", "instruction"], "--columns instruction: expected NAME=KEY\n"),
+        (["--columns", "prompt=a", "--columns", "prompt=b"], "--columns prompt=b: 'prompt' is named twice\n"),
+        (["--kind", "kto", "--format", "toolbench"], "--kind kto: the format 'toolbench' has no kto rows\n"),
+        (["--kind", "sft", "--columns", "kto_tag=x"], "--columns kto_tag: sft rows have no such column\n"),
+    ],
+)
+def test_names_and_kinds_that_no_format_has_are_errors(
+    run: Run, tmp_path: Path, options: list[str], message: str
+) -> None:
+    done = run("compile", write(tmp_path / "rows.jsonl", qa("q")), *options, "-o", tmp_path / "out", code=2)
+    assert done.stderr.split("error: ")[-1].startswith(message)
+
+
+@pytest.mark.parametrize("option", [["--kind", "sft"], ["--columns", "prompt=q"], ["--tags", "user_tag=U"]])
+def test_what_is_said_of_files_needs_files(run: Run, tmp_path: Path, option: list[str]) -> None:
+    done = run("compile", "--mix", "bench:1", *option, "-o", tmp_path / "out", code=2)
+    assert f"{option[0]}: it is about files of the command line, and none is given" in done.stderr
+
+
+def test_a_given_column_that_no_row_has_is_said(run: Run, tmp_path: Path) -> None:
+    done = run("compile", write(tmp_path / "r.jsonl", qa("q")), "--columns", "system=sytem", "-o", tmp_path / "out")
+    assert "r: --columns system=sytem: none of the first 1 rows has this key" in done.stderr

@@ -486,10 +486,12 @@ def test_rows_that_fit_no_format_are_compared_with_the_nearest_one(run: Run, tmp
 def test_names_of_columns_that_would_make_rows_fit_are_offered(
     run: Run, tmp_path: Path, row: Row, format_: str
 ) -> None:
-    """As a dataset_info.json that is complete: it compiles."""
+    """As options, and as a dataset_info.json: both compile."""
     file = write(tmp_path / "x.jsonl", [row])
     result = run("compile", file, "-o", tmp_path / "out", code=2)
     assert f"The nearest format is {format_}, which {file}:1# does not fit: expected the key" in result.stderr
+    options = result.stderr.partition("would fit with ")[2].partition(",\n")[0].split()
+    run("compile", file, *options, "-o", tmp_path / "named")
     (tmp_path / "dataset_info.json").write_text(result.stderr.rpartition("(--registry): ")[2], "utf-8")
     run("compile", "--registry", tmp_path, "--mix", "x", "-o", tmp_path / "out")
     assert len(rows(tmp_path / "out")) == 1

@@ -87,7 +87,7 @@ def _check_engine(given: dict[str, Any]) -> None:
 def _options(given: dict[str, Any]) -> CompileOptions:
     """The options of a compile, after the checks that need no files."""
     from compiler.datasets import files, hub
-    from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_mix, parse_part
+    from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_mix, parse_names, parse_part
 
     _check(given)
     _check_engine(given)
@@ -95,6 +95,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
     given["repairs"] = _repairs(given["repairs"])
     given["ignore"] = tuple(dict.fromkeys(filter(None, map(str.strip, given["ignore"].split(",")))))
     given["max_length"] = given["max_length"] or given["pack"]
+    given |= {name: parse_names(f"--{name}", tuple(map(files.readable, given[name]))) for name in ("columns", "tags")}
     given["mix"] = parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else ()
     given |= {key: files.readable(given[key]) if given[key] else None for key in ("name", "author")}
     given["tokenizer"] = None if given["tokenizer"] is None else hub.tokenizer_folder(given["tokenizer"])
@@ -132,6 +133,10 @@ def _check(given: dict[str, Any]) -> None:
             "nothing to compile",
             "Name files, --mix, or --self-cognition N; see cli compile --help.",
         )
+    for name in ("kind", "columns", "tags"):
+        if given[name] not in ("auto", ()) and not given["files"]:
+            what = "it is about files of the command line, and none is given"
+            raise UsageError(f"--{name}", what, "An entry of a dataset_info.json says it itself.")
     if given["format"] != "auto":
         get(given["format"], "--format")
     if given["weights"] != "auto":

@@ -24,6 +24,18 @@ SECTIONS: dict[str, list[click.Option]] = {
             shell_complete=names(format_names), help="Format of FILES; see cli formats.",
         ),
         click.Option(
+            ["--kind"], type=click.Choice(["auto", "sft", "preference", "kto", "pretrain"]), default="auto",
+            show_default=True, help="Kind of the rows of FILES; auto goes by their keys.",
+        ),
+        click.Option(
+            ["--columns"], multiple=True, metavar="NAME=KEY,...",
+            help="Keys of the rows of FILES: instruction=question,output=answer. Names: cli formats NAME.",
+        ),
+        click.Option(
+            ["--tags"], multiple=True, metavar="NAME=VALUE,...",
+            help="Keys and roles in their messages: role_tag=speaker,user_tag=Customer. Names: cli formats NAME.",
+        ),
+        click.Option(
             ["--repair", "repairs"], metavar="NAME,...", default="",
             help="Repairs to make, each counted: dangling, media-first, unwrap, literals, arguments, content.",
         ),

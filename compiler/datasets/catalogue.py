@@ -7,7 +7,6 @@ A name is looked for in this order: the files of this command line (NAME=FILE, o
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -20,7 +19,8 @@ from compiler.conversation import Kind
 from compiler.datasets import hub
 from compiler.datasets.files import File, data_files, readable
 from compiler.datasets.given import Given, given_datasets
-from compiler.formats.kinds import columns_for, kind_of_rows, kinds_of_rows, label_of, of_kind, other_names
+from compiler.formats import Format
+from compiler.formats.kinds import columns_for, kind_of_rows, kinds_of_rows, label_of, of_kind, other_names, own_names
 from compiler.options import CompileOptions, DatasetOptions, Names, Request, quoted
 from compiler.read import cut, open_source, read
 from compiler.rows.mend import mend
@@ -109,22 +109,59 @@ class Catalogue:
         files = given.files
         file, first = next(((file, rows) for file in files if (rows := _first_rows(file))), (files[0], []))
         rows = [mend(row, self.options.units.repairs, {}, {})[0] for row in first]
-        kind = kind_of_rows(rows)
-        chosen, notes = self.options.format, list(given.notes)
+        kind, asked = self._kind_of(rows), self.options
+        chosen, notes = asked.format, list(given.notes)
         if chosen == "auto":
-            chosen, kind, note = _recognise(file, rows, kind, self.options.units.repairs) if rows else _UNREADABLE
+            self._check_names([format_ for format_ in formats.FORMATS.values() if kind in format_.kinds])
+            chosen, kind, note = _recognise(file, rows, kind, asked) if rows else _UNREADABLE
             notes.append(note)
         format_ = formats.get(chosen, "--format")
+        self._check_names([format_])
         if kind not in format_.kinds:
+            if asked.kind != "auto":
+                raise UsageError(f"--kind {kind}", f"the format {chosen!r} has no {kind} rows", "See cli formats.")
             kind = format_.kinds[0]
-        columns = columns_for(format_, kind, rows)
-        notes += _kind_notes(rows, kind, columns)
+        named = own_names(asked.columns, format_.columns) or {}
+        columns = of_kind({**columns_for(format_, kind, rows), **named}, kind)
+        for name in (name for name in named if columns[name] is None):
+            raise UsageError(f"--columns {name}", f"{kind} rows have no such column", "Leave it out, or name --kind.")
+        notes += _kind_notes(rows, kind, columns) if asked.kind == "auto" else []
+        notes += _unused(rows, named)
+        others = {key: column for key, column in other_names(format_, columns).items() if column not in named}
+        tags = {**format_.tags, **(own_names(asked.tags, format_.tags) or {})}
         options = DatasetOptions(
-            chosen, columns, dict(format_.tags), self._weights(format_.weights), kind,
-            kind_by_rows=True, other_names=other_names(format_, columns), react=format_.react,
+            chosen, columns, dict(tags), self._weights(format_.weights), kind,
+            kind_by_rows=asked.kind == "auto", other_names=others, react=format_.react,
             media=self._media(given.folder),
         )  # fmt: skip
         return Dataset(name, files, options, notes=notes)
+
+    def _kind_of(self, rows: list[Any]) -> str:
+        """The kind that is asked for, the one that has a given column, or that of the first rows."""
+        names = {name for name, _ in self.options.columns}
+        if self.options.kind != "auto":
+            return self.options.kind
+        if "kto_tag" in names:
+            return Kind.KTO
+        if names & {"chosen", "rejected"}:
+            return Kind.PREFERENCE
+        return Kind.PRETRAIN if names == {"text"} else kind_of_rows(rows)
+
+    def _check_names(self, candidates: list[Format]) -> None:
+        """Raise unless one of the formats has all the given columns and tags."""
+        for option, given, named in (
+            ("--columns", self.options.columns, [format_.columns for format_ in candidates]),
+            ("--tags", self.options.tags, [format_.tags for format_ in candidates]),
+        ):
+            for name, key in given:
+                if all(own_names([(name, key)], defaults) is None for defaults in named):
+                    who = f"the format {candidates[0].name}" if len(candidates) == 1 else "no format"
+                    what = f"{who} has no such name" if len(candidates) == 1 else f"{who} has such a name"
+                    known = {one for defaults in named for pair in defaults.items() for one in pair}
+                    raise UsageError(f"{option} {name}={key}", what, nearest(name, known))
+            if all(own_names(given, defaults) is None for defaults in named):
+                together = ",".join(name for name, _ in given)
+                raise UsageError(f"{option} {together}", "no format has all of these names", "See cli formats NAME.")
 
     def _from_card(self, card: dict[str, Any]) -> Dataset:
         format_ = formats.get(card["format"], f"dataset {card['name']}")
@@ -267,7 +304,8 @@ def _first_rows(file: File) -> list[Any]:
 def _what_to_do(file: File, rows: list[Any], kind: str) -> str:
     """The nearest format with the first mismatch, and names of columns that would make the rows fit it."""
     near = nearest_format(rows, kind)
-    assert near is not None
+    if near is None:
+        return "Name it with --format; see cli formats."
     place = f"{file.label}:{near.row + 1}#{near.reject.pointer}"
     known = ", ".join(formats.FORMATS)
     lines = [
@@ -277,9 +315,11 @@ def _what_to_do(file: File, rows: list[Any], kind: str) -> str:
     if near.columns:
         entry = {"file_name": Path(file.label).name, "formatting": near.format, "columns": near.columns}
         text = json.dumps({Path(file.label).name.split(".")[0]: entry}, ensure_ascii=False)
-        lines.append(f"The first {len(rows)} would fit with this dataset_info.json (--registry): {text}")
+        names = ",".join(f"{column}={key}" for column, key in near.columns.items())
+        lines.append(f"The first {len(rows)} would fit with --format {near.format} --columns {names},")
+        lines.append(f"or with this dataset_info.json (--registry): {text}")
     else:
-        lines.append("Map its columns in a dataset_info.json (--registry).")
+        lines.append("Map its columns with --columns, or in a dataset_info.json (--registry).")
     return "\n  ".join(lines)
 
 
@@ -289,20 +329,29 @@ def _kind_notes(rows: list[Any], kind: str, columns: Names) -> list[str]:
     if columns.get("kto_tag") == "label":
         notes.append("read as kto rows because the key 'label' is true or false beside a reply")
     elif kind == Kind.SFT and any(isinstance(row, dict) and label_of(row.get("label")) is not None for row in rows):
-        notes.append("the key 'label' is not read as a KTO label; name it kto_tag if it judges the reply")
+        notes.append("the key 'label' is not read as a KTO label; --kind kto reads it so")
     if len(found) > 1 and kind in found:
         others = ", ".join(f"{n} {other}" for other, n in sorted(found.items()) if other != kind)
         notes.append(f"kinds are mixed: {found[kind]} of the first {found.total()} rows are {kind}, {others}")
     return notes
 
 
-def _recognise(file: File, rows: list[Any], kind: str, repairs: Sequence[str]) -> tuple[str, str, str]:
+def _unused(rows: list[Any], named: dict[str, str]) -> list[str]:
+    """Notes on given columns that the first rows do not have."""
+    keys = {key for row in rows if isinstance(row, dict) for key in row}
+    which = [f"{name}={key}" for name, key in named.items() if key not in keys]
+    return [f"--columns {','.join(which)}: none of the first {len(rows)} rows has this key"] if which else []
+
+
+def _recognise(file: File, rows: list[Any], kind: str, asked: CompileOptions) -> tuple[str, str, str]:
     """Recognise the first rows of a file: (format, kind, a note for the user)."""
     heard = {key for row in rows if isinstance(row, dict) for key in ("audios", "audio") if row.get(key)}
     if heard:
         raise UsageError(file.label, f"this version does not compile audios (its rows have the key {min(heard)!r})")
-    name, fits = recognise(rows, kind, repairs)
-    if name is None and kind == Kind.SFT and (found := recognise(rows, Kind.PRETRAIN, repairs))[0] is not None:
+    given = asked.units.repairs, asked.columns, asked.tags
+    name, fits = recognise(rows, kind, *given)
+    is_open = kind == Kind.SFT and asked.kind == "auto"
+    if name is None and is_open and (found := recognise(rows, Kind.PRETRAIN, *given))[0] is not None:
         kind, (name, fits) = Kind.PRETRAIN, found  # a text with other keys beside it (url, timestamp), and no chat
     if name is None:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from compiler.conversation import Kind
@@ -80,6 +81,13 @@ def columns_for(format_: Format, kind: str, rows: list[Any]) -> Names:
     if "chosen" not in needed and names.get("chosen") not in given and names.get("rejected") == "rejected_response":
         names["chosen"] = None  # the last reply of the conversation is the chosen one
     return names
+
+
+def own_names(given: Iterable[tuple[str, str]], defaults: dict[str, str]) -> dict[str, str] | None:
+    """The given names as a format's own: each is one of them, or its key by default. None if the format lacks one."""
+    by_key = {key: name for name, key in defaults.items()}
+    found = {name if name in defaults else by_key.get(name, ""): key for name, key in given}
+    return None if "" in found else found
 
 
 def other_names(format_: Format, columns: Names) -> dict[str, str]:

@@ -39,20 +39,21 @@ def nearest_format(rows: list[Any], kind: str) -> Nearest | None:
     for format_ in candidates:
         if (columns := _renamed(format_, rows, kind)) is not None:
             return _compared(format_, rows, kind, columns)
-    found = [_compared(format_, rows, kind, {}) for format_ in candidates]
-    return max(found, key=_nearness, default=None) if rows else None
+    found = (_compared(format_, rows, kind, {}) for format_ in candidates)
+    return max(filter(None, found), key=_nearness, default=None)
 
 
 def _nearness(one: Nearest) -> tuple[int, bool]:
     return one.reject.pointer.count("/"), one.row > 0
 
 
-def _compared(format_: Format, rows: list[Any], kind: str, columns: dict[str, str]) -> Nearest:
+def _compared(format_: Format, rows: list[Any], kind: str, columns: dict[str, str]) -> Nearest | None:
     """The format with its first mismatch under its default names."""
     names: Names = columns_for(format_, kind, rows)
     validator = Validator(format_, names, dict(format_.tags), format_.name, kind)
     rejects = ((i, reject) for i, row in enumerate(rows) if (reject := validator.check(row)) is not None)
-    return Nearest(format_.name, *next(rejects), columns)
+    first = next(rejects, None)
+    return None if first is None else Nearest(format_.name, *first, columns)
 
 
 def _renamed(format_: Format, rows: list[Any], kind: str) -> dict[str, str] | None:

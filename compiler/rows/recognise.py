@@ -6,22 +6,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from compiler.formats import FORMATS
-from compiler.formats.kinds import columns_for
+from compiler.formats.kinds import columns_for, of_kind, own_names
+from compiler.options import Names
 from compiler.rows.mend import mend
 from compiler.rows.unpack import check, held_columns, unpack
 from compiler.rows.validate import Validator
 
 
-def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -> tuple[str | None, dict[str, int]]:
+def recognise(
+    rows: list[Any],
+    kind: str = "sft",
+    repairs: Sequence[str] = (),
+    names: tuple[tuple[str, str], ...] = (),
+    roles: tuple[tuple[str, str], ...] = (),
+) -> tuple[str | None, dict[str, int]]:
     """(the format that most of the rows fit, the number of fitting rows by format); None if no row fits any format.
 
-    Of formats that fit equally many, the first. For each format, rows are repaired with its columns and tags.
+    `names` and `roles` are the user's columns and tags; only formats that have all of them are tried. Of formats that
+    fit equally many, the first. For each format, rows are repaired with its columns and tags.
     """
     fits = {}
     for name, format_ in FORMATS.items():
         if kind not in format_.kinds:
             continue
-        columns, tags = columns_for(format_, kind, rows), dict[str, str | None](format_.tags)
+        given, given_tags = own_names(names, format_.columns), own_names(roles, format_.tags)
+        if given is None or given_tags is None:
+            continue
+        columns = of_kind({**columns_for(format_, kind, rows), **given}, kind)
+        tags: Names = {**format_.tags, **given_tags}
         validator = Validator(format_, columns, tags, name, kind)
         if format_.session:  # all its rows are one
             fits[name] = 0 if validator.check({"lines": rows}) else len(rows)
@@ -29,5 +41,5 @@ def recognise(rows: list[Any], kind: str = "sft", repairs: Sequence[str] = ()) -
         keys = held_columns(format_, columns)
         mended = (mend(unpack(row, keys), repairs, columns, tags)[0] for row in rows)
         fits[name] = sum(check(row, keys, validator)[1] is None for row in mended)
-    best = max(fits, key=lambda name: fits[name])
-    return (best if fits[best] else None), fits
+    best = max(fits, key=lambda name: fits[name], default="")
+    return (best if fits.get(best) else None), fits
