@@ -26,7 +26,7 @@ Run = Callable[..., Result]
 Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
-AGENTS = ("anthropic", "openai_responses", "atif", "claude_code", "codex")
+AGENTS = ("anthropic", "openai_responses", "atif", "claude_code", "codex", "session_trace")
 SYSTEM, USER, ASSISTANT, TOOL = Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.TOOL
 END, STOP = "<|im_end|>", 8002
 """The end of a turn in the embedded tokenizer, and its id."""
@@ -494,6 +494,43 @@ def test_a_session_whose_context_was_replaced_is_refused() -> None:
     with pytest.raises(RowError, match="replaced by a summary") as error:
         lifted("codex", {"lines": lines})
     assert error.value.reject.pointer == "/lines/1"
+
+
+def test_the_messages_of_a_session_trace_are_read_in_both_spellings() -> None:
+    plain: list[Row] = [
+        {"type": "session", "id": "s"},
+        {"type": "message", "message": {"role": "user", "content": "q"}},
+        {
+            "type": "message",
+            "message": {
+                "role": "assistant",
+                "content": "I dig.",
+                "reasoningContent": "Where?",
+                "toolCalls": [{"id": "t1", "function": {"name": "dig", "arguments": '{"x": 3}'}}],
+            },
+        },
+        {"type": "message", "message": {"role": "tool", "toolCallId": "t1", "content": "sand"}},
+        {"type": "message", "message": {"role": "assistant", "content": "Sand."}},
+    ]
+    parts = copy.deepcopy(plain)
+    call = {"type": "toolCall", "id": "t1", "name": "dig", "arguments": {"x": 3}}
+    thought, text = {"type": "thinking", "thinking": "Where?"}, {"type": "text", "text": "I dig."}
+    parts[2]["message"] = {"role": "assistant", "content": [thought, text, call]}
+    parts[3]["message"] = {"role": "toolResult", "toolCallId": "t1", "content": [{"type": "text", "text": "sand"}]}
+    for lines in (plain, parts):
+        found = lifted("session_trace", {"lines": lines})
+        assert said(found) == DUG
+        assert found.messages[1].reasoning == "Where?"
+        assert (found.places, found.notes) == ([1, 2, 3, 4], ["session_tools"])
+
+
+def test_a_session_trace_with_branches_is_refused() -> None:
+    lines: list[Row] = [{"type": "session", "id": "s"}]
+    for name, parent, role in (("a", "s", "user"), ("b", "a", "assistant"), ("c", "a", "assistant")):
+        lines.append({"type": "message", "id": name, "parentId": parent, "message": {"role": role, "content": "r"}})
+    with pytest.raises(RowError, match="the session has branches") as error:
+        lifted("session_trace", {"lines": lines})
+    assert error.value.reject.pointer == "/lines/3/parentId"
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -87,5 +87,6 @@ FORMAT = Format(
     name="anthropic",
     lift=lift,
     columns={"messages": "messages", "system": "system", "tools": "tools"},
+    ignorable=("signature", "cache_control", "is_error", "stop_reason", "stop_sequence", "usage", "type"),
     turns="messages",
 )

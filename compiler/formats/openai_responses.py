@@ -66,5 +66,6 @@ FORMAT = Format(
     name="openai_responses",
     lift=lift,
     columns={"items": "input", "output": "output", "system": "instructions", "tools": "tools"},
+    ignorable=("status", "encrypted_content", "annotations", "detail", "usage"),
     turns="items",
 )
