@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from click.testing import Result
+from click.testing import CliRunner, Result
 
+from cli import main
 from compiler.datasets.catalogue import Catalogue
 from compiler.options import CompileOptions
 from schemas.reader import CompiledSet
@@ -367,6 +368,41 @@ def test_a_condition_that_cannot_be_is_one_message(run: Run, tmp_path: Path, con
     result = run("compile", write(tmp_path / "a.jsonl", given), "--where", condition, "-o", tmp_path / "out", code=2)
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["lines", "array", "object", "parquet"])
+def test_rows_can_be_piped_in_and_are_kept_in_the_cache(tmp_path: Path, kind: str) -> None:
+    pq.write_table(pa.Table.from_pylist(alpaca(*"abc")), tmp_path / "x.parquet")
+    data = {
+        "lines": write(tmp_path / "x.jsonl", alpaca(*"abc")).read_bytes(),
+        "array": write(tmp_path / "x.json", alpaca(*"abc")).read_bytes(),
+        "object": json.dumps(alpaca("a")[0], indent=2).encode(),
+        "parquet": (tmp_path / "x.parquet").read_bytes(),
+    }[kind]
+    cache = tmp_path / "cache"
+    command = ["compile", "chats=-", "--cache", str(cache), "--workers", "1", "--no-shuffle"]
+    command += ["-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, command, input=data, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = [(row["dataset"], row["file"], row["row"]) for row in rows(tmp_path / "out")]
+    assert found == [("chats", "-", number) for number in range(1 if kind == "object" else 3)]
+    (kept,) = (cache / "stdin").iterdir()
+    assert kept.read_bytes() == data
+    assert "none compiled" in CliRunner().invoke(main, command, input=data).output
+    assert [path.name for path in (cache / "stdin").iterdir()] == [kept.name]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"", "-: has no rows"), (b"a,b\n1,2\n", "-: JSON, Parquet or Arrow was expected, found 'a,b"),
+     (gzip.compress(b"{}"), "-: what is piped in is compressed")],
+)  # fmt: skip
+def test_what_is_piped_in_and_cannot_be_read_is_one_message(tmp_path: Path, data: bytes, message: str) -> None:
+    command = ["compile", "-", "--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, command, input=data, catch_exceptions=False)
+    assert result.exit_code == 5
+    assert message in result.output
+    assert list((tmp_path / "cache" / "stdin").iterdir()) == []
 
 
 def test_an_entry_of_two_registries_is_refused(run: Run, tmp_path: Path) -> None:

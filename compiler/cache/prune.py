@@ -21,6 +21,7 @@ from compiler.cache import objects
 from schemas.errors import InputError, LockedError
 
 _LOCK = ".lock"
+_PIPED = "stdin"
 _OUTGOING = "outgoing"
 """Sets that are being put into an object store, see compiler/sets/store.py."""
 
@@ -111,13 +112,13 @@ def _entry(path: Path) -> Entry:
 
 
 def left_over(folder: Path) -> list[Path]:
-    """Files that killed runs left: half-written ones, rows without a record, sets not yet put into a store."""
+    """Files that runs left: half-written ones, rows without a record, sets not yet put into a store, piped input."""
     inside = (path for path in (folder / "objects").glob("??/*") if path.is_file())
     found = [
         path for path in inside
         if path.name.startswith(".") or (path.suffix == ".arrow" and not path.with_suffix(".json").exists())
     ]  # fmt: skip
-    return sorted([*found, *(folder / _OUTGOING).glob("*")])
+    return sorted([*found, *(folder / _OUTGOING).glob("*"), *(folder / _PIPED).glob("*")])
 
 
 def size_of(path: Path) -> int:

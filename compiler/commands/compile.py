@@ -39,6 +39,7 @@ def compile_(**given: Any) -> None:
       cli compile --mix agent:1,bench:2 --self-cognition 3000
       cli compile data/a.json data/b.jsonl.gz --tokenizer DIR -o out
       cli compile chats=data/train.jsonl tools=more/train.jsonl --mix chats:1,tools:2
+      zcat logs/*.gz | jq -c .chat | cli compile chats=-
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
       cli compile chats.jsonl --cache /shared/cache --only $SLURM_ARRAY_TASK_ID/16

@@ -5,6 +5,7 @@
 
 catalogue.py  a name to a dataset: format, columns, files, weights policy
 given.py      the datasets of the command line: files, folders, patterns
+piped.py      what is piped in, kept in the cache
 files.py      the files of a dataset: one, or those of a folder
 hub.py        datasets and tokenizers of the hubs: a local copy, or a download
 chosen.py     all datasets of a compile, which are of one kind

@@ -64,7 +64,7 @@ class Catalogue:
     @cached_property
     def given(self) -> dict[str, Given]:
         """The datasets of the command line, by name."""
-        return given_datasets(self.options.files)
+        return given_datasets(self.options.files, self.options.cache)
 
     def requests(self) -> list[Request]:
         """The requests of the mix, or one for each file where no mix is given."""

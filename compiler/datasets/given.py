@@ -1,4 +1,4 @@
-"""The datasets of the command line: FILE, FOLDER, 'PATTERN', each also as NAME=.
+"""The datasets of the command line: FILE, FOLDER, 'PATTERN' and - for the standard input, each also as NAME=.
 
 A dataset is called by the stem of its file or by its folder. Where two would have one name, as much of their paths is
 added as tells them apart, and a note says so.
@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compiler.datasets.files import File, data_files, is_data, readable
+from compiler.datasets.piped import FOLDER, keep_piped
 from schemas.errors import InputError, UsageError
 from schemas.stores import SCHEME, AnyPath, StorePath, path_of
 
+PIPED = "-"
+"""The standard input."""
 _NAMED = re.compile(r"(?P<name>[^/=]+)=(?P<place>.+)", re.DOTALL)
 _MAGIC = re.compile(r"[*?[]")
 
@@ -43,23 +46,25 @@ class _Place:
     """The files of a pattern."""
 
 
-def given_datasets(texts: Sequence[str]) -> dict[str, Given]:
+def given_datasets(texts: Sequence[str], cache: Path) -> dict[str, Given]:
     """The datasets of the command line by name, in order; UsageError if a name or a path is given twice."""
     places = [place for text in texts for place in _places(text)]
+    if sum(place.text == PIPED for place in places) > 1:
+        raise UsageError(PIPED, "is named twice", "A pipe is read once; --mix NAME#ROWS repeats rows.")
     names = _names(places)
-    return {name: _given(place, note) for place, (name, note) in zip(places, names, strict=True)}
+    return {name: _given(place, note, cache) for place, (name, note) in zip(places, names, strict=True)}
 
 
 def _places(text: str) -> list[_Place]:
     """The places that an argument means: one, or every file of a pattern without a name, as in a shell."""
-    if text.startswith(SCHEME) or _exists(text):
+    if text == PIPED or text.startswith(SCHEME) or _exists(text):
         return [_Place(text, None)]
     named = _NAMED.fullmatch(text)
     name, place = (named["name"].strip(), named["place"]) if named else (None, text)
     if name == "":
         raise UsageError(readable(text), "the name before '=' is empty", "Write NAME=PATH.")
     name = None if name is None else readable(name)
-    if place.startswith(SCHEME) or _exists(place) or not _MAGIC.search(place):
+    if place == PIPED or place.startswith(SCHEME) or _exists(place) or not _MAGIC.search(place):
         return [_Place(place, name)]
     files = sorted(glob.glob(place, recursive=True))  # noqa: PTH207  # Path.glob takes no absolute pattern
     if not files:
@@ -112,6 +117,8 @@ def _names(places: Sequence[_Place]) -> list[tuple[str, str]]:
 def _stem(text: str) -> str:
     """The name of a file without any suffix, or the name of a folder."""
     path = path_of(text)
+    if text == PIPED:
+        return FOLDER
     if isinstance(path, Path) and path.is_dir():
         return readable(path.resolve().name or "data")
     return readable(path.name.split(".")[0] or text)
@@ -138,13 +145,15 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(readable(part) for part in path.absolute().parts)
 
 
-def _given(place: _Place, note: str) -> Given:
+def _given(place: _Place, note: str, cache: Path) -> Given:
     """The files of a place."""
     notes = [note] if note else []
     shown = readable(place.text)
     if place.files:
         files = [File(Path(file), readable(file)) for file in place.files]
         return Given(shown, files, files[0].path.parent, notes)
+    if place.text == PIPED:
+        return Given(PIPED, [File(keep_piped(cache), PIPED)], Path(), notes)
     path = path_of(place.text)
     if isinstance(path, StorePath):
         if not path.name or (not path.suffix and path.is_dir()):
