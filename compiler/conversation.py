@@ -115,6 +115,8 @@ class Conversation:
     """Replies before this message are history: rendered as it is at inference, not trained."""
     merged: str = ""
     """The system text that was put before the first user message, for templates that take none."""
+    plain: bool = False
+    """Whether it is no ReAct text, so that weights for ReAct text do not apply to it."""
     loose: list[Media] = field(default_factory=list)
     """Media that the row lists and no text places."""
 

@@ -67,6 +67,8 @@ class UnitOptions:
     ignore: tuple[str, ...] = ()
     """Keys of rows that need not be read: KEY anywhere, or where it stands, as `messages[].KEY`."""
     strict: bool = False
+    allow_empty: bool = False
+    """Replies with nothing in them are trained: their stop."""
     tools: str = "template"
     """How tools and calls are written: as the chat template does, or as ReAct text."""
 

@@ -117,6 +117,8 @@ class Reason(StrEnum):
     """An image or video of the row cannot be used: missing, not allowed, broken, or none that the model takes."""
     TOO_LONG = "too_long"
     """It does not fit into --max-length under the --overlength policy."""
+    EMPTY_REPLY = "empty_reply"
+    """A reply has nothing in it, so that only its stop would be trained."""
     NOTHING_TRAINED = "nothing_trained"
     """No token of the example would be trained: its loss would be NaN."""
 

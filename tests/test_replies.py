@@ -168,3 +168,77 @@ def test_a_history_with_an_empty_pair_has_no_turn(compiled: Callable[..., list[R
     row = {"instruction": "Hello?", "output": "Hi."}
     with_pair, without = compiled(row | {"history": [[]]}, row)
     assert with_pair["input_ids"] == without["input_ids"]
+
+
+# -- weights for ReAct text --
+
+
+def test_a_plain_reply_with_a_line_that_begins_like_react_is_trained_whole(run: Run, tmp_path: Path) -> None:
+    def said(*turns: tuple[str, str]) -> Row:
+        return {"conversations": [{"from": who, "value": value} for who, value in turns]}
+
+    note = "Day 4\nObservation: the stem is bent.\nConclusion: more light."
+    call = "Thought: t\nAction: look\nAction Input: {}\nObservation: bent\nFinal Answer: Bent."
+    source = [said(("user", "Note it."), ("assistant", note)), said(("user", "Look."), ("assistant", call))]
+    result = run("compile", write(tmp_path / "x.jsonl", *source), "--no-shuffle", "-o", tmp_path / "out")
+    plain, react = rows(tmp_path / "out")
+    assert trained(tmp_path / "out", plain) == [f"{note}{STOP}"]
+    assert plain["loss_weights"] is None  # all of them are 1
+    assert {weight for weight in react["loss_weights"] if weight} == {1.0, 2.0}
+    assert " bent\n" not in "".join(trained(tmp_path / "out", react))
+    assert "x: react weights: 1 of 2 rows" in result.stdout
+    assert "react_observation" not in manifest(tmp_path / "out")["datasets"][0]["notes"]  # it is no ReAct text
+
+
+def test_an_api_list_in_the_system_text_makes_a_row_react_text(compiled: Callable[..., list[Row]]) -> None:
+    apis = 'You have access to the following APIs:\n1. look: Call this tool to look. Parameters: [{"name": "x"}]'
+    turns = [("system", apis), ("user", "Note it."), ("assistant", "Thought: hm\nObservation: bent")]
+    (example,) = compiled({"conversations": [{"from": who, "value": value} for who, value in turns]})
+    assert 2.0 in example["loss_weights"]
+
+
+# -- nothing empty, nothing unfilled --
+
+EMPTY = {
+    "an empty text": chat(("u", "x"), ("a", "")),
+    "space alone": chat(("u", "x"), ("a", " \n")),
+    "an alpaca output": {"instruction": "x", "output": ""},
+    "a rejected reply": {"instruction": "x", "chosen": "yes", "rejected": ""},
+}
+
+
+@pytest.mark.parametrize("what", EMPTY)
+def test_a_reply_with_nothing_in_it_is_a_reject_unless_asked_for(run: Run, tmp_path: Path, what: str) -> None:
+    good = {"a rejected reply": {"instruction": "x", "chosen": "yes", "rejected": "no"}}
+    good |= {"an alpaca output": {"instruction": "x", "output": "y"}}
+    source = [EMPTY[what], good.get(what, chat(("u", "Hi"), ("a", "Hello.")))]
+    file = write(tmp_path / "x.jsonl", *source)
+    result = run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
+    assert (reject["row"], reject["reason"]) == (0, "empty_reply")
+    assert "--allow-empty" in reject["message"]
+    assert "rejected: empty_reply" in result.stdout
+    result = run("compile", file, "--allow-empty", "--no-shuffle", "-o", tmp_path / "out")
+    assert len(rows(tmp_path / "out")) == 2
+    assert "in 1 row, a reply is empty, and its stop was trained" in result.stdout
+
+
+def test_an_empty_reply_that_is_not_trained_is_no_mistake(compiled: Callable[..., list[Row]]) -> None:
+    assert compiled(chat(("u", "x"), ("a", "", {"loss": False}), ("u", "y"), ("a", "z")))
+
+
+def test_placeholders_and_markers_of_other_templates_are_counted_by_their_text(run: Run, tmp_path: Path) -> None:
+    source = [
+        chat(("u", "Who?"), ("a", "I am {{NAME}} by {{ author }}.")),
+        chat(("u", "Who?"), ("a", "I am {{NAME}}, {x}, {{}} and {{ two words }}.")),
+        chat(("u", "<IMG_CONTEXT> What?"), ("a", "A lamp.")),
+        chat(("u", "Tell.\n\n### Response:"), ("a", "[INST] no")),
+        chat(("u", "Human: hi\n\nAssistant: hello"), ("a", "Human: is a word.")),
+    ]
+    result = run("compile", write(tmp_path / "x.jsonl", *source), "-o", tmp_path / "out")
+    assert manifest(tmp_path / "out")["datasets"][0]["notes"] == {
+        "placeholder: {{NAME}}": 2, "placeholder: {{ author }}": 1, "placeholder: <IMG_CONTEXT>": 1,
+        "marker: ### Response:": 1, "marker: [INST]": 1, "marker: Human: / Assistant:": 1,
+    }  # fmt: skip
+    assert "x: in 2 rows, the placeholder {{NAME}} was not filled in" in " ".join(result.stdout.split())
+    assert "x: in 1 row, the text carries [INST], which another template writes" in " ".join(result.stdout.split())

@@ -92,6 +92,7 @@ SECTIONS: dict[str, list[click.Option]] = {
             ["--special-text"], type=click.Choice(["text", "reject", "allow"]), default="text", show_default=True,
             help="Text that spells a control token: keep it as text, reject the row, or make it the token.",
         ),
+        click.Option(["--allow-empty"], is_flag=True, help="Train the stop of empty replies.  [default: reject them]"),
         click.Option(["--strict"], is_flag=True, help="Reject malformed ReAct replies.  [default: count them]"),
     ],
     "Length and packing": [

@@ -85,13 +85,28 @@ def remarks(manifest: Manifest) -> list[str]:
         if unread := entry.get("unread"):
             lines.append(f"{entry['name']}: {not_read(unread, balance['read'])}")
         for note, count in entry["notes"].items():
-            what = _NOTES.get(note, note)
+            if note == "not_react":
+                made = balance["read"] + balance["expanded"] - balance["rejected"] - balance["cleaned"]
+                lines.append(
+                    f"{entry['name']}: react weights: {made - count:,} of {made:,} rows; the others have no API list "
+                    "and no Action line, and are trained whole"
+                )
+                continue
+            what = _NOTES.get(note) or _named(note)
             if note == "special_text":
                 what += _SPECIAL_TEXT[manifest["options"]["special_text"]]
             lines.append(f"{entry['name']}: in {count:,} row{_s(count)}{pool}, {what}")
         for reason, count in entry["rejected"].items():
             lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected: {reason} (see rejects.jsonl)")
     return lines
+
+
+def _named(note: str) -> str:
+    """The words for a note that names what was found."""
+    for mark, words in _FOUND.items():
+        if note.startswith(mark):
+            return words.format(note.removeprefix(mark))
+    return note
 
 
 def _short_split(manifest: Manifest) -> list[str]:
@@ -114,6 +129,7 @@ _NOTES = {
     "warning:react_input": "an action's input does not parse or lacks a required parameter",
     "warning:react_observation": "an observation follows no action",
     "warning:react_final": "a final answer is missing or not last",
+    "empty_reply": "a reply is empty, and its stop was trained",
     "joined_calls": "calls in consecutive messages became one reply with one stop",
     "tool_blocks": "<tool_call> and <tool_response> blocks became calls and results",
     "tool_call_text": "a <tool_call> that is not a call at the end of its reply was kept as text",
@@ -138,6 +154,11 @@ _NOTES = {
 }
 
 
+_FOUND = {
+    "placeholder: ": "the placeholder {} was not filled in",
+    "marker: ": "the text carries {}, which another template writes: it is trained as text",
+}
+"""What a note begins with -> words for it and for what follows."""
 _SPECIAL_TEXT = {"text": "was kept as text", "allow": "became that token", "reject": "was rejected"}
 
 

@@ -46,6 +46,7 @@ def kind_of(datasets: list[tuple[Dataset, Request]], options: CompileOptions) ->
         "--tools": options.units.tools != "template",
         "--system": options.units.system is not None,
         "--weights": options.weights != "auto",
+        "--allow-empty": options.units.allow_empty,
     }
     used = [option for option, is_used in about_conversations.items() if is_used]
     if kind == Kind.PRETRAIN and used:

@@ -34,6 +34,8 @@ class Policy:
     queries: tuple[tuple[str, float], ...] = ()
     only_last: bool = False
     """Whether only the last reply is trained."""
+    only_react: bool = False
+    """Whether it is for ReAct text alone (decision 33)."""
     then: tuple[Policy, ...] = ()
     """Policies whose weights multiply into this one's."""
 
@@ -45,7 +47,8 @@ class Policy:
             (key, re.compile(w["pattern"], re.DOTALL), w["weight"]) for key, w in card.get("patterns", {}).items()
         )
         queries, then = tuple(card.get("queries", {}).items()), tuple(map(cls.from_card, card.get("then", ())))
-        return cls(card["name"], keywords, patterns, queries, card.get("replies") == "last", then)
+        last, only_react = card.get("replies") == "last", card.get("only_react", False)
+        return cls(card["name"], keywords, patterns, queries, last, only_react, then)
 
     @property
     def last_round(self) -> bool:
@@ -149,6 +152,8 @@ def weigh_replies(
             whole = policy.of_whole(conversation, number)
             if whole is not None:
                 weighed, stop = [(length, weight * whole, key) for length, weight, key in weighed], stop * whole
+            elif conversation.plain and policy.only_react:
+                continue
             elif intervals := policy.intervals(text, _begin(text, conversation.messages[number])):
                 weighed = _multiplied(weighed, intervals)
         found.append((weighed, stop))

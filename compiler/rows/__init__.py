@@ -11,6 +11,8 @@ recognise.py  the format of a file, by its first rows
 nearest.py    the format that rows come nearest to when they fit none
 persona.py    self-cognition: the model's name in place of placeholders
 repair.py     repairs of conversations
+calls.py      calls in consecutive messages and in blocks of text, as one reply makes them
+texts.py      placeholders, another template's markers and empty replies in texts
 clean.py      the clean-up rules of a dataset's card
 media.py      the images and videos of a row: found, measured, counted in tokens
 hints.py      the repairs that would make a rejected row good

@@ -26,7 +26,7 @@ from operator import attrgetter
 from typing import Any
 
 from compiler import formats
-from compiler.conversation import Conversation, Kind
+from compiler.conversation import Conversation, Kind, Role
 from compiler.formats.kinds import KIND_KEYS, columns_of_row, kind_of_row
 from compiler.formats.turns import check_turns
 from compiler.media.rules import Vision
@@ -38,11 +38,12 @@ from compiler.rows.keys import MOST, OTHERS, RowKeys
 from compiler.rows.media import MediaOfRows
 from compiler.rows.mend import mend
 from compiler.rows.persona import substitute, warnings
-from compiler.rows.react.check import ReactFinding
+from compiler.rows.react.check import ReactFinding, is_react
 from compiler.rows.react.check import check as check_react
 from compiler.rows.react.dialect import to_text
 from compiler.rows.react.prompt import Language
 from compiler.rows.repair import REPAIRS
+from compiler.rows.texts import is_empty, remarks_on
 from compiler.rows.unpack import check, held_columns, unpack
 from compiler.rows.validate import Validator
 from compiler.rows.where import where as condition
@@ -89,6 +90,8 @@ class Preparer:
         self._others = dataset.other_names
         self._variants: dict[tuple[str | None, ...], Preparer] = {}
         """For rows under other names of columns."""
+        self._react = "react" in dataset.weights.split("+") and options.tools == "template"
+        """Whether the weights are for ReAct text, so that each row is looked at."""
         self._hints = Hints(self._attempt, options.repairs, self._columns, self._tags)
 
     def reads(self, key: str) -> bool:
@@ -148,7 +151,7 @@ class Preparer:
         key = tuple(columns.values())
         if key not in self._variants:
             dataset = replace(self.dataset, columns=columns, other_names={})
-            self._variants[key] = Preparer(dataset, self.options, self.media.vision)
+            self._variants[key] = Preparer(dataset, self.options, self.media.vision, takes_calls=self._takes_calls)
         made = self._variants[key]
         made.notes, made.unread, made.ignored = self.notes, self.unread, self.ignored
         made.media, made.options = self.media, self.options
@@ -183,7 +186,11 @@ class Preparer:
                 take_out_blocks(conversation)
             join_calls(conversation)
             check_turns(conversation, self._turns)
-            if self.dataset.react and (findings := check_react(conversation)):
+            self._check_replies(conversation)
+            if self._react and not is_react(conversation):
+                conversation.plain = True
+                conversation.notes = [*conversation.notes, "not_react"]
+            elif self.dataset.react and (findings := check_react(conversation)):
                 self._count(findings, conversation)
             if self.media.vision or conversation.loose or any(map(_media_of, conversation.messages)):
                 self.media.look(conversation, self.notes)
@@ -194,6 +201,23 @@ class Preparer:
             return to_text(conversation, _LANGUAGES[self.options.tools], turns=self._turns, tools=self._tools)
         except RowError as error:
             return error.reject
+
+    def _check_replies(self, conversation: Conversation) -> None:
+        """Refuse a reply with nothing in it that would be trained (decision 29), and remark on the texts."""
+        last = conversation.rejected
+        places = conversation.places or range(len(conversation.messages))
+        for place, message in [*zip(places, conversation.messages, strict=True), *([(-1, last)] if last else [])]:
+            if message.role is not Role.ASSISTANT or not is_empty(message) or message.weight == 0:
+                continue
+            if self.dataset.kind != Kind.SFT and message is not last and message is not conversation.messages[-1]:
+                continue  # history, which is not trained
+            if not self.options.allow_empty:
+                where = "" if self._turns is None or place < 0 else f"{self._turns}/{place}"
+                what = "expected a reply with a text or calls, found nothing in it, and only its stop would be trained"
+                raise RowError(Reason.EMPTY_REPLY, f"{what}; --allow-empty trains it", where)
+            conversation.notes = sorted({*conversation.notes, "empty_reply"})
+        if found := remarks_on(conversation):
+            conversation.notes = [*conversation.notes, *found]
 
     def _count(self, findings: list[ReactFinding], conversation: Conversation) -> None:
         """Count what is wrong with ReAct replies; with --strict the first finding rejects the row."""

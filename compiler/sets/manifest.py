@@ -76,6 +76,8 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     """The options that decide bytes, by their names on the command line."""
     persona = {"name": options.name, "author": options.author} if options.self_cognition else None
     found = asdict(options.mixing) | asdict(options.units)
+    if not options.units.allow_empty:
+        del found["allow_empty"]
     del found["seed"]  # it stands beside the options
     if options.where:
         found["where"] = options.where

@@ -60,6 +60,20 @@ def check(conversation: Conversation) -> list[ReactFinding]:
     return findings
 
 
+def is_react(conversation: Conversation) -> bool:
+    """Whether replies are ReAct text: one has a line that begins with Action, or the system text lists APIs."""
+    for message in conversation.messages:
+        if message.role is Role.ASSISTANT and (
+            message.content.startswith(_ACTION) or f"\n{_ACTION}" in message.content
+        ):
+            return True
+    system = (message.content for message in conversation.messages if message.role is Role.SYSTEM)
+    return parse_apis("\n".join(system)) is not None
+
+
+_ACTION = f"{ACTION}:"
+
+
 def _action(parts: list[ReplyPart], apis: Apis, _: bool) -> Found:
     for part in parts:
         name = part.text.strip()
