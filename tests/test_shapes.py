@@ -30,7 +30,9 @@ NEED_IMAGES = ("cogagent", "screen_history")
 STOP = 8002
 """<|im_end|> in the demo tokenizer."""
 SHAPES = {card["name"]: card for card in registry.shapes()}
-EXAMPLES = [(name, example) for name, format_ in FORMATS.items() for example in format_.about["examples"]]
+OF_ROWS = {name: format_ for name, format_ in FORMATS.items() if not format_.session}
+"""The formats of rows; a session is a file, and tests/test_sessions.py has them."""
+EXAMPLES = [(name, example) for name, format_ in OF_ROWS.items() for example in format_.about["examples"]]
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(EXAMPLES)]
 
 
@@ -112,7 +114,7 @@ def with_typed_control_tokens(name: str, row: Row) -> Row:
 
 @pytest.mark.parametrize("kind", ["sft", "preference", "kto"])
 def test_control_tokens_typed_in_the_texts_of_any_format_stay_text(run: Run, tmp_path: Path, kind: str) -> None:
-    names = [name for name, format_ in FORMATS.items() if kind in format_.kinds and name not in NEED_IMAGES]
+    names = [name for name, format_ in OF_ROWS.items() if kind in format_.kinds and name not in NEED_IMAGES]
     files = []
     for name in names:
         rows = [row for row in FORMATS[name].about["examples"] if kind_of_rows([row]) == kind][:1]

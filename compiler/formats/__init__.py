@@ -18,6 +18,7 @@ from __future__ import annotations
 import registry
 from compiler.formats import (
     alpaca,
+    alternating_texts,
     anthropic,
     atif,
     chatglm3,
@@ -26,8 +27,13 @@ from compiler.formats import (
     cogagent,
     conversation_pairs,
     conversational,
+    dolci,
+    gemini,
+    glaive,
+    glm4,
     hermes,
     human_assistant,
+    message_lists,
     ms_agent,
     openai,
     openai_preference,
@@ -40,6 +46,7 @@ from compiler.formats import (
     sharegpt,
     toolalpaca,
     toolbench,
+    xlam,
 )
 from compiler.formats.format import Format
 from schemas.errors import UsageError, nearest
@@ -72,6 +79,13 @@ FORMATS = {
         conversational.FORMAT,
         openai_preference.FORMAT,
         human_assistant.FORMAT,
+        alternating_texts.FORMAT,
+        xlam.FORMAT,
+        message_lists.FORMAT,
+        gemini.FORMAT,
+        glm4.FORMAT,
+        dolci.FORMAT,
+        glaive.FORMAT,
     )
 }
 """By name. Where a file fits several formats alike, the first of them is chosen. Shapes come last."""

@@ -42,6 +42,8 @@ class Format:
     """Whether a file is one row, {"lines": [...]}: what its JSON lines hold."""
     react: bool = False
     """Whether replies are ReAct text, which is checked."""
+    bare: bool = False
+    """Whether a row is the list of messages itself, with no object around it."""
     like: str = ""
     """The format whose schema it has; "" = its own, `schemas/NAME.schema.json`."""
     required: dict[str, list[str]] = field(default_factory=dict)

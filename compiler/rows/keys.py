@@ -71,14 +71,16 @@ class RowKeys:
     def covers(self, row: Any) -> bool:
         """Whether every key is read or ignorable. False may be wrong, where lists hold more than objects."""
         try:
-            return self._keys is None or _covers(self._keys, [row])
+            return self._keys is None or _covers(self._keys, row if isinstance(row, list) else [row])
         except (TypeError, AttributeError):  # a list in a list, or a text or number where others have objects
             return False
 
     def unread(self, row: Any) -> Unread:
         """The keys that are neither; RowError for the first that is known to change what is trained."""
         found = Unread()
-        for pointer, path, depth, key, value in _leftovers(self._keys, row, "", "", 0) if self._keys else ():
+        for pointer, path, depth, key, value in (
+            _leftovers(self._keys, row, "", "", int(isinstance(row, list))) if self._keys else ()
+        ):
             if asked := {key, path} & self._ignore:
                 found.ignored |= asked
             elif value in _EMPTY:

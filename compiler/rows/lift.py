@@ -84,7 +84,8 @@ class Preparer:
         more = (*(("tag",) if self._persona else ()), *(condition(dataset.where).columns if dataset.where else ()))
         self._keys = RowKeys(self._validator.schema, self._format, self._columns, options.ignore, more)
         turns, tools = (self._columns.get(name) for name in (self._format.turns or "", "tools"))
-        self._turns, self._tools = f"/{turns}" if turns else None, f"/{tools}" if tools else ""
+        listed = "" if self._format.bare else None
+        self._turns, self._tools = f"/{turns}" if turns else listed, f"/{tools}" if tools else ""
         self._plain = dataset.kind_by_rows and dataset.kind == Kind.SFT
         """Whether the first rows were plain, so that one of another kind is a reject."""
         self._others = dataset.other_names
@@ -132,7 +133,7 @@ class Preparer:
             value, reject = check(value, self._held, self._validator)
             if reject is not None:
                 return [reject]
-            if self._plain and not KIND_KEYS.isdisjoint(value):
+            if self._plain and isinstance(value, dict) and not KIND_KEYS.isdisjoint(value):
                 self._check_kind(value)
             if not self._keys.covers(value):
                 self._account(value)
