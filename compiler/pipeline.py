@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import registry
 from compiler.cache.prune import in_use
 from compiler.conversation import Kind
+from compiler.datasets.catalogue import SELF_COGNITION, Dataset
 from compiler.datasets.chosen import choose_datasets, kind_of
-from compiler.options import CompileOptions
+from compiler.options import CompileOptions, Request
 from compiler.proof.certificate import certificate_of
+from compiler.rows.persona import named_others, persona
 from compiler.sets.folder import Output
 from compiler.sets.link import plan_splits, write_split
 from compiler.sets.manifest import (
@@ -110,6 +113,27 @@ def compile_part(options: CompileOptions, watcher: Watcher) -> Done:
         return compile_units(begin(options, watcher)[0]).done
 
 
+def _demo_tokenizer(datasets: list[tuple[Dataset, Request]], options: CompileOptions) -> str:
+    """A warning if the user's own rows meet the embedded tokenizer, else ""."""
+    own = [one.name for one, _ in datasets if not one.sample and one.name != SELF_COGNITION]
+    if not own or options.tokenizer != registry.DEMO_TOKENIZER:
+        return ""
+    what = "the embedded demo tokenizer compiles your rows, and no model has it"
+    return f"warning: {', '.join(own)}: {what}; pass --tokenizer with your model's folder or hub id"
+
+
+def _other_name(template: Template, options: CompileOptions) -> str:
+    """A warning if the template's own system text names another model than --name, else ""."""
+    if not options.self_cognition:
+        return ""
+    text = template.program.rendering.rendered_or_none([{"role": "user", "content": "x"}], None) or ""
+    others = named_others(text, dict(persona(options.name, options.author)))
+    if not others:
+        return ""
+    what = f"the chat template's own system text names {' and '.join(others)}, and rows without a system text get it"
+    return f"warning: --name: {what}; give rows a system text of their own, or choose a --template without one"
+
+
 def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Template]:
     """Find the datasets, their kind, the tokenizer and the template; nothing is cut or compiled yet."""
     datasets = choose_datasets(options)
@@ -120,6 +144,9 @@ def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Temp
     tokenizer = Tokenizer.load(options.tokenizer)
     documents, special_text = kind == Kind.PRETRAIN, options.units.special_text
     template = load_template(options.template, tokenizer, special_text=special_text, documents=documents)
+    for warning in (_demo_tokenizer(datasets, options), _other_name(template, options)):
+        if warning:
+            watcher.say(warning)
     setup = Setup(
         options=options.units,
         tokenizer=str(options.tokenizer.resolve()),

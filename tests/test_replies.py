@@ -242,3 +242,25 @@ def test_placeholders_and_markers_of_other_templates_are_counted_by_their_text(r
     }  # fmt: skip
     assert "x: in 2 rows, the placeholder {{NAME}} was not filled in" in " ".join(result.stdout.split())
     assert "x: in 1 row, the text carries [INST], which another template writes" in " ".join(result.stdout.split())
+
+
+# -- what the tokenizer and its template do to rows --
+
+
+def test_own_rows_with_the_demo_tokenizer_are_a_warning_that_says_what_to_pass(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "x.jsonl", chat(("u", "Hi"), ("a", "Hello.")))
+    said = run("compile", file, "-o", tmp_path / "out").stderr
+    assert "warning: x: the embedded demo tokenizer compiles your rows" in said
+    assert "pass --tokenizer" in said
+    tokenizer = ("--tokenizer", shared("tokenizers", "qwen2.5"))
+    assert "demo tokenizer" not in run("compile", file, *tokenizer, "-o", tmp_path / "out").stderr
+    assert "demo tokenizer" not in run("compile", "--mix", "agent", "-o", tmp_path / "out").stderr
+
+
+def test_a_system_text_of_the_template_that_names_another_model_is_a_warning(run: Run, tmp_path: Path) -> None:
+    options = ("--self-cognition", 4, "--name", "Marvin", "--author", "Sirius", "--mix", "agent#4")
+    tokenizer = ("--tokenizer", shared("tokenizers", "qwen2.5"))
+    said = run("compile", *options, *tokenizer, "-o", tmp_path / "out").stderr
+    assert "the chat template's own system text names" in said and "Qwen" in said
+    said = run("compile", *options, *tokenizer, "--template", "chatml", "-o", tmp_path / "out").stderr
+    assert "own system text names" not in said

@@ -83,6 +83,12 @@ def warnings(row: dict[str, Any], values: dict[str, str]) -> list[str]:
     return found
 
 
+def named_others(text: str, values: dict[str, str]) -> list[str]:
+    """The models and makers that a text names and the persona does not, in order."""
+    own = "\n".join(values.values()).casefold()
+    return sorted({name for name in _other_models().findall(text) if name.casefold() not in own})
+
+
 _CHINESE = re.compile("[\u3400-\u9fff]")
 
 
