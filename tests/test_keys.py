@@ -14,9 +14,11 @@ from click.testing import Result
 from tokenizers import Tokenizer
 
 import registry
+from compiler.conversation import Call, Conversation
 from compiler.formats import FORMATS
 from compiler.rows.keys import RowKeys
 from compiler.rows.validate import Validator
+from schemas.errors import RowError
 from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
@@ -208,3 +210,73 @@ def test_an_ordinary_row_costs_less_than_two_microseconds() -> None:
     row = {"id": 1, "source": "web", "messages": CHAT["messages"] * 2}
     assert keys.covers(row)
     assert min(repeat(lambda: keys.covers(row), number=2000, repeat=9)) / 2000 < 4e-6  # 1.5 on an idle machine
+
+
+# -- keys of messages that are read wherever they stand --
+
+
+def lifted(name: str, row: Row) -> Conversation:
+    format_ = FORMATS[name]
+    columns, tags = dict[str, str | None](format_.columns), dict[str, str | None](format_.tags)
+    assert Validator(format_, columns, tags, name).check(row) is None
+    found = format_.lift(row, columns, tags)
+    assert isinstance(found, Conversation)
+    return found
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize(
+    ("name", "column", "role", "text", "user", "reply"),
+    [
+        ("openai", "messages", "role", "content", "user", "assistant"),
+        ("conversations_messages", "conversations", "role", "content", "user", "assistant"),
+        ("sharegpt", "conversations", "from", "value", "human", "gpt"),
+        ("ms_agent", "conversations", "from", "value", "user", "assistant"),
+    ],
+)
+def test_the_reasoning_of_a_reply_is_read_under_every_name(
+    name: str, column: str, role: str, text: str, user: str, reply: str, key: str
+) -> None:
+    asked, said = {role: user, text: "7 * 8?", key: ""}, {role: reply, text: "56", key: "Seven eights."}
+    assert lifted(name, {column: [asked, said]}).messages[1].reasoning == "Seven eights."
+    assert lifted(name, {column: [asked, said | {key: ""}]}).messages[1].reasoning is None
+    with pytest.raises(RowError, match=r"expected .* in a reply, found it in a message of user"):
+        lifted(name, {column: [asked | {key: "Hm."}, said]})
+    other = "thinking" if key != "thinking" else "reasoning"
+    with pytest.raises(RowError, match="expected the reasoning once"):
+        lifted(name, {column: [asked, said | {other: "Something else."}]})
+
+
+def test_the_text_of_a_refusal_is_the_reply(run: Run, tmp_path: Path) -> None:
+    asked = CHAT["messages"][0]
+    rows = [
+        {"messages": [asked, {"role": "assistant", "content": said, "refusal": "I cannot."}]} for said in (None, "Yes")
+    ]
+    run("compile", write(tmp_path / "x.jsonl", *rows), "--max-rejects", "1", "-o", tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out")
+    assert (reject["reason"], reject["pointer"]) == ("unread_key", "/messages/1/refusal")
+    assert lifted("openai", rows[0]).messages[1].content == "I cannot."
+
+
+def test_tools_and_calls_in_messages_are_read_as_json_text(run: Run, tmp_path: Path) -> None:
+    """As minimind has them: empty texts are absent."""
+    none = {"tools": "", "tool_calls": "", "reasoning_content": ""}
+    calls = json.dumps([{"name": "dig", "arguments": {"x": 3}}])
+    row = {
+        "conversations": [
+            {"role": "system", "content": "Helper.", **none, "tools": json.dumps([{"name": "dig"}])},
+            {"role": "user", "content": "Dig at 3.", **none},
+            {"role": "assistant", "content": "", **none, "tool_calls": calls},
+        ]
+    }
+    found = lifted("conversations_messages", row)
+    assert found.tools == [{"type": "function", "function": {"name": "dig"}}]
+    assert found.messages[2].calls == [Call("dig", {"x": 3})]
+    said = run("compile", write(tmp_path / "x.jsonl", row), "-o", tmp_path / "out").output
+    assert "recognised as conversations_messages" in said
+    assert "not read" not in said
+
+
+def test_plain_rows_of_chatglm3_stay_its_own(run: Run, tmp_path: Path) -> None:
+    row = {"conversations": CHAT["messages"]}
+    assert "recognised as chatglm3" in run("compile", write(tmp_path / "x.jsonl", row), "-o", tmp_path / "out").output

@@ -33,6 +33,7 @@ from compiler.formats import (
     glm4,
     hermes,
     human_assistant,
+    llamafactory_v1,
     message_lists,
     ms_agent,
     openai,
@@ -64,6 +65,7 @@ FORMATS = {
         anthropic.FORMAT,  # after openai: a row of texts alone fits both
         openai_responses.FORMAT,
         atif.FORMAT,
+        llamafactory_v1.FORMAT,
         claude_code.FORMAT,
         codex.FORMAT,
         session_trace.FORMAT,

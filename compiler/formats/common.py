@@ -15,6 +15,8 @@ from schemas.errors import Reason, RowError
 FLAGS = ("train", "trainable", "loss_mask", "loss", "loss_scale", "loss_weight", "weight")
 """The keys of a message that say whether it is trained, and how much."""
 WEIGHT_KEYS = frozenset(FLAGS)
+REASONING_KEYS = frozenset({"reasoning_content", "reasoning", "thinking"})
+"""The keys of a message under which people keep what a reply thinks before it speaks."""
 
 CALL_ROLE = "tool_call"
 SWIFT_ROLES = {CALL_ROLE: Role.ASSISTANT, "tool_response": Role.TOOL}
@@ -111,6 +113,22 @@ def parse_call(call: Any, pointer: str, arguments_at: str, *, call_id: str | Non
             Reason.TOOL_ARGUMENTS, f"expected arguments to be a JSON object, found {_kind(arguments)}", arguments_at
         )
     return Call(name, arguments, call_id)
+
+
+def reasoning_of(message: dict[str, Any], role: Role, pointer: str) -> str | None:
+    """What a reply thinks before it speaks, under whichever key; None where nothing is said of it."""
+    found = {key: text for key in message.keys() & REASONING_KEYS if (text := message[key])}
+    if not found:
+        return None
+    if role is not Role.ASSISTANT:
+        key = min(found)
+        raise RowError(
+            Reason.UNREAD_KEY, f"expected {key!r} in a reply, found it in a message of {role}", f"{pointer}/{key}"
+        )
+    if len(set(found.values())) > 1:
+        keys = " and ".join(map(repr, sorted(found)))
+        raise RowError(Reason.SCHEMA, f"expected the reasoning once, found different texts under {keys}", pointer)
+    return str(next(iter(found.values())))
 
 
 def asked_weight(message: dict[str, Any], role: Role, pointer: str) -> float | None:

@@ -13,7 +13,9 @@ from compiler.formats.common import (
     calls_of_text,
     complete,
     parse_call,
+    parse_text,
     read_columns,
+    reasoning_of,
 )
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
@@ -33,8 +35,9 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         if isinstance(source, str):  # ms-swift's rejected_response
             return Message(Role.ASSISTANT, source)
         role = roles[source[role_tag]]
+        source = _unwrapped(source, content_tag, role, pointer)
         weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
-        one = Message(role, "", weight=weight, reasoning=source.get("reasoning_content"))
+        one = Message(role, "", weight=weight, reasoning=reasoning_of(source, role, pointer))
         _fill(one, source.get(content_tag), f"{pointer}/{content_tag}")
         if role is Role.ASSISTANT:
             one.calls = _calls(source, pointer)
@@ -46,6 +49,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
 
     messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
     found = read_columns(row, columns)
+    columns = _with_tools(row[column], found, columns)
     if row.get("functions") is not None and found.get("tools") is None:
         columns, found["tools"] = columns | {"tools": "functions"}, row["functions"]
     conversation = complete(found, columns, messages, message)
@@ -55,6 +59,33 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
                 what = f"expected {media.kind!r} in the part, or the row's {media.kind}s in a column; found neither"
                 raise RowError(Reason.MEDIA, what, media.pointer)
     return conversation
+
+
+def _with_tools(sources: list[dict[str, Any]], found: dict[str, Any], columns: Names) -> Names:
+    """Add the tools that a message lists as JSON text to the columns found; the columns, with where they stand."""
+    for i, source in enumerate(sources):
+        if source.get("tools"):  # minimind has them in its system message
+            at = f"{columns['messages']}/{i}/tools"
+            if found.get("tools"):
+                raise RowError(Reason.TOOLS, "expected the tools of a row once, found them in a message too", f"/{at}")
+            columns, found["tools"] = columns | {"tools": at}, source["tools"]
+    return columns
+
+
+def _unwrapped(source: dict[str, Any], content_tag: str, role: Role, pointer: str) -> dict[str, Any]:
+    """The message with the text of a refusal as its content, and calls that it holds as JSON text as a list."""
+    if refusal := source.get("refusal"):
+        if source.get(content_tag) or role is not Role.ASSISTANT:
+            what = "expected a refusal in place of the content of a reply, found it beside other content"
+            raise RowError(Reason.UNREAD_KEY, what, f"{pointer}/refusal")
+        source = source | {content_tag: refusal}
+    if isinstance(text := source.get("tool_calls"), str):
+        at = f"{pointer}/tool_calls"
+        calls = parse_text(text, "a list of tool calls", Reason.TOOL_ARGUMENTS, at) if text.strip() else []
+        calls = calls if isinstance(calls, list) else [calls]
+        bare = (call if isinstance(call, dict) and "function" in call else {"function": call} for call in calls)
+        source = source | {"tool_calls": list(bare)}
+    return source
 
 
 def _roles(tags: Names) -> dict[str, Role]:

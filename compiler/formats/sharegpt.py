@@ -10,12 +10,14 @@ from typing import Any
 from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import (
     CALL_ROLE,
+    REASONING_KEYS,
     SWIFT_ROLES,
     WEIGHT_KEYS,
     asked_weight,
     calls_of_text,
     complete,
     read_columns,
+    reasoning_of,
 )
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
@@ -43,9 +45,11 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     def message(source: dict[str, Any], pointer: str) -> Message:
         role = roles[source[role_tag]]
         weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
+        reasoning = None if REASONING_KEYS.isdisjoint(source) else reasoning_of(source, role, pointer)
         if source[role_tag] in (CALL_ROLE, tags.get("function_tag")):
-            return Message(role, "", calls_of_text(source[content_tag], f"{pointer}/{content_tag}"), weight=weight)
-        return Message(role, source[content_tag], weight=weight)
+            calls = calls_of_text(source[content_tag], f"{pointer}/{content_tag}")
+            return Message(role, "", calls, weight=weight, reasoning=reasoning)
+        return Message(role, source[content_tag], weight=weight, reasoning=reasoning)
 
     messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
     for i, one in enumerate(messages):
