@@ -101,7 +101,7 @@ def test_unknown_keys_can_be_an_error_that_names_them(run: Run, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("more", "pointer"),
     [
-        ({"system_prompt": "Be brief."}, "/system_prompt"),
+        ({"history": [["a", "b"]]}, "/history"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "/chat_template_kwargs"),
         ({"objects": {"ref": ["a cat"]}}, "/objects"),
         ({"audios": ["a.wav"]}, "/audios"),
