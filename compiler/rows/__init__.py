@@ -3,6 +3,7 @@
 row -> unpack -> mend -> validate -> persona -> lift (formats) -> repair -> clean -> turns, ReAct, media -> conversation
 
 lift.py       these steps, in order
+where.py      rows chosen by their columns (--where)
 unpack.py     lists that rows hold as JSON text, nulls that unions add
 mend.py       repairs of raw rows, before they are validated
 validate.py   rows against the JSON Schema of their format, with the user's names in it
