@@ -1096,3 +1096,26 @@ def test_what_is_said_of_files_needs_files(run: Run, tmp_path: Path, option: lis
 def test_a_given_column_that_no_row_has_is_said(run: Run, tmp_path: Path) -> None:
     done = run("compile", write(tmp_path / "r.jsonl", qa("q")), "--columns", "system=sytem", "-o", tmp_path / "out")
     assert "r: --columns system=sytem: none of the first 1 rows has this key" in done.stderr
+
+
+def test_user_and_assistant_are_roles_of_sharegpt_too(run: Run, tmp_path: Path) -> None:
+    """With tools, in pairs and with labels; ms_agent has none of those."""
+    asked, said = {"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    result = {"from": "observation", "value": "1"}
+    mixed = {
+        "conversations": [asked, call, result, {"from": "gpt", "value": "a"}, {"from": "human", "value": "q"}, said]
+    }
+    file = write(tmp_path / "rows.jsonl", mixed)
+    assert "recognised as sharegpt" in run("compile", file, "-o", tmp_path / "out").stderr
+    assert trained_texts(rows(tmp_path / "out")[0]["labels"])[-1].startswith("a")
+    pair = {"conversations": [asked], "chosen": said, "rejected": said | {"value": "b"}}
+    run("compile", write(tmp_path / "pairs.jsonl", pair), "-o", tmp_path / "pairs")
+    assert manifest(tmp_path / "pairs")["kind"] == "preference"
+    run(
+        "compile",
+        write(tmp_path / "kto.jsonl", {"conversations": [asked, said], "kto_tag": True}),
+        "-o",
+        tmp_path / "k",
+    )
+    assert manifest(tmp_path / "k")["kind"] == "kto"

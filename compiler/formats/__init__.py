@@ -58,9 +58,9 @@ FORMATS = {
     format_.name: format_
     for format_ in (
         alpaca.FORMAT,
+        ms_agent.FORMAT,  # before sharegpt, which reads its roles too
         hermes.FORMAT,  # before sharegpt, whose schema some of its rows fit too
         sharegpt.FORMAT,
-        ms_agent.FORMAT,
         openai.FORMAT,
         anthropic.FORMAT,  # after openai: a row of texts alone fits both
         openai_responses.FORMAT,

@@ -33,13 +33,16 @@ _ROLES = {
     "system_tag": Role.SYSTEM,
 }
 
+_OTHER_ROLES = {"tool": Role.TOOL, "user": Role.USER, "assistant": Role.ASSISTANT}
+"""Roles that are read beside those of the tags."""
+
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """The conversation; a leading system message wins over the system column."""
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
-    roles = SWIFT_ROLES | {"tool": Role.TOOL}
+    roles = SWIFT_ROLES | _OTHER_ROLES
     roles |= {str(tags[tag]): role for tag, role in _ROLES.items() if tags.get(tag) is not None}
 
     def message(source: dict[str, Any], pointer: str) -> Message:
