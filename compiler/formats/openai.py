@@ -64,7 +64,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
 def _with_tools(sources: list[dict[str, Any]], found: dict[str, Any], columns: Names) -> Names:
     """Add the tools that a message lists as JSON text to the columns found; the columns, with where they stand."""
     for i, source in enumerate(sources):
-        if source.get("tools"):  # minimind has them in its system message
+        if isinstance(source.get("tools"), str) and source["tools"]:  # minimind has them in its system message
             at = f"{columns['messages']}/{i}/tools"
             if found.get("tools"):
                 raise RowError(Reason.TOOLS, "expected the tools of a row once, found them in a message too", f"/{at}")
