@@ -28,7 +28,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             tools, tools_at = message["tools"], f"/{column}/{i}/tools"
             if message["role"] == "system" and not message.get("content"):
                 continue
-        placed.append((f"/{column}/{i}", message))
+        placed.append((f"/{column}/{i}", {key: value for key, value in message.items() if key != "tools"}))
     conversation = lift_joined(placed, {"tools": (tools_at, tools)}, tags)
     names = {tool["function"]["name"] for tool in conversation.tools or () if "name" in tool.get("function", {})}
     for k, message in enumerate(conversation.messages[:-1]):
