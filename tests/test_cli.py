@@ -347,7 +347,7 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
         "balance": balance,
         "options": dict.fromkeys(
             ("mix_unit", "total", "max_repeats", "val_size", "dedup", "shuffle", "max_length", "overlength",
-             "special_text", "system", "repairs", "strict", "tools", "max_rejects", "persona")
+             "special_text", "system", "repairs", "ignore", "strict", "tools", "max_rejects", "persona")
         ),
         "seed": None,
         "splits": {"train": split, "val": split},
@@ -387,7 +387,7 @@ def test_the_json_of_verify_has_stable_keys(run: Run, tmp_path: Path) -> None:
 def test_the_json_of_formats_has_stable_keys(run: Run) -> None:
     found = json.loads(run("formats", "--json").stdout)
     assert all(
-        set(entry) == {"name", "title", "description", "columns", "tags", "weights", "kinds", "examples"}
+        set(entry) == {"name", "title", "description", "like", "columns", "tags", "weights", "kinds", "examples"}
         for entry in found
     )
     assert {"alpaca", "sharegpt", "openai", "ms_agent"} <= {entry["name"] for entry in found}

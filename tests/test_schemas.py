@@ -102,7 +102,16 @@ def test_the_example_rows_of_every_format_compile_kind_by_kind(run: Run, tmp_pat
         examples.setdefault(kind_of_rows([example]), []).append(example)
     for kind, rows in examples.items():
         lines = rows[0]["lines"] if FORMATS[name].session else rows
-        run("compile", write(tmp_path / "x.jsonl", lines), "--format", name, "-o", tmp_path / "out")
+        file = tmp_path / "x.json"  # as one array: rows may be lists themselves
+        file.write_text(json.dumps(lines), encoding="utf-8")
+        run(
+            "compile",
+            write(tmp_path / "x.jsonl", lines) if FORMATS[name].session else file,
+            "--format",
+            name,
+            "-o",
+            tmp_path / "out",
+        )
         opened = CompiledSet.open(tmp_path / "out")
         assert opened.manifest["kind"] == kind
         assert set(opened.table("train").column("row").to_pylist()) == set(range(len(rows)))

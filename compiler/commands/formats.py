@@ -67,8 +67,10 @@ def _print_table(described: list[dict[str, Any]]) -> None:
     click.echo("\ncli formats NAME shows an example row; cli formats --json prints everything.")
 
 
-def _looks(row: dict[str, Any], columns: set[str]) -> str:
+def _looks(row: Any, columns: set[str]) -> str:
     """The keys of a row that the format reads, with those inside lists: {conversations: [{from, value}]}."""
+    if isinstance(row, list):
+        return _items(row).removeprefix(": ")
     return "{" + ", ".join(f"{key}{_items(value)}" for key, value in row.items() if key in columns) + "}"
 
 

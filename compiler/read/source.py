@@ -47,6 +47,7 @@ _FOREIGN_DATA = (
     (b"ARROW1\0\0", "an Arrow file", "to .arrow"),
 )
 _KEYS_LOOKED_AT = 1 << 20  # bytes; enough to name the first keys of an object in place of an array
+_LOOKED_AT = 1 << 12  # bytes; enough to find the next key
 _DELIMITED = frozenset({FileKind.CSV, FileKind.TSV})
 _UNNAMED = (b",", b"\t", b'"",', b'""\t')
 _AROUND_ROWS = frozenset({"data", "rows", "train", "validation", "test", "examples", "samples", "items", "records"})
@@ -199,9 +200,12 @@ def _kind_of_json(source: SourceFile) -> FileKind:
 
 
 def _begins_with_a_brace(source: SourceFile) -> bool:
-    """Whether the first line is a single brace, which begins an object over several lines and is no row."""
+    """Whether the first line is a single brace, and a key or the end of the object is next: an object over several lines.
+
+    A brace before whole rows is a broken row of JSON Lines.
+    """
     with open_stream(source) as stream:
-        return _first_line(stream) == b"{"
+        return _first_line(stream) == b"{" and stream.read(_LOOKED_AT).lstrip()[:1] in (b'"', b"}")
 
 
 def _is_array(source: SourceFile) -> bool:

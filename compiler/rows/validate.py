@@ -77,7 +77,7 @@ def specialise(node: Any, columns: Names, tags: Names, where: str) -> Any:
     }
     if "x-roles" in node:
         names = [role[1:] if role.startswith("=") else tags.get(role) for role in node["x-roles"]]
-        new["enum"] = [name for name in names if name is not None]
+        new["enum"] = list(dict.fromkeys(name for name in names if name is not None))
     if "x-role" in node:
         new["const"] = tags.get(node["x-role"])
     properties: dict[str, Any] = {}
