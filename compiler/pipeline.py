@@ -118,8 +118,7 @@ def _demo_tokenizer(datasets: list[tuple[Dataset, Request]], options: CompileOpt
     own = [one.name for one, _ in datasets if not one.sample and one.name != SELF_COGNITION]
     if not own or options.tokenizer != registry.DEMO_TOKENIZER:
         return ""
-    what = "the embedded demo tokenizer compiles your rows, and no model has it"
-    return f"warning: {', '.join(own)}: {what}; pass --tokenizer with your model's folder or hub id"
+    return f"warning: {', '.join(own)}: the demo tokenizer is no model's; pass --tokenizer DIR|ID"
 
 
 def _other_name(template: Template, options: CompileOptions) -> str:

@@ -365,6 +365,8 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
         "source": {},
         "realized": dict.fromkeys(("rows", "tokens", "trained_tokens", "val_rows")),
         "rejected": {},
+        "unread": {},
+        "ignored": {},
         "notes": {},
         "balance": balance,
     }
@@ -422,7 +424,7 @@ def test_progress_and_notes_go_to_stderr_and_the_result_to_stdout(run: Run, tmp_
     result = run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", tmp_path / "out")
     recognised, demo = result.stderr.splitlines()
     assert recognised == "x: recognised as alpaca (1 of the first 1 rows match its schema)"
-    assert demo.startswith("warning: x: the embedded demo tokenizer compiles your rows")
+    assert demo.startswith("warning: x: the demo tokenizer is no model's")
     assert "recognised" not in result.stdout
     assert "wrote" in result.stdout
 

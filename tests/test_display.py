@@ -120,7 +120,7 @@ def test_formats_fit_80_columns_and_no_word_is_split(tmp_path: Path) -> None:
     )
     shown = frames(on_terminal("formats", cwd=tmp_path))
     assert max(map(len, shown)) <= 80
-    assert "alpaca              an instruction and its reply            sft, preference, kto" in shown
+    assert any(re.fullmatch("alpaca +an instruction and its reply +sft, preference, kto", line) for line in shown)
     words = set(" ".join(shown).split())
     assert all(word in words for one in described for word in [one["name"], *one["title"].split()])
     assert max(len(line) for line in frames(on_terminal("formats", "alpaca", cwd=tmp_path))) <= 80

@@ -200,7 +200,7 @@ def _kind_of_json(source: SourceFile) -> FileKind:
 
 
 def _begins_with_a_brace(source: SourceFile) -> bool:
-    """Whether the first line is a single brace, and a key or the end of the object is next: an object over several lines.
+    """Whether the first line is a single brace with a key or the object's end after it: an object over several lines.
 
     A brace before whole rows is a broken row of JSON Lines.
     """
