@@ -451,7 +451,7 @@ def test_vision_tokens_are_exactly_those_of_the_rows_media_whatever_its_texts_sp
     model: Path, data: Path, tmp_path: Path, drawn: list[tuple[Row, tuple[list[int], list[int]]]]
 ) -> None:
     file = write(data / "rows.jsonl", *(row for row, _ in drawn))
-    options = ["--tokenizer", model, "--format", "sharegpt", "--no-shuffle", "--workers", "1"]
+    options = ["--tokenizer", model, "--format", "sharegpt", "--allow-empty", "--no-shuffle", "--workers", "1"]
     arguments = ["compile", file, *options, "--cache", tmp_path / "cache", "-o", tmp_path / "out"]
     done = runner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
