@@ -441,7 +441,7 @@ def compile_pairs(folder: Path, drawn: list[Pair], *options: Any) -> tuple[list[
     """The rows of the set and the reasons of rejects, by number of the pair."""
     file = write(folder / "pairs.jsonl", *(as_row(*pair) for pair in drawn))
     given_options = ["--format", "openai", "--no-shuffle", "--max-rejects", "100%", "--workers", "1", *options]
-    arguments = ["compile", file, *given_options, "--cache", folder / "cache", "-o", folder / "out"]
+    arguments = ["compile", "--allow-empty", file, *given_options, "--cache", folder / "cache", "-o", folder / "out"]
     done = runner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert done.exit_code in (0, 3), done.stderr
     path = folder / "out" / "rejects.jsonl" if done.exit_code == 0 else folder / "out.rejects.jsonl"

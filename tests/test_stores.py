@@ -267,7 +267,7 @@ def test_images_are_read_from_media_dir_and_not_from_a_store(
     [
         (f"s3://{BUCKET}/none.jsonl", f"error: s3://{BUCKET}/none.jsonl: no such file", 5),
         ("s3://nowhere-at-all/a.jsonl", "error: s3://nowhere-at-all/a.jsonl: no such bucket", 5),
-        (f"s3://{BUCKET}/w/folder", f"error: s3://{BUCKET}/w/folder: is a folder", 5),
+        (f"s3://{BUCKET}/w/folder", f"error: s3://{BUCKET}/w/folder/empty.jsonl: has no rows", 5),
         (f"s3://{BUCKET}/w/folder/empty.jsonl", "empty.jsonl: has no rows", 5),
         (f"s3://{BUCKET}/w/folder/false.parquet", "false.parquet: cannot be read as a Parquet file", 5),
         (f"s3://{BUCKET}/a.jsonl?endpoint_override=127.0.0.1:1&scheme=http", "the store cannot be reached", 5),
