@@ -241,7 +241,7 @@ def test_any_reply_is_trained_once_after_the_official_generation_prompt(
     model: Model, tmp_path: Path, drawn: list[Row]
 ) -> None:
     file = write(tmp_path / "rows.jsonl", *drawn)
-    options = ["--tokenizer", model.folder, "--no-shuffle", "--max-rejects", "100%", "--workers", "1"]
+    options = ["--tokenizer", model.folder, "--allow-empty", "--no-shuffle", "--max-rejects", "100%", "--workers", "1"]
     arguments = ["compile", file, *options, "--cache", tmp_path / "cache", "-o", tmp_path / "out"]
     done = runner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     if done.exit_code == 3:

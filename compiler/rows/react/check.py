@@ -61,8 +61,12 @@ def check(conversation: Conversation) -> list[ReactFinding]:
 
 
 def is_react(conversation: Conversation) -> bool:
-    """Whether replies are ReAct text: one has a line that begins with Action, or the system text lists APIs."""
-    for message in conversation.messages:
+    """Whether replies are ReAct text: one has a line that begins with Action, or the system text lists APIs.
+
+    The other reply of a pair counts too.
+    """
+    said = conversation.messages if conversation.rejected is None else [*conversation.messages, conversation.rejected]
+    for message in said:
         if message.role is Role.ASSISTANT and (
             message.content.startswith(_ACTION) or f"\n{_ACTION}" in message.content
         ):
