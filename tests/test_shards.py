@@ -659,8 +659,11 @@ def test_every_flipped_bit_in_another_file_is_found(copy: Path) -> None:
 
 
 def test_every_flipped_bit_in_the_manifest_is_found(copy: Path) -> None:
-    size = (copy / "manifest.json").stat().st_size
-    for place in flipped(copy / "manifest.json", iter(random.Random(5).sample(range(size), 60))):
+    """But for what a run says of itself (`run`): it depends on the cache, and the digest does not cover it."""
+    text = (copy / "manifest.json").read_bytes()
+    start = text.index(b'\n "run": {')
+    covered = [*range(start), *range(text.index(b"\n },", start), len(text))]
+    for place in flipped(copy / "manifest.json", iter(random.Random(5).sample(covered, 60))):
         code, _ = verify(copy)
         assert code == 4, f"byte {place}"
 

@@ -30,7 +30,8 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
                 continue
         placed.append((f"/{column}/{i}", {key: value for key, value in message.items() if key != "tools"}))
     conversation = lift_joined(placed, {"tools": (tools_at, tools)}, tags)
-    names = {tool["function"]["name"] for tool in conversation.tools or () if "name" in tool.get("function", {})}
+    functions = (tool.get("function") for tool in conversation.tools or ())
+    names = {function["name"] for function in functions if isinstance(function, dict) and "name" in function}
     for k, message in enumerate(conversation.messages[:-1]):
         if message.role is Role.ASSISTANT and conversation.messages[k + 1].role is Role.TOOL and not message.calls:
             name, _, arguments = message.content.partition("\n")
