@@ -8,7 +8,6 @@ wrap results twice, and calls would not be its own tokens.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.formats.hermes import calls_of, lists_tools, results_of
@@ -28,7 +27,8 @@ def join_calls(conversation: Conversation) -> None:
     The last reply of a pair stays alone: the rejected one takes its place.
     """
     messages = conversation.messages
-    if not any(message.calls and before.role is Role.ASSISTANT for before, message in pairwise(messages)):
+    calling = [i for i, message in enumerate(messages) if i and message.calls]
+    if not any(messages[i - 1].role is Role.ASSISTANT for i in calling):
         return
     last = len(messages) - 1 if conversation.rejected is not None else len(messages)
     places = conversation.places or list(range(len(messages)))
@@ -86,11 +86,13 @@ def take_out_blocks(conversation: Conversation) -> None:
 def has_blocks(conversation: Conversation) -> bool:
     """Whether a reply or a result has the beginning of such a block."""
     rejected = conversation.rejected
-    return any(
-        ("<tool_call>" in message.content and message.role is Role.ASSISTANT)
-        or ("<tool_response>" in message.content and message.role is Role.TOOL)
-        for message in (conversation.messages if rejected is None else [*conversation.messages, rejected])
-    )
+    for message in conversation.messages if rejected is None else [*conversation.messages, rejected]:
+        if message.role is Role.ASSISTANT:
+            if "<tool_call>" in message.content:
+                return True
+        elif message.role is Role.TOOL and "<tool_response>" in message.content:
+            return True
+    return False
 
 
 def _without_blocks(message: Message, notes: set[str]) -> list[Message]:

@@ -208,7 +208,9 @@ class Preparer:
         last = conversation.rejected
         places = conversation.places or range(len(conversation.messages))
         for place, message in [*zip(places, conversation.messages, strict=True), *([(-1, last)] if last else [])]:
-            if message.role is not Role.ASSISTANT or not is_empty(message) or message.weight == 0:
+            if message.role is not Role.ASSISTANT or (message.content and not message.content.isspace()):
+                continue
+            if not is_empty(message) or message.weight == 0:
                 continue
             if self.dataset.kind != Kind.SFT and message is not last and message is not conversation.messages[-1]:
                 continue  # history, which is not trained

@@ -70,9 +70,10 @@ def parse_input(text: str) -> Any:
     text = text.strip()
     if not text:
         return {}
-    if text[0] not in "{[" and len(text) <= MAX_LITERAL:
+    is_json = text[0] in "{[" and not text[1:].lstrip().startswith("'")  # as far as its beginning shows
+    if not is_json and len(text) <= MAX_LITERAL:
         return parse_text(text)
-    value, reject = parse(text.encode(), "text")  # most are JSON
+    value, reject = parse(text.encode(), "text")
     if reject is None:
         return value
     if len(text) <= MAX_LITERAL:
