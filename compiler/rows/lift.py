@@ -206,12 +206,12 @@ class Preparer:
     def _check_replies(self, conversation: Conversation) -> None:
         """Refuse a reply with nothing in it that would be trained (decision 29), and remark on the texts."""
         last = conversation.rejected
-        places = conversation.places or range(len(conversation.messages))
-        for place, message in [*zip(places, conversation.messages, strict=True), *([(-1, last)] if last else [])]:
+        for i, message in enumerate(conversation.messages if last is None else [*conversation.messages, last]):
             if message.role is not Role.ASSISTANT or (message.content and not message.content.isspace()):
                 continue
             if not is_empty(message) or message.weight == 0:
                 continue
+            place = -1 if message is last else conversation.places[i] if conversation.places else i
             if self.dataset.kind != Kind.SFT and message is not last and message is not conversation.messages[-1]:
                 continue  # history, which is not trained
             if not self.options.allow_empty:
