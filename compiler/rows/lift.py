@@ -125,14 +125,13 @@ class Preparer:
                 columns = columns_of_row(self._format, self.dataset.kind, value, self._columns, self._others)
                 if columns != self._columns:
                     return self._variant(columns)._made(value)
-            if (held := unpack(value, self._held)) is not value:
-                value = held
-                self.notes["json_text"] += 1
+            value = self._unpacked(value)
             if self.options.repairs:
                 value, mended = mend(value, self.options.repairs, self._columns, self._tags)
-            value, reject = check(value, self._held, self._validator)
-            if reject is not None:
-                return [reject]
+            if self._validator.check(value) is not None:
+                value, reject = check(value, self._held, self._validator)
+                if reject is not None:
+                    return [reject]
             if self._plain and isinstance(value, dict) and not KIND_KEYS.isdisjoint(value):
                 self._check_kind(value)
             if not self._keys.covers(value):
@@ -146,6 +145,16 @@ class Preparer:
         if isinstance(lifted, Conversation):
             return [self._finished(lifted, mended)]
         return [one.reject if isinstance(one, RowError) else self._finished(one, mended) for one in lifted]
+
+    def _unpacked(self, value: Any) -> Any:
+        """The row with what it holds as JSON text; most rows hold none."""
+        if isinstance(value, dict):
+            for key in self._held:
+                if isinstance(value.get(key), str):
+                    held = unpack(value, self._held)
+                    self.notes.update(["json_text"] if held is not value else [])
+                    return held
+        return value
 
     def _variant(self, columns: Names) -> Preparer:
         """The same for rows that call columns otherwise; what it counts is counted here."""
