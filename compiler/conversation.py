@@ -120,6 +120,11 @@ class Conversation:
     loose: list[Media] = field(default_factory=list)
     """Media that the row lists and no text places."""
 
+    @property
+    def said(self) -> list[Message]:
+        """The messages, and after them the other reply of a pair."""
+        return self.messages if self.rejected is None else [*self.messages, self.rejected]
+
     def is_history(self, i: int) -> bool:
         """Return whether message i is a reply that is history: what a template leaves out of it, it leaves out at
         inference too."""
@@ -131,8 +136,7 @@ class Conversation:
 
     def fingerprint(self) -> bytes:
         """16 bytes, equal for equal conversations (text, roles, calls, tools, media; not weights)."""
-        said = [*self.messages, *([self.rejected] if self.rejected else [])]
-        parts = [_said(message) for message in said]
+        parts = [_said(message) for message in self.said]
         more = [self.tools, self.rejected is not None, self.desirable, self.context]
         try:
             text = orjson.dumps([parts, more])

@@ -57,7 +57,7 @@ class SequenceMaker:
 
     def _spelled(self, conversations: list[Conversation]) -> list[str | None]:
         """The first control token that each conversation spells, in the other reply of a pair too; or None."""
-        said = [c if c.rejected is None else replace(c, messages=[*c.messages, c.rejected]) for c in conversations]
+        said = [c if c.rejected is None else replace(c, messages=c.said) for c in conversations]
         return self.rendering.spelled_controls([self._with_reasoning(c) for c in said])
 
     def _made(self, conversation: Conversation, notes: Counter[str]) -> Made:

@@ -85,8 +85,7 @@ def take_out_blocks(conversation: Conversation) -> None:
 
 def has_blocks(conversation: Conversation) -> bool:
     """Whether a reply or a result has the beginning of such a block."""
-    rejected = conversation.rejected
-    for message in conversation.messages if rejected is None else [*conversation.messages, rejected]:
+    for message in conversation.said:
         if message.role is Role.ASSISTANT:
             if "<tool_call>" in message.content:
                 return True

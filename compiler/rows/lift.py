@@ -125,13 +125,14 @@ class Preparer:
                 columns = columns_of_row(self._format, self.dataset.kind, value, self._columns, self._others)
                 if columns != self._columns:
                     return self._variant(columns)._made(value)
-            value = self._unpacked(value)
+            if (held := unpack(value, self._held)) is not value:
+                value = held
+                self.notes["json_text"] += 1
             if self.options.repairs:
                 value, mended = mend(value, self.options.repairs, self._columns, self._tags)
-            if self._validator.check(value) is not None:
-                value, reject = check(value, self._held, self._validator)
-                if reject is not None:
-                    return [reject]
+            value, reject = check(value, self._held, self._validator)
+            if reject is not None:
+                return [reject]
             if self._plain and isinstance(value, dict) and not KIND_KEYS.isdisjoint(value):
                 self._check_kind(value)
             if not self._keys.covers(value):
@@ -145,16 +146,6 @@ class Preparer:
         if isinstance(lifted, Conversation):
             return [self._finished(lifted, mended)]
         return [one.reject if isinstance(one, RowError) else self._finished(one, mended) for one in lifted]
-
-    def _unpacked(self, value: Any) -> Any:
-        """The row with what it holds as JSON text; most rows hold none."""
-        if isinstance(value, dict):
-            for key in self._held:
-                if isinstance(value.get(key), str):
-                    held = unpack(value, self._held)
-                    self.notes.update(["json_text"] if held is not value else [])
-                    return held
-        return value
 
     def _variant(self, columns: Names) -> Preparer:
         """The same for rows that call columns otherwise; what it counts is counted here."""
@@ -215,10 +206,8 @@ class Preparer:
     def _check_replies(self, conversation: Conversation) -> None:
         """Refuse a reply with nothing in it that would be trained (decision 29), and remark on the texts."""
         last = conversation.rejected
-        for i, message in enumerate(conversation.messages if last is None else [*conversation.messages, last]):
-            if message.role is not Role.ASSISTANT or (message.content and not message.content.isspace()):
-                continue
-            if not is_empty(message) or message.weight == 0:
+        for i, message in enumerate(conversation.said):
+            if message.role is not Role.ASSISTANT or not is_empty(message) or message.weight == 0:
                 continue
             place = -1 if message is last else conversation.places[i] if conversation.places else i
             if self.dataset.kind != Kind.SFT and message is not last and message is not conversation.messages[-1]:

@@ -19,7 +19,7 @@ _MOST = 4
 
 def is_empty(message: Message) -> bool:
     """Whether a reply has nothing but its stop."""
-    return not (message.calls or message.media or message.content.strip() or (message.reasoning or "").strip())
+    return not (message.content.strip() or message.calls or message.media or (message.reasoning or "").strip())
 
 
 def remarks_on(conversation: Conversation) -> list[str]:

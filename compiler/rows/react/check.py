@@ -65,8 +65,7 @@ def is_react(conversation: Conversation) -> bool:
 
     The other reply of a pair counts too.
     """
-    said = conversation.messages if conversation.rejected is None else [*conversation.messages, conversation.rejected]
-    for message in said:
+    for message in conversation.said:
         if message.role is Role.ASSISTANT and (
             message.content.startswith(_ACTION) or f"\n{_ACTION}" in message.content
         ):

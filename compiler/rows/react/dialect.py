@@ -41,7 +41,7 @@ def to_text(
 
     `turns` points to the row's list of messages (None = it has none), `tools` to its tools.
     """
-    sides = [*conversation.messages, *([conversation.rejected] if conversation.rejected else [])]
+    sides = conversation.said
     if conversation.tools is None and not any(m.calls or m.role is Role.TOOL for m in sides):
         return conversation
     refuse = _refusal(conversation, turns)

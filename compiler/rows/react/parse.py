@@ -70,15 +70,12 @@ def parse_input(text: str) -> Any:
     text = text.strip()
     if not text:
         return {}
-    is_json = text[0] in "{[" and not text[1:].lstrip().startswith("'")  # as far as its beginning shows
-    if not is_json and len(text) <= MAX_LITERAL:
-        return parse_text(text)
-    value, reject = parse(text.encode(), "text")
-    if reject is None:
-        return value
     if len(text) <= MAX_LITERAL:
         return parse_text(text)
-    raise ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
+    value, reject = parse(text.encode(), "text")
+    if reject is not None:
+        raise ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
+    return value
 
 
 _NUMBERED = r"[0-9]+[.、)]\s*"
