@@ -779,8 +779,8 @@ def test_flags_that_contradict_each_other_are_a_reject(run: Run, tmp_path: Path,
     result = run(
         "compile", write(tmp_path / "x.jsonl", chat(("u", "Q"), ("a", "A", flags))), "-o", tmp_path / "out", code=3
     )
-    assert "#/conversations/1" in result.output
-    assert "expected flags that agree on what is trained" in result.output
+    assert "#/conversations/1" in result.stderr
+    assert "expected flags that agree on what is trained" in result.stderr
 
 
 def test_openai_weight_0_is_context(run: Run, tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def test_ignoring_a_key_that_no_row_has_is_said(run: Run, tmp_path: Path) -> Non
 def test_unknown_keys_can_be_an_error_that_names_them(run: Run, tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", CHAT, CHAT | {"mood": "good"})
     result = run("compile", file, "-o", tmp_path / "out", "--unknown-keys", "error", code=2)
-    assert "--unknown-keys error: x: not read: mood (1 of 2 rows)" in result.output
-    assert "--ignore mood" in result.output
+    assert "--unknown-keys error: x: not read: mood (1 of 2 rows)" in result.stderr
+    assert "--ignore mood" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

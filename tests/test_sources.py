@@ -401,7 +401,7 @@ def test_what_is_piped_in_and_cannot_be_read_is_one_message(tmp_path: Path, data
     command = ["compile", "-", "--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(main, command, input=data, catch_exceptions=False)
     assert result.exit_code == 5
-    assert message in result.output
+    assert message in result.stderr
     assert list((tmp_path / "cache" / "stdin").iterdir()) == []
 
 
