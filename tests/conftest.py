@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import Result
+from hypothesis import HealthCheck, settings
 
 from tests.support.command import runner
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from tests.support.store import Store
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# How long an example takes says how busy the machine is, and nothing about the code.
+settings.register_profile("any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any_machine")
 
 
 @pytest.fixture

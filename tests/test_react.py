@@ -25,7 +25,7 @@ from compiler.encode.weigh import KEYWORD, Policy
 from compiler.rows.clean import clean
 from compiler.rows.react.check import RULES, ReactFinding, check
 from compiler.rows.react.dialect import to_text
-from compiler.rows.react.parse import MAX_LITERAL, Api, ReplyPart, parse_apis, parse_input, parse_reply
+from compiler.rows.react.parse import MAX_LITERAL, Api, ReplyPart, parse_apis, parse_inputs, parse_reply
 from schemas import check_config
 from schemas.errors import Reason, RowError, UsageError
 from tests.support.conversations import conversations, react_texts, texts
@@ -103,7 +103,7 @@ def test_parts_are_cut_where_the_weights_policy_cuts(text: str) -> None:
     ],
 )
 def test_an_input_is_json_or_a_python_literal(text: str, value: Any) -> None:
-    assert parse_input(f" {text}\n") == value
+    assert parse_inputs([f" {text}\n"]) == [value]
 
 
 @pytest.mark.parametrize(
@@ -112,22 +112,21 @@ def test_an_input_is_json_or_a_python_literal(text: str, value: Any) -> None:
      "{'a': open('x')}", '{"a": 1} and more', "f'{1}'", "NaN"],
 )  # fmt: skip
 def test_anything_else_is_no_input(text: str) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        parse_input(text)
+    (found,) = parse_inputs([text])
+    assert isinstance(found, ValueError)
+    assert "JSON" in str(found)
 
 
 HOSTILE = """
 import resource, sys
-from compiler.rows.react.parse import MAX_LITERAL as n, parse_input
+from compiler.rows.react.parse import MAX_LITERAL as n, parse_inputs
 texts = ["[" * n, "{" * n, "-" * n + "1", "1" + "+1" * n, "a" + ".a" * n, "x" + "[0]" * n, "f" + "()" * n, "not " * n,
          "lambda:" * n, '"' + '\\\\"' * n, "'" * n, "9" * n, "1<" * n, "{" + "1:2," * n + "}", "[" * 150 + "]" * 150]
 texts += [text[:n] for text in texts] + ["[" + "[]," * (n // 3 - 1) + "'x']", "{'a':" * 90 + "1" + "}" * 90]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for text in texts:
-    try:
-        parse_input(text)
-    except ValueError as error:
-        assert len(str(error)) < 500
+    (found,) = parse_inputs([text])
+    assert not isinstance(found, ValueError) or len(str(found)) < 500
 grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(grown // (1 << 20 if sys.platform == "darwin" else 1 << 10))
 """
@@ -141,9 +140,17 @@ def test_no_input_exhausts_the_stack_or_the_memory() -> None:
 
 def test_a_long_input_is_read_if_it_is_json() -> None:
     long = ["x" * MAX_LITERAL]
-    assert parse_input(json.dumps(long)) == long
-    with pytest.raises(ValueError, match="neither JSON nor, with 100,004 characters, a Python literal"):
-        parse_input(str(long))
+    assert parse_inputs([json.dumps(long)]) == [long]
+    (found,) = parse_inputs([str(long)])
+    assert "neither JSON nor, with 100,004 characters, a Python literal" in str(found)
+
+
+def test_each_input_is_read_by_itself() -> None:
+    """Beside one that is too long for a Python literal, and between pieces that together would be JSON."""
+    first, second, third, fourth = parse_inputs(["[1", "2]", "{'a': 1}", json.dumps("x" * MAX_LITERAL)])
+    assert isinstance(first, ValueError)
+    assert isinstance(second, ValueError)
+    assert (third, fourth) == ({"a": 1}, "x" * MAX_LITERAL)
 
 
 # -- the APIs of a system prompt --

@@ -286,6 +286,34 @@ def test_json_is_tried_first_and_python_is_as_strict() -> None:
         parse_text('{"a": 1, "a": 2}')
 
 
+_PIECES = [
+    "'", "'", "{", "}", "[", "]", ", ", ": ", ",", "a", "é", "true", "None", "-0", "-", "0", "1", "01", "1_0", "1e5",
+    "1.", ".5", "1e999", "9" * 20, "0x1", "1j", "(", ")", '"', "\\", "\n", "\t", "\x0c", "\xa0", "\u2028", "#", "b",
+    "f", "\0", "NaN",
+]  # fmt: skip
+_PRINTED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(
+    st.one_of(_PRINTED.map(repr), st.lists(st.sampled_from(_PIECES), max_size=12).map("".join)),
+    st.sampled_from(["['", "{'", "{'a': ", "['a', ", " { 'a':[", "[  'x', {'b': "]),
+    st.sampled_from(["]", "'}", "}", "']", "]} ", "}]", ""]),
+)
+def test_python_texts_that_could_be_json_in_other_quotes_mean_the_same(text: str, before: str, after: str) -> None:
+    """A text that begins like this is no JSON, so the parser of Python's literals alone says what it is."""
+
+    def outcome(parser: Callable[[str], Any]) -> str:
+        try:
+            return json.dumps(parser(before + text + after))
+        except ValueError:
+            return "no value"
+
+    assert outcome(parse_text) == outcome(parse_literal)
+
+
 # -- arguments --
 
 

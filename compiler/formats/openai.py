@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Media, Message, Role
@@ -29,7 +30,7 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = tags["role_tag"] or "role", tags["content_tag"] or "content"
-    roles = _roles(tags)
+    roles = _roles(tags.get("user_tag"), tags.get("assistant_tag"), tags.get("observation_tag"))
 
     def message(source: Any, pointer: str) -> Message:
         if isinstance(source, str):  # ms-swift's rejected_response
@@ -88,11 +89,12 @@ def _unwrapped(source: dict[str, Any], content_tag: str, role: Role, pointer: st
     return source
 
 
-def _roles(tags: Names) -> dict[str, Role]:
-    named = {"user_tag": Role.USER, "assistant_tag": Role.ASSISTANT, "observation_tag": Role.TOOL}
+@lru_cache(maxsize=64)
+def _roles(user: str | None, assistant: str | None, result: str | None) -> dict[str, Role]:
+    """The role that each name in a message means, with the user's own names (shared: do not change them)."""
     roles = {"system": Role.SYSTEM, "developer": Role.SYSTEM, "function": Role.TOOL, "tool": Role.TOOL}
-    roles |= SWIFT_ROLES
-    return roles | {str(tags[tag]): role for tag, role in named.items() if tags.get(tag) is not None}
+    named = {user: Role.USER, assistant: Role.ASSISTANT, result: Role.TOOL}
+    return roles | SWIFT_ROLES | {name: role for name, role in named.items() if name is not None}
 
 
 def _fill(message: Message, content: Any, pointer: str) -> None:

@@ -5,6 +5,7 @@ With other `tags` it also reads lists of {role, content}, and any other names of
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
@@ -42,14 +43,16 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
-    roles = SWIFT_ROLES | _OTHER_ROLES
-    roles |= {str(tags[tag]): role for tag, role in _ROLES.items() if tags.get(tag) is not None}
+    calling = (CALL_ROLE, tags.get("function_tag"))
+    roles = _roles(tuple(map(tags.get, _ROLES)))
 
     def message(source: dict[str, Any], pointer: str) -> Message:
         role = roles[source[role_tag]]
+        if len(source) == 2 and source[role_tag] not in calling:  # nothing but role and text, as in most messages
+            return Message(role, source[content_tag])
         weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
         reasoning = None if REASONING_KEYS.isdisjoint(source) else reasoning_of(source, role, pointer)
-        if source[role_tag] in (CALL_ROLE, tags.get("function_tag")):
+        if source[role_tag] in calling:
             calls = calls_of_text(source[content_tag], f"{pointer}/{content_tag}")
             return Message(role, "", calls, weight=weight, reasoning=reasoning)
         return Message(role, source[content_tag], weight=weight, reasoning=reasoning)
@@ -59,6 +62,13 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         if one.role is Role.SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
     return complete(read_columns(row, columns), columns, messages, message)
+
+
+@lru_cache(maxsize=64)
+def _roles(names: tuple[str | None, ...]) -> dict[str, Role]:
+    """The role that each name in a message means; `names` are those of `_ROLES` (shared: do not change them)."""
+    own = {name: role for name, role in zip(names, _ROLES.values(), strict=True) if name is not None}
+    return SWIFT_ROLES | _OTHER_ROLES | own
 
 
 FORMAT = Format(

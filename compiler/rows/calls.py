@@ -83,9 +83,9 @@ def take_out_blocks(conversation: Conversation) -> None:
         conversation.notes = [*conversation.notes, *sorted(notes)]
 
 
-def has_blocks(conversation: Conversation) -> bool:
+def has_blocks(messages: list[Message]) -> bool:
     """Whether a reply or a result has the beginning of such a block."""
-    for message in conversation.said:
+    for message in messages:
         if message.role is Role.ASSISTANT:
             if "<tool_call>" in message.content:
                 return True

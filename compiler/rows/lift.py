@@ -26,7 +26,7 @@ from operator import attrgetter
 from typing import Any
 
 from compiler import formats
-from compiler.conversation import Conversation, Kind, Role
+from compiler.conversation import Conversation, Kind, Message, Role
 from compiler.formats.kinds import KIND_KEYS, columns_of_row, kind_of_row
 from compiler.formats.turns import check_turns
 from compiler.media.rules import Vision
@@ -38,13 +38,13 @@ from compiler.rows.keys import MOST, OTHERS, RowKeys
 from compiler.rows.media import MediaOfRows
 from compiler.rows.mend import mend
 from compiler.rows.persona import substitute, warnings
-from compiler.rows.react.check import ReactFinding, is_react
 from compiler.rows.react.check import check as check_react
+from compiler.rows.react.check import is_react
 from compiler.rows.react.dialect import to_text
 from compiler.rows.react.prompt import Language
 from compiler.rows.repair import REPAIRS
 from compiler.rows.texts import is_empty, remarks_on
-from compiler.rows.unpack import check, held_columns, unpack
+from compiler.rows.unpack import held_columns, unpack, without_nulls
 from compiler.rows.validate import Validator
 from compiler.rows.where import where as condition
 from schemas.errors import Reason, Reject, RowError
@@ -130,9 +130,10 @@ class Preparer:
                 self.notes["json_text"] += 1
             if self.options.repairs:
                 value, mended = mend(value, self.options.repairs, self._columns, self._tags)
-            value, reject = check(value, self._held, self._validator)
-            if reject is not None:
-                return [reject]
+            if (reject := self._validator.check(value)) is not None:
+                value, reject = without_nulls(value, self._held, self._validator, reject)
+                if reject is not None:
+                    return [reject]
             if self._plain and isinstance(value, dict) and not KIND_KEYS.isdisjoint(value):
                 self._check_kind(value)
             if not self._keys.covers(value):
@@ -183,16 +184,18 @@ class Preparer:
                 return conversation
             if self.dataset.clean:
                 conversation.repairs += clean(conversation, self.dataset.clean, self._turns)
-            if has_blocks(conversation) and self._takes_calls():
+            said = conversation.said
+            text = "\n".join([message.content for message in said])
+            if "<tool_" in text and has_blocks(said) and self._takes_calls():
                 take_out_blocks(conversation)
             join_calls(conversation)
             check_turns(conversation, self._turns)
-            self._check_replies(conversation)
-            if self._react and not is_react(conversation):
-                conversation.plain = True
-                conversation.notes = [*conversation.notes, "not_react"]
-            elif self.dataset.react and (findings := check_react(conversation)):
-                self._count(findings, conversation)
+            said = conversation.said
+            self._check_replies(conversation, said)
+            if found := remarks_on(text):
+                conversation.notes = [*conversation.notes, *found]
+            if self._react or self.dataset.react:
+                self._check_react(conversation, said)
             if self.media.vision or conversation.loose or any(map(_media_of, conversation.messages)):
                 self.media.look(conversation, self.notes)
             if self.dataset.kind != Kind.SFT:  # only the last reply is trained (decision 12)
@@ -203,11 +206,13 @@ class Preparer:
         except RowError as error:
             return error.reject
 
-    def _check_replies(self, conversation: Conversation) -> None:
-        """Refuse a reply with nothing in it that would be trained (decision 29), and remark on the texts."""
+    def _check_replies(self, conversation: Conversation, said: list[Message]) -> None:
+        """Refuse a reply with nothing in it that would be trained (decision 29)."""
         last = conversation.rejected
-        for i, message in enumerate(conversation.said):
-            if message.role is not Role.ASSISTANT or not is_empty(message) or message.weight == 0:
+        for i, message in enumerate(said):
+            if message.role is not Role.ASSISTANT or message.content.strip() or not is_empty(message):
+                continue
+            if message.weight == 0:
                 continue
             place = -1 if message is last else conversation.places[i] if conversation.places else i
             if self.dataset.kind != Kind.SFT and message is not last and message is not conversation.messages[-1]:
@@ -217,12 +222,15 @@ class Preparer:
                 what = "expected a reply with a text or calls, found nothing in it, and only its stop would be trained"
                 raise RowError(Reason.EMPTY_REPLY, f"{what}; --allow-empty trains it", where)
             conversation.notes = sorted({*conversation.notes, "empty_reply"})
-        if found := remarks_on(conversation):
-            conversation.notes = [*conversation.notes, *found]
 
-    def _count(self, findings: list[ReactFinding], conversation: Conversation) -> None:
+    def _check_react(self, conversation: Conversation, said: list[Message]) -> None:
         """Count what is wrong with ReAct replies; with --strict the first finding rejects the row."""
-        if self.options.strict:
+        if self._react and not is_react(said):
+            conversation.plain = True
+            conversation.notes = [*conversation.notes, "not_react"]
+            return
+        findings = check_react(conversation) if self.dataset.react else []
+        if findings and self.options.strict:
             first = findings[0]
             place = first.message_index if conversation.places is None else conversation.places[first.message_index]
             where = "" if self._turns is None else f"{self._turns}/{place}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from compiler.conversation import Conversation, Message
+from compiler.conversation import Message
 
 PLACEHOLDER, MARKER = "placeholder: ", "marker: "
 """What the notes begin with; the text that was found follows."""
@@ -22,9 +22,8 @@ def is_empty(message: Message) -> bool:
     return not (message.content.strip() or message.calls or message.media or (message.reasoning or "").strip())
 
 
-def remarks_on(conversation: Conversation) -> list[str]:
+def remarks_on(text: str) -> list[str]:
     """The notes on a row's texts: placeholders that nobody filled, and texts that carry another template's markers."""
-    text = "\n".join([message.content for message in conversation.messages])
     found: list[str] = []
     if "{{" in text:
         found += [PLACEHOLDER + name for name in sorted(set(_NAMED.findall(text)))[:_MOST]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-from compiler.conversation import Conversation, Role
+from compiler.conversation import Conversation, Message, Role
 from compiler.rows.react.parse import (
     ACTION,
     ACTION_INPUT,
@@ -14,7 +16,7 @@ from compiler.rows.react.parse import (
     Api,
     ReplyPart,
     parse_apis,
-    parse_input,
+    parse_inputs,
     parse_reply,
 )
 from schemas.errors import nearest
@@ -22,6 +24,15 @@ from schemas.errors import nearest
 Apis = dict[str, Api] | None
 Found = tuple[str, int] | None
 """(message, character of the reply), or None where a rule finds nothing wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """A reply that uses ReAct, the values of its inputs in order, and whether it is the last of them."""
+
+    parts: list[ReplyPart]
+    inputs: list[Any]
+    last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,48 +62,47 @@ def check(conversation: Conversation) -> list[ReactFinding]:
         return []
     system = (message.content for message in conversation.messages if message.role is Role.SYSTEM)
     apis = parse_apis("\n".join(system))
+    asked = [[part.text for part in parts if part.keyword == ACTION_INPUT] for _, parts in replies]
+    values = iter(parse_inputs([text for texts in asked for text in texts]))
     findings = []
-    for i, parts in replies:
-        last = i == replies[-1][0]
+    for (i, parts), texts in zip(replies, asked, strict=True):
+        reply = _Reply(parts, list(islice(values, len(texts))), i == replies[-1][0])
         for rule, look in _RULES.items():
-            if (found := look(parts, apis, last)) is not None:
+            if (found := look(reply, apis)) is not None:
                 findings.append(ReactFinding(rule, found[0], i, found[1]))
     return findings
 
 
-def is_react(conversation: Conversation) -> bool:
-    """Whether replies are ReAct text: one has a line that begins with Action, or the system text lists APIs.
-
-    The other reply of a pair counts too.
-    """
-    for message in conversation.said:
+def is_react(messages: list[Message]) -> bool:
+    """Whether replies are ReAct text: one has a line that begins with Action, or the system text lists APIs."""
+    for message in messages:
         if message.role is Role.ASSISTANT and (
             message.content.startswith(_ACTION) or f"\n{_ACTION}" in message.content
         ):
             return True
-    system = (message.content for message in conversation.messages if message.role is Role.SYSTEM)
+    system = (message.content for message in messages if message.role is Role.SYSTEM)
     return parse_apis("\n".join(system)) is not None
 
 
 _ACTION = f"{ACTION}:"
 
 
-def _action(parts: list[ReplyPart], apis: Apis, _: bool) -> Found:
-    for part in parts:
+def _action(reply: _Reply, apis: Apis) -> Found:
+    for part in reply.parts:
         name = part.text.strip()
         if part.keyword == ACTION and apis is not None and name not in apis:
             return f"Action {_short(name)!r} is not an API of the system prompt; {nearest(name, apis)}", part.start
     return None
 
 
-def _input(parts: list[ReplyPart], apis: Apis, _: bool) -> Found:
-    for before, part in _pairs(parts):
+def _input(reply: _Reply, apis: Apis) -> Found:
+    values = iter(reply.inputs)
+    for before, part in _pairs(reply.parts):
         if part.keyword != ACTION_INPUT:
             continue
-        try:
-            value = parse_input(part.text)
-        except ValueError as error:
-            return f"Action Input {_short(part.text)!r} is {error}", part.start
+        value = next(values)
+        if isinstance(value, ValueError):
+            return f"Action Input {_short(part.text)!r} is {value}", part.start
         name = before.text.strip() if before is not None and before.keyword == ACTION else ""
         required = apis[name].required if apis is not None and name in apis else None
         missing = [key for key in required or () if not isinstance(value, dict) or key not in value]
@@ -102,7 +112,8 @@ def _input(parts: list[ReplyPart], apis: Apis, _: bool) -> Found:
     return None
 
 
-def _observation(parts: list[ReplyPart], _: Apis, __: bool) -> Found:
+def _observation(reply: _Reply, _: Apis) -> Found:
+    parts = reply.parts
     for i, part in enumerate(parts):
         if part.keyword != OBSERVATION:
             continue
@@ -113,16 +124,17 @@ def _observation(parts: list[ReplyPart], _: Apis, __: bool) -> Found:
     return None
 
 
-def _final(parts: list[ReplyPart], _: Apis, last: bool) -> Found:
+def _final(reply: _Reply, _: Apis) -> Found:
+    parts = reply.parts
     for before, part in _pairs(parts):
         if before is not None and before.keyword == FINAL_ANSWER:
             return f"expected nothing after Final Answer, found {part.keyword}", part.start
-    if last and parts[-1].keyword != FINAL_ANSWER:
+    if reply.last and parts[-1].keyword != FINAL_ANSWER:
         return f"expected the last reply to end with Final Answer, found {parts[-1].keyword}", parts[-1].start
     return None
 
 
-_RULES: dict[str, Callable[[list[ReplyPart], Apis, bool], Found]] = {
+_RULES: dict[str, Callable[[_Reply, Apis], Found]] = {
     "react_action": _action,
     "react_input": _input,
     "react_observation": _observation,

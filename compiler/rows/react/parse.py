@@ -7,14 +7,14 @@ until the next keyword; elsewhere the same words are text. Values are parsed, ne
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from compiler.read.elements import BRACKETS
-from compiler.read.literal import parse_text
+from compiler.read.literal import parse_texts
 from compiler.read.value import parse
 
 THOUGHT = "Thought"
@@ -26,6 +26,8 @@ KEYWORDS = (THOUGHT, ACTION, ACTION_INPUT, OBSERVATION, FINAL_ANSWER)
 
 KEYWORD_LINE = re.compile(f"^({'|'.join(KEYWORDS)}):", re.MULTILINE)
 """A keyword with its colon at the start of a line; to Python, as to the weights policy, only "\\n" ends a line."""
+_AFTER_A_LINE = re.compile(f"\n({'|'.join(KEYWORDS)}):")
+"""The same with the end of the line before it: a pattern that begins with a character is found much faster."""
 
 MAX_LITERAL = 100_000
 """The most characters of an input that is tried as a Python literal: its syntax tree takes hundreds of bytes each.
@@ -54,28 +56,32 @@ class Api:
 
 def parse_reply(text: str) -> list[ReplyPart]:
     """The parts of a reply, in order. Text before the first keyword is not a part, so plain chat has none."""
-    marks = list(KEYWORD_LINE.finditer(text))
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    # The newline put before the text stands for the end of a line: a match begins where its keyword does in the text.
+    marks = list(_AFTER_A_LINE.finditer("\n" + text))
+    ends = [*[mark.start() for mark in marks[1:]], len(text)]
     # Without a keyword there is no part, and the only end is left over.
     return [
-        ReplyPart(mark[1], text[mark.end() : end], mark.start(), end) for mark, end in zip(marks, ends, strict=False)
+        ReplyPart(mark[1], text[mark.end() - 1 : end], mark.start(), end)
+        for mark, end in zip(marks, ends, strict=False)
     ]
 
 
-def parse_input(text: str) -> Any:
-    """The value of an Action Input: JSON, else a Python literal; an empty text is {}, no arguments.
+def parse_inputs(texts: Sequence[str]) -> list[Any]:
+    """The values of Action Inputs: JSON, else a Python literal; an empty text is {}, no arguments.
 
-    ValueError if it is neither; its message completes the sentence "the input is ...".
+    Where it is neither, the ValueError stands in its place; the message completes the sentence "the input is ...".
     """
-    text = text.strip()
-    if not text:
-        return {}
-    if len(text) <= MAX_LITERAL:
-        return parse_text(text)
+    texts = [text.strip() or "{}" for text in texts]
+    if all(len(text) <= MAX_LITERAL for text in texts):
+        return parse_texts(texts)
+    return [_long(text) if len(text) > MAX_LITERAL else parse_texts([text])[0] for text in texts]
+
+
+def _long(text: str) -> Any:
     value, reject = parse(text.encode(), "text")
-    if reject is not None:
-        raise ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
-    return value
+    if reject is None:
+        return value
+    return ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
 
 
 _NUMBERED = r"[0-9]+[.、)]\s*"
@@ -127,10 +133,7 @@ def _parameters(entry: str) -> Iterator[dict[str, Any] | list[Any]]:
     """Yield the values that follow the first few "Parameters:"; a description may contain that word without one."""
     for found in islice(_PARAMETERS.finditer(entry), 8):
         raw = entry[found.end() :].encode()
-        try:
-            value = parse_input(raw[: _end_of_value(raw)].decode())
-        except ValueError:
-            continue
+        (value,) = parse_inputs([raw[: _end_of_value(raw)].decode()])
         if isinstance(value, dict | list):
             yield value
 
