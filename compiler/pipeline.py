@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import registry
 from compiler.cache.prune import in_use
 from compiler.conversation import Kind
-from compiler.datasets.catalogue import SELF_COGNITION, Dataset
+from compiler.datasets.catalogue import SELF_COGNITION
 from compiler.datasets.chosen import choose_datasets, kind_of
+from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request
 from compiler.proof.certificate import certificate_of
 from compiler.rows.persona import named_others, persona

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.conversation import Kind
-from compiler.datasets.catalogue import SELF_COGNITION, Catalogue, Dataset
+from compiler.datasets.catalogue import SELF_COGNITION, Catalogue
+from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request, check_mix
 from compiler.rows.where import where
 from schemas.errors import UsageError

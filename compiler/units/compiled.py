@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.cache import objects
-from compiler.datasets.catalogue import Dataset
+from compiler.datasets.dataset import Dataset
 from compiler.options import Request
 from schemas.errors import Reason
 

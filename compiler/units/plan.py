@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compiler import formats
 from compiler.cache import objects
-from compiler.datasets.catalogue import Dataset
+from compiler.datasets.dataset import Dataset
 from compiler.media.paths import state_of
 from compiler.options import Request
 from compiler.proof.encoders import is_refused

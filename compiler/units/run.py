@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
-from compiler.datasets.catalogue import Dataset
+from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request
 from compiler.proof.encoders import agree, choose, refuse
 from compiler.tokenizer.encoders import FAST, REFERENCE

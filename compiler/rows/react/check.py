@@ -27,7 +27,7 @@ Found = tuple[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
+class _ReactReply:
     """A reply that uses ReAct, the values of its inputs in order, and whether it is the last of them."""
 
     parts: list[ReplyPart]
@@ -66,7 +66,7 @@ def check(conversation: Conversation) -> list[ReactFinding]:
     values = iter(parse_inputs([text for texts in asked for text in texts]))
     findings = []
     for (i, parts), texts in zip(replies, asked, strict=True):
-        reply = _Reply(parts, list(islice(values, len(texts))), i == replies[-1][0])
+        reply = _ReactReply(parts, list(islice(values, len(texts))), i == replies[-1][0])
         for rule, look in _RULES.items():
             if (found := look(reply, apis)) is not None:
                 findings.append(ReactFinding(rule, found[0], i, found[1]))
@@ -87,7 +87,7 @@ def is_react(messages: list[Message]) -> bool:
 _ACTION = f"{ACTION}:"
 
 
-def _action(reply: _Reply, apis: Apis) -> Found:
+def _action(reply: _ReactReply, apis: Apis) -> Found:
     for part in reply.parts:
         name = part.text.strip()
         if part.keyword == ACTION and apis is not None and name not in apis:
@@ -95,7 +95,7 @@ def _action(reply: _Reply, apis: Apis) -> Found:
     return None
 
 
-def _input(reply: _Reply, apis: Apis) -> Found:
+def _input(reply: _ReactReply, apis: Apis) -> Found:
     values = iter(reply.inputs)
     for before, part in _pairs(reply.parts):
         if part.keyword != ACTION_INPUT:
@@ -112,7 +112,7 @@ def _input(reply: _Reply, apis: Apis) -> Found:
     return None
 
 
-def _observation(reply: _Reply, _: Apis) -> Found:
+def _observation(reply: _ReactReply, _: Apis) -> Found:
     parts = reply.parts
     for i, part in enumerate(parts):
         if part.keyword != OBSERVATION:
@@ -124,7 +124,7 @@ def _observation(reply: _Reply, _: Apis) -> Found:
     return None
 
 
-def _final(reply: _Reply, _: Apis) -> Found:
+def _final(reply: _ReactReply, _: Apis) -> Found:
     parts = reply.parts
     for before, part in _pairs(parts):
         if before is not None and before.keyword == FINAL_ANSWER:
@@ -134,7 +134,7 @@ def _final(reply: _Reply, _: Apis) -> Found:
     return None
 
 
-_RULES: dict[str, Callable[[_Reply, Apis], Found]] = {
+_RULES: dict[str, Callable[[_ReactReply, Apis], Found]] = {
     "react_action": _action,
     "react_input": _input,
     "react_observation": _observation,
