@@ -6,6 +6,7 @@ Nothing here knows a source format, a chat template or a tokenizer.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -56,12 +57,26 @@ class MediaFacts:
     fps: float | None = None
 
 
+class Embedded(dict[str, Any]):
+    """A file that a row of a table holds: {bytes, path}, as JSON shows it, and beside that the bytes themselves.
+
+    Under `bytes` stands a text that names them. Nothing that a row says in text becomes one of these.
+    """
+
+    __slots__ = ("data", "sha256")
+
+    def __init__(self, data: bytes, path: str | None) -> None:
+        self.data, self.sha256 = data, hashlib.sha256(data).hexdigest()
+        super().__init__({"bytes": f"sha256:{self.sha256} ({len(data):,} bytes)"} | ({"path": path} if path else {}))
+
+
 @dataclass(slots=True)
 class Media:
     """An image or a video by reference. `at` is where it stands in its message's content, in characters.
 
     `uri` is as the row has it, relative to the dataset's media folder; for a video given as `frames` it is the JSON
-    list of theirs. `pointer` leads to the reference in the raw row.
+    list of theirs. An image that the row holds itself, `embedded` or as a data URL, gets the uri of the file that it
+    becomes. `pointer` leads to the reference in the raw row.
     """
 
     kind: str
@@ -72,6 +87,7 @@ class Media:
     facts: MediaFacts | None = None
     num_tokens: int = 0
     """The number of the model's tokens that it stands for."""
+    embedded: Embedded | None = None
 
 
 @dataclass(slots=True)

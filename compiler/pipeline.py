@@ -22,6 +22,7 @@ from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request
 from compiler.proof.certificate import certificate_of
 from compiler.rows.persona import named_others, persona
+from compiler.sets.embedded import link_embedded
 from compiler.sets.folder import Output
 from compiler.sets.link import plan_splits, write_split
 from compiler.sets.manifest import (
@@ -78,6 +79,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
         mix = make_plan([one.request for one in compiled], examples, options.mixing)
         rows = rows_of(compiled)
         splits = plan_splits(mix, compiled, rows, options.pack)
+        embedded = link_embedded(output.partial, splits, rows, options.cache)
         entries = [dataset_entry(i, one, examples[i], mix) for i, one in enumerate(compiled)]
         manifest: Manifest = {
             "format_version": FORMAT_VERSION,
@@ -85,7 +87,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
             "versions": versions(),
             "tokenizer": tokenizer_entry(run.tokenizer),
             "template": template_entry(template, run.certify()),
-            "media": media_entry(template),
+            "media": media_entry(template, embedded),
             "seed": options.mixing.seed,
             "options": options_entry(options),
             "datasets": entries,

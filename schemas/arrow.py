@@ -5,6 +5,8 @@ One row = one token sequence. Shards are Arrow IPC *files*: memory-mapped by pya
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import pyarrow as pa
 
 FORMAT_VERSION = 2
@@ -32,10 +34,30 @@ MEDIA = pa.list_(
 )
 """References to images or videos, never pixels; sizes are in pixels.
 
-`uri` is as in the row, relative to the media folder; for a video given as frames it is the JSON list of these.
+`uri` is as in the row, relative to the media folder; for a video given as frames it is the JSON list of these. An image
+that its row held itself is a file of the set, `embedded_uri`.
 `position` is the first placeholder in `input_ids`. `num_tokens` is how many tokens the model sees there; there are as
 many placeholders if the manifest's `media.repeats_pad` is true, else one.
 """
+
+EMBEDDED = "media"
+"""The folder of a set with the images that rows held themselves, each once, named by its sha256."""
+
+
+def embedded_uri(sha256: str, suffix: str) -> str:
+    """The uri of an image that a row held itself, relative to the set."""
+    return f"{EMBEDDED}/{sha256[:2]}/{sha256}.{suffix}"
+
+
+def is_embedded(uri: str, sha256: str) -> bool:
+    """Whether the uri of an image is one of those."""
+    return uri == embedded_uri(sha256, uri.rpartition(".")[2])
+
+
+def sha256_of(uri: str) -> str:
+    """The digest that such a file is named by."""
+    return PurePosixPath(uri).stem
+
 
 SPANS = pa.list_(pa.struct([("role", pa.string()), ("key", pa.string()), ("num_tokens", pa.int32())]))
 """Where tokens come from, as run lengths: role of the message ("template" = the template's own text), policy key."""

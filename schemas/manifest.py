@@ -135,12 +135,20 @@ class TemplateEntry(TypedDict):
     certificate: CertificateEntry
 
 
+class EmbeddedEntry(TypedDict):
+    """The images that rows held themselves, in the set's folder `media`, each named by its sha256."""
+
+    files: int
+    bytes: int
+
+
 class MediaEntry(TypedDict):
     """How the model takes images and videos."""
 
     name: str
     digest: str
     repeats_pad: bool
+    embedded: NotRequired[EmbeddedEntry]
 
 
 class PackingEntry(TypedDict):
@@ -205,6 +213,12 @@ def sealed(manifest: Manifest) -> bytes:
     """The file of a manifest, with its own digest, which is put into it."""
     manifest["digest"] = manifest_digest(manifest)
     return (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
+def embedded_of(manifest: Manifest) -> EmbeddedEntry | None:
+    """The images of a set that its rows held themselves; None where there are none."""
+    media = manifest.get("media")
+    return None if media is None else media.get("embedded")
 
 
 def files_of(folder: AnyPath, manifest: Manifest) -> AnyPath:

@@ -349,7 +349,7 @@ def test_media_that_cannot_be_placed_or_read_are_rejected_with_place_and_reason(
 def test_media_of_the_wrong_type_do_not_match_the_schema(
     compiled: Callable[..., list[Row]], rejected: Callable[[], list[tuple[int, str, str, str]]]
 ) -> None:
-    compiled(ASKED | {"images": ["a.png"]}, ASKED | {"images": [{"path": "a.png"}]}, ASKED | {"images": [""]})
+    compiled(ASKED | {"images": ["a.png"]}, ASKED | {"images": [["a.png"]]}, ASKED | {"images": [""]})
     assert [(reason, pointer) for _, reason, pointer, _ in rejected()] == [("schema", "/images/0")] * 2
 
 

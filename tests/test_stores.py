@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -257,6 +258,31 @@ def test_images_are_read_from_media_dir_and_not_from_a_store(
     assert "not read from object stores; copy them, and name the folder with --media-dir" in said
     compile_(uri, "--tokenizer", model, "--media-dir", tmp_path / "images", "-o", tmp_path / "out")
     assert [row["images"][0]["uri"] for row in CompiledSet.open(tmp_path / "out").rows("train")] == ["a.png"]
+
+
+def test_images_of_the_rows_are_files_of_the_set_in_the_store(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model")
+    draw_images(tmp_path / "images")
+    lines = []
+    for name in ("a.png", "b.png"):
+        url = f"data:image/png;base64,{base64.b64encode((tmp_path / 'images' / name).read_bytes()).decode()}"
+        turns = [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A square."}]
+        lines.append(json.dumps({"conversations": turns, "images": [url]}))
+    uri, target = store.put(f"{prefix}/a.jsonl", "\n".join(lines).encode()), f"s3://{BUCKET}/{prefix}/set"
+    compile_(uri, "--tokenizer", model, "-o", target)
+    opened = CompiledSet.open(target)
+    for row in opened.rows("train"):
+        (image,) = row["images"]
+        assert hashlib.sha256((opened.files / image["uri"]).read_bytes()).hexdigest() == image["sha256"]
+    assert find_damage(opened) == []
+    name = f"{opened.files.name}/{image['uri']}"
+    store.put(f"{prefix}/set/{name}", b"another")
+    store.put(f"{prefix}/set/{opened.files.name}/media/mine.png", b"mine")
+    assert find_damage(opened) == [f"{image['uri']}: is damaged or was edited", "media/mine.png: no row has it"]
+    compile_(uri, "--limit", 1, "--tokenizer", model, "-o", target)
+    assert len([key for key in store.keys(f"{prefix}/set") if "/media/" in key]) == 1
 
 
 # -- what goes wrong, in words --

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 import transformers
@@ -143,6 +144,30 @@ def test_an_image_that_is_not_the_compiled_one_is_named(
     (other / "a.png").unlink()
     said = train(data, run, code=5).stderr
     assert "a.png: cannot be read" in said
+
+
+def test_images_that_rows_held_are_trained_from_the_set_alone(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """No folder of images is set, and the source is gone; the loss is that of the same rows with images in files."""
+    source = tmp_path / "source"
+    source.mkdir()
+    text = datasets.Value("string")
+    messages = [{"role": text, "content": text}]
+    features = datasets.Features({"messages": messages, "images": [datasets.Image(decode=False)]})
+    held = [one | {"images": [{"bytes": (pictures / name).read_bytes()} for name in one["images"]]} for one in ROWS]
+    datasets.Dataset.from_list(held, features=features).to_parquet(source / "rows.parquet")
+    embedded = compile_set(tmp_path / "set", source / "rows.parquet", "--tokenizer", model, "--no-shuffle")
+    shutil.rmtree(source)
+    settings = {"max_steps": 1, "per_device_train_batch_size": 4}
+    run = config(tmp_path / "run.json", model, **settings)
+    train(embedded, run)
+    in_files = compile_set(tmp_path / "files", pictures / "rows.jsonl", "--tokenizer", model, "--no-shuffle")
+    other = config(tmp_path / "other.json", model, media_dir=str(pictures), **settings)
+    train(in_files, other)
+    assert losses(run)[1] == losses(other)[1]
+    first = sorted((embedded / "media").rglob("*.png"))[0]
+    first.unlink()
+    said = train(embedded, config(tmp_path / "again.json", model, **settings), code=5).stderr
+    assert "an image of the set is gone from" in said
 
 
 def test_packs_of_images_are_refused(model: Path, pictures: Path, tmp_path: Path) -> None:

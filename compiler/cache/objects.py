@@ -2,6 +2,8 @@
 
 An object is two files. `KEY.arrow` holds the rows; `KEY.json`, its record, holds rejects, counts and the digest of the
 rows, and is written last. An object that is missing, damaged or someone else's is compiled again, and never used.
+
+Images that rows hold themselves are files of their own, named by their digest, which objects share; records list them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import orjson
 import pyarrow as pa
 import xxhash
 
-from schemas.arrow import OBJECT, WORD_LISTS
+from schemas.arrow import OBJECT, WORD_LISTS, sha256_of
 from schemas.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +133,8 @@ def load(cache_dir: Path, key: str) -> Object | None:
     digest = info.pop("rows_xxh3")
     if digest != xxhash.xxh3_128_hexdigest(data):
         return None
+    if any(_size(cache_dir / uri) != size for uri, size in info["embedded"].items()):
+        return None
     buffer = pa.py_buffer(data)
     table = pa.ipc.open_file(buffer).read_all()
     small = table.drop_columns(list(WORD_LISTS)).take(
@@ -164,6 +168,20 @@ def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> N
     rows = sink.getvalue()
     _write(cache_dir, _paths(cache_dir, key)[0], rows)
     store_record(cache_dir, key, info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)})
+
+
+def keep_file(cache_dir: Path, uri: str, data: bytes) -> None:
+    """Keep a file that is named by its digest: whoever writes it writes the same. Sets link to it, so it is final."""
+    path = cache_dir / uri
+    if _size(path) != len(data):
+        _write(cache_dir, path, data, mode=0o444)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def remove(cache_dir: Path, key: str) -> None:
@@ -206,27 +224,36 @@ def is_whole(rows: Path, digest: str) -> bool:
         return False
 
 
+def is_named_by_digest(path: Path) -> bool:
+    """Whether a file has the bytes that its name says."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256_of(path.name)
+    except OSError:
+        return False
+
+
 def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
     """Write a record: its checksum on the first line, then the JSON."""
     data = orjson.dumps({"key": key, "made_by": maker()} | record)
     _write(cache_dir, _paths(cache_dir, key)[1], xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)
 
 
-def _write(cache_dir: Path, path: Path, data: Any) -> None:
+def _write(cache_dir: Path, path: Path, data: Any, mode: int = 0o644) -> None:
     """Write a file as a whole or not at all. It is not flushed to disk: damage is detected when it is loaded."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, data)
+        _write_atomically(path, data, mode)
     except OSError as error:
         what = f"the cache cannot be written: {error.strerror}"
         raise InputError(str(cache_dir), what, "Choose another folder with --cache.") from error
 
 
-def _write_atomically(path: Path, data: Any) -> None:
+def _write_atomically(path: Path, data: Any, mode: int) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)  # a cache may be shared; mkstemp makes files for one user
+            os.fchmod(descriptor, mode)  # a cache may be shared; mkstemp makes files for one user
             file.write(data)
         Path(temporary).replace(path)
     except BaseException:

@@ -1,8 +1,9 @@
 """Listing, checking and pruning the cache.
 
 An entry is an object (`KEY.arrow` and its record `KEY.json`) or a record alone: a template's certificate, the check of
-a fast encoder. A record's time of change is when it was last used. A compile holds a shared lock on the cache from
-beginning to end; removing takes an exclusive one, so that nothing is removed that a compile uses.
+a fast encoder. A record's time of change is when it was last used. Images that rows held are files of their own, which
+stay as long as an object lists them. A compile holds a shared lock on the cache from beginning to end; removing takes
+an exclusive one, so that nothing is removed that a compile uses.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from compiler.cache import objects
+from schemas.arrow import EMBEDDED
 from schemas.errors import InputError, LockedError
 
 _LOCK = ".lock"
@@ -41,6 +44,8 @@ class Entry:
     made_by: dict[str, str]
     dataset: str | None
     rows: int
+    embedded: dict[str, int] = field(default_factory=dict)
+    """The size of every image that its rows held, by its place in the cache. Entries may share them."""
 
 
 @contextmanager
@@ -107,18 +112,28 @@ def _entry(path: Path) -> Entry:
     made_by = record.get("made_by", {})
     return Entry(
         path.stem, kind, size, found.st_mtime, made_by == objects.maker(), made_by,
-        record.get("dataset"), record.get("counts", {}).get("read", 0),
+        record.get("dataset"), record.get("counts", {}).get("read", 0), record.get("embedded", {}),
     )  # fmt: skip
 
 
-def left_over(folder: Path) -> list[Path]:
-    """Files that runs left: half-written ones, rows without a record, sets not yet put into a store, piped input."""
+def left_over(folder: Path, found: list[Entry]) -> list[Path]:
+    """Files that runs left: half-written ones, rows without a record, sets not yet put into a store, piped input.
+
+    Also images that none of the entries `found` lists.
+    """
     inside = (path for path in (folder / "objects").glob("??/*") if path.is_file())
-    found = [
+    halves = [
         path for path in inside
         if path.name.startswith(".") or (path.suffix == ".arrow" and not path.with_suffix(".json").exists())
     ]  # fmt: skip
-    return sorted([*found, *(folder / _OUTGOING).glob("*"), *(folder / _PIPED).glob("*")])
+    listed = images_of(found)
+    images = [path for path in (folder / EMBEDDED).glob("??/*") if path.relative_to(folder).as_posix() not in listed]
+    return sorted([*halves, *images, *(folder / _OUTGOING).glob("*"), *(folder / _PIPED).glob("*")])
+
+
+def images_of(found: Iterable[Entry]) -> dict[str, int]:
+    """The size of every image that the entries list, by its place in the cache; each is there once."""
+    return {uri: size for entry in found for uri, size in entry.embedded.items()}
 
 
 def size_of(path: Path) -> int:
@@ -130,12 +145,17 @@ def size_of(path: Path) -> int:
 def verify(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, str]:
     """Find damage: file -> what is wrong with it. `each` may show progress over the records."""
     wrong: dict[str, str] = {}
+    images: set[str] = set()
     for path in each(sorted(_records(folder))):
         record = objects.read_record(path)
         if record is None:
             wrong[str(path)] = "the record is damaged"
         elif "rows_xxh3" in record and not objects.is_whole(path.with_suffix(".arrow"), record["rows_xxh3"]):
             wrong[str(path.with_suffix(".arrow"))] = "the rows are missing or damaged"
+        images |= record.get("embedded", {}).keys() - images if record else set()
+    for uri in sorted(images):
+        if not objects.is_named_by_digest(folder / uri):
+            wrong[str(folder / uri)] = "the image is missing or damaged"
     return wrong
 
 
@@ -143,8 +163,11 @@ def remove_damaged(folder: Path, each: Callable[[list[Path]], Any] = iter) -> di
     """Remove damaged entries; return what `verify` found."""
     with _alone(folder):
         wrong = verify(folder, each)
-        for path in wrong:
-            objects.remove(folder, Path(path).stem)
+        for path in map(Path, wrong):
+            if path.suffix in (".json", ".arrow"):
+                objects.remove(folder, path.stem)
+            else:
+                path.unlink(missing_ok=True)  # its objects are not usable without it
     return wrong
 
 
@@ -165,23 +188,29 @@ def choose(
     ]  # fmt: skip
     keys = {entry.key for entry in chosen}
     rest = [entry for entry in found if entry.key not in keys]
-    left = sum(entry.bytes for entry in rest)
+    left = sum(entry.bytes for entry in rest) + sum(images_of(rest).values())
+    users = Counter(uri for entry in rest for uri in entry.embedded)
     for entry in rest:
         if keep is None or left <= keep:
             break
         chosen.append(entry)
-        left -= entry.bytes
+        left -= entry.bytes + sum(size for uri, size in entry.embedded.items() if users[uri] == 1)
+        users.subtract(entry.embedded.keys())
     return chosen
 
 
 def prune(folder: Path, *, dry_run: bool, **wanted: Any) -> tuple[list[Entry], list[Path], int]:
     """Remove what `choose` chooses and what killed runs left; return both, and the bytes that this frees (or would)."""
     with nullcontext() if dry_run else _alone(folder):
-        chosen, rest = choose(entries(folder), **wanted), left_over(folder)
-        freed = sum(entry.bytes for entry in chosen) + sum(map(size_of, rest))
+        found = entries(folder)
+        chosen, rest = choose(found, **wanted), left_over(folder, found)
+        keys = {entry.key for entry in chosen}
+        kept = images_of(entry for entry in found if entry.key not in keys)
+        images = {uri: size for uri, size in images_of(chosen).items() if uri not in kept}
+        freed = sum(entry.bytes for entry in chosen) + sum(images.values()) + sum(map(size_of, rest))
         if not dry_run:
             for entry in chosen:
                 objects.remove(folder, entry.key)
-            for path in rest:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in (*(folder / uri for uri in images), *rest):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     return chosen, rest, freed

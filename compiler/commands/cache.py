@@ -60,7 +60,8 @@ def cache_list(folder: Path, as_json: bool) -> None:
     from compiler.cache import prune
     from compiler.commands import cache_report, terminal
 
-    said = cache_report.contents(folder, prune.entries(folder), prune.left_over(folder))
+    found = prune.entries(folder)
+    said = cache_report.contents(folder, found, prune.left_over(folder, found))
     if as_json:
         click.echo(json.dumps(said, ensure_ascii=False))
     else:

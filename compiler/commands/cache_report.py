@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compiler.cache.prune import Entry, size_of
+from compiler.cache.prune import Entry, images_of, size_of
 from schemas.errors import UsageError
 
 _SIZES = {"": 1} | {f"{p}B": 1000**n for n, p in enumerate(("", "K", "M", "G", "T"))}
@@ -69,7 +69,7 @@ def _total(found: list[Entry]) -> dict[str, Any]:
     return {
         **count,
         "damaged": sum(entry.kind == "damaged" for entry in found),
-        "bytes": sum(entry.bytes for entry in found),
+        "bytes": sum(entry.bytes for entry in found) + sum(images_of(found).values()),
         "last_used": None if used is None else datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds"),
     }
 

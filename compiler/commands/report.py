@@ -7,12 +7,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from compiler.commands.cache_report import size
 from compiler.datasets.catalogue import SELF_COGNITION
 from compiler.options import DEMO_NAME
 from compiler.pipeline import CompileResult
 from compiler.sets.readme import mix_rows, not_read
 from compiler.units.progress import Done
-from schemas.manifest import Manifest
+from schemas.arrow import EMBEDDED
+from schemas.manifest import Manifest, embedded_of
 
 
 def summary(result: CompileResult, out: str) -> RenderableType:
@@ -57,6 +59,9 @@ def _of_the_run(manifest: Manifest) -> list[str]:
         lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
     if (limit := manifest["options"].get("limit")) is not None:
         lines.append(f"--limit {limit}: at most {limit:,} row{_s(limit)} of each dataset were read, the first ones")
+    if embedded := embedded_of(manifest):
+        files, bytes_ = embedded["files"], size(embedded["bytes"])
+        lines.append(f"images in rows: {files:,} file{_s(files)} in {EMBEDDED}/, {bytes_}")
     if packing := manifest.get("packing"):
         lines.append(f"packs of {packing['length']:,} tokens are {packing['efficiency']:.1%} full")
     return lines

@@ -10,9 +10,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from compiler.conversation import Conversation, Media, Message, Role
+from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import asked_weight, read_columns
 from compiler.formats.format import Format
+from compiler.formats.marks import image
 from compiler.formats.screens.located import GrammarError
 from compiler.formats.screens.prompt import ScreenPrompt, group_of, looks_like_prompt, parse_prompt, structure
 from compiler.formats.screens.reply import parse_reply
@@ -35,14 +36,14 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
 def _message(source: dict[str, Any], pointer: str) -> Message:
     role = Role(source["role"])
     message = Message(role, source["content"], weight=asked_weight(source, role, pointer))
-    if (uri := source.get("image")) is not None:
+    if (found := source.get("image")) is not None:
         if role is not Role.USER:
             raise RowError(
                 Reason.SCREEN,
                 f"expected an image in a user message, found one in a message of {role}",
                 f"{pointer}/image",
             )
-        message.media.append(Media("image", uri, at=0, pointer=f"{pointer}/image"))
+        message.media.append(image(found, f"{pointer}/image"))
     return message
 
 

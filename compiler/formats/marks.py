@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from compiler.conversation import Conversation, Media, Message, Role
+from compiler.conversation import Conversation, Embedded, Media, Message, Role
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
@@ -60,20 +60,34 @@ def _fill_parts(parts: list[Media], media: list[Media], kind: str, pointer: str)
         what = f"expected as many {kind}s as parts of this type that name none, found {found}"
         raise RowError(Reason.MEDIA, what, pointer)
     for part, one in zip(parts, media, strict=True):
-        part.uri, part.frames, part.pointer = one.uri, one.frames, one.pointer
+        part.uri, part.frames, part.pointer, part.embedded = one.uri, one.frames, one.pointer, one.embedded
 
 
 def _listed(value: Any, kind: str, pointer: str) -> list[Media]:
-    """The media of a column: one reference, a list of them, or (videos) a list of lists of frames."""
-    if isinstance(value, str):
-        return [Media(kind, value, pointer=pointer)] if value else []
+    """The media of a column: one of them, a list, or (videos) a list of lists of frames."""
+    if isinstance(value, str | dict):
+        return [_one(value, kind, pointer)] if value != "" else []
     return [_one(item, kind, f"{pointer}/{i}") for i, item in enumerate(value)]
 
 
 def _one(item: Any, kind: str, pointer: str) -> Media:
     if isinstance(item, list):
         return Media(kind, json.dumps(item, ensure_ascii=False), frames=tuple(item), pointer=pointer)
-    return Media(kind, item, pointer=pointer)
+    return Media(kind, item, pointer=pointer) if kind == "video" else image(item, pointer)
+
+
+def image(found: str | dict[str, Any], pointer: str, at: int = 0) -> Media:
+    """The image that a row has as a path, as a data URL, or as {bytes, path}."""
+    if isinstance(found, Embedded):
+        return Media("image", found["bytes"], at, pointer=pointer, embedded=found)
+    if isinstance(found, dict):
+        if found.get("bytes") is not None:
+            what = "expected binary data, which a table may hold, found text; in text files give a path or a data URL"
+            raise RowError(Reason.MEDIA, what, f"{pointer}/bytes")
+        if found.get("path") is None:
+            raise RowError(Reason.MEDIA, "expected an image as bytes or a path, found neither", pointer)
+        found = str(found["path"])
+    return Media("image", found, at, pointer=pointer)
 
 
 def _take_marks(message: Message, pattern: re.Pattern[str], waiting: dict[str, Iterator[Media]]) -> None:

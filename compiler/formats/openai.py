@@ -20,7 +20,7 @@ from compiler.formats.common import (
 )
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
-from compiler.formats.marks import MEDIA_COLUMNS
+from compiler.formats.marks import MEDIA_COLUMNS, image
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
@@ -111,8 +111,12 @@ def _fill(message: Message, content: Any, pointer: str) -> None:
             raise RowError(Reason.MEDIA, what, f"{pointer}/{i}")
         kind = part["type"].removesuffix("_url")
         found = part.get(part["type"])
-        uri = found["url"] if isinstance(found, dict) else found or ""  # "": it stands in the row's column
-        message.media.append(Media(kind, uri, at=len(message.content), pointer=f"{pointer}/{i}"))
+        if part["type"] == "image" and isinstance(found, dict):
+            one = image(found, f"{pointer}/{i}/image", len(message.content))
+        else:
+            uri = found["url"] if isinstance(found, dict) else found or ""  # "": it stands in the row's column
+            one = Media(kind, uri, at=len(message.content), pointer=f"{pointer}/{i}")
+        message.media.append(one)
 
 
 def _calls(source: dict[str, Any], pointer: str) -> list[Call]:

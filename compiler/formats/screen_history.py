@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.conversation import Conversation, Media, Message, Role
+from compiler.conversation import Conversation, Message, Role
 from compiler.formats.common import read_columns
 from compiler.formats.format import Format
+from compiler.formats.marks import image
 from compiler.formats.screens import prompt as prompts
 from compiler.formats.screens import reply as replies
 from compiler.formats.screens.located import GrammarError
@@ -45,7 +46,7 @@ def lift(
     for k, (source, step) in enumerate(zip(sources, steps, strict=True)):
         pointer = f"/{columns['steps']}/{k}"
         asked = render_prompt(ScreenPrompt(task, platform, answer_format, tuple(steps[:k])))
-        screenshot = Media("image", source["image"], at=0, pointer=f"{pointer}/image")
+        screenshot = image(source["image"], f"{pointer}/image")
         answer = render_reply(_reply(source, step, answer_format, pointer))
         messages = [Message(Role.USER, asked, media=[screenshot]), Message(Role.ASSISTANT, answer)]
         conversations.append(Conversation(messages, places=[k, k], group=group))

@@ -28,47 +28,56 @@ _CLIPPED = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _EXIF_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
-def too_large(path: Path, width: int, height: int) -> RowError | None:
+def too_large(name: str, width: int, height: int) -> RowError | None:
     """The error for a picture with no pixel or more than `MAX_PIXELS`; None for a usable size."""
     if 0 < width * height <= MAX_PIXELS:
         return None
-    found = f"{path.name}: expected 1 to {MAX_PIXELS:,} pixels, found {width}x{height}"
+    found = f"{name}: expected 1 to {MAX_PIXELS:,} pixels, found {width}x{height}"
     return RowError(Reason.MEDIA, f"{found}; scale it down")
 
 
 @lru_cache(maxsize=16384)
 def read_image(path: Path, size: int, _mtime_ns: int) -> MediaFacts:
     """The facts of an image file; remembered for its path, size and time of change."""
-    if not 0 < size <= MAX_BYTES:
-        raise RowError(Reason.MEDIA, f"{path.name}: expected 1 to {MAX_BYTES:,} bytes, found {size:,}")
+    check_size(path.name, size)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise RowError(Reason.MEDIA, f"{path.name}: {error.strerror}") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the limits are checked here, whatever filters are set
-        width, height = _look(path, data)
+    _, width, height = look_at(path.name, data)
     return MediaFacts(hashlib.sha256(data).hexdigest(), width, height)
 
 
-def _look(path: Path, data: bytes) -> tuple[int, int]:
-    """(width, height) of the upright image; a RowError if the bytes are not a whole image."""
+def check_size(name: str, size: int) -> None:
+    """Raise a RowError for an image of no bytes, or of more than are read."""
+    if not 0 < size <= MAX_BYTES:
+        raise RowError(Reason.MEDIA, f"{name}: expected 1 to {MAX_BYTES:,} bytes, found {size:,}")
+
+
+def look_at(name: str, data: bytes) -> tuple[str, int, int]:
+    """(format, width, height) of the upright image; a RowError if the bytes are not a whole image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the limits are checked here, whatever filters are set
+        return _look(name, data)
+
+
+def _look(name: str, data: bytes) -> tuple[str, int, int]:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (*_BROKEN, Image.DecompressionBombError) as error:
         if isinstance(error, Image.DecompressionBombError):
-            raise RowError(Reason.MEDIA, f"{path.name}: expected at most {MAX_PIXELS:,} pixels: {error}") from error
+            raise RowError(Reason.MEDIA, f"{name}: expected at most {MAX_PIXELS:,} pixels: {error}") from error
         what = f"expected an image ({', '.join(FORMATS)} by its content), found none"
-        raise RowError(Reason.MEDIA, f"{path.name}: {what}") from error
-    if reject := too_large(path, *image.size):
+        raise RowError(Reason.MEDIA, f"{name}: {what}") from error
+    if reject := too_large(name, *image.size):
         raise reject
     if image.mode in _CLIPPED:
-        what = f"{path.name}: expected at most 8 bits of grey, found mode {image.mode}"
+        what = f"{name}: expected at most 8 bits of grey, found mode {image.mode}"
         raise RowError(Reason.MEDIA, f"{what}: the processor would clip it at white; convert it to 8 bits")
     try:
-        return _read(image, data)
+        return str(image.format), *_read(image, data)
     except _BROKEN as error:
-        raise RowError(Reason.MEDIA, f"{path.name}: the {image.format} file is cut off or broken: {error}") from error
+        raise RowError(Reason.MEDIA, f"{name}: the {image.format} file is cut off or broken: {error}") from error
 
 
 def _read(image: Image.Image, data: bytes) -> tuple[int, int]:

@@ -52,7 +52,7 @@ def _facts(path: Path, container: Any, digest: str) -> MediaFacts:
     if stream is None or stream.codec_context is None:
         found = "no picture in it" if stream is None else "pictures that this FFmpeg cannot decode"
         raise RowError(Reason.MEDIA, f"{path.name}: expected a video, found {found}")
-    if reject := too_large(path, stream.width, stream.height):
+    if reject := too_large(path.name, stream.width, stream.height):
         raise reject
     stream.thread_type = "NONE"  # a frame is returned as soon as it is complete
     first, frames = None, 0

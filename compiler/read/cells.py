@@ -6,6 +6,9 @@ stay. Text, numbers and booleans stay what they are (NaN is a float, and left to
 Everything else becomes text: `str()` of dates, times, durations, decimals, UUIDs (to the microsecond: Python
 has no finer times); binary is decoded as UTF-8, and is a reject where it is not, because `str(b"...")` would
 be trained on as if somebody had written it.
+
+A struct {bytes, path} whose bytes are binary is a file, as `datasets` writes images: it becomes an `Embedded`. That
+holds for a column, and inside it under the names where formats have images; elsewhere it is a struct like any other.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from compiler.conversation import Embedded
 from compiler.read.value import escape
 from schemas.errors import Reason, Reject, RowError
 
 Convert = Callable[[Any], Any]
+_IMAGE_NAMES = frozenset({"image", "images", "content"})
+"""The names that lead from a column to the images inside its values: messages/content/image, steps/image."""
 
 
 def values_of(batch: pa.RecordBatch) -> Iterator[tuple[dict[str, Any], Reject | None]]:
@@ -65,7 +71,7 @@ def _converted(column: pa.Array) -> list[Any]:
     if type_ != column.type:
         column = column.cast(type_, safe=False)
     values: list[Any] = column.to_pylist()
-    convert = _converter(type_)
+    convert = _converter(type_, files=True)
     return values if convert is None else [None if value is None else convert(value) for value in values]
 
 
@@ -104,8 +110,11 @@ def mapped(type_: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa
     return leaf(type_)
 
 
-def _converter(type_: pa.DataType) -> Convert | None:
-    """The function that converts a value of this type (not null) to JSON; None if it already is JSON."""
+def _converter(type_: pa.DataType, *, files: bool = False) -> Convert | None:
+    """The function that converts a value of this type (not null) to JSON; None if it already is JSON.
+
+    `files` says whether a struct {bytes, path} is a file here.
+    """
     types = pa.types
     if isinstance(type_, pa.BaseExtensionType):
         inner = _converter(type_.storage_type)
@@ -113,11 +122,11 @@ def _converter(type_: pa.DataType) -> Convert | None:
     if types.is_dictionary(type_) or types.is_run_end_encoded(type_):
         return _converter(type_.value_type)
     if types.is_struct(type_):
-        return _struct_converter(type_)
+        return _file if files and _is_file(type_) else _struct_converter(type_, files=files)
     if types.is_map(type_):
         return _map_converter(type_)
     if types.is_nested(type_):
-        inner = _converter(type_.value_type)
+        inner = _converter(type_.value_type, files=files)
         return None if inner is None else _list_converter(inner)
     plain = (types.is_string, types.is_large_string, types.is_string_view, types.is_boolean, types.is_integer)
     if any(is_plain(type_) for is_plain in plain) or types.is_float32(type_) or types.is_float64(type_):
@@ -125,8 +134,22 @@ def _converter(type_: pa.DataType) -> Convert | None:
     return _scalar
 
 
-def _struct_converter(type_: pa.StructType) -> Convert:
-    fields = [(field.name, _converter(field.type)) for field in type_]
+def _is_file(type_: pa.StructType) -> bool:
+    """Whether a struct is {bytes, path}, or {bytes} alone, with binary bytes."""
+    types = {field.name: field.type for field in type_}
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return "bytes" in types and types.keys() <= {"bytes", "path"} and any(is_(types["bytes"]) for is_ in binary)
+
+
+def _file(value: dict[str, Any]) -> dict[str, Any]:
+    """The file; where there are no bytes, what there is."""
+    if value["bytes"] is None:
+        return {name: found for name, found in value.items() if found is not None}
+    return Embedded(value["bytes"], value.get("path"))
+
+
+def _struct_converter(type_: pa.StructType, *, files: bool) -> Convert:
+    fields = [(field.name, _converter(field.type, files=files and field.name in _IMAGE_NAMES)) for field in type_]
 
     def convert(value: dict[str, Any]) -> dict[str, Any]:
         return {

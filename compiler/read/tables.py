@@ -16,7 +16,8 @@ from compiler.read.value import escape
 from schemas.errors import InputError, Reject
 from schemas.stores import StorePath, path_of, problem
 
-_BATCH_ROWS = 1024  # rows held as Python objects at a time
+_BATCH_ROWS = 1024  # rows held as Python objects at a time, at most
+_BATCH_BYTES = 64 << 20  # and about so many bytes of them, so that a few images are enough
 _MAX_TYPE_DEPTH = 250  # `Row.raw` is written by orjson, which stops at 254 levels
 
 
@@ -64,7 +65,9 @@ def _batches(unit: Unit) -> Iterator[pa.RecordBatch]:
             with pq.ParquetFile(file) as parquet:
                 if unit.offset >= parquet.num_row_groups:
                     raise changed(unit.path)
-                yield from parquet.iter_batches(_BATCH_ROWS, row_groups=[unit.offset], use_threads=False)
+                group = parquet.metadata.row_group(unit.offset)
+                at_once = _rows_at_once(group.num_rows, group.total_byte_size)
+                yield from parquet.iter_batches(at_once, row_groups=[unit.offset], use_threads=False)
         else:
             with pa.ipc.open_file(file) as arrow:
                 if unit.offset >= arrow.num_record_batches:
@@ -75,8 +78,13 @@ def _batches(unit: Unit) -> Iterator[pa.RecordBatch]:
 def _sliced(unit: Unit, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Yield a record batch in small pieces."""
     _check_batch(unit.path, unit.offset, batch)
-    for begin in range(0, batch.num_rows, _BATCH_ROWS):
-        yield batch.slice(begin, _BATCH_ROWS)
+    at_once = _rows_at_once(batch.num_rows, batch.nbytes)
+    for begin in range(0, batch.num_rows, at_once):
+        yield batch.slice(begin, at_once)
+
+
+def _rows_at_once(rows: int, size: int) -> int:
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows // max(size, 1)))
 
 
 def _check_batch(path: str, number: int, batch: pa.RecordBatch) -> None:

@@ -35,7 +35,7 @@ from compiler.rows.calls import has_blocks, join_calls, take_out_blocks
 from compiler.rows.clean import clean
 from compiler.rows.hints import Hints
 from compiler.rows.keys import MOST, OTHERS, RowKeys
-from compiler.rows.media import MediaOfRows
+from compiler.rows.media import Keep, MediaOfRows
 from compiler.rows.mend import mend
 from compiler.rows.persona import substitute, warnings
 from compiler.rows.react.check import check as check_react
@@ -68,6 +68,7 @@ class Preparer:
         vision: Vision | None,
         no_vision: str = "",
         takes_calls: Callable[[], bool] = lambda: True,
+        keep: Keep = lambda uri, data: None,  # noqa: ARG005
     ) -> None:
         self.dataset, self.options = dataset, options
         self._takes_calls = takes_calls if options.tools == "template" else lambda: True
@@ -75,7 +76,7 @@ class Preparer:
         self.notes: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
         self.ignored: Counter[str] = Counter()
-        self.media = MediaOfRows(dataset.media, vision, no_vision)
+        self.media = MediaOfRows(dataset.media, vision, no_vision, keep)
         self._columns, self._tags, self._persona = dataset.columns, dataset.tags, dict(dataset.persona)
         self._format = formats.get(dataset.format, "format")
         where = f"format {dataset.format}"

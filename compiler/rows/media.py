@@ -1,28 +1,37 @@
-"""The images and videos of a row: each found under the media folder, measured, and counted in tokens of the model."""
+"""The images and videos of a row: each found under the media folder, or in the row, measured, and counted in tokens."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compiler.conversation import Conversation, Media, Role
+from compiler.conversation import Conversation, Media, MediaFacts, Role
+from compiler.media.embedded import data_of, facts_of, is_data_url
 from compiler.media.paths import located, resolve, state_of
 from compiler.media.probe import probe_frames, probe_image, probe_video
 from compiler.media.rules import Vision
 from schemas.errors import Reason, RowError
 from schemas.stores import SCHEME
 
+Keep = Callable[[str, bytes], None]
+"""Keeps a file under the uri that it has in the set."""
+
 
 class MediaOfRows:
     """Looks at the media of the rows of one unit."""
 
-    def __init__(self, folder: str, vision: Vision | None, no_vision: str) -> None:
-        self.folder, self.vision = folder, vision
+    def __init__(self, folder: str, vision: Vision | None, no_vision: str, keep: Keep) -> None:
+        self.folder, self.vision, self._keep = folder, vision, keep
         self.no_vision = no_vision
         """Why there is no vision."""
         self.files: dict[str, list[Any] | None] = {}
         """The state of every file looked for, by its path: an object made from others is stale."""
+        self.embedded: dict[str, int] = {}
+        """The size of every file that was made of an image in a row, by its uri."""
+        self._known: dict[str, tuple[MediaFacts, str]] = {}
 
     def look(self, conversation: Conversation, notes: Counter[str]) -> None:
         """Fill in the facts and tokens of all media, or raise the RowError of the first that has none."""
@@ -47,6 +56,9 @@ class MediaOfRows:
                 self._measure(one, self.vision)
 
     def _measure(self, media: Media, vision: Vision) -> None:
+        if media.embedded is not None or any(map(is_data_url, media.frames or (media.uri,))):
+            self._take_out(media, vision)
+            return
         paths = [self._resolve(uri) for uri in media.frames or (media.uri,)]
         if media.kind == "image":
             media.facts = probe_image(paths[0])
@@ -54,6 +66,25 @@ class MediaOfRows:
         else:
             media.facts = probe_frames(paths) if media.frames else probe_video(paths[0])
             media.num_tokens = vision.video_tokens(media.facts)
+
+    def _take_out(self, media: Media, vision: Vision) -> None:
+        """Measure an image that the row holds, and make a file of it. Equal ones in a unit are looked at once."""
+        if media.kind != "image":
+            what = f"expected a {media.kind} as a file, found its bytes in the row; save them, and give the path"
+            raise RowError(Reason.MEDIA, what)
+        if media.embedded is not None:
+            data, sha256 = media.embedded.data, media.embedded.sha256
+        else:
+            data = data_of(media.uri)
+            sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 not in self._known:
+            self._known[sha256] = facts_of(data, sha256)
+        media.facts, uri = self._known[sha256]
+        media.num_tokens = vision.image_tokens(media.facts)
+        if uri not in self.embedded:
+            self._keep(uri, data)
+            self.embedded[uri] = len(data)
+        media.uri, media.embedded = uri, None
 
     def _resolve(self, uri: str) -> Path:
         if self.folder.startswith(SCHEME):

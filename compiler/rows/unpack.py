@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from compiler.conversation import Embedded
 from compiler.formats import Format
 from compiler.options import Names
 from compiler.read.value import parse
@@ -68,7 +69,7 @@ def _without_nulls(value: Any) -> Any:
     """The value without the keys that are null, at every depth but in free values."""
     if isinstance(value, list):
         return [_without_nulls(item) for item in value]
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or isinstance(value, Embedded):
         return value
     return {
         key: inner if key in _VALUES else _without_nulls(inner) for key, inner in value.items() if inner is not None

@@ -8,6 +8,7 @@ pack.py        examples combined into packs
 rows.py        all compiled rows of a run, by number
 words.py       tokens of any rows, copied from the files of objects
 link.py        a split as shards
+embedded.py    images that rows held, linked from the cache into the set
 shard.py       one shard: an Arrow file, hashed while it is written
 manifest.py    the manifest, and the balance that accounts for every row
 rejects.py     rejects.jsonl, and the end of a run with too many of them

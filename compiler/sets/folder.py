@@ -14,18 +14,20 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import IO
 
-from schemas.arrow import MANIFEST, SPLITS
+from schemas.arrow import EMBEDDED, MANIFEST, SPLITS
 from schemas.disk import flush
 from schemas.errors import InputError, LockedError, UsageError
 from schemas.manifest import Manifest, sealed
 from schemas.stores import AnyPath
 
 OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
-"""The names in a published folder. Publishing replaces these and touches nothing else."""
+"""The names in a published folder. Publishing replaces these, and images that rows held, and touches nothing else."""
+EMBEDDED_FILE = re.compile(rf"{EMBEDDED}/[0-9a-f]{{2}}/[0-9a-f]{{64}}\.[a-z]+")
 _LOCK, _PARTIAL = ".lock", ".partial"
 _OLD, _REPLACED = ".old", ".replaced"
 """Where the old set is while a new one takes its place: while it is moved aside, and after that."""
@@ -84,13 +86,12 @@ class Output:
         if replaced.is_dir() and (self.folder / MANIFEST).exists():
             shutil.rmtree(replaced)
         elif replaced.is_dir():
-            for name in OWN:  # of the new set
+            for name in _own(self.folder):  # of the new set
                 _remove(self.folder / name)
             replaced.rename(old)
         if old.is_dir():
-            for name in OWN:  # the manifest last
-                if os.path.lexists(old / name):
-                    (old / name).rename(self.folder / name)
+            for name in _own(old):  # the manifest last
+                (old / name).rename(self.folder / name)
             old.rmdir()
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
@@ -108,22 +109,42 @@ class Output:
 
     def publish(self, manifest: Manifest) -> None:
         """Replace the old set by what was written, the manifest with its own digest last."""
+        if (self.partial / EMBEDDED).exists() and not _is_embedded(self.folder / EMBEDDED):
+            what = f"its folder {EMBEDDED} holds something else, and the images of the set would go there"
+            raise UsageError(f"-o {self.folder}", what, "Choose another -o folder; what was compiled is kept.")
         (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in self.partial.rglob("*"):
             flush(path)
         old = self.folder / _OLD
         old.mkdir()
-        for name in reversed(OWN):  # the manifest first
-            if os.path.lexists(self.folder / name):
-                (self.folder / name).rename(old / name)
-                flush(self.folder)
+        for name in reversed(_own(self.folder)):  # the manifest first
+            (self.folder / name).rename(old / name)
+            flush(self.folder)
         old.rename(self.folder / _REPLACED)
-        for name in OWN:
+        for name in (EMBEDDED, *OWN):
             if name != MANIFEST and (self.partial / name).exists():
                 (self.partial / name).rename(self.folder / name)
         flush(self.folder)
         (self.partial / MANIFEST).rename(self.folder / MANIFEST)
         flush(self.folder)
+
+
+def _own(folder: Path) -> list[str]:
+    """The names in a folder that are a set's, its manifest last."""
+    return [
+        name for name in (EMBEDDED, *OWN)
+        if os.path.lexists(folder / name) and (name != EMBEDDED or _is_embedded(folder / name))
+    ]  # fmt: skip
+
+
+def _is_embedded(folder: Path) -> bool:
+    """Whether a folder holds nothing but images that rows held, by their names, or does not exist."""
+    if not os.path.lexists(folder):
+        return True
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    files = (path.relative_to(folder.parent).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return all(map(EMBEDDED_FILE.fullmatch, files))
 
 
 def _remove(path: Path) -> None:
@@ -138,7 +159,7 @@ def _refuse_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"-o {folder}", "expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    left_over = names & {_LOCK, _PARTIAL} and names <= {*OWN, _LOCK, _PARTIAL, _OLD, _REPLACED} - {MANIFEST}
+    left_over = names & {_LOCK, _PARTIAL} and names <= {EMBEDDED, *OWN, _LOCK, _PARTIAL, _OLD, _REPLACED} - {MANIFEST}
     if names and not left_over and not ((folder / MANIFEST).is_file() and is_ours((folder / MANIFEST).read_bytes())):
         raise foreign(folder, names)
 

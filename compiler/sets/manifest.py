@@ -26,6 +26,7 @@ from schemas.manifest import (
     Balance,
     CertificateEntry,
     DatasetEntry,
+    EmbeddedEntry,
     EncoderEntry,
     FileEntry,
     Manifest,
@@ -64,12 +65,15 @@ def template_entry(template: Template, certificate: dict[str, Any]) -> TemplateE
     }
 
 
-def media_entry(template: Template) -> MediaEntry | None:
-    """How this model takes images and videos; None where it takes none."""
+def media_entry(template: Template, embedded: EmbeddedEntry | None) -> MediaEntry | None:
+    """How this model takes images and videos, and those of the set's own; None where it takes none."""
     vision = template.program.rendering.vision
     if vision is None:
         return None
-    return {"name": vision.name, "digest": vision.digest, "repeats_pad": vision.repeats_pad}
+    entry: MediaEntry = {"name": vision.name, "digest": vision.digest, "repeats_pad": vision.repeats_pad}
+    if embedded is not None:
+        entry["embedded"] = embedded
+    return entry
 
 
 def options_entry(options: CompileOptions) -> dict[str, Any]:

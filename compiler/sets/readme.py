@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.manifest import DatasetEntry, Manifest
+from schemas.arrow import EMBEDDED
+from schemas.manifest import DatasetEntry, Manifest, embedded_of
 
 Share = Literal["rows", "tokens", "trained_tokens"]
 
@@ -93,6 +94,11 @@ def readme_text(manifest: Manifest) -> str:
         f"- Seed: {manifest['seed']}; mix by {manifest['options']['mix_unit']}",
         "",
     ]
+    if embedded := embedded_of(manifest):
+        lines[-1:] = [
+            f"- Images that rows held: {embedded['files']:,} files in `{EMBEDDED}`, named by their sha256",
+            "",
+        ]
     for entry in manifest["datasets"]:
         licence = f", licence {entry['source']['license']}" if "license" in entry["source"] else ""
         lines.append(f"- `{entry['name']}`: format {entry['format']}, weights {entry['weights']}{licence}")

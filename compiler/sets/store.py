@@ -28,7 +28,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from compiler.sets.folder import OWN, Output, foreign, is_ours
+from compiler.sets.folder import EMBEDDED_FILE, OWN, Output, foreign, is_ours
 from compiler.units.progress import Watcher
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, LockedError, Problem, UsageError
@@ -90,7 +90,7 @@ class StoreOutput:
         manifest["run"]["folder"] = folder
         data = sealed(manifest)
         files = {path: path.stat().st_size for path in sorted(self.partial.rglob("*")) if path.is_file()}
-        old = [key for key in self._keys() if key != MANIFEST and (key.split("/")[0] in OWN or _FOLDER.match(key))]
+        old = [key for key in self._keys() if key != MANIFEST and _is_own(key)]
         try:
             done = 0
             for path in _in_parallel(lambda path: self._put(folder, path), files):
@@ -179,6 +179,10 @@ class StoreOutput:
             yield
         except (ClientError, BotoCoreError) as error:
             raise problem(self.target / name, str(error)) from error
+
+
+def _is_own(key: str) -> bool:
+    return key.split("/")[0] in OWN or bool(_FOLDER.match(key) or EMBEDDED_FILE.fullmatch(key))
 
 
 def _client(target: StorePath) -> Any:

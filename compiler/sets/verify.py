@@ -1,4 +1,7 @@
-"""Every byte of a published set compared with its manifest: shards by sha256, and where that differs batch by batch."""
+"""Every byte of a published set compared with its manifest: shards by sha256, and where that differs batch by batch.
+
+Images that rows held themselves are listed in the shards, and named by their sha256.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from collections.abc import Callable, Iterable
 import pyarrow as pa
 import xxhash
 
-from schemas.arrow import SPLITS
-from schemas.manifest import ShardEntry
+from compiler.sets.embedded import uris_of
+from schemas.arrow import EMBEDDED, SPLITS, sha256_of
+from schemas.manifest import ShardEntry, embedded_of
 from schemas.reader import CompiledSet
 from schemas.stores import AnyPath, StorePath
 
@@ -23,6 +27,8 @@ def find_damage(opened: CompiledSet, each: Callable[[list[ShardEntry]], Iterable
     shards = [entry for split in SPLITS for entry in opened.shards(split)]
     for entry in each(shards):
         problems += _verify_shard(opened.files / entry["file"], entry)
+    if embedded_of(opened.manifest) and not problems:  # what damaged shards list is not known
+        problems += _verify_embedded(opened)
     listed = {entry["file"] for entry in shards}
     for name, digest in opened.manifest["files"].items():
         problems += _verify_file(opened.files / name, name, digest)
@@ -32,6 +38,17 @@ def find_damage(opened: CompiledSet, each: Callable[[list[ShardEntry]], Iterable
             if f"{split}/{path.name}" not in listed:
                 problems.append(f"{split}/{path.name}: not in the manifest")
     return problems
+
+
+def _verify_embedded(opened: CompiledSet) -> list[str]:
+    """Compare the images of the set with their names, and their names with those that the shards have."""
+    batches = [batch.column("images") for split in SPLITS for batch in opened.split(split).batches()]
+    listed = sorted(set[str]().union(*map(uris_of, batches)))
+    problems = [problem for uri in listed for problem in _verify_file(opened.files / uri, uri, sha256_of(uri))]
+    folder = opened.files / EMBEDDED
+    found: list[AnyPath] = [path for path in folder.rglob("*") if isinstance(path, StorePath) or path.is_file()]
+    names = {f"{EMBEDDED}{_place(path).removeprefix(_place(folder))}" for path in found}
+    return problems + [f"{name}: no row has it" for name in sorted(names - set(listed))]
 
 
 def _verify_shard(path: AnyPath, entry: ShardEntry) -> list[str]:
@@ -54,6 +71,10 @@ def _verify_shard(path: AnyPath, entry: ShardEntry) -> list[str]:
             damaged.append(f"{name}: batch {number} (rows {row} to {row + batch['rows'] - 1}) is damaged")
         row += batch["rows"]
     return damaged or [f"{name}: the file's header or footer is damaged"]
+
+
+def _place(path: AnyPath) -> str:
+    return path.uri if isinstance(path, StorePath) else str(path)
 
 
 def _verify_file(path: AnyPath, name: str, digest: str) -> list[str]:

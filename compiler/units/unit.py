@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from compiler.encode.sequences import SequenceMaker
 from compiler.encode.shapes import Owner, Rendered
 from compiler.encode.tokens import Encoded, encode
 from compiler.encode.weigh import Policy
+from compiler.media.embedded import without_base64
 from compiler.proof.encoders import Trial, try_fast
 from compiler.read import Row, read
 from compiler.rows.lift import Preparer
@@ -131,10 +132,11 @@ class _UnitCompiler:
         self.tokenizer, self.template = _tools(task.setup)
         rendering = self.template.program.rendering
         self.preparer = Preparer(
-            self.read_as, self.options, rendering.vision, rendering.no_vision, lambda: rendering.takes_calls
-        )
+            self.read_as, self.options, rendering.vision, rendering.no_vision, lambda: rendering.takes_calls,
+            partial(objects.keep_file, Path(task.cache)),
+        )  # fmt: skip
         self.rejects: list[dict[str, Any]] = []
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter(read=0)
         self.notes = self.preparer.notes
         self.maker = _maker(task.setup, self.read_as.weights)
         self.batches: list[pa.RecordBatch] = []
@@ -142,15 +144,19 @@ class _UnitCompiler:
 
     def run(self) -> None:
         rows = read(self.task.unit)
-        while batch := list(islice(rows, BATCH)):
-            self._compile(batch)
+        for first in rows:
+            self._compile(chain([first], islice(rows, BATCH - 1)))
 
-    def _compile(self, rows: list[Row]) -> None:
-        """Compile a batch of rows: to conversations, to sequences, to tokens, to examples, to columns."""
-        self.counts["read"] += len(rows)
+    def _compile(self, rows: Iterable[Row]) -> None:
+        """Compile a batch of rows: to conversations, to sequences, to tokens, to examples, to columns.
+
+        Rows are read one by one: each may hold images, which are gone from memory once it is a conversation.
+        """
         if self.read_as.where:
-            rows = self._chosen(rows)
+            rows = self._chosen(list(rows))
         found = [(row, one) for row in rows for one in self._conversations(row)]
+        if not self.read_as.where:
+            self.counts["read"] = found[-1][0].index + 1
         made = iter(self.maker.make([one for _, one in found if isinstance(one, Conversation)], self.notes))
         ready: list[_Pending] = []
         before, part = None, 0
@@ -178,6 +184,7 @@ class _UnitCompiler:
 
     def _chosen(self, rows: list[Row]) -> list[Row]:
         """The rows that meet the condition, and those that are no objects, which become rejects."""
+        self.counts["read"] += len(rows)
         condition = where(self.read_as.where)
         objects_ = [row.value if isinstance(row.value, dict) else None for row in rows]
         for name in condition.columns:
@@ -197,6 +204,7 @@ class _UnitCompiler:
                 return [needed]
             self.notes["not_a_number"] += 1
         found = self.preparer.conversations(row.value)
+        row.value = None
         self.counts["expanded"] += len(found) - 1
         return found
 
@@ -246,7 +254,7 @@ class _UnitCompiler:
     def _reject(self, row: Row, reject: Reject) -> None:
         self.counts[f"rejected:{reject.reason}"] += 1
         try:
-            raw = {"raw": row.raw.decode()}
+            raw = {"raw": without_base64(row.raw.decode())}
         except UnicodeDecodeError:
             raw = {"raw_hex": row.raw.hex()}
         self.rejects.append(
@@ -272,4 +280,5 @@ class _UnitCompiler:
         found |= {"unread": dict(self.preparer.unread), "ignored": dict(self.preparer.ignored)}
         found |= {"dataset": self.task.dataset, "owners": list(self.owners)}
         found |= {"files": dict(sorted(self.preparer.media.files.items()))}
+        found |= {"embedded": dict(sorted(self.preparer.media.embedded.items()))}
         return found | {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}

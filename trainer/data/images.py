@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from schemas.arrow import is_embedded
 from schemas.errors import InputError, IntegrityError, UsageError
+from schemas.stores import AnyPath
 from trainer.data.stream import Row
 
 
@@ -22,6 +24,8 @@ class Images:
     """The model's image processor and the folder that image paths are relative to."""
 
     folder: Path | None
+    own: AnyPath | None
+    """The folder of the set, where it has images that rows held themselves; None = it has none."""
     processor: Any
     token: int
     """The id of the placeholder token: one for each embedding of the image."""
@@ -60,18 +64,37 @@ class Images:
         from PIL import Image, ImageOps
 
         where = f"{row['file']}:{row['row']}: {image['uri']}"
+        data = self._read_own(image, where)
+        if data is None:
+            data = self._read(image, where)
+        if hashlib.sha256(data).hexdigest() != image["sha256"]:
+            raise IntegrityError(where, "not the image that was compiled", "Compile the set again.")
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+
+    def _read_own(self, image: dict[str, Any], where: str) -> bytes | None:
+        """The bytes of an image that its row held; None for one that is a file of the dataset."""
+        if self.own is None or not is_embedded(image["uri"], image["sha256"]):
+            return None
+        try:
+            return (self.own / image["uri"]).read_bytes()
+        except FileNotFoundError as error:
+            if self.folder is not None and (self.folder / image["uri"]).exists():
+                return None  # a file of the dataset with such a name
+            what = f"an image of the set is gone from {self.own}"
+            raise InputError(where, what, "Copy the set again, or compile it.") from error
+        except OSError as error:
+            raise InputError(where, f"cannot be read in {self.own}: {error.strerror}", "") from error
+
+    def _read(self, image: dict[str, Any], where: str) -> bytes:
         if self.folder is None:
             raise UsageError("media_dir", f"{where} is an image, and no folder of images is set", "Set media_dir.")
         path = (self.folder / image["uri"]).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             raise UsageError(where, f"it leads outside the media folder {self.folder}", "Use a path inside it.")
         try:
-            data = path.read_bytes()
+            return path.read_bytes()
         except OSError as error:
             raise InputError(where, f"cannot be read in {self.folder}: {error.strerror}", "Set media_dir.") from error
-        if hashlib.sha256(data).hexdigest() != image["sha256"]:
-            raise IntegrityError(where, "not the image that was compiled", "Compile the set again.")
-        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
 
     def _with_placeholder(self, row: Row, tokens: int) -> Row:
         longer = dict(row)
@@ -90,7 +113,7 @@ def _tensors(made: Any) -> dict[str, torch.Tensor]:
     return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
 
 
-def load_images(model: Path, media_dir: str | None, token: int) -> Images:
+def load_images(model: Path, media_dir: str | None, token: int, own: AnyPath | None) -> Images:
     """Load a model's image processor, in the form that needs no torchvision.
 
     Pixels are then the same on every machine: torchvision's resize differs from Pillow's in the last bit.
@@ -108,4 +131,4 @@ def load_images(model: Path, media_dir: str | None, token: int) -> Images:
     folder = Path(media_dir) if media_dir else None
     if folder and not folder.is_dir():
         raise UsageError(f"media_dir: {folder}", "no such folder", "Give the folder that image paths are relative to.")
-    return Images(folder, kind.from_pretrained(model), token)
+    return Images(folder, own, kind.from_pretrained(model), token)
