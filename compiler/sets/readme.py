@@ -95,10 +95,7 @@ def readme_text(manifest: Manifest) -> str:
         "",
     ]
     if embedded := embedded_of(manifest):
-        lines[-1:] = [
-            f"- Images that rows held: {embedded['files']:,} files in `{EMBEDDED}`, named by their sha256",
-            "",
-        ]
+        lines.insert(-1, f"- Images that rows held: {embedded['files']:,} files in `{EMBEDDED}`, named by their sha256")
     for entry in manifest["datasets"]:
         licence = f", licence {entry['source']['license']}" if "license" in entry["source"] else ""
         lines.append(f"- `{entry['name']}`: format {entry['format']}, weights {entry['weights']}{licence}")
