@@ -5,6 +5,7 @@ arrow.py       the columns of a shard
 manifest.py    the manifest of a set
 reader.py      a set opened by its manifest, every batch checked before use
 packs.py       the examples in a row of a packed set
+places.py      places in source files, as messages print them
 order.py       seeded orders, the same on every machine
 stores.py      object stores
 disk.py        durable writes, digests of files

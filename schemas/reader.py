@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -25,6 +26,7 @@ from schemas.arrow import shard_schema
 from schemas.errors import InputError, IntegrityError
 from schemas.manifest import Manifest, ShardEntry, files_of, read_manifest
 from schemas.order import Ints
+from schemas.places import LINES, Places
 from schemas.stores import AnyPath, StorePath, in_words, path_of
 
 
@@ -137,6 +139,13 @@ class CompiledSet:
     def table(self, split: str) -> pa.Table:
         """A split's rows as one table, every batch checked."""
         return pa.Table.from_batches(self.split(split).batches(), self.schema)
+
+    @cached_property
+    def places(self) -> Places:
+        """The places of its rows in their sources."""
+        if LINES not in self.manifest["files"]:
+            return Places({}, known=False)
+        return Places.load(self.read_file(LINES))
 
     def damage(self, what: str) -> IntegrityError:
         """The error for something in the set that is not as it was written."""

@@ -194,7 +194,7 @@ def test_exit_3_is_too_many_rejects(tmp_path: Path, bad_rows: Path) -> None:
     done = cli("compile", bad_rows, "--cache", tmp_path / "c", "-o", tmp_path / "out")
     assert (done.returncode, done.stdout) == (3, "")
     assert one_message(done.stderr) == (
-        f"error: {bad_rows}:9#: schema: expected the key 'output', found the keys 'instruction'\n"
+        f"error: {bad_rows}:10: schema: expected the key 'output', found the keys 'instruction'\n"
         "  1 of 10 rows of 'bad' were rejected (schema 1). --max-rejects 1% allows 0.\n"
         f"  Nothing was published. All rejects are in {tmp_path}/out.rejects.jsonl; "
         "what was compiled is kept for the next run.\n"
@@ -259,6 +259,7 @@ def test_too_many_rejects_publish_nothing_and_keep_what_was_there(run: Run, tmp_
         "dataset": "bad",
         "file": str(bad_rows),
         "row": 9,
+        "line": 10,
         "offset": bad_rows.read_text().index(line),
         "length": len(line),
         "pointer": "",
@@ -311,7 +312,7 @@ def test_max_rejects_is_a_number_or_a_share_of_each_dataset(
 def test_a_file_of_nothing_but_bad_rows_is_an_error_that_shows_one(run: Run, tmp_path: Path) -> None:
     file = write(tmp_path / "x.jsonl", {"instruction": "a"}, {"instruction": "b"})
     failed = run("compile", file, "--format", "alpaca", "--max-rejects", "100%", "-o", tmp_path / "out", code=3)
-    assert f"{file}:0#: schema: expected the key 'output'" in one_message(failed.stderr)
+    assert f"{file}:1: schema: expected the key 'output'" in one_message(failed.stderr)
     assert "2 of 2 rows of 'x' were rejected (schema 2)" in failed.stderr
     assert len(rejects(tmp_path / "out.rejects.jsonl")) == 2
 
@@ -854,14 +855,14 @@ def test_a_run_tells_how_far_it_is_from_the_first_unit_to_the_last(tmp_path: Pat
     assert (first[-1].compiled, first[-1].cached) == (again[-1].cached, again[-1].compiled) == (len(first), 0)
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
-def test_a_file_that_is_not_utf8_at_all_is_a_file_of_rejects(run: Run, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "place"), [("rows.jsonl", ":1"), ("rows.json", "#/0"), ("rows.csv", ":2")])
+def test_a_file_that_is_not_utf8_at_all_is_a_file_of_rejects(run: Run, tmp_path: Path, name: str, place: str) -> None:
     rows = [{"instruction": "你好", "output": "您好"}]
     text = {"rows.jsonl": json.dumps(rows[0], ensure_ascii=False), "rows.json": json.dumps(rows, ensure_ascii=False),
             "rows.csv": "instruction,output\n你好,您好\n"}[name]  # fmt: skip
     (tmp_path / name).write_bytes(text.encode("gbk"))
     result = run("compile", tmp_path / name, "-o", tmp_path / "out", code=3)
-    assert f"{tmp_path}/{name}:0#: not_utf8: byte 0x" in result.stderr
+    assert f"{tmp_path}/{name}{place}: not_utf8: byte 0x" in result.stderr
     assert "convert the file to UTF-8" in result.stderr
     assert "no row of it can be read, so its format is not known" in result.stderr
 

@@ -89,7 +89,7 @@ def test_a_row_shows_where_it_is_from_and_how_much_of_it_is_trained(run: Run, ma
     manifest = json.loads((out / "manifest.json").read_text())
     tokens, trained = (manifest["splits"]["train"][key] for key in ("tokens", "trained_tokens"))
     shown = run("inspect", out).stdout.splitlines()
-    assert shown[2] == "━━ chats.jsonl:0 ━━ chats ━━ row 0 of train"
+    assert shown[2] == "━━ chats.jsonl:1 ━━ chats ━━ row 0 of train"
     share = f"{100 * trained / tokens:.1f}%"
     template = "template auto (the tokenizer's chat template)"
     assert shown[3] == f"   {tokens} tokens · {trained} trained ({share}) · {template} · weights none"
@@ -188,9 +188,9 @@ def test_data_can_neither_forge_a_mark_nor_command_the_terminal(run: Run, made: 
 
 def test_a_used_again_row_says_so(run: Run, made: Callable[..., Path]) -> None:
     out = made(CHAT, options=("--mix", "chats:1", "--total", 2, "--max-repeats", 1))
-    shown = run("inspect", out, "--row", "chats.jsonl:0").stdout
+    shown = run("inspect", out, "--row", "chats.jsonl:1").stdout
     assert "weights none\n" in shown and "weights none · repeat 1\n" in shown
-    assert shown.endswith("chats.jsonl:0 is used 2 times in train\n")
+    assert shown.endswith("chats.jsonl:1 is used 2 times in train\n")
 
 
 # -- with and without colours --
@@ -266,7 +266,7 @@ def test_by_default_the_first_row_of_each_dataset_is_shown(run: Run, made: Calla
 def test_a_row_is_found_by_its_number_or_by_its_source(run: Run, made: Callable[..., Path]) -> None:
     """600 rows are two batches of a shard."""
     out = made(*numbered(600))
-    for given in ("599", "chats.jsonl:599"):
+    for given in ("599", "chats.jsonl:600", "chats.jsonl:600#/messages/1", "chats.jsonl#/599"):
         [row] = rows_of(run("inspect", out, "--row", given, "--json"))
         assert "".join(token["text"] for token in row["tokens"]) == (
             "<|im_start|>user\nlamp number 599.<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>\n"
@@ -318,7 +318,7 @@ def test_a_row_of_the_other_split_is_found_there(run: Run, made: Callable[..., P
     out = made(*numbered(20), options=("--val-size", "4"))
     validation = rows_of(run("inspect", out, "--split", "val", "--sample", 10, "--json"))
     assert len(validation) == 4 and {row["split"] for row in validation} == {"val"}
-    missing = f"chats.jsonl:{validation[0]['source_row']}"
+    missing = f"chats.jsonl:{validation[0]['source_row'] + 1}"
     assert run("inspect", out, "--row", missing, code=2).stderr == (
         f"error: --row {missing}: it is not in train\n  It is in val: add --split val.\n"
     )
@@ -332,11 +332,12 @@ BAD = '{"messages": [{"role": "humann", "content": "Hi"}, {"role": "assistant", 
 def test_rejected_rows_are_shown_with_the_place_and_the_reason(run: Run, made: Callable[..., Path]) -> None:
     out = made(CHAT, BAD, options=("--max-rejects", "100%"))
     place, raw, _, note = run("inspect", out, "--rejected").stdout.splitlines()
-    assert place.startswith("chats.jsonl:1#/messages/0/role  schema: ") and "'humann'" in place
+    assert place.startswith("chats.jsonl:2#/messages/0/role  schema: ") and "'humann'" in place
     assert raw == f"    {BAD}"
     assert note == "1 of 1 rejected row"
     [entry] = rows_of(run("inspect", out, "--rejected", "--json"))
-    assert (entry["row"], entry["pointer"], entry["reason"]) == (1, "/messages/0/role", "schema")
+    assert (entry["row"], entry["line"], entry["pointer"]) == (1, 2, "/messages/0/role")
+    assert (entry["place"], entry["reason"]) == ("chats.jsonl:2#/messages/0/role", "schema")
 
 
 def test_rejects_are_limited_and_counted(run: Run, made: Callable[..., Path]) -> None:
@@ -349,8 +350,8 @@ def test_rejects_are_limited_and_counted(run: Run, made: Callable[..., Path]) ->
 
 def test_a_rejected_row_that_is_asked_for_is_explained(run: Run, made: Callable[..., Path]) -> None:
     out = made(CHAT, BAD, options=("--max-rejects", "100%"))
-    message = run("inspect", out, "--row", "chats.jsonl:1", code=2).stderr
-    assert message.startswith("error: --row chats.jsonl:1: it is not in train\n  It was rejected (schema: ")
+    message = run("inspect", out, "--row", "chats.jsonl:2", code=2).stderr
+    assert message.startswith("error: --row chats.jsonl:2: it is not in train\n  It was rejected (schema: ")
 
 
 # -- for machines --
@@ -358,11 +359,12 @@ def test_a_rejected_row_that_is_asked_for_is_explained(run: Run, made: Callable[
 
 def test_json_has_one_object_a_row_with_stable_keys(run: Run, made: Callable[..., Path]) -> None:
     [row] = rows_of(run("inspect", made(REACT), "--json"))
-    place = ["row", "split", "dataset", "file", "source_row", "part", "offset", "repeat", "repairs", "images", "videos"]
-    assert list(row) == [*place, "length", "num_trained", "tokens"]
+    place = ["row", "split", "dataset", "file", "source_row", "line", "place", "part", "offset", "repeat", "repairs"]
+    assert list(row) == [*place, "images", "videos", "length", "num_trained", "tokens"]
     keys = ["id", "text", "label", "weight", "role", "key", "control", "looks_like_control"]
     assert all(list(token) == keys for token in row["tokens"])
     assert (row["dataset"], row["file"], row["source_row"], row["offset"]) == ("chats", "chats.jsonl", 0, 0)
+    assert (row["line"], row["place"]) == (1, "chats.jsonl:1")
     trained = [token for token in row["tokens"] if token["weight"] > 0]
     assert len(trained) == row["num_trained"] and all(token["label"] == token["id"] for token in trained)
     texts: dict[tuple[str, str, float], str] = {}
@@ -436,7 +438,7 @@ def test_a_trained_user_message_fails_and_is_named(run: Run, made: Callable[...,
     result = run("inspect", out, "--assert", "user:0", "--assert", "system:0", code=4)
     assert re.fullmatch(
         r"user:0 fails: 1 of [\d,]+ tokens of role user is trained, in 1 of 600 rows\n"
-        r"  train row 599  chats\.jsonl:599  token 3 ⟦Hi⟧\n",
+        r"  train row 599  chats\.jsonl:600  token 3 ⟦Hi⟧\n",
         result.stderr,
     )
     assert result.stdout == "system:0 holds, but there was nothing to check: no token of role system in 600 rows\n"
@@ -461,7 +463,7 @@ def test_an_assertion_on_a_policy_key_takes_any_case_and_no_colon(run: Run, made
     for given in ("Observation:0", "observation:0", "OBSERVATION::0"):
         assert run("inspect", out, "--assert", given).stdout.startswith(f"{given} holds: none of ")
     failing = run("inspect", out, "--assert", "action input:0", code=4).stderr
-    assert re.search(r"\n  train row 0  chats\.jsonl:0  token \d+ ⟦ \{\}↵⟧\n$", failing)
+    assert re.search(r"\n  train row 0  chats\.jsonl:1  token \d+ ⟦ \{\}↵⟧\n$", failing)
 
 
 def test_an_assertion_as_json_is_one_object(run: Run, made: Callable[..., Path]) -> None:
@@ -471,7 +473,8 @@ def test_an_assertion_as_json_is_one_object(run: Run, made: Callable[..., Path])
     assert check == {
         "assert": "user:0", "ok": False, "roles": ["user"], "keys": [], "tokens": 1, "trained": 1, "rows": 1,
         "violations": [
-            {"row": 0, "split": "train", "file": "chats.jsonl", "source_row": 0, "token": 3, "text": "Hi"}
+            {"row": 0, "split": "train", "file": "chats.jsonl", "source_row": 0, "place": "chats.jsonl:1", "token": 3,
+             "text": "Hi"}
         ],
     }  # fmt: skip
 
@@ -481,13 +484,16 @@ def test_an_assertion_as_json_is_one_object(run: Run, made: Callable[..., Path])
 
 NAMES = "known: assistant, document, image, keyword, system, template, tool, user, video"
 SEARCHED = "3 rows of train were searched; upper and lower case differ."
+PLACES = "--row 0, --row chats.jsonl:4, --row data.json#/3"
 MEANT = "did you mean 'chats.jsonl'? known: chats.jsonl"
 UNSHOWN = [
     ("--row 3", "--row 3: train has rows 0 to 2"),
     ("--row -1", "--row -1: train has rows 0 to 2"),
-    ("--row chats.jsonl:3", "--row chats.jsonl:3: chats.jsonl has rows 0 to 2"),
-    ("--row chat.jsonl:0", f"--row chat.jsonl:0: no such file in the set\n  {MEANT}"),
-    ("--row first", "--row first: expected a row of the split, or FILE:ROW\n  --row 0, --row chats.jsonl:4"),
+    ("--row chats.jsonl:4", "--row chats.jsonl:4: no row begins on this line\n  The nearest: --row chats.jsonl:3"),
+    ("--row chats.jsonl:0", "--row chats.jsonl:0: lines are counted from 1\n  The nearest: --row chats.jsonl:1"),
+    ("--row chats.jsonl#/3", "--row chats.jsonl#/3: chats.jsonl has the rows chats.jsonl#/0 to chats.jsonl#/2"),
+    ("--row chat.jsonl:1", f"--row chat.jsonl:1: no such file in the set\n  {MEANT}"),
+    ("--row first", f"--row first: expected a row of the split, FILE:LINE or FILE#/ROW\n  {PLACES}"),
     ("--find LAMP", f"--find LAMP: no row of train contains it\n  {SEARCHED}"),
     ("--find ''", "--find: expected a text to look for, found an empty one"),
     ("--dataset chat", "--dataset chat: no such dataset in the set\n  did you mean 'chats'? known: chats"),
@@ -534,6 +540,7 @@ def test_no_flipped_byte_of_a_batch_is_shown_as_data(run: Run, made: Callable[..
         ("tokenizer/tokenizer.json", (), "is damaged or was edited"),
         ("tokenizer/tokenizer_config.json", ("--row", "0"), "is damaged or was edited"),
         ("rejects.jsonl", ("--rejected",), "is damaged or was edited"),
+        ("lines.jsonl", (), "is damaged or was edited"),
     ],
 )
 def test_an_edited_file_is_not_used(

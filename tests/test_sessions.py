@@ -551,7 +551,7 @@ def test_a_broken_line_of_a_session_is_named(tmp_path: Path) -> None:
     path.write_bytes(b'\n{"type": "user"}\n{"type": \n')
     (row,) = read(next(cut(as_session(open_source(path)))))
     assert row.reject is not None
-    assert row.reject.message.startswith("line 3: ")
+    assert row.reject.pointer == "/lines/1"
 
 
 def test_what_json_does_not_have_is_refused_in_a_session(tmp_path: Path) -> None:
@@ -559,7 +559,8 @@ def test_what_json_does_not_have_is_refused_in_a_session(tmp_path: Path) -> None
     path.write_bytes(b'{"type": "user"}\n{"type": "user", "cost": NaN}\n')
     (row,) = read(next(cut(as_session(open_source(path)))))
     assert row.reject is not None
-    assert row.reject.message.startswith("line 2: NaN is not JSON")
+    assert row.reject.message.startswith("NaN is not JSON")
+    assert row.reject.pointer == "/lines/1/cost"
 
 
 def test_a_session_must_be_json_lines(run: Run, tmp_path: Path) -> None:

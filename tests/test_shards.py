@@ -651,7 +651,8 @@ def test_no_reader_of_a_set_takes_a_damaged_batch(copy: Path) -> None:
 
 def test_every_flipped_bit_in_another_file_is_found(copy: Path) -> None:
     names = manifest(copy)["files"]
-    assert set(names) == {"README.md", "rejects.jsonl", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
+    assert {name for name in names if "/" not in name} == {"README.md", "rejects.jsonl", "lines.jsonl"}
+    assert {name for name in names if "/" in name} == {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"}
     for name in names:
         size = (copy / name).stat().st_size
         for _ in flipped(copy / name, iter(random.Random(4).sample(range(size), min(size, 10)))):
@@ -938,10 +939,10 @@ def test_a_publication_that_ends_in_the_middle_leaves_the_old_set_or_the_new_one
         assert done.exit_code == (130 if error is KeyboardInterrupt else 5)
         assert verify(out) == (0, [])
         assert digest(out) == digests[1]
-        assert {path.name for path in out.iterdir()} == {"train", "val", "tokenizer", "rejects.jsonl", "README.md",
-                                                         "manifest.json"}  # fmt: skip
+        assert {path.name for path in out.iterdir()} == {"train", "val", "tokenizer", "rejects.jsonl",
+                                                         "lines.jsonl", "README.md", "manifest.json"}  # fmt: skip
         seen.append(number)
-    assert len(seen) == 13
+    assert len(seen) == 15
     assert digest(out) == digests[0]
 
 
@@ -1049,7 +1050,7 @@ def test_publishing_replaces_its_own_files_and_nothing_else(run: Run, tmp_path: 
     (out / "notes.txt").write_text("mine")
     run("compile", tmp_path / "x.jsonl", "-o", out)
     assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "manifest.json", "notes.txt", "rejects.jsonl", "tokenizer", "train"
+        "README.md", "lines.jsonl", "manifest.json", "notes.txt", "rejects.jsonl", "tokenizer", "train"
     ]  # fmt: skip
     assert verify(out) == (0, [])
 

@@ -503,7 +503,7 @@ def test_rows_that_fit_no_format_are_compared_with_the_nearest_one(run: Run, tmp
     file = write(tmp_path / "x.jsonl", [bad, good])
     result = run("compile", file, "-o", tmp_path / "out", code=2)
     what = "expected null or string or array, found integer"
-    assert f"The nearest format is openai, which {file}:1#/messages/1/content does not fit: {what}." in result.stderr
+    assert f"The nearest format is openai, which {file}:2#/messages/1/content does not fit: {what}." in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -520,7 +520,7 @@ def test_names_of_columns_that_would_make_rows_fit_are_offered(
     """As options, and as a dataset_info.json: both compile."""
     file = write(tmp_path / "x.jsonl", [row])
     result = run("compile", file, "-o", tmp_path / "out", code=2)
-    assert f"The nearest format is {format_}, which {file}:1# does not fit: expected the key" in result.stderr
+    assert f"The nearest format is {format_}, which {file}:1 does not fit: expected the key" in result.stderr
     options = result.stderr.partition("would fit with ")[2].partition(",\n")[0].split()
     run("compile", file, *options, "-o", tmp_path / "named")
     (tmp_path / "dataset_info.json").write_text(result.stderr.rpartition("(--registry): ")[2], "utf-8")
@@ -659,7 +659,7 @@ def test_a_column_the_rows_do_not_have_is_named_with_those_they_have(run: Run, t
     folder = info(tmp_path / "reg", x={"file_name": "a.jsonl", "columns": {"prompt": "question", "response": "answer"}})
     write(folder / "a.jsonl", [{"question": "q", "reply": "a"}])
     result = run("compile", "--registry", folder, "--mix", "x", "-o", tmp_path / "out", code=3)
-    assert "a.jsonl:0#: schema: expected the key 'answer', found the keys 'question', 'reply'" in result.stderr
+    assert "a.jsonl:1: schema: expected the key 'answer', found the keys 'question', 'reply'" in result.stderr
 
 
 def test_num_samples_is_a_sample_and_beyond_the_size_repeats_evenly(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import LockedError, UsageError
-from schemas.manifest import embedded_of
 from trainer.config import zero
 from trainer.data import images
 from trainer.data.collate import Collator, pad_id
@@ -123,8 +122,7 @@ def _images(plan: RunPlan) -> images.Images | None:
         raise UsageError(
             str(plan.source.folder / "config.json"), what, "Use the vision model that the set was compiled for."
         )
-    own = plan.set.files if embedded_of(plan.set.manifest) else None
-    return images.load_images(plan.source.folder, plan.config.media_dir, int(token), own)
+    return images.load_images(plan.set, plan.source.folder, plan.config.media_dir, int(token))
 
 
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:

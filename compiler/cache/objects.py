@@ -48,6 +48,8 @@ class Object:
     """The other columns, in memory."""
     lists: dict[str, tuple[int, npt.NDArray[np.int32]]]
     """For each word list: its first word in the file, and where each row begins after that, int32[N + 1]."""
+    lines: npt.NDArray[np.int32]
+    """The runs of rows that begin on consecutive lines, int32[R, 2]: the first row and its line, within the unit."""
 
     @property
     def num_rows(self) -> int:
@@ -143,7 +145,8 @@ def load(cache_dir: Path, key: str) -> Object | None:
     lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
     for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
         lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
-    return Object(path, stamp, digest, info, small, lists)
+    lines = np.array(info.pop("lines"), np.int32).reshape(-1, 2)  # a row each in the worst case: no lists of objects
+    return Object(path, stamp, digest, info, small, lists, lines)
 
 
 def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:

@@ -15,7 +15,7 @@ from compiler.datasets.given import Given
 from compiler.formats import Format
 from compiler.formats.kinds import columns_for, kind_of_rows, kinds_of_rows, label_of, of_kind, other_names, own_names
 from compiler.options import CompileOptions, DatasetOptions, Names
-from compiler.read import cut, open_source, read
+from compiler.read import cut, open_source, place_of, read
 from compiler.rows.mend import mend
 from compiler.rows.nearest import nearest_format
 from compiler.rows.recognise import recognise
@@ -120,7 +120,7 @@ def _what_to_do(file: File, rows: list[Any], kind: str) -> str:
     near = nearest_format(rows, kind)
     if near is None:
         return "Name it with --format; see cli formats."
-    place = f"{file.label}:{near.row + 1}#{near.reject.pointer}"
+    place = place_of(open_source(file.path), file.label, near.row, near.reject.pointer)
     known = ", ".join(formats.FORMATS)
     lines = [
         f"Name it with --format ({known}).",

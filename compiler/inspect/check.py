@@ -127,11 +127,13 @@ class _Spans:
         """Where the trained tokens of a span begin, and their ids up to the next untrained one."""
         labels = self._labels[self._edges[span] : self._edges[span + 1]]
         at = int(np.argmax(labels != IGNORED))
+        dataset, file, source_row = (self._batch.column(name)[row].as_py() for name in ("dataset", "file", "row"))
         return {
             "row": self._start + row,
             "split": self._split.name,
-            "file": self._batch.column("file")[row].as_py(),
-            "source_row": self._batch.column("row")[row].as_py(),
+            "file": file,
+            "source_row": source_row,
+            "place": self._split.opened.places.place(dataset, file, source_row),
             "token": int(self._edges[span] + at - self._first_token[row]),
             "text": list(takewhile(lambda label: label != IGNORED, labels[at:].tolist())),
         }

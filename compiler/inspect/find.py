@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -13,54 +14,103 @@ from compiler.inspect.rows import SplitExamples, rejects
 from compiler.inspect.vocabulary import TokenBytes
 from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
-from schemas.manifest import DatasetEntry
+from schemas.manifest import DatasetEntry, FileEntry
 from schemas.order import Ints
+from schemas.places import Place, parse, spell
+from schemas.reader import CompiledSet
+
+_OF_SOURCE = ("dataset", "file", "row")
+_NUMBER = re.compile(r"/(0|[1-9][0-9]*)(?=/|$)")
+
+
+Source = tuple[str, str, int]
+"""A row of a source file: dataset, file, number."""
 
 
 def by_row(split: SplitExamples, given: str, limit: int) -> tuple[list[int], str]:
-    """The row of that number, or all rows made from FILE:ROW."""
+    """The row of that number, or all rows made from the source row at a place."""
+    where = f"--row {given}"
     if re.fullmatch(r"-?\d+", given):
         if not 0 <= int(given) < split.num_rows:
-            raise UsageError(f"--row {given}", f"{split.name} has rows 0 to {split.num_rows - 1}")
+            raise UsageError(where, f"{split.name} has rows 0 to {split.num_rows - 1}")
         return [int(given)], ""
-    label, _, number = given.rpartition(":")
-    if not label or not number.isdecimal():
-        raise UsageError(f"--row {given}", "expected a row of the split, or FILE:ROW", "--row 0, --row chats.jsonl:4")
-    file, rows = _file(split, label, f"--row {given}")
-    if int(number) >= rows:
-        raise UsageError(f"--row {given}", f"{file} has rows 0 to {rows - 1}")
-    found = _of_source(split, file, int(number))
+    sources = _sources(split.opened, given, where)
+    found = sorted(number for source in sources for number in _of_source(split, source))
     if not found:
-        raise UsageError(f"--row {given}", f"it is not in {split.name}", _whereabouts(split, file, int(number)))
-    note = f"{file}:{number} is used {len(found)} times in {split.name}" if len(found) > 1 else ""
-    return found[:limit], note + (f"; the first {limit} are shown" if len(found) > limit else "")
+        raise UsageError(where, f"it is not in {split.name}", _whereabouts(split, sources))
+    place = split.opened.places.place(*sources[0])
+    notes = [f"{len(sources)} rows begin at {place}"] if len(sources) > 1 else []
+    notes += [f"{place} is used {len(found)} times in {split.name}"] if len(found) > len(sources) else []
+    notes += [f"the first {limit} are shown"] if len(found) > limit else []
+    return found[:limit], "; ".join(notes)
 
 
-def _file(split: SplitExamples, label: str, where: str) -> tuple[str, int]:
-    """The file with that label and its number of rows. The end of a label is enough if only one file has it."""
-    entries = split.opened.manifest["datasets"]
-    files = {file["file"]: file["rows"] for entry in entries for file in entry["files"]}
-    found = [file for file in files if file == label] or [file for file in files if file.endswith(f"/{label}")]
+def _sources(opened: CompiledSet, given: str, where: str) -> list[Source]:
+    """The source rows at a place: one, but for objects that begin on one line, or one name of two datasets' files."""
+    readings = parse(given)
+    if not readings:
+        hint = "--row 0, --row chats.jsonl:4, --row data.json#/3"
+        raise UsageError(where, "expected a row of the split, FILE:LINE or FILE#/ROW", hint)
+    files = [(entry["name"], file) for entry in opened.manifest["datasets"] for file in entry["files"]]
+    names = {file["file"] for _, file in files}
+    place, found = next(((one, some) for one in readings if (some := _named(one.file, names))), (readings[-1], set()))
     if len(found) != 1:
         what = "the names of several files end like this" if found else "no such file in the set"
-        raise UsageError(where, what, nearest(label, found or files))
-    return found[0], files[found[0]]
+        raise UsageError(where, what, nearest(place.file, found or names))
+    having = [(dataset, file) for dataset, file in files if file["file"] in found]
+    sources = [source for dataset, file in having for source in _at(opened, dataset, file, place)]
+    if not sources:
+        raise _no_row(opened, *having[0], place, where)
+    return sources
 
 
-def _of_source(split: SplitExamples, file: str, row: int) -> list[int]:
+def _named(label: str, names: set[str]) -> set[str]:
+    """The name, or all names that end like it."""
+    return {label} & names or {name for name in names if name.endswith(f"/{label}")}
+
+
+def _at(opened: CompiledSet, dataset: str, file: FileEntry, place: Place) -> list[Source]:
+    """The rows of one file at a place. The pointer into a row does not matter."""
+    name, lines = file["file"], opened.places.lines(dataset, file["file"])
+    if place.line is None:
+        number = _NUMBER.match(place.pointer)
+        return [(dataset, name, int(number[1]))] if number and int(number[1]) < file["rows"] else []
+    if lines is None:
+        return []
+    rows = lines.on(place.line)
+    return [(dataset, name, row) for row in (rows[:1] and [0] if lines.session else rows)]
+
+
+def _no_row(opened: CompiledSet, dataset: str, file: FileEntry, place: Place, where: str) -> UsageError:
+    """The error for a place at which no row of the file begins: where rows are."""
+    name, last = file["file"], file["rows"] - 1
+    lines = opened.places.lines(dataset, name)
+    if place.line is None:
+        return UsageError(where, f"{name} has the rows {spell(name, 0, None)} to {spell(name, last, None)}")
+    if lines is None:
+        what = f"{name} is an array or a table, whose rows are counted from 0, not by lines"
+        if not opened.places.known:
+            what = "an earlier version compiled the set, without the lines of its rows"
+        return UsageError(where, what, f"Name the row by its number: --row {spell(name, min(place.line, last), None)}")
+    near = [spell(name, 0, line) for line in lines.around(place.line)]
+    what = "no row begins on this line" if place.line else "lines are counted from 1"
+    return UsageError(where, what, f"The nearest: --row {' and --row '.join(near)}")
+
+
+def _of_source(split: SplitExamples, source: Source) -> list[int]:
     found: list[int] = []
     for start, batch in split.scan():
-        same = pc.and_(pc.equal(batch.column("file"), file), pc.equal(batch.column("row"), row))
-        found += (start + np.flatnonzero(same)).tolist()
+        same = [pc.equal(batch.column(name), value) for name, value in zip(_OF_SOURCE, source, strict=True)]
+        found += (start + np.flatnonzero(reduce(pc.and_, same))).tolist()
     return found
 
 
-def _whereabouts(split: SplitExamples, file: str, row: int) -> str:
+def _whereabouts(split: SplitExamples, sources: list[Source]) -> str:
     for name in SPLITS:
-        if name != split.name and _of_source(SplitExamples(split.opened, name), file, row):
+        if name != split.name and any(_of_source(SplitExamples(split.opened, name), source) for source in sources):
             return f"It is in {name}: add --split {name}."
     for reject in rejects(split.opened):
-        if (reject["file"], reject["row"]) == (file, row):
+        if tuple(reject[name] for name in _OF_SOURCE) in sources:
             return f"It was rejected ({reject['reason']}: {reject['message']}); see --rejected."
     return "It was sampled out, or dropped as a duplicate."
 

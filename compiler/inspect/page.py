@@ -85,7 +85,7 @@ class Page:
     def row(self, row: ShownRow, manifest: Manifest, find: str | None) -> None:
         """Print a row: where it is from, how much of it is trained, a map of that, and its tokens."""
         self._print(Text())
-        title = (f"━━ {place(row)}", MARK)
+        title = (f"━━ {visible(row.place)}", MARK)
         self._print(Text.assemble(title, (f" ━━ {row.dataset} ━━ row {row.row} of {row.split}", QUIET)))
         self._print(Text(f"   {_facts(row, manifest)}", QUIET))
         self._print(Text.assemble("   ", (_map(row), TRAINED[0])))
@@ -118,16 +118,11 @@ class Page:
 
     def reject(self, entry: dict[str, Any]) -> None:
         """Print a rejected row: where it is, what is wrong, and how it begins."""
-        where = visible(f"{entry['file']}:{entry['row']}#{entry['pointer']}")
+        where = visible(entry["place"])
         message = visible(entry["message"])
         self._print(Text.assemble((where, MARK), "  ", (entry["reason"], LOOKALIKE), f": {message}"))
         raw = visible(entry["raw"]) if "raw" in entry else "bytes " + entry["raw_hex"]
         self._print(Text(f"    {cut(raw, 200)}", QUIET))
-
-
-def place(row: ShownRow) -> str:
-    """Where a row is from, as FILE:ROW."""
-    return visible(f"{row.file}:{row.source_row}")
 
 
 def cut(text: str, length: int) -> str:

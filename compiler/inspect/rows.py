@@ -15,8 +15,11 @@ from schemas.reader import CompiledSet
 
 
 def rejects(opened: CompiledSet) -> list[dict[str, Any]]:
-    """The entries of rejects.jsonl."""
-    return [json.loads(line) for line in opened.read_file("rejects.jsonl").splitlines()]
+    """The entries of rejects.jsonl, each with its place."""
+    entries: list[dict[str, Any]] = [json.loads(line) for line in opened.read_file("rejects.jsonl").splitlines()]
+    for entry in entries:
+        entry["place"] = opened.places.place(entry["dataset"], entry["file"], entry["row"], entry["pointer"])
+    return entries
 
 
 class SplitExamples:

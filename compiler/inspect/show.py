@@ -14,7 +14,7 @@ from typing import Any
 from compiler.inspect.check import Check, parse_check, run_checks
 from compiler.inspect.choose import Query, choose, choose_rejects
 from compiler.inspect.marks import visible
-from compiler.inspect.page import Page, cut, place
+from compiler.inspect.page import Page, cut
 from compiler.inspect.rows import SplitExamples
 from compiler.inspect.tokens import ShownRow, decode_row
 from compiler.inspect.vocabulary import TokenBytes
@@ -72,7 +72,7 @@ def _show_rows(opened: CompiledSet, query: Query, style: str) -> None:
         if style == "json":
             _print_json(row.as_json())
         else:
-            _remark(f"{place(row)}  {row.dataset}  row {row.row} of {row.split}")
+            _remark(f"{visible(row.place)}  {row.dataset}  row {row.row} of {row.split}")
             for side in filter(None, (row, row.rejected)):
                 print(*_sanity(side, vocabulary), sep="\n")
     _remark(note)
@@ -123,7 +123,7 @@ def _verdict(check: Check, rows: int) -> Iterator[str]:
         wrong = f"{check.trained:,} of {check.tokens:,} tokens of {check.what} {'is' if check.trained == 1 else 'are'}"
         yield f"{check.given} fails: {wrong} trained, in {check.rows:,} of {rows:,} rows"
         for entry in check.violations:
-            where = f"{entry['split']} row {entry['row']}  {visible(entry['file'])}:{entry['source_row']}"
+            where = f"{entry['split']} row {entry['row']}  {visible(entry['place'])}"
             yield f"  {where}  token {entry['token']} ⟦{cut(visible(entry['text']), 60)}⟧"
         if check.rows > len(check.violations):
             yield f"  and {check.rows - len(check.violations):,} more rows"

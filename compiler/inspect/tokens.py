@@ -45,8 +45,9 @@ class Token:
 class ShownRow:
     """One row of a split, decoded. The fields are the keys of its JSON, except `lookalikes`.
 
-    `row` is its number in the split, from 0. `source_row` and `offset` (in bytes) say where in `file` it is from, and
-    `part` which example of that source row it is. `repeat` is 0 the first time a source row is used, 1 the second time.
+    `row` is its number in the split, from 0. `place` says where it is from, as `--row` takes it. `source_row` counts
+    the rows of `file` from 0, `line` its lines from 1 (None in arrays and tables), `offset` its bytes. `part` says
+    which example of that source row it is. `repeat` is 0 the first time a source row is used, 1 the second time.
     `num_trained` of its `length` tokens are trained. `repairs` names the repairs that were made. KTO sets have
     `desirable`; preference sets have `rejected_tokens`, the same context with the rejected reply. `lookalikes` are
     (start, end) in characters of `text`.
@@ -57,6 +58,8 @@ class ShownRow:
     dataset: str
     file: str
     source_row: int
+    line: int | None
+    place: str
     part: int
     offset: int | None
     repeat: int
@@ -101,9 +104,14 @@ def decode_row(split: SplitExamples, number: int, vocabulary: TokenBytes) -> Sho
     weights = columns["loss_weights"] or [float(label != IGNORED) for label in columns["labels"]]
     tokens, lookalikes = _decoded(columns["input_ids"], columns["labels"], weights, columns["spans"], vocabulary)
     names = ("dataset", "file", "part", "offset", "repeat", "num_trained", "images", "videos")
-    place = {"row": number, "split": split.name, "source_row": columns["row"], "length": len(tokens)}
+    places, source = split.opened.places, (columns["dataset"], columns["file"], columns["row"])
     row = ShownRow(
-        **place,
+        row=number,
+        split=split.name,
+        source_row=columns["row"],
+        line=places.line(*source),
+        place=places.place(*source),
+        length=len(tokens),
         **{key: columns[key] for key in names},
         repairs=columns["repairs"] or [],
         tokens=tokens,

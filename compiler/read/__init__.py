@@ -7,6 +7,7 @@
 The rules that hold for every kind:
 
 * The text of a row is never changed: no trimming, no normalising, no guessing of types.
+* A row of a file of lines knows the line on which it begins (`Unit.line + Row.line`); rows of arrays and tables do not.
 * `Row.offset` and `Row.length` are bytes in the decompressed file, counted from its real start (a byte
   order mark counts 3). The slice is exactly the JSON value, the CSV record or the line, without its ending.
 * The rows are the same for any `target_bytes`, and the same for a file and its .gz or .zst.
@@ -47,6 +48,8 @@ from compiler.read.model import (
     stamp_of,
 )
 from compiler.read.source import as_session, open_source
+from compiler.read.text import lines_of_items
+from schemas.places import spell
 from schemas.stores import StorePath
 
 __all__ = [
@@ -58,7 +61,9 @@ __all__ = [
     "as_session",
     "cut",
     "first_rows",
+    "lines_of_items",
     "open_source",
+    "place_of",
     "read",
     "size_of",
     "stamp_of",
@@ -103,6 +108,20 @@ def first_rows(units: Iterable[Unit], rows: int) -> Iterator[tuple[Unit, int]]:
         yield unit, rows
         if not rows:
             return
+
+
+def place_of(source: SourceFile, file: str, number: int, pointer: str) -> str:
+    """The place in a row of a file that is called `file`; `number` counts the rows that can be read."""
+    row = 0
+    for unit in cut(source):
+        for found in read(unit):
+            if found.reject is None:
+                number -= 1
+            if number < 0:
+                line = None if unit.line is None or found.line is None else unit.line + found.line
+                return spell(file, row, line, pointer)
+            row += 1
+    raise ValueError(f"{file} has fewer rows")
 
 
 def _columns() -> ModuleType:

@@ -36,6 +36,8 @@ class FileKind(StrEnum):
 
 COLUMNAR = frozenset({FileKind.PARQUET, FileKind.ARROW, FileKind.XLSX})
 """Kinds whose rows are not byte ranges of the file."""
+COUNTED = COLUMNAR | {FileKind.JSON}
+"""Kinds whose rows are named by their number. Rows of the others are named by the line on which they begin."""
 
 
 Stamp = tuple[int, int | str]
@@ -79,6 +81,8 @@ class Unit:
     """The stamp of a table that is read again from its path: cheaper to compare than its bytes."""
     rows: int | None = None
     """Only the first so many rows of it; None = all."""
+    line: int | None = None
+    """The line of the file on which it begins, from 1; None for arrays and tables, whose rows are counted."""
 
 
 def stamp_of(path: str | AnyPath) -> Stamp:
@@ -117,6 +121,8 @@ class Row:
     reject: Reject | None = None
     not_json: dict[str, Reject] | None = None
     """Keys of the value under which the file has NaN or Infinity, read as null, and the reject if the key is needed."""
+    line: int | None = None
+    """The line on which it begins, from 0 within the unit; None for arrays and tables."""
 
 
 def digest_of(kind: FileKind, header: tuple[str, ...], data: bytes) -> str:

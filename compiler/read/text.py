@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from compiler.read.elements import Elements
 from compiler.read.model import (
+    COUNTED,
     FileKind,
     Row,
     SourceFile,
@@ -28,6 +29,7 @@ from compiler.read.model import (
 from compiler.read.source import open_stream
 from compiler.read.value import excerpt, not_utf8, parse_row
 from schemas.errors import InputError, Reason, Reject
+from schemas.places import spell
 from schemas.stores import StorePath
 
 _DELIMITERS = {FileKind.CSV: ",", FileKind.TSV: "\t"}
@@ -57,7 +59,10 @@ def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
             spans = iter([(source.start, source.start + sum(map(len, blocks)))])
         else:
             spans = _line_runs(blocks, source.start)
+        line = 1
         for begin, end in _grouped(spans, target_bytes, window):
+            if source.kind not in COUNTED:
+                line += window.newlines(begin)
             data = window.take(begin, end)
             if source.kind not in _LINES or not data.isspace():
                 yield Unit(
@@ -68,7 +73,10 @@ def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
                     digest=digest_of(source.kind, header, data),
                     data=data if source.compression or isinstance(source.path, StorePath) else None,
                     header=header,
+                    line=None if source.kind in COUNTED else line,
                 )
+            if source.kind not in COUNTED:
+                line += data.count(b"\n")
 
 
 def read(unit: Unit) -> Iterator[Row]:
@@ -124,6 +132,10 @@ class _Window:
         """The bytes of a range of offsets."""
         return bytes(self._held[begin - self._at : end - self._at])
 
+    def newlines(self, end: int) -> int:
+        """The number of lines that end before an offset, of those held."""
+        return self._held.count(b"\n", 0, end - self._at)
+
     def take(self, begin: int, end: int) -> bytes:
         """The bytes of a range of offsets; they and all before them are dropped."""
         data = self.peek(begin, end)
@@ -169,24 +181,30 @@ def _line_runs(blocks: Iterable[bytes], at: int) -> Iterator[tuple[int, int]]:
 
 def _read_json_lines(unit: Unit, data: bytes) -> Iterator[Row]:
     """Yield a row per line that is not blank; JSON space around the value is not part of the row."""
-    index, at, size = 0, 0, len(data)
+    index, number, at, size = 0, 0, 0, len(data)
     while at < size:
         end = data.find(b"\n", at)
         line = data[at : end if end >= 0 else size]
         if raw := line.strip(_JSON_SPACE):
             value, reject, not_json = parse_row(raw)
             offset = unit.offset + at + (0 if raw is line else line.index(raw))
-            yield Row(index, offset, len(raw), value, raw, reject, not_json)
+            yield Row(index, offset, len(raw), value, raw, reject, not_json, number)
             index += 1
         at += len(line) + 1
+        number += 1
 
 
 def _read_elements(unit: Unit, data: bytes, spans: Iterable[tuple[int, int]]) -> Iterator[Row]:
     """Yield a row per element."""
+    line = None if unit.kind in COUNTED else 0
+    before = 0
     for index, (begin, end) in enumerate(spans):
         raw = data[begin - unit.offset : end - unit.offset]
+        if line is not None:
+            line += data.count(b"\n", before, begin - unit.offset)
+            before = begin - unit.offset
         value, reject, not_json = parse_row(raw)
-        yield Row(index, begin, end - begin, value, raw, reject, not_json)
+        yield Row(index, begin, end - begin, value, raw, reject, not_json, line)
 
 
 def _read_session(unit: Unit, data: bytes) -> Iterator[Row]:
@@ -196,16 +214,23 @@ def _read_session(unit: Unit, data: bytes) -> Iterator[Row]:
         lines.append(line.value)
         for wrong in (line.reject, *(line.not_json or {}).values()):
             if wrong is not None and reject is None:
-                number = data.count(b"\n", 0, (line.offset or 0) - unit.offset) + 1
-                reject = Reject(wrong.reason, f"line {number}: {wrong.message}")
+                reject = Reject(wrong.reason, wrong.message, f"/lines/{line.index}{wrong.pointer}")
     raw = data.strip(_JSON_SPACE)
-    yield Row(0, unit.offset + data.index(raw), len(raw), None if reject else {"lines": lines}, raw, reject)
+    at = data.index(raw)
+    value = None if reject else {"lines": lines}
+    yield Row(0, unit.offset + at, len(raw), value, raw, reject, line=data.count(b"\n", 0, at))
+
+
+def lines_of_items(session: Row) -> list[int]:
+    """The lines on which the items of a session begin, as those of rows are counted."""
+    first = session.line or 0
+    return [n for n, line in enumerate(session.raw.split(b"\n"), first) if line.strip(_JSON_SPACE)]
 
 
 def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
     """Yield {"text": line} for each line that is not blank; the line keeps its spaces, not its ending."""
     index, at = 0, unit.offset
-    for line in _lines(data):
+    for number, line in enumerate(_lines(data)):
         raw = _without_ending(line)
         if raw.strip():
             value, reject = None, None
@@ -213,7 +238,7 @@ def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
                 value = {"text": raw.decode()}
             except UnicodeDecodeError as error:
                 reject = not_utf8(raw, error)
-            yield Row(index, at, len(raw), value, raw, reject)
+            yield Row(index, at, len(raw), value, raw, reject, line=number)
             index += 1
         at += len(line)
 
@@ -237,18 +262,18 @@ class _Records:
 
     def __init__(self, path: str, kind: FileKind, lines: Iterable[bytes], at: int) -> None:
         self.path, self._delimiter = path, _DELIMITERS[kind]
-        self._at, self._line, self._ended = at, 1, False  # of the byte that the csv module reads next
+        self._at, self._line, self._ended = at, 0, False  # of the byte that the csv module reads next
         self._raw: list[bytes] = []
         self._lines = lines
         self._found = self._find()
 
-    def __iter__(self) -> Iterator[tuple[int, bytes, list[str] | csv.Error]]:
-        """Yield (offset, exact bytes, fields or what is wrong) of each record that is not blank."""
+    def __iter__(self) -> Iterator[tuple[int, int, bytes, list[str] | csv.Error]]:
+        """Yield (offset, line from 0, exact bytes, fields or what is wrong) of each record that is not blank."""
         return self._found
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Yield the range of each record."""
-        return ((at, at + len(raw)) for at, raw, _ in self._found)
+        return ((at, at + len(raw)) for at, _, raw, _ in self._found)
 
     def _decoded(self) -> Iterator[str]:
         """Yield the lines for the csv module; bytes that are not UTF-8 pass through as surrogates."""
@@ -259,7 +284,7 @@ class _Records:
             yield line.decode("utf-8", "surrogateescape")
         self._ended = True
 
-    def _find(self) -> Iterator[tuple[int, bytes, list[str] | csv.Error]]:
+    def _find(self) -> Iterator[tuple[int, int, bytes, list[str] | csv.Error]]:
         reader = csv.reader(self._decoded(), delimiter=self._delimiter, strict=True)
         delimiter = self._delimiter.encode()
         while True:
@@ -276,17 +301,18 @@ class _Records:
             raw = b"".join(self._raw).rstrip(b"\r\n")
             self._raw.clear()
             if raw.strip() or delimiter in raw:
-                yield at, raw, found
+                yield at, line, raw, found
 
     def _unclosed(self, at: int, line: int) -> InputError:
-        what = f"a quote in the record that begins at byte {at} (line {line}) is never closed"
-        return InputError(self.path, what, 'Close it; a quote inside a quoted field is written twice: "".')
+        what = f"a quote in the record that begins here (byte {at}) is never closed"
+        where = spell(self.path, 0, line + 1)
+        return InputError(where, what, 'Close it; a quote inside a quoted field is written twice: "".')
 
 
 def _read_header(records: _Records) -> tuple[str, ...]:
     """The first record of a CSV file as column names."""
     where = records.path
-    for _, raw, fields in records:
+    for _, _, raw, fields in records:
         if isinstance(fields, csv.Error):
             if b"\r" in raw:
                 raise InputError(where, "lines end with \\r alone", "Convert the line ends to \\n.")
@@ -304,9 +330,9 @@ def _read_header(records: _Records) -> tuple[str, ...]:
 def _read_csv(unit: Unit, data: bytes) -> Iterator[Row]:
     """Yield a row per record; every value is text."""
     records = _Records(unit.path, unit.kind, _lines(data), unit.offset)
-    for index, (at, raw, fields) in enumerate(records):
+    for index, (at, line, raw, fields) in enumerate(records):
         value, reject = _csv_value(unit.header, raw, fields)
-        yield Row(index, at, len(raw), value, raw, reject)
+        yield Row(index, at, len(raw), value, raw, reject, line=line)
 
 
 def _csv_value(

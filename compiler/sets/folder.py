@@ -23,9 +23,10 @@ from schemas.arrow import EMBEDDED, MANIFEST, SPLITS
 from schemas.disk import flush
 from schemas.errors import InputError, LockedError, UsageError
 from schemas.manifest import Manifest, sealed
+from schemas.places import LINES
 from schemas.stores import AnyPath
 
-OWN = (*SPLITS, "tokenizer", "rejects.jsonl", "README.md", MANIFEST)
+OWN = (*SPLITS, "tokenizer", "rejects.jsonl", LINES, "README.md", MANIFEST)
 """The names in a published folder. Publishing replaces these, and images that rows held, and touches nothing else."""
 EMBEDDED_FILE = re.compile(rf"{EMBEDDED}/[0-9a-f]{{2}}/[0-9a-f]{{64}}\.[a-z]+")
 _LOCK, _PARTIAL = ".lock", ".partial"

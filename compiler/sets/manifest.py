@@ -37,6 +37,7 @@ from schemas.manifest import (
     TemplateEntry,
     TokenizerEntry,
 )
+from schemas.places import LINES
 
 
 def versions() -> dict[str, str]:
@@ -213,8 +214,9 @@ def check_balance(manifest: Manifest) -> None:
 
 
 def write_files(folder: Path, manifest: Manifest, compiled: list[CompiledDataset], tokenizer: Tokenizer) -> None:
-    """Write the files beside the shards (rejects, README, tokenizer); list their digests in the manifest."""
+    """Write the files beside the shards (rejects, lines, README, tokenizer); list their digests in the manifest."""
     files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": readme_text(manifest).encode()}
+    files[LINES] = b"".join(line for one in compiled for line in one.places().dump())
     beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())
     files |= {f"tokenizer/{name}": data for name, data in beside}
     for name, data in files.items():

@@ -36,7 +36,7 @@ def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> N
             continue
         counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
         raise TooManyRejects(
-            f"{first['file']}:{first['row']}#{first['pointer']}",
+            one.places().place(one.dataset.name, first["file"], first["row"], first["pointer"]),
             f"{first['reason']}: {first['message']}",
             f"{rejected:,} of {read:,} {what} of {one.dataset.name!r} were rejected ({counted}). {limit}.\n"
             f"  Nothing was published. All rejects are in {_keep_rejects(compiled, options)}; what was compiled is "

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from compiler.cache import objects
 from compiler.datasets.dataset import Dataset
 from compiler.options import Request
 from schemas.errors import Reason
+from schemas.places import FileLines, Places
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class UnitRecord:
     digest: str
     offset: int
     """Where the unit begins in its (decompressed) file, in bytes."""
+    line: int | None
+    """The line on which it begins, from 1; None for arrays and tables."""
 
 
 @dataclass
@@ -79,10 +84,33 @@ class CompiledDataset:
             seen[record.file] += one.info["counts"].get("read", 0)
         return first
 
+    def lines(self) -> Iterator[tuple[str, FileLines]]:
+        """The names of the files of lines, and the lines on which their rows begin."""
+        units: dict[str, list[tuple[UnitRecord, objects.Object, int]]] = {}
+        for unit in zip(self.records, self.loaded, self.first_rows(), strict=True):
+            units.setdefault(unit[0].file, []).append(unit)
+        for file, found in units.items():
+            if found[0][0].line is None:
+                continue
+            runs = np.concatenate([one.lines + np.array([[first, record.line]]) for record, one, first in found])
+            gaps = runs[:, 1] - runs[:, 0]
+            runs = runs[np.diff(gaps, prepend=gaps[:1] - 1) != 0]  # a unit may go on where the one before it ended
+            _, last, first = found[-1]
+            items = last.info["items"]
+            count = items or first + last.info["counts"].get("read", 0)
+            yield file, FileLines(runs[:, 0], runs[:, 1], count, session=bool(items))
+
+    def places(self) -> Places:
+        """The places of the rows."""
+        return Places({(self.dataset.name, file): lines for file, lines in self.lines()})
+
     def rejects(self) -> Iterator[dict[str, Any]]:
-        """The rejects with their dataset, file and row, in order."""
+        """The rejects with their dataset, file, row and line, in order."""
+        name, places = self.dataset.name, self.places()
         for record, one, first in zip(self.records, self.loaded, self.first_rows(), strict=True):
             for reject in one.info["rejects"]:
                 offset = None if reject["offset"] is None else record.offset + reject["offset"]
-                where = {"dataset": self.dataset.name, "file": record.file, "row": first + reject["index"]}
+                row = first + reject["index"]
+                where = {"dataset": name, "file": record.file, "row": row}
+                where["line"] = places.line(name, record.file, row, reject["pointer"])
                 yield where | {key: value for key, value in reject.items() if key != "index"} | {"offset": offset}

@@ -94,7 +94,7 @@ class UnitPlan:
                     if self.only is not None and next(number) % self.only[1] != self.only[0]:
                         continue
                     key = object_key(unit, dataset.options, self.setup)
-                    one.records.append(UnitRecord(file.label, key, unit.digest, unit.offset))
+                    one.records.append(UnitRecord(file.label, key, unit.digest, unit.offset, unit.line))
                     yield Task(unit, dataset.options, self.setup, str(self.cache), dataset.name, key)
                 before += size
 

@@ -30,7 +30,7 @@ from compiler.encode.tokens import Encoded, encode
 from compiler.encode.weigh import Policy
 from compiler.media.embedded import without_base64
 from compiler.proof.encoders import Trial, try_fast
-from compiler.read import Row, read
+from compiler.read import FileKind, Row, lines_of_items, read
 from compiler.rows.lift import Preparer
 from compiler.rows.where import where
 from compiler.templates.load import Template, load_template
@@ -136,6 +136,10 @@ class _UnitCompiler:
             partial(objects.keep_file, Path(task.cache)),
         )  # fmt: skip
         self.rejects: list[dict[str, Any]] = []
+        self.lines: list[tuple[int, int]] = []
+        """The runs of rows that begin on consecutive lines: number of the first row, and its line within the unit."""
+        self.items = 0
+        """The number of items of a session, whose lines are noted in place of the row's."""
         self.counts: Counter[str] = Counter(read=0)
         self.notes = self.preparer.notes
         self.maker = _maker(task.setup, self.read_as.weights)
@@ -145,7 +149,21 @@ class _UnitCompiler:
     def run(self) -> None:
         rows = read(self.task.unit)
         for first in rows:
-            self._compile(chain([first], islice(rows, BATCH - 1)))
+            self._compile(self._noted(chain([first], islice(rows, BATCH - 1))))
+
+    def _noted(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows; where they, or the items of a session, do not begin on consecutive lines, that is noted."""
+        gap = self.lines[-1][1] - self.lines[-1][0] if self.lines else None
+        for row in rows:
+            begun = [] if row.line is None else [(row.index, row.line)]
+            if self.task.unit.kind is FileKind.SESSION:
+                begun = list(enumerate(lines_of_items(row)))
+                self.items = len(begun)
+            for number, line in begun:
+                if line - number != gap:
+                    gap = line - number
+                    self.lines.append((number, line))
+            yield row
 
     def _compile(self, rows: Iterable[Row]) -> None:
         """Compile a batch of rows: to conversations, to sequences, to tokens, to examples, to columns.
@@ -276,9 +294,10 @@ class _UnitCompiler:
     def info(self, compared: int) -> dict[str, Any]:
         """Counts, rejects and the name of the encoder, as the object's record keeps them."""
         self.rejects.sort(key=lambda reject: reject["index"])
-        found = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
+        found: dict[str, Any] = {"counts": dict(self.counts), "notes": dict(self.notes), "rejects": self.rejects}
         found |= {"unread": dict(self.preparer.unread), "ignored": dict(self.preparer.ignored)}
         found |= {"dataset": self.task.dataset, "owners": list(self.owners)}
         found |= {"files": dict(sorted(self.preparer.media.files.items()))}
         found |= {"embedded": dict(sorted(self.preparer.media.embedded.items()))}
-        return found | {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}
+        found |= {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}
+        return found | {"lines": self.lines, "items": self.items}

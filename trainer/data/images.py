@@ -15,8 +15,10 @@ import torch
 
 from schemas.arrow import is_embedded
 from schemas.errors import InputError, IntegrityError, UsageError
+from schemas.manifest import embedded_of
+from schemas.reader import CompiledSet
 from schemas.stores import AnyPath
-from trainer.data.stream import Row
+from trainer.data.stream import Row, from_where
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Images:
     processor: Any
     token: int
     """The id of the placeholder token: one for each embedding of the image."""
+    opened: CompiledSet
+    """The set, which knows the places of its rows."""
 
     def load(self, rows: Sequence[Row]) -> tuple[dict[str, torch.Tensor], list[Row]]:
         """Load the images of rows: pixel_values float32[patches, values], image_grid_thw int64[images, 3].
@@ -41,7 +45,7 @@ class Images:
             if row["videos"]:
                 raise UsageError(
                     "videos",
-                    f"{row['file']}:{row['row']} is a row with a video; videos are compiled but cannot be trained",
+                    f"{self._from(row)} is a row with a video; videos are compiled but cannot be trained",
                     "",
                 )
         if not found:
@@ -54,16 +58,19 @@ class Images:
             tokens = int(grid.prod()) // self.processor.merge_size**2
             if tokens != image["num_tokens"]:
                 raise IntegrityError(
-                    f"{row['file']}:{row['row']}: {image['uri']}",
+                    f"{self._from(row)}: {image['uri']}",
                     f"expected {image['num_tokens']} tokens as in the set, the model's processor makes {tokens}",
                     "Compile the set with this model's folder as --tokenizer.",
                 )
         return _tensors(made), list(rows)
 
+    def _from(self, row: Row) -> str:
+        return from_where(row, self.opened.places)
+
     def _open(self, image: dict[str, Any], row: Row) -> Any:
         from PIL import Image, ImageOps
 
-        where = f"{row['file']}:{row['row']}: {image['uri']}"
+        where = f"{self._from(row)}: {image['uri']}"
         data = self._read_own(image, where)
         if data is None:
             data = self._read(image, where)
@@ -113,7 +120,7 @@ def _tensors(made: Any) -> dict[str, torch.Tensor]:
     return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
 
 
-def load_images(model: Path, media_dir: str | None, token: int, own: AnyPath | None) -> Images:
+def load_images(opened: CompiledSet, model: Path, media_dir: str | None, token: int) -> Images:
     """Load a model's image processor, in the form that needs no torchvision.
 
     Pixels are then the same on every machine: torchvision's resize differs from Pillow's in the last bit.
@@ -131,4 +138,5 @@ def load_images(model: Path, media_dir: str | None, token: int, own: AnyPath | N
     folder = Path(media_dir) if media_dir else None
     if folder and not folder.is_dir():
         raise UsageError(f"media_dir: {folder}", "no such folder", "Give the folder that image paths are relative to.")
-    return Images(folder, own, kind.from_pretrained(model), token)
+    own = opened.files if embedded_of(opened.manifest) else None
+    return Images(folder, own, kind.from_pretrained(model), token, opened)

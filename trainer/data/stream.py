@@ -17,6 +17,7 @@ from schemas.errors import IntegrityError, UsageError
 from schemas.manifest import Manifest
 from schemas.order import Ints
 from schemas.packs import unpacked
+from schemas.places import Places
 from schemas.reader import CompiledSet, SplitReader
 from schemas.stores import AnyPath, StorePath
 from trainer.data.store import CachedShards
@@ -104,13 +105,18 @@ class SplitRows(SplitReader):
         return max(int(pc.max(pc.list_flatten(batch.column("seq_lens"))).as_py()) for batch in self.batches())
 
     def describe(self, row: int) -> str:
-        """Where a row is from, for messages: `dataset file:row`; of a pack the first few examples."""
+        """Which row it is and where it is from, for messages."""
         one = self.row(row)
-        if isinstance(one["dataset"], str):
-            return f"row {row} ({one['dataset']} {one['file']}:{one['row']})"
-        several = [f"{d} {f}:{r}" for d, f, r in zip(one["dataset"], one["file"], one["row"], strict=True)]
-        more = f", ... {len(several) - 3} more" if len(several) > 3 else ""
-        return f"pack {row} ({', '.join(several[:3])}{more})"
+        return f"{'row' if isinstance(one['dataset'], str) else 'pack'} {row} ({from_where(one, self.opened.places)})"
+
+
+def from_where(row: Row, places: Places) -> str:
+    """Where a row is from, for messages: `dataset place`; of a pack the first few examples."""
+    several = [row["dataset"]], [row["file"]], [row["row"]]
+    if not isinstance(row["dataset"], str):
+        several = row["dataset"], row["file"], row["row"]
+    shown = [f"{one} {places.place(one, file, int(number))}" for one, file, number in zip(*several, strict=True)]
+    return ", ".join(shown[:3]) + (f", ... {len(shown) - 3} more" if len(shown) > 3 else "")
 
 
 def _row(batch: pa.RecordBatch, inside: int) -> Row:
