@@ -57,7 +57,7 @@ def test_a_log_has_a_line_with_share_rate_and_time_left_every_few_seconds(long_f
     assert any(re.fullmatch(writing, line) for line in lines), done.stderr[-2000:]
     done = logged(0.001, "verify", "out", cwd=tmp_path)
     assert re.search(r"^verifying: \d+%, 0 of 1 files, 0.0 files/s$", done.stderr, re.MULTILINE), done.stderr
-    assert done.stdout == "out: 1 shard and 4 files are whole\n"
+    assert done.stdout == "out: 1 shard and 5 files are whole\n"
 
 
 def test_the_lines_keep_coming_while_one_piece_of_work_takes_long(tmp_path: Path) -> None:

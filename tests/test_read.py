@@ -9,11 +9,11 @@ import decimal
 import gzip
 import io
 import json
-import re
 import math
 import os
 import pickle
 import random
+import re
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option(
     "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to show."
 )
-@click.option("--row", metavar="N|FILE:ROW", help="One row, by its number in the split or by its source row.")
+@click.option("--row", metavar="N|PLACE", help="One row, by its number in the split or its place in a source file.")
 @click.option("--find", metavar="TEXT", help="Rows whose decoded text contains TEXT; case matters.")
 @click.option("--dataset", metavar="NAME", help="Only rows of this dataset; also with --find, --sample or --rejected.")
 @click.option("--sample", type=click.IntRange(1), metavar="K", help="K random rows, drawn with --seed.")
@@ -53,7 +53,9 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
     """Show rows of the compiled set OUT token by token: which tokens are trained, and which are control tokens.
 
     OUT is a folder, or s3://BUCKET/SETS/NAME. Without options, the first row of each dataset is shown; with --limit
-    alone, the first rows. For packed sets, row numbers count examples, not packs. Roles are system, user, assistant,
+    alone, the first rows. For packed sets, row numbers count examples, not packs. A PLACE is what messages print:
+    chats.jsonl:4#/messages/1 is line 4 of a file of lines, data.json#/3/messages/1 is row 3 of an array or a table,
+    counted from 0; what follows the row may be left out. Roles are system, user, assistant,
     tool (a tool's result) and template. Policy keys are those of the weights policy, such as Observation: of react.
 
     \b

@@ -22,7 +22,7 @@ LIMIT = 5
 
 @dataclass(frozen=True)
 class Query:
-    """The rows of a split to show: by default the first row of each dataset. `row` is a number or FILE:ROW."""
+    """The rows of a split to show: by default the first row of each dataset. `row` is a number or a place."""
 
     split: str = "train"
     row: str | None = None

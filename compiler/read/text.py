@@ -238,7 +238,7 @@ def _read_txt(unit: Unit, data: bytes) -> Iterator[Row]:
                 value = {"text": raw.decode()}
             except UnicodeDecodeError as error:
                 reject = not_utf8(raw, error)
-            yield Row(index, at, len(raw), value, raw, reject, line=number)
+            yield Row(index, at, len(raw), value, raw, reject, None, number)
             index += 1
         at += len(line)
 
@@ -332,7 +332,7 @@ def _read_csv(unit: Unit, data: bytes) -> Iterator[Row]:
     records = _Records(unit.path, unit.kind, _lines(data), unit.offset)
     for index, (at, line, raw, fields) in enumerate(records):
         value, reject = _csv_value(unit.header, raw, fields)
-        yield Row(index, at, len(raw), value, raw, reject, line=line)
+        yield Row(index, at, len(raw), value, raw, reject, None, line)
 
 
 def _csv_value(
