@@ -595,7 +595,7 @@ def test_an_object_under_another_objects_name_is_never_used(tmp_path: Path) -> N
 def test_a_whole_set_verifies(mixed: Mixed) -> None:
     result = runner().invoke(main, ["verify", str(mixed.out)])
     assert result.exit_code == 0
-    assert result.stdout == f"{mixed.out}: 2 shards and 4 files are whole\n"
+    assert result.stdout == f"{mixed.out}: 2 shards and 5 files are whole\n"
 
 
 def flipped(path: Path, positions: Iterator[int]) -> Iterator[int]:
@@ -966,7 +966,7 @@ def test_a_set_that_a_killed_publication_moved_aside_is_put_back(run: Run, tmp_p
     before = digest(out)
     (out / aside).mkdir()
     (out / ".lock").touch()
-    for name in ("manifest.json", "README.md", "rejects.jsonl", "tokenizer", "train"):
+    for name in ("manifest.json", "README.md", "rejects.jsonl", "lines.jsonl", "tokenizer", "train"):
         if aside == ".replaced" or name in ("manifest.json", "README.md"):
             (out / name).rename(out / aside / name)
     if aside == ".replaced":

@@ -136,6 +136,29 @@ def test_any_row_is_the_compiled_one(data: Path) -> None:
     assert split.longest_sequence() == max(found)
 
 
+def test_a_row_is_described_by_its_place(tmp_path: Path) -> None:
+    """As `cli inspect --row` takes it: a line, or the number of a row in an array. Of a pack, three examples are named."""
+    row = {"instruction": "a", "output": "b"}
+    text = "\n\n".join(json.dumps(row | {"instruction": f"say {n}"}) for n in range(4))
+    (tmp_path / "lines.jsonl").write_text(text, "utf-8")
+    (tmp_path / "array.json").write_text(json.dumps([row]), "utf-8")
+    said = {}
+    for name, options in (
+        ("lines", ("lines.jsonl",)),
+        ("array", ("array.json",)),
+        ("packs", ("lines.jsonl", "--pack", "500")),
+    ):
+        files = [str(tmp_path / options[0]), *options[1:], "--no-shuffle", "-o", str(tmp_path / name)]
+        made = runner().invoke(main, ["compile", *files, "--cache", str(tmp_path / "cache")], catch_exceptions=False)
+        assert made.exit_code == 0, made.stderr
+        rows = stream.TrainingSet.open(tmp_path / name).split("train")
+        said[name] = [rows.describe(n).replace(f"{tmp_path}/", "") for n in range(len(rows))]
+    assert said["lines"] == [f"row {n} (lines lines.jsonl:{2 * n + 1})" for n in range(4)]
+    assert said["array"] == ["row 0 (array array.json#/0)"]
+    first = ", ".join(f"lines lines.jsonl:{line}" for line in (1, 3, 5))
+    assert said["packs"] == [f"pack 0 ({first}, ... 1 more)"]
+
+
 def test_every_flipped_byte_of_a_batch_is_seen_before_it_is_used(broken: Path) -> None:
     entry = json.loads((broken / MANIFEST).read_text())["splits"]["train"]["shards"][0]
     path, batch = broken / entry["file"], entry["batches"][0]
