@@ -282,6 +282,15 @@ def test_a_set_needs_no_sources_to_know_places(run: Run, tmp_path: Path) -> None
     assert row["source_row"] == 4
 
 
+def test_rows_that_were_not_read_are_not_said_to_be_missing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(BLANKS, "utf-8", newline="")
+    run("compile", "a.jsonl", "-o", "out", "--limit", 2)
+    assert run("inspect", "out", "--row", "a.jsonl:7", code=2).stderr == (
+        "error: --row a.jsonl:7: no row begins on this line, of those that --limit 2 read\n"
+        "  The nearest: --row a.jsonl:5\n"
+    )
+
+
 def test_a_set_of_an_earlier_version_names_rows_by_number(run: Run, tmp_path: Path) -> None:
     from schemas.manifest import read_manifest, sealed
 

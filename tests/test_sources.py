@@ -503,7 +503,7 @@ def test_rows_that_fit_no_format_are_compared_with_the_nearest_one(run: Run, tmp
     file = write(tmp_path / "x.jsonl", [bad, good])
     result = run("compile", file, "-o", tmp_path / "out", code=2)
     what = "expected null or string or array, found integer"
-    assert f"The nearest format is openai, which {file}:2#/messages/1/content does not fit: {what}." in result.stderr
+    assert f"The nearest format is openai, which {file}:1#/messages/1/content does not fit: {what}." in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_any_row_is_the_compiled_one(data: Path) -> None:
 
 
 def test_a_row_is_described_by_its_place(tmp_path: Path) -> None:
-    """As `cli inspect --row` takes it: a line, or the number of a row in an array. Of a pack, three examples are named."""
+    """As `cli inspect --row` takes it: a line, or the number of a row in an array. Of a pack, three examples."""
     row = {"instruction": "a", "output": "b"}
     text = "\n\n".join(json.dumps(row | {"instruction": f"say {n}"}) for n in range(4))
     (tmp_path / "lines.jsonl").write_text(text, "utf-8")

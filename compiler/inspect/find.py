@@ -78,7 +78,9 @@ def _at(opened: CompiledSet, dataset: str, file: FileEntry, place: Place) -> lis
     if lines is None:
         return []
     rows = lines.on(place.line)
-    return [(dataset, name, row) for row in (rows[:1] and [0] if lines.session else rows)]
+    if lines.session:  # these are its items
+        rows = [0] if rows else []
+    return [(dataset, name, row) for row in rows]
 
 
 def _no_row(opened: CompiledSet, dataset: str, file: FileEntry, place: Place, where: str) -> UsageError:
@@ -92,9 +94,12 @@ def _no_row(opened: CompiledSet, dataset: str, file: FileEntry, place: Place, wh
         if not opened.places.known:
             what = "an earlier version compiled the set, without the lines of its rows"
         return UsageError(where, what, f"Name the row by its number: --row {spell(name, min(place.line, last), None)}")
-    near = [spell(name, 0, line) for line in lines.around(place.line)]
+    near = lines.around(place.line)
     what = "no row begins on this line" if place.line else "lines are counted from 1"
-    return UsageError(where, what, f"The nearest: --row {' and --row '.join(near)}")
+    limit = opened.manifest["options"].get("limit")
+    if limit is not None and near[-1] < place.line:  # behind what was read
+        what += f", of those that --limit {limit} read"
+    return UsageError(where, what, f"The nearest: {' and '.join(f'--row {spell(name, 0, line)}' for line in near)}")
 
 
 def _of_source(split: SplitExamples, source: Source) -> list[int]:
