@@ -146,6 +146,14 @@ class Conversation:
         inference too."""
         return i < self.context and self.messages[i].role is Role.ASSISTANT
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether any message is to be trained, by its weight."""
+        return any(
+            m.weight != 0 and not self.is_history(i) if m.role is Role.ASSISTANT else m.weight
+            for i, m in enumerate(self.messages)
+        )
+
     def media(self) -> list[Media]:
         """The media of all messages, in the order in which they stand."""
         return [media for message in self.messages for media in message.media]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import registry
 from compiler.conversation import Kind
@@ -71,6 +72,8 @@ class UnitOptions:
     """Replies with nothing in them are trained: their stop."""
     tools: str = "template"
     """How tools and calls are written: as the chat template does, or as ReAct text."""
+    thinking: str = "template"
+    """What becomes of the thinking of earlier replies: what the chat template does with it, or "keep"."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class DatasetOptions:
     """The SQL condition that rows must meet; "" = none."""
     media: str = ""
     """The folder that references to images and videos are relative to."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """The weights policy itself, read once: a file of the user's may change meanwhile, or be on this machine alone."""
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,13 @@ def _other_name(template: Template, options: CompileOptions) -> str:
     return f"warning: --name: {what}; give rows a system text of their own, or choose a --template without one"
 
 
+def _kept(template: Template) -> str:
+    if not template.variables:
+        return "the chat template keeps the thinking of earlier replies anyway"
+    given = ", ".join(f"{name}={str(value).lower()}" for name, value in template.variables.items())
+    return f"the chat template keeps the thinking of earlier replies with {given}; give it at inference too"
+
+
 def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Template]:
     """Find the datasets, their kind, the tokenizer and the template; nothing is cut or compiled yet."""
     datasets = choose_datasets(options)
@@ -145,7 +152,12 @@ def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Temp
     kind = kind_of(datasets, options)
     tokenizer = Tokenizer.load(options.tokenizer)
     documents, special_text = kind == Kind.PRETRAIN, options.units.special_text
-    template = load_template(options.template, tokenizer, special_text=special_text, documents=documents)
+    thinking = options.units.thinking
+    template = load_template(
+        options.template, tokenizer, special_text=special_text, documents=documents, thinking=thinking
+    )
+    if thinking == "keep":
+        watcher.say(f"--thinking keep: {_kept(template)}")
     for warning in (_demo_tokenizer(datasets, options), _other_name(template, options)):
         if warning:
             watcher.say(warning)

@@ -7,6 +7,7 @@ One file per fact. This loader reads them; importing a module registers nothing.
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,46 @@ def weights_names() -> list[str]:
 
 
 def weights(name: str) -> dict[str, Any]:
-    """A weights policy; an unknown name is a UsageError with the nearest one.
+    """A weights policy, shipped or in a file of the user's (`FILE.json`); an unknown name is a UsageError.
 
-    `A+B` is A with B after it: their weights multiply.
+    `A+B` is A with B after it: their weights multiply. A file is called by the name in it.
     """
-    first, *others = [_load("weights", part, "weights", "--weights") for part in name.split("+")]
-    return first | {"name": name, "then": others} if others else first
+    parts = name.split("+")
+    cards = [_own_weights(part) if part.endswith(".json") else _load_weights(part) for part in parts]
+    first, *others = cards
+    return first | {"name": "+".join(card["name"] for card in cards), "then": others} if others else first
+
+
+def _load_weights(name: str) -> dict[str, Any]:
+    return _load("weights", name, "weights", "--weights")
+
+
+def _own_weights(file: str) -> dict[str, Any]:
+    """The weights policy in a file of the user's."""
+    try:
+        card: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        hint = "Give a JSON file that describes a policy, or the name of a shipped one."
+        raise UsageError(f"--weights {file}", f"cannot be read: {error.strerror}", hint) from error
+    except ValueError as error:
+        raise UsageError(f"--weights {file}", f"not JSON in UTF-8: {error}") from error
+    check_config(card, "weights", file)
+    if card["name"] in weights_names():
+        raise UsageError(f"{file}#/name", f"a shipped policy is called {card['name']!r}", "Choose another name.")
+    patterns = {f"patterns/{key}/pattern": entry["pattern"] for key, entry in card.get("patterns", {}).items()}
+    patterns |= {f"errors/{key}": pattern for key, pattern in card.get("errors", {}).items()}
+    for place, pattern in patterns.items():
+        try:
+            re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise UsageError(f"{file}#/{place}", f"not a regular expression of Python: {error}") from error
+    return card
+
+
+def thinking_switches() -> list[dict[str, Any]]:
+    """The variables by which chat templates keep the thinking of earlier replies: name, value that keeps, source."""
+    switches: list[dict[str, Any]] = json.loads((ROOT / "thinking.json").read_text(encoding="utf-8"))
+    return switches
 
 
 def vision_names() -> list[str]:

@@ -132,6 +132,8 @@ class TemplateEntry(TypedDict):
     digest: str
     provenance: str
     reply_start: str
+    variables: NotRequired[dict[str, bool]]
+    """What the template was rendered with beside messages and tools, as at inference; only with --thinking keep."""
     certificate: CertificateEntry
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from compiler.commands.cache import cache_option
-from compiler.commands.completion import format_names, names, template_names
+from compiler.commands.completion import format_names, names, template_names, weights_names
 from schemas.stores import path_of
 
 _LENGTH = click.IntRange(1, 2**31 - 1)
@@ -77,8 +77,13 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Chat template: the name of a card; auto is the tokenizer's own.",
         ),
         click.Option(
-            ["--weights"], default="auto", show_default=True, metavar="auto|none|NAME",
-            help="Weights policy: none, react, hermes, ...; auto is the dataset's own.",
+            ["--weights"], default="auto", show_default=True, metavar="auto|NAME|FILE.json|A+B",
+            shell_complete=names(weights_names),
+            help="Weights policy: none, react, final_answer, ..., your own, or several; auto is the dataset's.",
+        ),
+        click.Option(
+            ["--thinking"], type=click.Choice(["template", "keep"]), default="template", show_default=True,
+            help="Thinking of earlier replies: what the chat template does with it, or keep it, where it has a switch.",
         ),
         click.Option(
             ["--tools"], type=click.Choice(["template", "react", "react_zh"]), default="template", show_default=True,

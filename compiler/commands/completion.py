@@ -36,6 +36,13 @@ def template_names() -> list[str]:
     return ["auto", *registry.template_names()]
 
 
+def weights_names() -> list[str]:
+    """The names of the weights policies, and auto."""
+    import registry
+
+    return ["auto", *registry.weights_names()]
+
+
 class _Files(ShellComplete):
     """Offers files where click offers nothing, because its scripts switch the shell's own completion off."""
 

@@ -97,6 +97,9 @@ def remarks(manifest: Manifest) -> list[str]:
                     "and no Action line, and are trained whole"
                 )
                 continue
+            if note in _UNTRAINED:
+                lines.append(f"{entry['name']}: {_UNTRAINED[note]}: {count:,}")
+                continue
             what = _NOTES.get(note) or _named(note)
             if note == "special_text":
                 what += _SPECIAL_TEXT[manifest["options"]["special_text"]]
@@ -158,6 +161,13 @@ _NOTES = {
     "repair:system_merge": "the system text was put before the first user message",
 }
 
+_UNTRAINED = {
+    "untrained:not_final": "replies left untrained, because they are not the final answer",
+    "untrained:before_final": "replies of which only the part from Final Answer: on is trained",
+    "untrained:failed_reply": "replies left untrained, because the result of a call is an error",
+    "untrained:failed_action": "actions left untrained, because their observation is an error",
+}
+"""What a weights policy leaves out -> words for it; these notes count replies and actions, not rows."""
 
 _FOUND = {
     "placeholder: ": "the placeholder {} was not filled in",

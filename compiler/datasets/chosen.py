@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import registry
 from compiler.conversation import Kind
 from compiler.datasets.catalogue import SELF_COGNITION, Catalogue
 from compiler.datasets.dataset import Dataset
@@ -26,6 +27,9 @@ def choose_datasets(options: CompileOptions) -> list[tuple[Dataset, Request]]:
         if any(dataset.name == SELF_COGNITION for dataset, _ in chosen):
             raise UsageError("--self-cognition", f"another dataset is called {SELF_COGNITION!r}", "Rename that one.")
         chosen.append((catalogue.self_cognition(), Request(SELF_COGNITION, count=options.self_cognition, repeats=True)))
+    for dataset, _ in chosen:
+        policy = registry.weights(dataset.options.weights)
+        dataset.options = replace(dataset.options, weights=policy["name"], policy=policy)
     return chosen
 
 
@@ -47,6 +51,7 @@ def kind_of(datasets: list[tuple[Dataset, Request]], options: CompileOptions) ->
         "--tools": options.units.tools != "template",
         "--system": options.units.system is not None,
         "--weights": options.weights != "auto",
+        "--thinking": options.units.thinking != "template",
         "--allow-empty": options.units.allow_empty,
     }
     used = [option for option, is_used in about_conversations.items() if is_used]

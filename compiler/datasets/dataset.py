@@ -30,11 +30,11 @@ class Dataset:
 def weights_of(options: CompileOptions, own: str) -> str:
     """The weights policy of a dataset whose own is `own`. ReAct text needs one that trains no tool result."""
     given = options.weights
-    if options.units.tools == "template" or "react" in given.split("+"):
+    if options.units.tools == "template" or {"react", "final_answer"} & {*given.split("+")}:
         return own if given == "auto" else given
     if given != "auto":
-        what = "--tools writes results into replies, and only the policy react leaves them untrained"
-        raise UsageError(f"--weights {given}", what, "Use --weights react, or last_round+react.")
+        what = "--tools writes results into replies, and only react and final_answer leave them untrained"
+        raise UsageError(f"--weights {given}", what, f"Use --weights react, or {given}+react.")
     return "react"
 
 

@@ -3,6 +3,7 @@
 conversation -> segments -> runs, weights -> shape -> tokens of a batch -> length -> columns
 
 sequences.py  a conversation to its sequences: one, the two of a pair, or one per reply
+replies.py    which replies are trained at all
 weigh.py      which characters of a reply are trained, and how much
 shapes.py     runs, and what the runs of all rows of one shape share
 tokens.py     the runs of a batch to ids, labels and weights

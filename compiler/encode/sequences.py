@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from compiler.conversation import Conversation
+from compiler.encode.replies import choose_replies, leaves_out
 from compiler.encode.shapes import Rendered, Shape, runs_of
 from compiler.encode.system import merge_system
-from compiler.encode.weigh import Policy, last_round
+from compiler.encode.weigh import Policy
 from compiler.formats.turns import unusual_order
 from compiler.templates.document import document_segments
 from compiler.templates.history import by_reply
@@ -39,7 +40,7 @@ class SequenceMaker:
         """Find out whether rows may share shapes: not where control tokens swallow text, or text becomes them."""
         self.rendering = self.template.program.rendering
         self._shared = not self.tokenizer.swallows and self.rendering.special_text != "allow"
-        self._last_round = self.policy.last_round
+        self._leaves_out = leaves_out(self.policy)
 
     def make(self, conversations: list[Conversation], notes: Counter[str]) -> list[Made | Reject]:
         """The examples of each conversation, or the reject that says why it makes none; what happened is counted."""
@@ -62,8 +63,18 @@ class SequenceMaker:
 
     def _made(self, conversation: Conversation, notes: Counter[str]) -> Made:
         """The sequences of a conversation; each trained reply by itself where the template asks for that."""
-        if self._last_round:  # the last reply of the row, not of each example it makes
-            conversation = last_round(conversation)
+        if not self._leaves_out:
+            return self._rendered(conversation, notes)
+        counted: Counter[str] = Counter()  # by the replies of the row, not of each example it makes
+        chosen = choose_replies(self.policy, conversation, counted)
+        if counted and not chosen.has_trained:
+            what = f"no token of it would be trained: the weights policy {self.policy.name} leaves out every reply"
+            raise RowError(Reason.NOTHING_TRAINED, what)
+        made = self._rendered(chosen, notes)
+        notes.update(counted)
+        return made
+
+    def _rendered(self, conversation: Conversation, notes: Counter[str]) -> Made:
         try:
             return [(conversation, self.sequences(conversation))]
         except RowError as error:
@@ -73,6 +84,9 @@ class SequenceMaker:
             if not parts:
                 raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained") from error
             made = [(one, self.sequences(one)) for one in parts]
+            if self.template.keeps_thinking:  # of history nothing is proven
+                what = f"{error.reject.message}; without --thinking keep each reply is an example by itself"
+                raise RowError(Reason.TEMPLATE_UNSTABLE, what) from error
             notes["one_example_per_reply"] += 1
             return made
 

@@ -1,21 +1,25 @@
 """Weights policies: which characters of a reply are trained, and how much.
 
-A policy is data (`registry/weights/*.json`). It looks at the text of a reply as the model would produce it (tool calls
-rendered, the stop left out) and gives intervals of it a weight and a key. Everything else in the reply weighs 1.
+A policy is data: `registry/weights/*.json`, or a file of the user's. It may leave out whole replies (`replies.py`). Of
+the others it looks at the text as the model would produce it (tool calls rendered, the stop left out) and gives
+intervals of it a weight and a key. Everything else in the reply weighs 1.
 Weights never change ids: they belong to characters, and a token takes the smallest weight among those it covers.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
+from compiler.rows.react.parse import ACTION, ACTION_INPUT, OBSERVATION, parse_reply
 
 KEYWORD = "keyword"
 """The key of a policy's own marker words ("Action:" itself, not what follows it)."""
+FAILED = "failed_call"
+"""The key of an action in ReAct text whose observation is an error."""
 
 Interval = tuple[int, int, float, str]
 """(start, end, weight, key) in characters of a reply; intervals are in order and do not overlap."""
@@ -32,8 +36,12 @@ class Policy:
     keywords: dict[str, tuple[float, float]]
     patterns: tuple[tuple[str, re.Pattern[str], float], ...]
     queries: tuple[tuple[str, float], ...] = ()
-    only_last: bool = False
-    """Whether only the last reply is trained."""
+    before: float = 1.0
+    """The weight of what stands before the first keyword, in a reply that has one."""
+    replies: str = "all"
+    """Which replies are trained: "all", the "last" one, or the "final" one of each exchange; see replies.py."""
+    errors: tuple[re.Pattern[str], ...] = ()
+    """What a result that is an error looks like: its call is not trained."""
     only_react: bool = False
     """Whether it is for ReAct text alone (decision 33)."""
     then: tuple[Policy, ...] = ()
@@ -46,14 +54,15 @@ class Policy:
         patterns = tuple(
             (key, re.compile(w["pattern"], re.DOTALL), w["weight"]) for key, w in card.get("patterns", {}).items()
         )
-        queries, then = tuple(card.get("queries", {}).items()), tuple(map(cls.from_card, card.get("then", ())))
-        last, only_react = card.get("replies") == "last", card.get("only_react", False)
-        return cls(card["name"], keywords, patterns, queries, last, only_react, then)
-
-    @property
-    def last_round(self) -> bool:
-        """Whether only the last reply is trained, by this policy or one after it."""
-        return any(part.only_last for part in self.parts)
+        return cls(
+            card["name"], keywords, patterns,
+            queries=tuple(card.get("queries", {}).items()),
+            before=card.get("before", 1.0),
+            replies=card.get("replies", "all"),
+            errors=tuple(re.compile(pattern, re.DOTALL) for pattern in card.get("errors", {}).values()),
+            only_react=card.get("only_react", False),
+            then=tuple(map(cls.from_card, card.get("then", ()))),
+        )  # fmt: skip
 
     @property
     def parts(self) -> tuple[Policy, ...]:
@@ -63,7 +72,26 @@ class Policy:
     @property
     def looks(self) -> bool:
         """Whether it looks into replies, or at what they reply to."""
-        return bool(self.keywords or self.patterns or self.queries)
+        return bool(self.keywords or self.patterns or self.queries or self.errors)
+
+    def is_error(self, result: str) -> bool:
+        """Return whether a tool's result is an error."""
+        return any(pattern.search(result) for pattern in self.errors)
+
+    def failed_actions(self, text: str) -> list[tuple[int, int]]:
+        """(start, end) of each action in ReAct text whose observation is an error, in characters.
+
+        An action ends with the word "Observation:", at which the model stops. The thought before it is no part of it.
+        """
+        found, begin = [], -1
+        for part in parse_reply(text):
+            if part.keyword == ACTION:
+                begin = part.start
+            elif part.keyword != ACTION_INPUT:
+                if part.keyword == OBSERVATION and begin >= 0 and self.is_error(part.text):
+                    found.append((begin, part.start + len(f"{OBSERVATION}:")))
+                begin = -1
+        return found
 
     def of_whole(self, conversation: Conversation, reply: int) -> float | None:
         """The weight of a whole reply, stop included, by the user message it answers; None where none is given."""
@@ -77,6 +105,7 @@ class Policy:
     def keys(self) -> list[str]:
         """The keys that tokens can carry under this policy."""
         own = [*self.keywords, *(key for key, _, _ in self.patterns)] + ([KEYWORD] if self.keywords else [])
+        own += [FAILED] if self.errors else []
         return own + [key for policy in self.then for key in policy.keys]
 
     @cached_property
@@ -100,6 +129,8 @@ class Policy:
             lines = self._keyword_line.finditer(reply, first.end() if first else begin)
             marks = [*([(first.start(), first[0])] if first else []), *((line.start(1), line[1]) for line in lines)]
             ends = [*(at for at, _ in marks[1:]), len(reply)]
+            if self.before != 1 and marks:
+                found.append((0, marks[0][0], self.before, ""))
             for (at, word), end in zip(marks, ends, strict=False):  # without keywords no interval
                 keyword, content = self.keywords[word]
                 after = at + len(word)
@@ -152,10 +183,15 @@ def weigh_replies(
             whole = policy.of_whole(conversation, number)
             if whole is not None:
                 weighed, stop = [(length, weight * whole, key) for length, weight, key in weighed], stop * whole
-            elif conversation.plain and policy.only_react:
                 continue
-            elif intervals := policy.intervals(text, _begin(text, conversation.messages[number])):
+            if conversation.plain and policy.only_react:
+                continue
+            begin = _begin(text, conversation.messages[number])
+            if intervals := policy.intervals(text, begin):
                 weighed = _multiplied(weighed, intervals)
+            if policy.errors and not conversation.plain and (actions := policy.failed_actions(text[begin:])):
+                failed = [(begin + start, begin + end, 0.0, FAILED) for start, end in actions]
+                weighed = _multiplied(weighed, failed)
         found.append((weighed, stop))
     return found
 
@@ -193,15 +229,3 @@ def between(weighed: list[Weighed], start: int, end: int) -> list[Weighed]:
             found.append((high - low, weight, key))
         at += length
     return found
-
-
-def last_round(conversation: Conversation) -> Conversation:
-    """Make every reply but the last context."""
-    messages = conversation.messages
-    last = max((i for i, message in enumerate(messages) if message.role is Role.ASSISTANT), default=0)
-    return replace(conversation, messages=[*map(as_context, messages[:last]), *messages[last:]])
-
-
-def as_context(message: Message) -> Message:
-    """Make a reply context; other messages stay as they are."""
-    return replace(message, weight=0.0) if message.role is Role.ASSISTANT else message

@@ -92,8 +92,11 @@ class Preparer:
         self._others = dataset.other_names
         self._variants: dict[tuple[str | None, ...], Preparer] = {}
         """For rows under other names of columns."""
-        self._react = "react" in dataset.weights.split("+") and options.tools == "template"
-        """Whether the weights are for ReAct text, so that each row is looked at."""
+        parts = [dataset.policy, *dataset.policy.get("then", ())] if options.tools == "template" else []
+        self._react = any(part.get("only_react") or part.get("replies") == "final" for part in parts)
+        """Whether the weights tell ReAct text from other text, so that each row is looked at."""
+        self._says_plain = any(part.get("only_react") and part.get("replies") != "final" for part in parts)
+        """Whether other text is trained whole under weights for ReAct text, which is counted."""
         self._hints = Hints(self._attempt, options.repairs, self._columns, self._tags)
 
     def reads(self, key: str) -> bool:
@@ -228,7 +231,7 @@ class Preparer:
         """Count what is wrong with ReAct replies; with --strict the first finding rejects the row."""
         if self._react and not is_react(said):
             conversation.plain = True
-            conversation.notes = [*conversation.notes, "not_react"]
+            conversation.notes = [*conversation.notes, *(["not_react"] if self._says_plain else [])]
             return
         findings = check_react(conversation) if self.dataset.react else []
         if findings and self.options.strict:

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 
-import registry
 from compiler.cache.objects import library_versions, own_version
 from compiler.options import CompileOptions
 from compiler.sets.mix import Examples, MixPlan
@@ -57,13 +56,16 @@ def tokenizer_entry(tokenizer: Tokenizer) -> TokenizerEntry:
 
 def template_entry(template: Template, certificate: dict[str, Any]) -> TemplateEntry:
     """What identifies the template, where it came from, and the proof that it is rendered as published."""
-    return {
+    entry: TemplateEntry = {
         "name": template.name,
         "digest": template.digest,
         "provenance": template.provenance,
         "reply_start": template.reply_start,
         "certificate": cast("CertificateEntry", certificate),
     }
+    if template.variables:
+        entry["variables"] = template.variables
+    return entry
 
 
 def media_entry(template: Template, embedded: EmbeddedEntry | None) -> MediaEntry | None:
@@ -83,6 +85,8 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     found = asdict(options.mixing) | asdict(options.units)
     if not options.units.allow_empty:
         del found["allow_empty"]
+    if options.units.thinking == "template":
+        del found["thinking"]
     del found["seed"]  # it stands beside the options
     if options.where:
         found["where"] = options.where
@@ -136,7 +140,7 @@ def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: M
         "format": one.dataset.options.format,
         "clean": one.dataset.options.clean,
         "weights": one.dataset.options.weights,
-        "policy": registry.weights(one.dataset.options.weights),
+        "policy": one.dataset.options.policy,
         "sample": one.dataset.sample,
         "source": one.dataset.source,
         "files": _files(one),

@@ -14,6 +14,7 @@ cut.py        text to segments: at generation prompts, stops and control tokens
 checks.py     what a rendering is refused for
 skeleton.py   the rendering of a shape, with slots for the texts of its rows
 history.py    one conversation per reply, where a template changes earlier turns
+keep.py       the variables with which a template keeps earlier thinking (--thinking keep)
 thinking.py   the thinking in a reply, for templates that take it separately
 document.py   a document as segments, without a chat template
 """

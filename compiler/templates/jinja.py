@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2.nodes import Assign, Call, CallBlock, Compare, Const, Filter, Getattr, Node, Operand
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -96,9 +97,9 @@ _ENVIRONMENT.globals["raise_exception"] = _raise_exception
 
 
 class ChatTemplate:
-    """One Jinja chat template with the names it may use (bos_token, eos_token, ...)."""
+    """One Jinja chat template with the names it may use (bos_token, eos_token, ..., variables that switch it)."""
 
-    def __init__(self, source: str, named_tokens: Mapping[str, str], where: str) -> None:
+    def __init__(self, source: str, names: Mapping[str, Any], where: str) -> None:
         try:
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateSyntaxError as error:
@@ -106,7 +107,7 @@ class ChatTemplate:
                 where, f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
             ) from error
         self.source = source
-        self._named_tokens = dict(named_tokens)
+        self._names = dict(names)
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, generation_prompt: bool) -> str:
         """The rendered text; a template that refuses the conversation is a RowError with its own words."""
@@ -116,13 +117,17 @@ class ChatTemplate:
                 tools=tools,
                 documents=None,
                 add_generation_prompt=generation_prompt,
-                **self._named_tokens,
+                **self._names,
             )
         except jinja2.exceptions.TemplateError as error:
             raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template refused it: {error.message}") from error
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             text = f"the chat template failed on it: {type(error).__name__}: {error}"
             raise RowError(Reason.TEMPLATE_REFUSED, text) from error
+
+    def reads(self, name: str) -> bool:
+        """Return whether the template reads a variable that it is given."""
+        return name in jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(self.source))
 
     def sensitive_texts(self) -> list[str]:
         """The string constants by which the template may look into a content.

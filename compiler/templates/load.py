@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import registry
 from compiler.media.rules import load_vision
 from compiler.templates.guard import CUT
 from compiler.templates.jinja import ChatTemplate
+from compiler.templates.keep import keeping
 from compiler.templates.markup import NO_VISION
 from compiler.templates.program import Program
 from compiler.templates.rendering import Rendering
@@ -33,10 +35,20 @@ class Template:
     provenance: str
     document_end: str
     """The token after a document; "" where the tokenizer names none."""
+    keeps_thinking: bool = False
+    """Whether the thinking of earlier replies must be kept."""
+    variables: dict[str, bool] = field(default_factory=dict)
+    """What it is rendered with for that, by name."""
 
 
 def load_template(
-    name: str, tokenizer: Tokenizer, *, special_text: str = "text", skeletons: bool = True, documents: bool = False
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    special_text: str = "text",
+    skeletons: bool = True,
+    documents: bool = False,
+    thinking: str = "template",
 ) -> Template:
     """The template called `name`; "auto" is the tokenizer's own chat template. Documents need none."""
     card: dict[str, Any] = {} if name == "auto" else registry.template(name)
@@ -62,14 +74,22 @@ def load_template(
     else:
         plain = with_tools = registry.template_source(card["chat_template"])
         provenance = card["provenance"]
-    rendering = _rendering(plain, with_tools, card, tokenizer, f"template {name} of {tokenizer.files.folder}")
+    where = f"template {name} of {tokenizer.files.folder}"
+
+    def made(variables: Mapping[str, bool]) -> Rendering:
+        return _rendering(plain, with_tools, card, tokenizer, where, variables)
+
+    keeps = thinking == "keep" and not documents
+    rendering, variables = keeping(made, where) if keeps else (made({}), {})
     rendering.special_text = special_text
     reply_start, final_stop = card.get("reply_start", "continued"), card.get("final_stop") or ""
     parts = [plain, with_tools, reply_start, final_stop]
     parts += [provenance] if documents else []
     parts += [rendering.vision.digest] if rendering.vision else []
+    parts += [json.dumps(variables, sort_keys=True)] if variables else []
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return Template(name, Program(rendering, skeletons), reply_start, digest, provenance, end)
+    program = Program(rendering, skeletons)
+    return Template(name, program, reply_start, digest, provenance, end, keeps, variables)
 
 
 def _own(tokenizer: Tokenizer) -> tuple[str, str]:
@@ -84,8 +104,15 @@ def _own(tokenizer: Tokenizer) -> tuple[str, str]:
     return plain, sources.get("tool_use", plain)
 
 
-def _rendering(plain: str, with_tools: str, card: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> Rendering:
-    names = {**tokenizer.named_tokens, "cut": CUT} if card else tokenizer.named_tokens
+def _rendering(
+    plain: str,
+    with_tools: str,
+    card: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    where: str,
+    variables: Mapping[str, bool],
+) -> Rendering:
+    names = {**tokenizer.named_tokens, **({"cut": CUT} if card else {}), **variables}
     vision, no_vision = None, NO_VISION
     try:
         vision = load_vision(tokenizer.files.processor, card.get("vision"), tokenizer.controls)

@@ -83,7 +83,7 @@ class Engine(Protocol):
 
 def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
     """The name of the object that a unit compiled this way becomes."""
-    asked, how = asdict(setup), asdict(read_as) | {"policy": registry.weights(read_as.weights)}
+    asked, how = asdict(setup), asdict(read_as)
     del asked["tokenizer"]  # where the files are does not matter, only what they say
     how["keys"] = registry.keys()
     if read_as.persona:

@@ -7,6 +7,7 @@ every engine calls.
 from __future__ import annotations
 
 import gc
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-import registry
 from compiler.cache import objects
 from compiler.conversation import Conversation, Kind
 from compiler.encode import length
@@ -55,6 +55,7 @@ def _tools(setup: Setup) -> tuple[Tokenizer, Template]:
         special_text=setup.options.special_text,
         skeletons=setup.skeletons,
         documents=setup.documents,
+        thinking=setup.options.thinking,
     )
     if (tokenizer.digest, template.digest) != (setup.tokenizer_digest, setup.template_digest):
         raise IntegrityError(
@@ -65,9 +66,9 @@ def _tools(setup: Setup) -> tuple[Tokenizer, Template]:
 
 
 @lru_cache(maxsize=4)
-def _maker(setup: Setup, weights: str) -> SequenceMaker:
-    """What makes sequences with a weights policy; the shapes that it has met serve later units too."""
-    policy = Policy.from_card(registry.weights(weights))
+def _maker(setup: Setup, card: str) -> SequenceMaker:
+    """What makes sequences with a weights policy, a JSON text; the shapes that it has met serve later units too."""
+    policy = Policy.from_card(json.loads(card))
     return SequenceMaker(*_tools(setup), policy, setup.options.system == "merge")
 
 
@@ -142,7 +143,7 @@ class _UnitCompiler:
         """The number of items of a session, whose lines are noted in place of the row's."""
         self.counts: Counter[str] = Counter(read=0)
         self.notes = self.preparer.notes
-        self.maker = _maker(task.setup, self.read_as.weights)
+        self.maker = _maker(task.setup, json.dumps(self.read_as.policy))
         self.batches: list[pa.RecordBatch] = []
         self.owners: dict[Owner, int] = {}
 

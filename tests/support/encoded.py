@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import accumulate, pairwise
 
 from compiler.conversation import Conversation, Segment
+from compiler.encode.replies import choose_replies
 from compiler.encode.shapes import Rendered
 from compiler.encode.tokens import Encoded, encode
-from compiler.encode.weigh import EVEN, Policy, last_round
+from compiler.encode.weigh import EVEN, Policy
 from compiler.tokenizer.tokenizer import Tokenizer
 
 
@@ -15,8 +17,7 @@ def encode_segments(
     conversation: Conversation, segments: list[Segment], tokenizer: Tokenizer, policy: Policy = EVEN
 ) -> Encoded:
     """The columns of a conversation, given its rendered segments."""
-    if policy.last_round:
-        conversation = last_round(conversation)
+    conversation = choose_replies(policy, conversation, Counter())
     return encode([Rendered.of(conversation, segments, tokenizer, policy)], tokenizer)[0]
 
 

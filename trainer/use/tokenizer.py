@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import registry
 from schemas.errors import IntegrityError
@@ -21,7 +23,7 @@ def copy_tokenizer(trained: TrainedModel, folder: Path) -> str:
                 raise IntegrityError(str(source), "is damaged or was edited", "Compile the set again.")
             target = folder / name.removeprefix("tokenizer/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            target.write_bytes(_switched(target.name, data, trained.manifest))
     template, note = card_template(trained.manifest)
     if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -37,11 +39,50 @@ def card_template(manifest: Manifest) -> tuple[str | None, str]:
     if name == "document":
         return None, "It was trained on documents, without a chat template."
     if name == "auto":
-        return None, "The chat template is the tokenizer's own."
+        return None, "The chat template is the tokenizer's own." + _said(manifest)
     text = registry.template_source(registry.template(name)["chat_template"])
     if "python_arguments" in text:
         note = f"No chat template was written: {name} writes calls as Python, which Transformers' templates cannot."
         return "", note
-    plain = text.replace("{{ cut }}", "")
-    cut = " A text that begins with a line break may be encoded otherwise than in training." if plain != text else ""
-    return plain, f"The chat template is the card {name}.{cut}"
+    plain = _with_variables(text.replace("{{ cut }}", ""), manifest)
+    cut = (
+        " A text that begins with a line break may be encoded otherwise than in training."
+        if "{{ cut }}" in text
+        else ""
+    )
+    return plain, f"The chat template is the card {name}.{cut}{_said(manifest)}"
+
+
+def _variables(manifest: Manifest) -> dict[str, bool]:
+    """What the set's template was rendered with, so that it keeps the thinking of earlier replies."""
+    return manifest["template"].get("variables", {})
+
+
+def _said(manifest: Manifest) -> str:
+    if not (variables := _variables(manifest)):
+        return ""
+    given = ", ".join(f"`{name}={str(value).lower()}`" for name, value in variables.items())
+    return f" It keeps the thinking of earlier replies, as in training: {given} is its default here."
+
+
+def _with_variables(template: str, manifest: Manifest) -> str:
+    """The template with these variables as its defaults; a request may still give other values."""
+    lines = [
+        f"{{% set {name} = {name} | default({str(value).lower()}) %}}\n" for name, value in _variables(manifest).items()
+    ]
+    return "".join(lines) + template
+
+
+def _switched(name: str, data: bytes, manifest: Manifest) -> bytes:
+    """A file of the tokenizer, with the set's variables as defaults of the chat templates in it."""
+    if not _variables(manifest) or name not in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+        return data
+    if name.endswith(".jinja"):
+        return _with_variables(data.decode(), manifest).encode()
+    config: dict[str, Any] = json.loads(data)
+    found = config.get("chat_template")
+    if isinstance(found, str):
+        config["chat_template"] = _with_variables(found, manifest)
+    elif isinstance(found, list):
+        config["chat_template"] = [e | {"template": _with_variables(e["template"], manifest)} for e in found]
+    return (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode()
