@@ -566,7 +566,7 @@ def test_what_json_does_not_have_is_refused_in_a_session(tmp_path: Path) -> None
 def test_a_session_must_be_json_lines(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
     result = run("compile", tmp_path / "x.csv", "--format", "codex", "-o", tmp_path / "out", code=5)
-    assert "a session was expected, which is a file of JSON lines; found csv" in result.stdout
+    assert "a session was expected, which is a file of JSON lines; found csv" in result.stderr
 
 
 def test_each_session_of_a_folder_is_a_row(run: Run, tmp_path: Path) -> None:
@@ -577,5 +577,5 @@ def test_each_session_of_a_folder_is_a_row(run: Run, tmp_path: Path) -> None:
     table = CompiledSet.open(tmp_path / "out").table("train")
     assert sorted(Path(file).name for file in table.column("file").to_pylist()) == ["a.jsonl", "b.jsonl"]
     assert table.column("row").to_pylist() == [0, 0]
-    assert "all lines of a file are one row" in result.stdout
+    assert "all lines of a file are one row" in result.stderr
     assert "in 2 rows, the session holds neither the system prompt nor the tools that the model saw" in result.stdout
