@@ -74,6 +74,10 @@ class UnitOptions:
     """How tools and calls are written: as the chat template does, or as ReAct text."""
     thinking: str = "template"
     """What becomes of the thinking of earlier replies: what the chat template does with it, or "keep"."""
+    scan_secrets: bool = False
+    """Secrets in texts are counted by kind; see compiler/rows/secrets.py."""
+    redact: bool = False
+    """They are replaced by placeholders, too."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,10 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
         rows = rows_of(compiled)
         splits = plan_splits(mix, compiled, rows, options.pack)
         embedded = link_embedded(output.partial, splits, rows, options.cache)
-        entries = [dataset_entry(i, one, examples[i], mix) for i, one in enumerate(compiled)]
+        entries = [
+            dataset_entry(i, one, examples[i], mix, scanned=options.units.scan_secrets)
+            for i, one in enumerate(compiled)
+        ]
         manifest: Manifest = {
             "format_version": FORMAT_VERSION,
             "kind": kind,

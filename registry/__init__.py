@@ -6,8 +6,10 @@ One file per fact. This loader reads them; importing a module registers nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,19 @@ def other_models() -> dict[str, list[str]]:
     """The names of other models: "words" match whole words, "texts" match anywhere."""
     loaded: dict[str, list[str]] = json.loads(OTHER_MODELS.read_text(encoding="utf-8"))
     return loaded
+
+
+@cache
+def secrets() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rules for secrets: those of gitleaks as published, and our own, which say what the former are."""
+    published, own = ((ROOT / "secrets" / name).read_text(encoding="utf-8") for name in ("gitleaks.toml", "own.toml"))
+    return tomllib.loads(published), tomllib.loads(own)
+
+
+@cache
+def secrets_digest() -> str:
+    """The sha256 of the rules for secrets."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted((ROOT / "secrets").glob("*.toml")))).hexdigest()
 
 
 def weights_names() -> list[str]:

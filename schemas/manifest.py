@@ -84,6 +84,20 @@ class FileEntry(TypedDict):
     digest: str
 
 
+class SecretPlace(TypedDict):
+    """A row with a secret, counted from 0."""
+
+    file: str
+    row: int
+
+
+class SecretEntry(TypedDict):
+    """One kind of secret: in how many rows it is, and the first of them."""
+
+    rows: int
+    first: list[SecretPlace]
+
+
 class DatasetEntry(TypedDict):
     """One dataset: what it is, what was asked of it, and what became of its rows."""
 
@@ -104,6 +118,8 @@ class DatasetEntry(TypedDict):
     notes: dict[str, int]
     unread: NotRequired[dict[str, int]]
     ignored: NotRequired[dict[str, int]]
+    secrets: NotRequired[dict[str, SecretEntry]]
+    """By kind, where --scan-secrets was given."""
     balance: Balance
 
 

@@ -95,6 +95,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
     given = dict(given)
     given["repairs"] = _repairs(given["repairs"])
     given["ignore"] = tuple(dict.fromkeys(filter(None, map(str.strip, given["ignore"].split(",")))))
+    given["scan_secrets"] = given["scan_secrets"] or given["redact"]
     given["max_length"] = given["max_length"] or given["pack"]
     given |= {name: parse_names(f"--{name}", tuple(map(files.readable, given[name]))) for name in ("columns", "tags")}
     given["mix"] = parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else ()

@@ -52,6 +52,14 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Keys that nothing reads: count and name them, or end the run.",
         ),
         click.Option(
+            ["--scan-secrets"], is_flag=True,
+            help="Count keys, tokens, mail addresses and home folders in texts, by kind.",
+        ),
+        click.Option(
+            ["--redact"], is_flag=True,
+            help="Replace them by placeholders such as [REDACTED:email]. Implies --scan-secrets.",
+        ),
+        click.Option(
             ["--max-rejects"], default="1%", show_default=True, metavar="N|P%",
             help="Rejected rows allowed per dataset.",
         ),

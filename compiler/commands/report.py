@@ -7,14 +7,16 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from compiler import formats
 from compiler.commands.cache_report import size
 from compiler.datasets.catalogue import SELF_COGNITION
 from compiler.options import DEMO_NAME
 from compiler.pipeline import CompileResult
-from compiler.sets.readme import mix_rows, not_read
+from compiler.rows.secrets import NOTE
+from compiler.sets.readme import mix_rows, not_read, secrets_found
 from compiler.units.progress import Done
 from schemas.arrow import EMBEDDED
-from schemas.manifest import Manifest, embedded_of
+from schemas.manifest import DatasetEntry, Manifest, embedded_of
 
 
 def summary(result: CompileResult, out: str) -> RenderableType:
@@ -89,7 +91,10 @@ def remarks(manifest: Manifest) -> list[str]:
             )
         if unread := entry.get("unread"):
             lines.append(f"{entry['name']}: {not_read(unread, balance['read'])}")
+        lines += _secrets(entry, manifest)
         for note, count in entry["notes"].items():
+            if note.startswith(NOTE):
+                continue  # said above, with places
             if note == "not_react":
                 made = balance["read"] + balance["expanded"] - balance["rejected"] - balance["cleaned"]
                 lines.append(
@@ -107,6 +112,16 @@ def remarks(manifest: Manifest) -> list[str]:
         for reason, count in entry["rejected"].items():
             lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected: {reason} (see rejects.jsonl)")
     return lines
+
+
+def _secrets(entry: DatasetEntry, manifest: Manifest) -> list[str]:
+    """What was found of secrets; for sessions, how to look for them."""
+    lines = secrets_found(entry, redacted="redact" in manifest["options"])
+    if "secrets" not in entry and formats.get(entry["format"], "format").session:
+        lines = [
+            "sessions often hold keys, mail addresses and user names; --scan-secrets counts, --redact replaces them"
+        ]
+    return [f"{entry['name']}: {line}" for line in lines]
 
 
 def _named(note: str) -> str:
@@ -157,6 +172,7 @@ _NOTES = {
     "not_a_number": "NaN or Infinity was taken for null, under keys that are not read",
     "shortened": "turns were dropped to fit --max-length",
     "cut": "tokens after --max-length were cut off",
+    "repair:redact": "secrets were replaced by placeholders",
     "repair:dangling": "trailing turns without a reply were removed",
     "repair:system_merge": "the system text was put before the first user message",
 }

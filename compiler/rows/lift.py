@@ -9,6 +9,7 @@
     repair    repairs of a conversation (--repair)                     repair.py
     clean     the rules of the dataset's card                          clean.py
     join      calls in consecutive messages, and in blocks of text    calls.py
+    redact    secrets in texts, or only count them (--scan-secrets)   secrets.py
     check     the order of turns; ReAct replies                        formats/turns.py, react/check.py
     look      at images and videos                                     media.py
     rewrite   tools and calls as ReAct text (--tools react)            react/dialect.py
@@ -43,6 +44,7 @@ from compiler.rows.react.check import is_react
 from compiler.rows.react.dialect import to_text
 from compiler.rows.react.prompt import Language
 from compiler.rows.repair import REPAIRS
+from compiler.rows.secrets import look
 from compiler.rows.texts import is_empty, remarks_on
 from compiler.rows.unpack import held_columns, unpack, without_nulls
 from compiler.rows.validate import Validator
@@ -185,7 +187,7 @@ class Preparer:
                 if name in REPAIRS and REPAIRS[name](conversation):
                     conversation.repairs.append(name)
             if self.dataset.kind == Kind.PRETRAIN:
-                return conversation
+                return look(conversation, redact=self.options.redact) if self.options.scan_secrets else conversation
             if self.dataset.clean:
                 conversation.repairs += clean(conversation, self.dataset.clean, self._turns)
             said = conversation.said
@@ -193,6 +195,7 @@ class Preparer:
             if "<tool_" in text and has_blocks(said) and self._takes_calls():
                 take_out_blocks(conversation)
             join_calls(conversation)
+            conversation = look(conversation, redact=self.options.redact) if self.options.scan_secrets else conversation
             check_turns(conversation, self._turns)
             said = conversation.said
             self._check_replies(conversation, said)

@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import numpy as np
 
+import registry
 from compiler.cache.objects import library_versions, own_version
 from compiler.options import CompileOptions
+from compiler.rows.secrets import NOTE
 from compiler.sets.mix import Examples, MixPlan
 from compiler.sets.readme import readme_text
 from compiler.sets.rejects import rejects_jsonl
@@ -31,6 +33,7 @@ from schemas.manifest import (
     Manifest,
     MediaEntry,
     PackingEntry,
+    SecretEntry,
     ShardEntry,
     SplitEntry,
     TemplateEntry,
@@ -83,10 +86,13 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     """The options that decide bytes, by their names on the command line."""
     persona = {"name": options.name, "author": options.author} if options.self_cognition else None
     found = asdict(options.mixing) | asdict(options.units)
-    if not options.units.allow_empty:
-        del found["allow_empty"]
+    for name in ("allow_empty", "scan_secrets", "redact"):
+        if not found[name]:
+            del found[name]
     if options.units.thinking == "template":
         del found["thinking"]
+    if options.units.scan_secrets:
+        found["secret_rules"] = f"gitleaks {registry.secrets()[1]['gitleaks']['version']}"
     del found["seed"]  # it stands beside the options
     if options.where:
         found["where"] = options.where
@@ -130,12 +136,24 @@ def packing_entry(length: int, splits: dict[str, SplitEntry]) -> PackingEntry:
     }
 
 
-def dataset_entry(number: int, one: CompiledDataset, examples: Examples, plan: MixPlan) -> DatasetEntry:
+def secrets_entry(one: CompiledDataset) -> dict[str, SecretEntry]:
+    """The kinds of secrets in the rows of a dataset."""
+    notes = one.notes()
+    return {
+        kind: {"rows": notes[NOTE + kind], "first": [{"file": file, "row": row} for file, row in places]}
+        for kind, places in one.secrets().items()
+    }
+
+
+def dataset_entry(
+    number: int, one: CompiledDataset, examples: Examples, plan: MixPlan, *, scanned: bool
+) -> DatasetEntry:
     """One dataset: its files, what was drawn, what became of every row."""
     draw, rejected = plan.draws[number], one.rejected()
     left_out: Any = {"left_out": one.counts()["left_out"]} if one.dataset.options.where else {}
     rows, used = len(draw.position), len(np.unique(draw.position))
-    return {
+    secrets: Any = {"secrets": secrets_entry(one)} if scanned else {}
+    return secrets | {
         "name": one.dataset.name,
         "format": one.dataset.options.format,
         "clean": one.dataset.options.clean,

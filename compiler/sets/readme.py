@@ -55,6 +55,19 @@ def not_read(unread: dict[str, int], rows: int, most: int = 8) -> str:
     return "not read: " + ", ".join([*named[:most], *rest])
 
 
+def secrets_found(entry: DatasetEntry, *, redacted: bool) -> list[str]:
+    """A sentence on each kind of secret that was looked for and found in a dataset, or that there is none."""
+    if entry.get("secrets") == {}:
+        return ["no secrets were found"]
+    lines = []
+    for kind, found in entry.get("secrets", {}).items():
+        rows, places = found["rows"], ", ".join(f"{place['file']}:{place['row']}" for place in found["first"])
+        what = f"was replaced by [REDACTED:{kind}]" if redacted else "was found"
+        more = ", ..." if rows > len(found["first"]) else ""
+        lines.append(f"in {rows:,} row{'' if rows == 1 else 's'}, {kind} {what} ({places}{more})")
+    return lines
+
+
 def readme_text(manifest: Manifest) -> str:
     """The Markdown of the file. It holds no date and no path: equal inputs give equal bytes."""
     splits = {name: split for name, split in manifest["splits"].items() if split["rows"]}
@@ -101,6 +114,7 @@ def readme_text(manifest: Manifest) -> str:
         lines.append(f"- `{entry['name']}`: format {entry['format']}, weights {entry['weights']}{licence}")
         if unread := entry.get("unread"):
             lines.append(f"  - {not_read(unread, entry['balance']['read'])}")
+        lines += [f"  - {line}" for line in secrets_found(entry, redacted="redact" in manifest["options"])]
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from compiler.cache import objects
 from compiler.datasets.dataset import Dataset
 from compiler.options import Request
+from compiler.rows.secrets import FIRST
 from schemas.errors import Reason
 from schemas.places import FileLines, Places
 
@@ -53,6 +54,14 @@ class CompiledDataset:
     def ignored(self) -> dict[str, int]:
         """The number of rows with each key that --ignore lists, in alphabetical order."""
         return dict(sorted(self._total("ignored").items()))
+
+    def secrets(self) -> dict[str, list[tuple[str, int]]]:
+        """The places (file, row) of the first rows with each kind of secret, in alphabetical order."""
+        places: dict[str, list[tuple[str, int]]] = {}
+        for record, one, first in zip(self.records, self.loaded, self.first_rows(), strict=True):
+            for kind, rows in one.info.get("secrets", {}).items():
+                places.setdefault(kind, []).extend((record.file, first + row) for row in rows)
+        return {kind: found[:FIRST] for kind, found in sorted(places.items())}
 
     def _total(self, what: str) -> Counter[str]:
         total: Counter[str] = Counter()

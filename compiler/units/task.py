@@ -86,6 +86,8 @@ def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
     asked, how = asdict(setup), asdict(read_as)
     del asked["tokenizer"]  # where the files are does not matter, only what they say
     how["keys"] = registry.keys()
+    if setup.options.scan_secrets:
+        how["secret_rules"] = registry.secrets_digest()
     if read_as.persona:
         how["other_models"] = registry.other_models()
     if not read_as.where:

@@ -32,6 +32,7 @@ from compiler.media.embedded import without_base64
 from compiler.proof.encoders import Trial, try_fast
 from compiler.read import FileKind, Row, lines_of_items, read
 from compiler.rows.lift import Preparer
+from compiler.rows.secrets import FIRST, kinds_in, quotes
 from compiler.rows.where import where
 from compiler.templates.load import Template, load_template
 from compiler.templates.program import SkeletonMismatch
@@ -146,6 +147,8 @@ class _UnitCompiler:
         self.maker = _maker(task.setup, json.dumps(self.read_as.policy))
         self.batches: list[pa.RecordBatch] = []
         self.owners: dict[Owner, int] = {}
+        self.secrets: dict[str, list[int]] = {}
+        """The first rows with each kind of secret."""
 
     def run(self) -> None:
         rows = read(self.task.unit)
@@ -240,6 +243,8 @@ class _UnitCompiler:
         self.notes.update([note] if note else [])
         self.notes.update(f"repair:{name}" for name in conversation.repairs)
         self.notes.update(conversation.notes)
+        if self.options.scan_secrets:
+            self._place_secrets(one.row, conversation)
         return [
             Example(one.row, one.part + n, conversation, first, rejected=other[0] if other else None, piece=n)
             for n, (first, *other) in enumerate(found)
@@ -270,12 +275,23 @@ class _UnitCompiler:
 
     # -- what is left --
 
+    def _place_secrets(self, row: Row, conversation: Conversation) -> None:
+        for kind in kinds_in(conversation):
+            rows = self.secrets.setdefault(kind, [])
+            if len(rows) < FIRST and row.index not in rows:
+                rows.append(row.index)
+
     def _reject(self, row: Row, reject: Reject) -> None:
         self.counts[f"rejected:{reject.reason}"] += 1
+        message = reject.message
         try:
             raw = {"raw": without_base64(row.raw.decode())}
         except UnicodeDecodeError:
             raw = {"raw_hex": row.raw.hex()}
+        if self.options.redact:
+            if quotes(message, row.raw.decode(errors="replace") if row.value is None else row.value):
+                message = "--redact leaves the message out, because it quotes a secret of the row"
+            raw = {"raw_left_out": "--redact"}
         self.rejects.append(
             {
                 "index": row.index,
@@ -283,7 +299,7 @@ class _UnitCompiler:
                 "length": row.length,
                 "pointer": reject.pointer,
                 "reason": str(reject.reason),
-                "message": reject.message,
+                "message": message,
                 **raw,
             }
         )
@@ -300,5 +316,7 @@ class _UnitCompiler:
         found |= {"dataset": self.task.dataset, "owners": list(self.owners)}
         found |= {"files": dict(sorted(self.preparer.media.files.items()))}
         found |= {"embedded": dict(sorted(self.preparer.media.embedded.items()))}
+        if self.options.scan_secrets:
+            found["secrets"] = self.secrets
         found |= {"encoder": f"{self.task.encoder} {version_of(self.task.encoder)}", "texts_compared": compared}
         return found | {"lines": self.lines, "items": self.items}
