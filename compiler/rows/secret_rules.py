@@ -19,6 +19,9 @@ import registry
 _GENERIC = "generic-api-key"
 _PREFIX = r"(?i)[\w.-]{0,50}?"
 """What many rules begin with. It is costly to search for, and moves the beginning of a match but not its secret."""
+_BOUNDS = {".*": ".{0,1000}", "{64,}?": "{64,20000}?"}
+"""What `re` would follow to the end of a text from every place where it may begin, and how far it does; RE2 need not."""
+_SPACE = r"\t\n\f\r "
 _BEFORE = re.compile(r"[\w.-]{0,50}\Z", re.ASCII)
 
 
@@ -40,8 +43,8 @@ class Place(NamedTuple):
 def from_re2(pattern: str) -> tuple[str, bool]:
     r"""The pattern as `re` takes it, and whether it has several alternatives on its top level.
 
-    RE2's flags within a pattern hold up to the end of their group, `$` is the end of the text, as `\z` is, and classes
-    may hold classes by name.
+    RE2's flags within a pattern hold up to the end of their group, `$` is the end of the text, as `\z` is, `\s` has no
+    vertical tab, and classes may hold classes by name.
     """
     made: list[str] = []
     flags: list[list[str]] = [[]]
@@ -49,9 +52,9 @@ def from_re2(pattern: str) -> tuple[str, bool]:
     for token in re.findall(r"\\.|\[:alnum:\]|\[\^?\]?|\(\?[a-z]+(?:-[a-z]+)?\)|.", pattern, re.DOTALL):
         opened = flags[-1]
         if in_class:
-            named = token == "[:alnum:]"
-            in_class = named or not token.endswith("]") or token == r"\]"
-            made.append("a-zA-Z0-9" if named else "\\" + token if token.startswith("[") else token)
+            named = {"[:alnum:]": "a-zA-Z0-9", r"\s": _SPACE}.get(token)
+            in_class = named is not None or not token.endswith("]") or token == r"\]"
+            made.append(named or ("\\" + token if token.startswith("[") else token))
         elif token.startswith("["):
             in_class = True
             made.append(token)
@@ -67,8 +70,11 @@ def from_re2(pattern: str) -> tuple[str, bool]:
             several = several or len(flags) == 1
             made.append(")" * len(opened) + token + "".join(opened))
         else:
-            made.append({"$": r"\Z", r"\z": r"\Z"}.get(token, token))
-    return "".join(made) + ")" * len(flags[0]), several
+            made.append({"$": r"\Z", r"\z": r"\Z", r"\s": f"[{_SPACE}]"}.get(token, token))
+    text = "".join(made) + ")" * len(flags[0])
+    for endless, bounded in _BOUNDS.items():
+        text = text.replace(endless, bounded)
+    return text, several
 
 
 @dataclass(frozen=True)
