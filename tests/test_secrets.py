@@ -182,6 +182,7 @@ def test_the_name_of_a_home_folder_is_found_and_the_path_stays(path: str, name: 
 # -- rows --
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SECRETS)
 def test_a_secret_is_counted_and_replaced_wherever_a_text_stands(run: Run, tmp_path: Path, kind: str) -> None:
     secret = SECRETS[kind]
