@@ -20,7 +20,7 @@ _GENERIC = "generic-api-key"
 _PREFIX = r"(?i)[\w.-]{0,50}?"
 """What many rules begin with. It is costly to search for, and moves the beginning of a match but not its secret."""
 _BOUNDS = {".*": ".{0,1000}", "{64,}?": "{64,20000}?"}
-"""What `re` would follow to the end of a text from every place where it may begin, and how far it does; RE2 need not."""
+"""What `re` would follow to the end of a text wherever it may begin, and how far it does instead."""
 _SPACE = r"\t\n\f\r "
 _BEFORE = re.compile(r"[\w.-]{0,50}\Z", re.ASCII)
 
