@@ -84,18 +84,11 @@ class FileEntry(TypedDict):
     digest: str
 
 
-class SecretPlace(TypedDict):
-    """A row with a secret, counted from 0."""
-
-    file: str
-    row: int
-
-
 class SecretEntry(TypedDict):
-    """One kind of secret: in how many rows it is, and the first of them."""
+    """One kind of secret: in how many rows it is, and the places of the first of them."""
 
     rows: int
-    first: list[SecretPlace]
+    first: list[str]
 
 
 class DatasetEntry(TypedDict):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import registry
 from compiler.conversation import Conversation, Media, Message, Role
-from compiler.rows.secret_rules import Place, find, from_re2
+from compiler.rows.secret_rules import KeyedText, find, from_re2
 from compiler.rows.secrets import look, quotes
 from tests.support.sets import Row, manifest, rejects, rows, text, write
 
@@ -98,7 +98,7 @@ def test_every_rule_finds_what_gitleaks_finds() -> None:
     kinds = set()
     for case in cases:
         said_, expected = case["text"][::-1], {(kind, secret[::-1]) for kind, secret in case["found"]}
-        spans = find([Place(said_)]).get(Place(said_), [])
+        spans = find([KeyedText(said_)]).get(KeyedText(said_), [])
         # findings that overlap are one here, and our own rules are not gitleaks'
         found = [
             (span.kind, said_[span.start : span.end]) for span in spans if span.kind not in ("email", "home-folder")
@@ -162,7 +162,7 @@ HARMLESS = (
 
 @pytest.mark.parametrize("harmless", HARMLESS)
 def test_what_stands_for_a_secret_in_examples_is_none(harmless: str) -> None:
-    assert find([Place(harmless)]) == {}
+    assert find([KeyedText(harmless)]) == {}
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_a_secret_is_counted_and_replaced_wherever_a_text_stands(run: Run, tmp_p
         out = tmp_path / option
         result = run("compile", source, option, "--no-shuffle", "-o", out)
         (entry,) = manifest(out)["datasets"]
-        assert entry["secrets"] == {kind: {"rows": 1, "first": [{"file": str(source), "row": 1}]}}
+        assert entry["secrets"] == {kind: {"rows": 1, "first": [f"{source}:2"]}}
         assert entry["notes"][f"secrets:{kind}"] == 1
         verb = "found" if option == "--scan-secrets" else f"replaced by {EXAMPLE}{kind}]"
-        line = f"in 1 row, {kind} was {verb} ({source}:1)"
+        line = f"in 1 row, {kind} was {verb} ({source}:2)"
         assert f"x: {line}" in " ".join(result.stdout.split())
         assert line in (out / "README.md").read_text("utf-8")
         assert not pieces(secret) & pieces(result.stdout)
@@ -211,7 +211,7 @@ def test_a_secret_is_counted_and_replaced_wherever_a_text_stands(run: Run, tmp_p
             assert f"{place}{'' if place.endswith(chr(34)) else ' '}{said(kind, placeholder)}" in found, place
         assert found.count(placeholder) == 8
         assert rows(out)[1]["repairs"] == ["redact"]
-        assert "repaired: redact" in run("inspect", out, "--row", f"{source}:1").stdout
+        assert "repaired: redact" in run("inspect", out, "--row", f"{source}:2").stdout
         assert not any(piece.encode() in files_of(out) for piece in pieces(secret))
 
 

@@ -92,9 +92,8 @@ def remarks(manifest: Manifest) -> list[str]:
         if unread := entry.get("unread"):
             lines.append(f"{entry['name']}: {not_read(unread, balance['read'])}")
         lines += _secrets(entry, manifest)
-        for note, count in entry["notes"].items():
-            if note.startswith(NOTE):
-                continue  # said above, with places
+        others = {note: count for note, count in entry["notes"].items() if not note.startswith(NOTE)}
+        for note, count in others.items():
             if note == "not_react":
                 made = balance["read"] + balance["expanded"] - balance["rejected"] - balance["cleaned"]
                 lines.append(

@@ -33,7 +33,7 @@ class Span(NamedTuple):
     kind: str
 
 
-class Place(NamedTuple):
+class KeyedText(NamedTuple):
     """A text of a row, with the key of the JSON object that it is a value of."""
 
     text: str
@@ -184,19 +184,19 @@ def _keywords() -> tuple[str, ...]:
     return tuple(sorted({word for rule in _rules() for word in rule.keywords}))
 
 
-def find(places: Sequence[Place]) -> dict[Place, list[Span]]:
+def find(places: Sequence[KeyedText]) -> dict[KeyedText, list[Span]]:
     """The secrets in texts: for each text that has any, in order, without overlaps."""
     lowered = "\n".join([f"{place.key}\n{place.text}" for place in places]).lower()
     present = {word for word in _keywords() if word in lowered}
     rules = [rule for rule in _rules() if not present.isdisjoint(rule.keywords)]
-    found: dict[Place, list[Span]] = {}
+    found: dict[KeyedText, list[Span]] = {}
     for place in places if rules else ():
         if spans := joined([span for rule in rules for span in _in(place, rule)]):
             found[place] = spans
     return found
 
 
-def _in(place: Place, rule: _Rule) -> Iterator[Span]:
+def _in(place: KeyedText, rule: _Rule) -> Iterator[Span]:
     """The secrets of a kind in a text. The value of a key is looked at as it stands in JSON, so that the key tells."""
     text, key = place
     if not key:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message
-from compiler.rows.secret_rules import Place, Span, find, is_own, joined
+from compiler.rows.secret_rules import KeyedText, Span, find, is_own, joined
 
 NOTE = "secrets:"
 """What the notes begin with; the kind follows."""
@@ -25,10 +25,10 @@ _LEAST = 8
 
 def look(conversation: Conversation, *, redact: bool) -> Conversation:
     """The conversation with a note for each kind of secret in it; with `redact`, without the secrets."""
-    places: dict[Place, None] = {}
+    places: dict[KeyedText, None] = {}
 
     def listed(text: str, key: str) -> str:
-        places[Place(text, key)] = None
+        places[KeyedText(text, key)] = None
         return text
 
     _changed(conversation, listed)
@@ -40,7 +40,7 @@ def look(conversation: Conversation, *, redact: bool) -> Conversation:
     if not redact:
         return conversation
     made = _redacted(list(places), found)
-    clean = _changed(conversation, lambda text, key: made.get(Place(text, key), text))
+    clean = _changed(conversation, lambda text, key: made.get(KeyedText(text, key), text))
     clean.repairs = [*conversation.repairs, REPAIR]
     return clean
 
@@ -52,10 +52,10 @@ def kinds_in(conversation: Conversation) -> list[str]:
 
 def quotes(message: str, value: Any) -> bool:
     """Whether a message quotes a secret of a row's value, or a part of one that is long enough to tell."""
-    places: list[Place] = []
+    places: list[KeyedText] = []
 
     def listed(text: str, key: str) -> str:
-        places.append(Place(text, key))
+        places.append(KeyedText(text, key))
         return text
 
     _json(value, listed)
@@ -67,7 +67,7 @@ def quotes(message: str, value: Any) -> bool:
     return False
 
 
-def _redacted(places: list[Place], found: dict[Place, list[Span]]) -> dict[Place, str]:
+def _redacted(places: list[KeyedText], found: dict[KeyedText, list[Span]]) -> dict[KeyedText, str]:
     """The texts that have secrets, with placeholders. A secret that was found once is replaced wherever it stands."""
     names: dict[str, str] = {}
     counts: Counter[str] = Counter()
@@ -84,7 +84,7 @@ def _redacted(places: list[Place], found: dict[Place, list[Span]]) -> dict[Place
         if end - start >= _LEAST and not is_own(kind)
     }
     anywhere = re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True)))) if known else None
-    made: dict[Place, str] = {}
+    made: dict[KeyedText, str] = {}
     for place in places:
         spans = found.get(place, [])
         if anywhere is not None:

@@ -138,11 +138,8 @@ def packing_entry(length: int, splits: dict[str, SplitEntry]) -> PackingEntry:
 
 def secrets_entry(one: CompiledDataset) -> dict[str, SecretEntry]:
     """The kinds of secrets in the rows of a dataset."""
-    notes = one.notes()
-    return {
-        kind: {"rows": notes[NOTE + kind], "first": [{"file": file, "row": row} for file, row in places]}
-        for kind, places in one.secrets().items()
-    }
+    notes, first = one.notes(), one.secrets()
+    return {kind: {"rows": notes[NOTE + kind], "first": places} for kind, places in first.items()}
 
 
 def dataset_entry(

@@ -61,7 +61,7 @@ def secrets_found(entry: DatasetEntry, *, redacted: bool) -> list[str]:
         return ["no secrets were found"]
     lines = []
     for kind, found in entry.get("secrets", {}).items():
-        rows, places = found["rows"], ", ".join(f"{place['file']}:{place['row']}" for place in found["first"])
+        rows, places = found["rows"], ", ".join(found["first"])
         what = f"was replaced by [REDACTED:{kind}]" if redacted else "was found"
         more = ", ..." if rows > len(found["first"]) else ""
         lines.append(f"in {rows:,} row{'' if rows == 1 else 's'}, {kind} {what} ({places}{more})")

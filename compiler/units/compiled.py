@@ -55,13 +55,14 @@ class CompiledDataset:
         """The number of rows with each key that --ignore lists, in alphabetical order."""
         return dict(sorted(self._total("ignored").items()))
 
-    def secrets(self) -> dict[str, list[tuple[str, int]]]:
-        """The places (file, row) of the first rows with each kind of secret, in alphabetical order."""
-        places: dict[str, list[tuple[str, int]]] = {}
+    def secrets(self) -> dict[str, list[str]]:
+        """The places of the first rows with each kind of secret, in alphabetical order."""
+        rows: dict[str, list[tuple[str, int]]] = {}
         for record, one, first in zip(self.records, self.loaded, self.first_rows(), strict=True):
-            for kind, rows in one.info.get("secrets", {}).items():
-                places.setdefault(kind, []).extend((record.file, first + row) for row in rows)
-        return {kind: found[:FIRST] for kind, found in sorted(places.items())}
+            for kind, found in one.info.get("secrets", {}).items():
+                rows.setdefault(kind, []).extend((record.file, first + row) for row in found)
+        places, name = self.places(), self.dataset.name
+        return {kind: [places.place(name, *row) for row in found[:FIRST]] for kind, found in sorted(rows.items())}
 
     def _total(self, what: str) -> Counter[str]:
         total: Counter[str] = Counter()
