@@ -1,8 +1,27 @@
 """A model: its folder, its weights, and what of it is trained.
 
 folder.py      the name and configuration of a model, without its weights
-load.py        a model for training, from safetensors
+training.py    a model for training, from safetensors
+original/      models that came with code of their own, as native classes
 tune.py        LoRA, a prefix, or parameters but for frozen ones
 pretrained.py  a model and tokenizer for use after training
 wrappers.py    the model inside DeepSpeed, DDP and PEFT
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load(folder: str | Path, dtype: torch.dtype | str = "auto") -> Any:
+    """The model of a folder in evaluation mode, from safetensors; no code of the folder is run, and nothing is asked.
+
+    Original folders (ChatGLM, GLM-4, CogAgent, Qwen, InternLM2, Baichuan) become native classes of Transformers.
+    """
+    from trainer.models.pretrained import load_model
+
+    return load_model(Path(folder), dtype=dtype)

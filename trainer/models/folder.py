@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError, UsageError
 from trainer.config.config import TrainConfig
+from trainer.models.original import families
+from trainer.models.original.family import Family
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class ModelFolder:
     """The Transformers configuration."""
     record: dict[str, Any]
     """For checkpoints: name, revision, and digests of remote code if it is run."""
+    family: Family | None = None
+    """For a folder in the layout of code of its own: what it becomes."""
 
     @property
     def text_config(self) -> Any:
@@ -29,12 +34,25 @@ class ModelFolder:
 
     @property
     def auto_class(self) -> Any:
-        """The Transformers class that picks the model's own class."""
+        """The Transformers class of the model, or the one that picks it."""
+        if self.family is not None:
+            return self.family.native_class()
         import transformers
 
         names = transformers.models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         sees = self.config.model_type in names and hasattr(self.config, "vision_config")
         return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+
+    def made(self) -> Any:
+        """A model of this configuration with new weights; on the meta device it has none."""
+        if self.family is not None:
+            return self.auto_class(self.config)
+        return self.auto_class.from_config(self.config, trust_remote_code=self.record["trust_remote_code"])
+
+    @property
+    def module_names(self) -> Mapping[str, tuple[str, ...]]:
+        """Names of modules that users know -> those in the native class; empty for an ordinary model."""
+        return self.family.modules if self.family is not None else {}
 
 
 def find(config: TrainConfig) -> ModelFolder:
@@ -57,6 +75,9 @@ def find(config: TrainConfig) -> ModelFolder:
         record["remote_code"] = {
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.py"))
         }
+    family = None if config.trust_remote_code else families.family_of(folder)
+    if family is not None:
+        return ModelFolder(folder, family.configure(families.config_of(folder), folder), record, family)
     try:
         loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (ValueError, OSError, KeyError) as error:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from schemas.errors import InputError, UsageError
+from trainer.models.original import families
+from trainer.models.original.weights import files_of
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""By their names in safetensors files."""
 
 
-def load_model(folder: Path, adapter: Path | None = None) -> Any:
+def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -> Any:
     """Load the model in `folder`, in evaluation mode, with the PEFT adapter in `adapter`."""
     import safetensors
-    import transformers
 
     if (folder / "adapter_config.json").is_file():
         raise UsageError(
@@ -22,14 +28,8 @@ def load_model(folder: Path, adapter: Path | None = None) -> Any:
         what = "no such folder" if not folder.is_dir() else "no config.json in it: not a model"
         raise InputError(str(folder), what, "Give a folder saved by Transformers.")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        name = (config.architectures or ["?"])[0]
-        found = getattr(transformers, name, None)
-        if found is None:
-            raise UsageError(
-                str(folder / "config.json"), f"transformers {transformers.__version__} has no class {name}"
-            )
-        model = found.from_pretrained(folder, dtype="auto", use_safetensors=True, local_files_only=True)
+        family = families.family_of(folder)
+        model = _native(folder, dtype) if family is None else families.load(folder, family, dtype=dtype)
         if adapter is not None:
             import peft
 
@@ -38,6 +38,31 @@ def load_model(folder: Path, adapter: Path | None = None) -> Any:
         where = folder if adapter is None else f"{folder} with {adapter}"
         raise InputError(str(where), f"cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return model.eval()
+
+
+def _native(folder: Path, dtype: Any) -> Any:
+    import transformers
+
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # None would ask on stdin
+    config = transformers.AutoConfig.from_pretrained(folder, **settings)
+    name = (config.architectures or ["?"])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise UsageError(str(folder / "config.json"), f"transformers {transformers.__version__} has no class {name}")
+    return found.from_pretrained(folder, dtype=dtype, use_safetensors=True, **settings)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the weights in a folder: that of its first tensor of floats."""
+    from safetensors import safe_open
+
+    for path in files_of(folder):
+        with safe_open(str(path), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                dtype = file.get_slice(name).get_dtype()
+                if dtype in _DTYPES:
+                    return _DTYPES[dtype]
+    raise InputError(str(folder), "its weights are of no dtype that a model is trained in", "Use another model.")
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,11 @@ VISION = ("visual", "vision", "vision_tower", "vision_model")
 """Names that models give to their vision tower."""
 
 
-def tune(model: Any, config: TrainConfig, where: str) -> nn.Module:
+Names = Mapping[str, tuple[str, ...]]
+"""Names of modules that users know -> those in the native class of the model."""
+
+
+def tune(model: Any, config: TrainConfig, where: str, names: Names) -> nn.Module:
     """Add adapters or a prefix to a model, or freeze some of its parameters."""
     vision = sorted({path for name, _ in model.named_modules() if (path := _vision_path(name))})
     if config.freeze_vision and not vision:
@@ -29,7 +33,7 @@ def tune(model: Any, config: TrainConfig, where: str) -> nn.Module:
         prepare: Any = peft.prepare_model_for_kbit_training  # untyped
         model = prepare(model, use_gradient_checkpointing=False)
     if config.tuning == "lora":
-        tuner: Any = _lora(model, config, vision, where)
+        tuner: Any = _lora(model, config, vision, where, names)
     else:
         tuner = peft.PrefixTuningConfig(
             task_type="CAUSAL_LM",
@@ -76,14 +80,14 @@ def _parts(names: list[str]) -> set[str]:
     return {part for name in names for part in name.split(".") if not part.isdigit()}
 
 
-def _lora(model: Any, config: TrainConfig, vision: list[str], where: str) -> Any:
+def _lora(model: Any, config: TrainConfig, vision: list[str], where: str, names: Names) -> Any:
     import peft
 
     asked = config.lora.target_modules
     asked = [asked] if isinstance(asked, str) else list(asked)
     targets: list[str] | None = None
     if asked != ["default"]:
-        targets = sorted({name for one in asked for name in _targets(model, one, where)})
+        targets = sorted({name for one in asked for name in _targets(model, one, where, names)})
     head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
     skipped = [f"{re.escape(path)}\\..*" for path in vision] if config.freeze_vision else []
     skipped += [re.escape(head)] if head and head.rpartition(".")[2] not in asked else []
@@ -103,8 +107,11 @@ def _lora(model: Any, config: TrainConfig, vision: list[str], where: str) -> Any
     return peft.LoraConfig(**settings)
 
 
-def _targets(model: Any, asked: str, where: str) -> Iterator[str]:
+def _targets(model: Any, asked: str, where: str, names: Names) -> Iterator[str]:
     """Yield module names for one element of target_modules."""
+    yield from names.get(asked, ())
+    if asked in names and not any(path.endswith(f".{asked}") for path, _ in model.named_modules()):
+        return
     linear = {path.rpartition(".")[2] for path, module in model.named_modules() if _is_linear(module)}
     if asked == "all":
         head = model.get_output_embeddings()

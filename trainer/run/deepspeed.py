@@ -9,7 +9,7 @@ import torch
 
 from trainer.config import zero
 from trainer.config.config import TrainConfig
-from trainer.models.load import load
+from trainer.models.training import load
 from trainer.models.tune import count
 from trainer.run import checkpoints
 from trainer.run.plan import RunPlan

@@ -78,6 +78,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     train = opened.split("train")
     val = None if config.eval_strategy == "no" else opened.split("val")
     source = folder.find(config)
+    remarks += _about(source, config)
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
     remarks += checks.check_expected(opened, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
@@ -105,6 +106,20 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
         checkpoint=checkpoint, resumes=resumes, remarks=tuple(remarks),
     )  # fmt: skip
+
+
+def _about(source: folder.ModelFolder, config: TrainConfig) -> list[str]:
+    """What the user should know of a model in its original layout."""
+    if source.family is None:
+        return []
+    family = source.family
+    remarks = [f"{source.folder} is read as {source.auto_class.__name__}; its own code is not run"]
+    remarks += [family.remark] if family.remark else []
+    asked = config.lora.target_modules
+    for name in [asked] if isinstance(asked, str) else asked:
+        if config.tuning == "lora" and len(names := family.modules.get(name, ())) > 1:
+            remarks.append(f"{name} is {', '.join(names)} here, each with an adapter of its own")
+    return remarks
 
 
 def _checkpoint(config: TrainConfig, resume: str | None, remarks: list[str]) -> Checkpoint | None:

@@ -142,5 +142,4 @@ def count_parameters(plan: RunPlan) -> tuple[int, int]:
 
     bare = replace(plan.config, quantization_bit=None)
     with torch.device("meta"):
-        empty = plan.source.auto_class.from_config(plan.source.config, trust_remote_code=bare.trust_remote_code)
-        return tune.count(tune.tune(empty, bare, plan.where))
+        return tune.count(tune.tune(plan.source.made(), bare, plan.where, plan.source.module_names))

@@ -18,6 +18,7 @@ from typing import Any
 
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
+from trainer.models.original import families
 from trainer.predict.generate import stop_ids
 from trainer.use.checkpoint import TrainedModel, read_json
 from trainer.use.merge import check_mergeable, merge
@@ -68,7 +69,12 @@ def _write(trained: TrainedModel, folder: Path) -> dict[str, Any]:
     if trained.adapter:
         merge(trained, folder)
     else:
-        _copy_weights(trained.folder, folder)
+        family = families.family_of(trained.base)
+        if family is not None and family.keeps_layout:
+            trained_model = family.native_class().from_pretrained(trained.folder, dtype="auto")
+            families.save(trained_model, trained.base, folder)
+        else:
+            _copy_weights(trained.folder, folder)
     for path in sorted(trained.base.glob("*processor_config.json")):  # image and video processors
         shutil.copyfile(path, folder / path.name)
     note = copy_tokenizer(trained, folder)

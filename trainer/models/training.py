@@ -11,19 +11,24 @@ from schemas.errors import UsageError
 from trainer.config.config import TrainConfig
 from trainer.device import Device
 from trainer.models.folder import ModelFolder
+from trainer.models.original import families
 from trainer.models.tune import tune
 
 
 def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.dtype, where: str) -> nn.Module:
     """Load a model, with adapters added or parameters frozen and gradient checkpointing as configured."""
     torch.manual_seed(config.seed)  # new weights: adapters and prefixes
-    settings: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
+    settings: dict[str, Any] = {"dtype": dtype}
     if config.attn_implementation:
         settings["attn_implementation"] = config.attn_implementation
     if config.quantization_bit:
         settings |= _bits(config.quantization_bit, dtype, device)
     try:
-        model = source.auto_class.from_pretrained(source.folder, **settings)
+        if source.family is not None:
+            model = families.load(source.folder, source.family, **settings)
+        else:
+            settings |= {"trust_remote_code": config.trust_remote_code, "use_safetensors": True}
+            model = source.auto_class.from_pretrained(source.folder, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(str(source.folder), f"cannot be loaded: {str(error).splitlines()[0]}") from error
     model.config.use_cache = False
@@ -32,7 +37,7 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
             what = f"{type(model).__name__} does not support it"
             raise UsageError(f"{where}#/gradient_checkpointing", what, "Leave it out.")
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return tune(model, config, where)
+    return tune(model, config, where, source.module_names)
 
 
 def _bits(bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:

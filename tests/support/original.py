@@ -1,0 +1,64 @@
+"""Tiny models in their original layout, with the demo tokenizer's vocabulary and random weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import registry
+from tests.support.trained import VOCABULARY
+from trainer.models.original import families
+from trainer.models.original.weights import original_names
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "chatglm3": {
+        "model_type": "chatglm", "num_layers": 2, "padded_vocab_size": VOCABULARY, "hidden_size": 32,
+        "ffn_hidden_size": 64, "kv_channels": 8, "num_attention_heads": 4, "multi_query_attention": True,
+        "multi_query_group_num": 2,
+        "seq_length": 512, "add_qkv_bias": True, "rmsnorm": True, "post_layer_norm": True, "pad_token_id": 0,
+        "eos_token_id": 2,
+    },
+    "cogagent": {
+        "model_type": "chatglm", "num_layers": 2, "padded_vocab_size": VOCABULARY, "hidden_size": 32,
+        "ffn_hidden_size": 64, "kv_channels": 8, "num_attention_heads": 4, "multi_query_group_num": 2,
+        "seq_length": 512,
+        "add_qkv_bias": True, "original_rope": False, "pad_token_id": 0, "eos_token_id": [0, 2], "boi_token_id": 3,
+        "eoi_token_id": 4,
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_hidden_layers": 1, "num_positions": 17,
+            "patch_size": 14, "image_size": 56,
+        },
+    },
+    "qwen": {
+        "model_type": "qwen", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "kv_channels": 8, "no_bias": True, "seq_length": 512,
+    },
+    "internlm2": {
+        "model_type": "internlm2", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64, "bias": False,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    },
+    "baichuan": {
+        "model_type": "baichuan", "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
+    },
+}  # fmt: skip
+
+
+def save_original(folder: Path, name: str) -> Path:
+    """Save a model in its original layout, with the tokenizer's files. Returns the folder."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]), encoding="utf-8")
+    family = families.family_of(folder)
+    assert family is not None
+    torch.manual_seed(0)
+    config = family.configure(CONFIGS[name], folder)
+    tensors = original_names(family, config, family.native_class()(config).state_dict())
+    save_file(tensors, folder / "model.safetensors")
+    for path in registry.DEMO_TOKENIZER.iterdir():
+        shutil.copy(path, folder)
+    return folder
