@@ -116,6 +116,8 @@ def _summary(plan: RunPlan, tokens: int, done: int) -> dict[str, Any]:
 def _images(plan: RunPlan) -> images.Images | None:
     if not plan.set.has_media:
         return None
+    if plan.source.sees_one_size:
+        return images.fixed_images(plan.set, plan.source, plan.config.media_dir)
     token = getattr(plan.source.config, "image_token_id", None)
     if token is None:
         what = "no image_token_id, but the set has images"

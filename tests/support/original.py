@@ -49,16 +49,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def save_original(folder: Path, name: str) -> Path:
+def save_original(folder: Path, name: str, tokenizer: Path = registry.DEMO_TOKENIZER, **settings: Any) -> Path:
     """Save a model in its original layout, with the tokenizer's files. Returns the folder."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIGS[name]), encoding="utf-8")
+    original = CONFIGS[name] | settings
+    (folder / "config.json").write_text(json.dumps(original), encoding="utf-8")
     family = families.family_of(folder)
     assert family is not None
     torch.manual_seed(0)
-    config = family.configure(CONFIGS[name], folder)
+    config = family.configure(original, folder)
     tensors = original_names(family, config, family.native_class()(config).state_dict())
     save_file(tensors, folder / "model.safetensors")
-    for path in registry.DEMO_TOKENIZER.iterdir():
+    for path in tokenizer.iterdir():
         shutil.copy(path, folder)
     return folder

@@ -49,7 +49,8 @@ class Collator:
         for side in self.sides:
             batch |= {side + name: value for name, value in self._side(rows, side).items()}
             if self.images:
-                batch[f"{side}mm_token_type_ids"] = self.images.types(batch[f"{side}input_ids"])
+                more = self.images.types(batch[f"{side}input_ids"])
+                batch |= {side + name: value for name, value in more.items()}
         if "desirable" in rows[0]:
             batch["desirable"] = torch.tensor([row["desirable"] for row in rows])
         return batch | pixels

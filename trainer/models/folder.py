@@ -43,6 +43,19 @@ class ModelFolder:
         sees = self.config.model_type in names and hasattr(self.config, "vision_config")
         return transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
 
+    @property
+    def sees_one_size(self) -> bool:
+        """Whether it is a model whose pictures all have one size and one number of tokens."""
+        return self.family is not None and hasattr(self.config, "vision_config")
+
+    @property
+    def tokens_of_a_picture(self) -> int:
+        """The tokens of a picture where all have one number; else 0."""
+        if not self.sees_one_size:
+            return 0
+        eyes = self.config.vision_config
+        return int(eyes["image_size"] // eyes["patch_size"] // 2) ** 2
+
     def made(self) -> Any:
         """A model of this configuration with new weights; on the meta device it has none."""
         if self.family is not None:

@@ -36,7 +36,7 @@ def predict_with_generate(
 
     `settings` are those of `predict`. All processes call it and get the scores; the first one writes the file.
     """
-    wanted = [prompt for row in rows for prompt in prompts(row)]
+    wanted = [prompt for row in rows for prompt in prompts(row, sees=settings.get("see") is not None)]
     found = predict(model, tokenizer, wanted, stops=stop_ids(manifest), words=stop_words(manifest), **settings)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         write_predictions(found, path)
@@ -54,6 +54,12 @@ class ReplyPrompt:
     row: int
     part: int
     reply: int
+    source: Mapping[str, Any] | None = None
+    """The row, where it has images."""
+
+
+See = Callable[[Sequence[ReplyPrompt]], tuple[list[list[int]], dict[str, torch.Tensor]]]
+"""(prompts) -> their ids with all placeholders of images, and what the model takes of the images."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,10 @@ class Prediction:
     reply: int
 
 
-def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
-    """Yield the prompts of a row of a shard, a pack included."""
-    if len(row.get("images") or ()) or len(row.get("videos") or ()):
+def prompts(row: Mapping[str, Any], *, sees: bool = False) -> Iterator[ReplyPrompt]:
+    """Yield the prompts of a row of a shard, a pack included; `sees` says that the model can be shown images."""
+    has_images = len(row.get("images") or ()) > 0
+    if (has_images and not sees) or len(row.get("videos") or ()):
         raise UsageError(
             "predict_with_generate", "replies to rows with images or videos cannot be generated",
             "Leave predict_with_generate out; the evaluation loss is still computed.",
@@ -91,7 +98,9 @@ def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
         first, after = np.flatnonzero(np.diff(trained.astype(np.int8))).reshape(-1, 2).T + start
         for reply, (a, b) in enumerate(zip(first, after, strict=True)):
             if a > start:  # otherwise there is no prompt
-                yield ReplyPrompt(ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at)
+                yield ReplyPrompt(
+                    ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at, source=row if has_images else None
+                )
 
 
 def stop_words(manifest: Manifest) -> list[str]:
@@ -120,6 +129,7 @@ def predict(
     max_new_tokens: int = 512,
     batch_size: int = 8,
     synced_gpus: bool = False,
+    see: See | None = None,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> list[Prediction]:
     """Greedy predictions, in the order of `wanted`.
@@ -127,7 +137,7 @@ def predict(
     `model`: a Transformers or PEFT model (for a wrapped one, its `module`). `tokenizer`: the set's Transformers
     tokenizer, for decoding and for `words`: a reply ends after the first of these, as the references do. With several
     processes, each computes a share and all return everything; `synced_gpus` as in `generate`, needed with ZeRO-3.
-    `progress` gets (prompts done, prompts) of this process.
+    `see` shows the model the images of prompts. `progress` gets (prompts done, prompts) of this process.
     """
     group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
     rank, world = (group.get_rank(), group.get_world_size()) if group else (0, 1)
@@ -138,8 +148,10 @@ def predict(
     said: dict[int, tuple[list[int], bool]] = {}
     for start in range(0, len(mine), batch_size):
         chosen = mine[start : start + batch_size]
-        batch = [wanted[i].prompt_ids for i in chosen]
-        written = _generate(model, tokenizer, batch, stops, words, max_new_tokens, synced_gpus)
+        batch, pictures = [wanted[i].prompt_ids for i in chosen], dict[str, torch.Tensor]()
+        if see is not None:
+            batch, pictures = see([wanted[i] for i in chosen])
+        written = _generate(model, tokenizer, batch, pictures, stops, words, max_new_tokens, synced_gpus)
         said |= dict(zip(chosen, written, strict=True))
         progress(len(said), len(mine))
     if group:
@@ -166,6 +178,7 @@ def _generate(
     model: Any,
     tokenizer: Any,
     batch: list[list[int]],
+    pictures: dict[str, torch.Tensor],
     stops: Sequence[int],
     words: Sequence[str],
     max_new_tokens: int,
@@ -180,6 +193,7 @@ def _generate(
             input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
             temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, use_cache=can_cache(model),
             eos_token_id=list(stops), pad_token_id=stops[0], synced_gpus=synced_gpus,
+            **{name: value.to(model.device) for name, value in pictures.items()},
             **({"stop_strings": list(words), "tokenizer": tokenizer} if words else {}),
         )  # fmt: skip
     return [_until(ids, stops, words, tokenizer) for ids in written[:, width:].tolist()]

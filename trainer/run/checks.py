@@ -30,7 +30,7 @@ def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str
     return objective
 
 
-def check_expected(opened: stream.TrainingSet, config: TrainConfig, where: str) -> list[str]:
+def check_expected(opened: stream.TrainingSet, source: ModelFolder, config: TrainConfig, where: str) -> list[str]:
     """Raise, naming every difference, unless the set is as the configuration expects; return remarks."""
     expect, manifest = config.expect, opened.manifest
     wrong: list[tuple[str, str]] = []
@@ -48,8 +48,11 @@ def check_expected(opened: stream.TrainingSet, config: TrainConfig, where: str) 
             wrong.append(("template", f"expected {expect.template}, the set was compiled with {template['name']}"))
     if expect.max_length is not None:
         longest = _longest(opened)
-        if longest > expect.max_length:
-            wrong.append(("max_length", f"expected at most {expect.max_length} tokens, the set has rows of {longest}"))
+        # The document's lengths are those of text; a picture's tokens come on top.
+        picture = source.tokens_of_a_picture if opened.has_media else 0
+        if longest > expect.max_length + picture:
+            most = f"{expect.max_length}{f' + {picture} for a picture' if picture else ''}"
+            wrong.append(("max_length", f"expected at most {most} tokens, the set has rows of {longest}"))
     if expect.max_samples is not None:
         more = [one["name"] for one in manifest["datasets"] if one["realized"]["rows"] > expect.max_samples]
         if more:
@@ -90,13 +93,14 @@ def check_model(
     if opened.is_packed and opened.has_media:
         what = "packs with images are not supported: the positions of image tokens do not restart"
         raise UsageError(opened.where, what, "Compile the set without --pack.")
-    if config.predict_with_generate and (opened.has_media or opened.kind == "pretrain"):
+    blind = opened.has_media and not source.sees_one_size
+    if config.predict_with_generate and (blind or opened.kind == "pretrain"):
         what = "documents have no replies" if opened.kind == "pretrain" else "replies to images cannot be generated"
         raise UsageError(
             f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is still computed."
         )
     media = opened.manifest.get("media")
-    if media and not media["repeats_pad"]:
+    if media and not media["repeats_pad"] and not source.sees_one_size:
         what = f"models of the kind {media['name']} take images through code of their own"
         raise UsageError(opened.where, what, "Train them on this set with their own tools, or use another model.")
     if config.quantization_bit and zero.stage(deepspeed) == 3:

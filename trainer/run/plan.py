@@ -80,7 +80,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     source = folder.find(config)
     remarks += _about(source, config)
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
-    remarks += checks.check_expected(opened, config, loaded.where)
+    remarks += checks.check_expected(opened, source, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
     checks.check_model(opened, source, config, deepspeed, loaded.where)
     checkpoint = _checkpoint(config, resume, remarks)
