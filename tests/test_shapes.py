@@ -184,3 +184,109 @@ def test_replies_of_a_prompt_are_context(run: Run, tmp_path: Path) -> None:
     run("compile", tmp_path / "x.jsonl", "-o", tmp_path / "out")
     (example,) = CompiledSet.open(tmp_path / "out").table("train").to_pylist()
     assert example["num_trained"] == 2
+
+
+# -- trees of OpenAssistant --
+
+
+def node(text: str, role: str = "assistant", *replies: Row, rank: int | None = None, **more: Any) -> Row:
+    return {"text": text, "role": role, "rank": rank, "review_result": True, "replies": list(replies)} | more
+
+
+def tree(*replies: Row) -> Row:
+    return {"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": node("q", "prompter", *replies)}
+
+
+def test_a_tree_becomes_its_best_ranked_path() -> None:
+    """Rank decides, not the order in the file; a better reply that was deleted is none."""
+    best = node("b", "assistant", node("q2", "prompter", node("r1", rank=1), node("r0", rank=0)), rank=1)
+    (found,) = lifted("oasst", tree(node("c", rank=2), best, node("a", rank=0, deleted=True)))
+    assert said(found) == [("user", "q"), ("assistant", "b"), ("user", "q2"), ("assistant", "r0")]
+    assert found.notes == ["oasst_branches", "oasst_left_out"]
+
+
+@pytest.mark.parametrize(
+    ("replies", "text", "notes"),
+    [
+        ([node("a")], "a", []),
+        ([node("a"), node("b")], "a", ["oasst_branches", "oasst_unranked"]),
+        ([node("a"), node("b", rank=3)], "b", ["oasst_branches"]),
+        ([node("a", "assistant", node("q2", "prompter"))], "a", ["oasst_unanswered"]),
+        ([node("a", review_result=None), node("b", review_result=False), node("c")], "c", ["oasst_left_out"]),
+    ],
+)
+def test_what_is_left_out_of_a_tree_is_noted(replies: list[Row], text: str, notes: list[str]) -> None:
+    (found,) = lifted("oasst", tree(*replies))
+    assert said(found) == [("user", "q"), ("assistant", text)]
+    assert found.notes == notes
+
+
+def test_ranked_replies_of_a_tree_are_pairs_of_the_first_and_the_last(run: Run, tmp_path: Path) -> None:
+    follow_up = node("q2", "prompter", node("z", rank=2), node("y", rank=1), node("x", rank=0), node("w"))
+    row = tree(node("worst", rank=1), node("best", "assistant", follow_up, rank=0))
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    run("compile", tmp_path / "x.jsonl", "--kind", "preference", "--no-shuffle", "-o", tmp_path / "out")
+    assert len(CompiledSet.open(tmp_path / "out").table("train")) == 2
+    format_ = FORMATS["oasst"]
+    pairs = format_.lift(row, columns_for(format_, "preference", [row]), {})
+    assert isinstance(pairs, list)
+    assert [(said(one), one.rejected.content) for one in pairs] == [
+        ([("user", "q"), ("assistant", "best")], "worst"),
+        ([("user", "q"), ("assistant", "best"), ("user", "q2"), ("assistant", "x")], "z"),
+    ]
+    assert len({one.group for one in pairs}) == 1
+
+
+def test_an_unknown_key_of_any_message_of_a_tree_is_named(run: Run, tmp_path: Path) -> None:
+    row = tree(node("a", "assistant", node("q2", "prompter", node("r", mood="glad"))))
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    said_ = run("compile", tmp_path / "x.jsonl", "-o", tmp_path / "out").output
+    assert "not read: prompt.replies[].replies[].replies[].mood (1 of 1 row)" in said_
+
+
+def test_single_messages_of_trees_are_refused_with_what_to_use(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"message_id": "a", "parent_id": None, "message_tree_id": "a", "role": "prompter", "text": "q"},
+        {"message_id": "b", "parent_id": "a", "message_tree_id": "a", "role": "assistant", "text": "r"},
+    ]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    refused = run("compile", tmp_path / "x.jsonl", "-o", tmp_path / "out", code=2).output
+    assert "single messages of OpenAssistant's trees" in refused
+    assert "*.trees.jsonl.gz" in refused
+
+
+# -- a prompt in both texts of a pair --
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("The sky is blue.", "The sky is green.", "The sky is"),
+        ("The sky is blue.", "The sky is black.", "The sky is"),  # TRL cuts "bl" off
+        ("2+2=4", "2+2=5", "2+2="),
+        ("Q?\nA: 4", "Q?\nA: 5", "Q?\nA:"),
+        ("天空是蓝色的", "天空是绿色的", "天空是"),
+        ("in 1999", "in 1998", "in"),
+        ("So, yes.", "So: no.", "So"),
+    ],
+)
+def test_the_prompt_of_two_texts_ends_where_they_differ(chosen: str, rejected: str, prompt: str) -> None:
+    for a, b in ((chosen, rejected), (rejected, chosen)):
+        (found,) = lifted("implicit_prompt", {"chosen": a, "rejected": b})
+        assert said(found) == [("user", prompt), ("assistant", a.removeprefix(prompt))]
+        assert found.rejected is not None
+        assert found.rejected.content == b.removeprefix(prompt)
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        ({"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}, "human_assistant"),
+        ({"prompt": "p", "chosen": "p a", "rejected": "p b"}, "prompt_chosen_rejected"),
+        ({"question": "q", "chosen": "q a", "rejected": "q b", "system": "s"}, "orca_pairs"),
+        ({"topic_text": "q", "chosen": "q a", "rejected": "q b"}, None),
+        ({"id": "1", "chosen": "q a", "rejected": "q b", "score": 3}, "implicit_prompt"),
+    ],
+)
+def test_texts_are_cut_only_where_the_prompt_stands_nowhere_else(row: Row, name: str | None) -> None:
+    assert recognise([row], "preference")[0] == name

@@ -18,7 +18,7 @@ from compiler.options import CompileOptions, DatasetOptions, Names
 from compiler.read import cut, open_source, place_of, read
 from compiler.rows.mend import mend
 from compiler.rows.nearest import nearest_format
-from compiler.rows.recognise import recognise
+from compiler.rows.recognise import recognise, refused
 from schemas.errors import UsageError, nearest
 
 _PEEK = 20
@@ -99,6 +99,8 @@ def _recognise(file: File, rows: list[Any], kind: str, asked: CompileOptions) ->
     heard = {key for row in rows if isinstance(row, dict) for key in ("audios", "audio") if row.get(key)}
     if heard:
         raise UsageError(file.label, f"this version does not compile audios (its rows have the key {min(heard)!r})")
+    if asked.kind == "auto" and (known := refused(rows)):
+        raise UsageError(file.label, *known)
     given = asked.units.repairs, asked.columns, asked.tags
     name, fits = recognise(rows, kind, *given)
     is_open = kind == Kind.SFT and asked.kind == "auto"

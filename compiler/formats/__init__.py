@@ -33,9 +33,11 @@ from compiler.formats import (
     glm4,
     hermes,
     human_assistant,
+    implicit_prompt,
     llamafactory_v1,
     message_lists,
     ms_agent,
+    oasst,
     openai,
     openai_preference,
     openai_responses,
@@ -88,10 +90,12 @@ FORMATS = {
         glm4.FORMAT,
         dolci.FORMAT,
         glaive.FORMAT,
+        oasst.FORMAT,
     )
 }
 """By name. Where a file fits several formats alike, the first of them is chosen. Shapes come last."""
 FORMATS |= {card["name"]: FORMATS[card["like"]].with_card(card) for card in registry.shapes()}
+FORMATS[implicit_prompt.FORMAT.name] = implicit_prompt.FORMAT  # it would read pairs that have their prompt elsewhere
 
 
 def get(name: str, where: str) -> Format:

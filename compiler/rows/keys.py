@@ -35,7 +35,8 @@ class _Keys:
     """The keys of an object, or of each object in a list, and of the objects below."""
 
     known: frozenset[str]
-    inner: tuple[tuple[str, _Keys], ...]
+    inner: list[tuple[str, _Keys]] = field(default_factory=list)
+    """Of a tree, the objects below are of the same sort again."""
 
 
 @dataclass
@@ -61,7 +62,7 @@ class RowKeys:
         table = registry.keys()
         self._format, self._ignore = format_.name, frozenset(ignore)
         ignorable = frozenset((*table["ignorable"], *format_.ignorable)) - self._ignore
-        found = _keys(schema, schema, ignorable)
+        found = _keys(schema, schema, ignorable, {})
         self._keys = found and _Keys(found.known | frozenset(more), found.inner)
         given = {default for name, default in format_.columns.items() if columns.get(name) is None}
         self._meaning = ({key: what for key, what in table["row"].items() if key not in given}, table["message"])
@@ -143,13 +144,20 @@ def _leftovers(
             yield from _leftovers(inner[key], held, at, f"{named}[]" if isinstance(held, list) else named, depth + 1)
 
 
-def _keys(node: Any, root: Any, ignorable: frozenset[str]) -> _Keys | None:
-    """The keys that a schema declares for an object or for the items of a list; None for what is read whole."""
+def _keys(node: Any, root: Any, ignorable: frozenset[str], made: dict[str, _Keys]) -> _Keys | None:
+    """The keys that a schema declares for an object or for the items of a list; None for what is read whole.
+
+    `made` are those of the schemas above, which a schema of trees refers to.
+    """
     declared: dict[str, list[Any]] = {}
     if not _declare(node, root, declared) or not declared:
         return None
-    inner = ((key, _keys({"allOf": parts}, root, ignorable)) for key, parts in declared.items())
-    return _Keys(frozenset(declared) | ignorable, tuple((key, found) for key, found in inner if found is not None))
+    if (same := made.get(text := repr(declared))) is not None:
+        return same
+    keys = made[text] = _Keys(frozenset(declared) | ignorable)
+    inner = ((key, _keys({"allOf": parts}, root, ignorable, made)) for key, parts in declared.items())
+    keys.inner.extend((key, found) for key, found in inner if found is not None)
+    return keys
 
 
 def _declare(node: Any, root: Any, declared: dict[str, list[Any]]) -> bool:

@@ -12,6 +12,16 @@ from compiler.rows.mend import mend
 from compiler.rows.unpack import check, held_columns, unpack
 from compiler.rows.validate import Validator
 
+_OASST_MESSAGE = frozenset({"message_id", "parent_id", "message_tree_id", "text", "role"})
+
+
+def refused(rows: list[Any]) -> tuple[str, str] | None:
+    """What a layout is that is known and not read, and what to do; None for any other."""
+    if rows and all(isinstance(row, dict) and row.keys() >= _OASST_MESSAGE for row in rows):
+        what = "its rows are single messages of OpenAssistant's trees, and a message is no conversation"
+        return what, "Use the files with a tree in each row, *.trees.jsonl.gz; they hold the same messages."
+    return None
+
 
 def recognise(
     rows: list[Any],
