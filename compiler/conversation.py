@@ -90,6 +90,20 @@ class Media:
     embedded: Embedded | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """What takes the place of `<ref-object>` and `<bbox>` in the texts of a row, in order."""
+
+    refs: list[str]
+    boxes: list[list[float]]
+    """Each is [x1, y1, x2, y2], or a point [x, y]."""
+    relative: bool
+    """Whether they are shares of the image (0 to 1) instead of its pixels."""
+    images: list[int]
+    """The number of the image that each box is in."""
+    pointer: str
+
+
 @dataclass(slots=True)
 class Message:
     """One role's utterance.
@@ -135,6 +149,8 @@ class Conversation:
     """Whether it is no ReAct text, so that weights for ReAct text do not apply to it."""
     loose: list[Media] = field(default_factory=list)
     """Media that the row lists and no text places."""
+    objects: Objects | None = None
+    """What is put into the texts once the images are measured."""
 
     @property
     def said(self) -> list[Message]:

@@ -103,7 +103,7 @@ def test_unknown_keys_can_be_an_error_that_names_them(run: Run, tmp_path: Path) 
     [
         ({"history": [["a", "b"]]}, "/history"),
         ({"chat_template_kwargs": {"enable_thinking": False}}, "/chat_template_kwargs"),
-        ({"objects": {"ref": ["a cat"]}}, "/objects"),
+        ({"rejected_images": ["a.png"]}, "/rejected_images"),
         ({"audios": ["a.wav"]}, "/audios"),
         ({"train": False}, "/train"),
         ({"sample_weight": 0.5}, "/sample_weight"),

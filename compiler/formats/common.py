@@ -7,7 +7,7 @@ from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role, to_json
 from compiler.formats.kinds import label_of
-from compiler.formats.marks import place_media
+from compiler.formats.marks import place_media, read_objects
 from compiler.options import Names
 from compiler.read.value import json_type, parse
 from schemas.errors import Reason, RowError
@@ -57,6 +57,8 @@ def complete(
             places = conversation.places or list(range(len(conversation.messages)))
             conversation.messages.append(to_message(chosen, f"/{columns['chosen']}"))
             conversation.places = [*places, -1]  # it is not in the list of messages
+    if "objects" in found:
+        conversation.objects = read_objects(found["objects"], f"/{columns['objects']}")
     return place_media(conversation, found, columns) if "images" in found or "videos" in found else conversation
 
 

@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from compiler.conversation import Conversation, Embedded, Media, Message, Role
+from compiler.conversation import Conversation, Embedded, Media, Message, Objects, Role
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
 MEDIA_COLUMNS = {"images": "images", "videos": "videos"}
 """The columns with references, and their default names."""
+OBJECTS_COLUMN = {"objects": "objects"}
+"""The column of what ms-swift puts in place of <ref-object> and <bbox>."""
 _KINDS = {"images": "image", "videos": "video"}
 
 
@@ -51,6 +53,18 @@ def place_media(conversation: Conversation, found: dict[str, Any], columns: Name
         for message in takers:
             _take_marks(message, pattern, waiting)
     return conversation
+
+
+def read_objects(value: Any, pointer: str) -> Objects | None:
+    """The objects of a row; None where it lists none."""
+    if not isinstance(value, dict):
+        return None
+    refs, boxes = value.get("ref") or [], value.get("bbox") or []
+    images = value.get("image_id") or [0] * len(boxes)
+    if len(images) != len(boxes):
+        what = f"expected as many image_id as boxes, found {len(images)} and {len(boxes)}"
+        raise RowError(Reason.MEDIA, what, f"{pointer}/image_id")
+    return Objects(refs, boxes, value.get("bbox_type") == "norm1", images, pointer)
 
 
 def _fill_parts(parts: list[Media], media: list[Media], kind: str, pointer: str) -> None:

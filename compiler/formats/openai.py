@@ -20,7 +20,7 @@ from compiler.formats.common import (
 )
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
-from compiler.formats.marks import MEDIA_COLUMNS, image
+from compiler.formats.marks import MEDIA_COLUMNS, OBJECTS_COLUMN, image
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
@@ -140,6 +140,7 @@ FORMAT = Format(
         "system": "system",
         "tools": "tools",
         **MEDIA_COLUMNS,
+        **OBJECTS_COLUMN,
         **KIND_COLUMNS,
     },
     tags={

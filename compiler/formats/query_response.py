@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from compiler.formats import alpaca
 from compiler.formats.format import CHAT_KINDS, Format
-from compiler.formats.marks import MEDIA_COLUMNS
+from compiler.formats.marks import MEDIA_COLUMNS, OBJECTS_COLUMN
 
 FORMAT = Format(
     name="query_response",
@@ -19,6 +19,7 @@ FORMAT = Format(
         "system": "system",
         "tools": "tools",
         **MEDIA_COLUMNS,
+        **OBJECTS_COLUMN,
         "rejected": "rejected_response",
         "kto_tag": "label",
     },

@@ -22,7 +22,7 @@ from compiler.formats.common import (
 )
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
-from compiler.formats.marks import MEDIA_COLUMNS
+from compiler.formats.marks import MEDIA_COLUMNS, OBJECTS_COLUMN
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
@@ -79,6 +79,7 @@ FORMAT = Format(
         "system": "system",
         "tools": "tools",
         **MEDIA_COLUMNS,
+        **OBJECTS_COLUMN,
         **KIND_COLUMNS,
     },
     tags={

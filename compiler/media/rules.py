@@ -31,6 +31,8 @@ class Vision:
     controls: dict[str, tuple[int, int, int]]
     """By kind: the ids of the opening token, the placeholder and the closing token."""
     numbers: dict[str, Numbers]
+    boxes: dict[str, Any]
+    """How the model writes boxes, from the card; empty where that is not known."""
 
     @property
     def name(self) -> str:
@@ -80,6 +82,12 @@ class Vision:
             height, width = smart_resize(height, width, unit, numbers["shortest_edge"], high)
         return math.ceil(frames / step), height // patch, width // patch
 
+    def resized(self, facts: MediaFacts) -> tuple[int, int]:
+        """The width and height of a picture as the model sees it."""
+        _, height, width = self.grid("image", facts)
+        patch: int = self._numbers("image")["patch_size"]
+        return width * patch, height * patch
+
     def layout(self, kind: str, num_tokens: int) -> list[tuple[int, int]]:
         """(control id, count) pairs that represent a picture or video of `num_tokens` tokens."""
         self._numbers(kind)
@@ -118,6 +126,7 @@ def load_vision(folder_files: dict[str, bytes], name: str | None, controls: dict
         _digest(card, folder_files),
         {kind: _ids(card[kind], controls) for kind in kinds},
         {kind: _numbers_of(card, kind, processor) for kind in kinds},
+        _boxes_of(card, processor),
     )
 
 
@@ -159,6 +168,12 @@ def _numbers_of(card: dict[str, Any], kind: str, processor: Processor) -> Number
         found = "both" if asked else "neither"
         raise UsageError(f"{part[0]}#/do_sample_frames", f"expected either fps or num_frames beside it, found {found}")
     return numbers
+
+
+def _boxes_of(card: dict[str, Any], processor: Processor) -> dict[str, Any]:
+    """How the models of a processor's class write boxes; models of one class, where the card names none."""
+    given: dict[str, dict[str, Any]] = card.get("boxes", {})
+    return given.get(processor.types.get("processor_class", ""), given.get("any", {}))
 
 
 def _tokens_of(layout: dict[str, Any]) -> list[str]:

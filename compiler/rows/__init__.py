@@ -18,6 +18,7 @@ secrets.py    secrets in texts, counted or replaced by placeholders
 secret_rules.py  what a secret looks like
 clean.py      the clean-up rules of a dataset's card
 media.py      the images and videos of a row: found, measured, counted in tokens
+objects.py    <ref-object> and <bbox> in texts, written as the model writes boxes
 hints.py      the repairs that would make a rejected row good
 react/        ReAct text: parsed, checked, written
 """

@@ -203,7 +203,12 @@ class Preparer:
                 conversation.notes = [*conversation.notes, *found]
             if self._react or self.dataset.react:
                 self._check_react(conversation, said)
-            if self.media.vision or conversation.loose or any(map(_media_of, conversation.messages)):
+            if (
+                self.media.vision
+                or conversation.loose
+                or conversation.objects
+                or any(map(_media_of, conversation.messages))
+            ):
                 self.media.look(conversation, self.notes)
             if self.dataset.kind != Kind.SFT:  # only the last reply is trained (decision 12)
                 conversation.messages[:-1] = [replace(message, weight=0.0) for message in conversation.messages[:-1]]

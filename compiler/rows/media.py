@@ -13,6 +13,7 @@ from compiler.media.embedded import data_of, facts_of, is_data_url
 from compiler.media.paths import located, resolve, state_of
 from compiler.media.probe import probe_frames, probe_image, probe_video
 from compiler.media.rules import Vision
+from compiler.rows.objects import write_objects
 from schemas.errors import Reason, RowError
 from schemas.stores import SCHEME
 
@@ -34,7 +35,7 @@ class MediaOfRows:
         self._known: dict[str, tuple[MediaFacts, str]] = {}
 
     def look(self, conversation: Conversation, notes: Counter[str]) -> None:
-        """Fill in the facts and tokens of all media, or raise the RowError of the first that has none."""
+        """Measure all media and write the objects, or raise the RowError of the first that cannot be."""
         if conversation.loose:
             first = conversation.loose[0]
             raise RowError(
@@ -54,6 +55,8 @@ class MediaOfRows:
                 raise RowError(Reason.MEDIA, self.no_vision, one.pointer)
             with located(one.pointer):
                 self._measure(one, self.vision)
+        if conversation.objects is not None:
+            write_objects(conversation, conversation.objects, self.vision, self.no_vision)
 
     def _measure(self, media: Media, vision: Vision) -> None:
         if media.embedded is not None or any(map(is_data_url, media.frames or (media.uri,))):
