@@ -173,6 +173,11 @@ def vision(name: str) -> dict[str, Any]:
     return _load("vision", name, "vision", "vision card")
 
 
+def action_space(name: str) -> dict[str, Any]:
+    """What the actions of recorded screen trajectories are in CogAgent's operations."""
+    return _load("action_spaces", name, "action_space", "action space")
+
+
 @cache
 def shapes() -> list[dict[str, Any]]:
     """The cards of shapes: what people call a layout of rows, and the format that reads it with other names.

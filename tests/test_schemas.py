@@ -30,8 +30,8 @@ Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
 SCHEMAS = sorted(path.name.removesuffix(".schema.json") for path in ROOT.glob("*.schema.json"))
-NEED_IMAGES = ("cogagent", "screen_history")
-"""Formats whose rows are nothing without their screenshots: tests/test_screens.py has them."""
+NEED_IMAGES = ("cogagent", "screen_history", "agentnet", "android_control")
+"""Formats whose rows are nothing without their screenshots; tests/test_screens.py and test_recorded.py have them."""
 NAMES = tuple(name for name in FORMATS if (DATA / name).is_dir() and name not in NEED_IMAGES)
 """The formats that have data here."""
 
@@ -332,6 +332,7 @@ CARDS = [
     ("templates", "template_card"),
     ("weights", "weights"),
     ("vision", "vision"),
+    ("action_spaces", "action_space"),
 ]
 
 

@@ -26,7 +26,7 @@ Run = Callable[..., Result]
 Row = Any
 
 ROOT = Path(__file__).parent.parent
-NEED_IMAGES = ("cogagent", "screen_history")
+NEED_IMAGES = ("cogagent", "screen_history", "agentnet", "android_control")
 STOP = 8002
 """<|im_end|> in the demo tokenizer."""
 SHAPES = {card["name"]: card for card in registry.shapes()}

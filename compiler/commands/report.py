@@ -171,6 +171,8 @@ _NOTES = {
     "oasst_unranked": "nobody ranked some replies, and the first of them was taken",
     "oasst_left_out": "messages that were deleted or did not pass review were left out, with what follows them",
     "oasst_unanswered": "a last message without a reply was left out",
+    "screen_waits": "steps that only wait were left out",
+    "screen_untrained": "steps that were found to be wrong are part of the history and not trained",
     "json_text": "lists and objects given as JSON text were read as what they hold",
     "not_a_number": "NaN or Infinity was taken for null, under keys that are not read",
     "shortened": "turns were dropped to fit --max-length",

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import registry
 from compiler.formats import (
+    agentnet,
     alpaca,
     alternating_texts,
+    android_control,
     anthropic,
     atif,
     chatglm3,
@@ -79,6 +81,8 @@ FORMATS = {
         toolalpaca.FORMAT,
         cogagent.FORMAT,
         screen_history.FORMAT,
+        agentnet.FORMAT,
+        android_control.FORMAT,
         pretrain.FORMAT,
         conversational.FORMAT,
         openai_preference.FORMAT,

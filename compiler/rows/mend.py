@@ -17,7 +17,7 @@ from compiler.read.value import parse
 RowRepair = Callable[[Any, Names, Names], Any]
 """(row, columns, tags) -> the repaired row, or the same object."""
 
-LISTS = ("messages", "history", "instances", "steps", "output", "lines")
+LISTS = ("messages", "history", "instances", "steps", "output", "lines", "actions", "texts", "widths", "heights")
 OBJECTS = ("answer", "agent", "request")
 """The columns that are lists or objects in every format that has them; a test compares them with the schemas."""
 
