@@ -1073,7 +1073,7 @@ def test_the_kind_decides_what_a_label_is(run: Run, tmp_path: Path) -> None:
         ),
         (["--columns", "reply=a", "--format", "alpaca"], "--columns reply=a: the format alpaca has no such name\n"),
         (["--tags", "usr_tag=U"], "--tags usr_tag=U: no format has such a name\n  did you mean "),
-        (["--columns", "instruction=q,steps=s"], "--columns instruction,steps: no format has all of these names\n"),
+        (["--columns", "instruction=q,lines=s"], "--columns instruction,lines: no format has all of these names\n"),
         (["--columns", "instruction"], "--columns instruction: expected NAME=KEY\n"),
         (["--columns", "prompt=a", "--columns", "prompt=b"], "--columns prompt=b: 'prompt' is named twice\n"),
         (["--kind", "kto", "--format", "toolbench"], "--kind kto: the format 'toolbench' has no kto rows\n"),

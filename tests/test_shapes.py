@@ -29,6 +29,8 @@ ROOT = Path(__file__).parent.parent
 NEED_IMAGES = ("cogagent", "screen_history", "agentnet", "android_control")
 STOP = 8002
 """<|im_end|> in the demo tokenizer."""
+TOOL = {"name": "f", "description": "d", "parameters": {}}
+U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}
 SHAPES = {card["name"]: card for card in registry.shapes()}
 OF_ROWS = {name: format_ for name, format_ in FORMATS.items() if not format_.session}
 """The formats of rows; a session is a file, and tests/test_sessions.py has them."""
@@ -131,6 +133,31 @@ def test_control_tokens_typed_in_the_texts_of_any_format_stay_text(run: Run, tmp
         stops[key] = stops.get(key, 0) + (row["input_ids"] + (row.get("rejected_input_ids") or [])).count(STOP)
     for file in files:
         assert stops[file.stem, 1] == stops[file.stem, 0], file.stem
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [
+        ([{"messages": [{"role": "system", "content": "", "tools": [TOOL]}, U, A]}], "glm4"),
+        ([{"messages": [U, A], "objects": {"bbox": []}}, {"messages": [U, A], "objects": {"bbox": 3}}], "openai"),
+        ([{"kind": "x", "input": "q", "target": "r"}], "input_target"),
+        ([{"input": [U], "output": "r", "system_prompt": "s"}], "nemotron"),
+        ([{"prompt": [U], "completion": "r"}], "conversational"),
+        ([{"prompt": "q", "completion": "r"}], "prompt_completion"),
+    ],
+)  # fmt: skip
+def test_a_format_that_reads_all_keys_comes_before_one_that_would_refuse_some(rows: list[Row], name: str) -> None:
+    assert recognise(rows)[0] == name
+
+
+def test_a_key_to_ignore_is_no_name_of_a_column(run: Run, tmp_path: Path) -> None:
+    """As the key `image` of SWE trajectories, which names a container."""
+    rows = [{"messages": [U, A], "image": "box:latest", "system": "Be brief."}, {"messages": [U, A], "images": []}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    run("compile", tmp_path / "x.jsonl", "--ignore", "image,system", "-o", tmp_path / "out")
+    (entry,) = CompiledSet.open(tmp_path / "out").manifest["datasets"]
+    assert entry["ignored"] == {"image": 1, "system": 1}
+    assert entry["notes"] == {}
 
 
 # -- pairs of conversations --

@@ -45,12 +45,13 @@ def from_files(name: str, given: Given, asked: CompileOptions) -> Dataset:
             raise UsageError(f"--kind {kind}", f"the format {chosen!r} has no {kind} rows", "See cli formats.")
         kind = format_.kinds[0]
     named = own_names(asked.columns, format_.columns) or {}
-    columns = of_kind({**columns_for(format_, kind, rows), **named}, kind)
+    columns = of_kind({**columns_for(format_, kind, rows, asked.units.ignore), **named}, kind)
     for name in (name for name in named if columns[name] is None):
         raise UsageError(f"--columns {name}", f"{kind} rows have no such column", "Leave it out, or name --kind.")
     notes += _kind_notes(rows, kind, columns) if asked.kind == "auto" else []
     notes += _unused(rows, named)
-    others = {key: column for key, column in other_names(format_, columns).items() if column not in named}
+    others = other_names(format_, columns, asked.units.ignore)
+    others = {key: column for key, column in others.items() if column not in named}
     tags = {**format_.tags, **(own_names(asked.tags, format_.tags) or {})}
     options = DatasetOptions(
         chosen, columns, dict(tags), weights_of(asked, format_.weights), kind,
@@ -101,7 +102,7 @@ def _recognise(file: File, rows: list[Any], kind: str, asked: CompileOptions) ->
         raise UsageError(file.label, f"this version does not compile audios (its rows have the key {min(heard)!r})")
     if asked.kind == "auto" and (known := refused(rows)):
         raise UsageError(file.label, *known)
-    given = asked.units.repairs, asked.columns, asked.tags
+    given = asked.units.repairs, asked.columns, asked.tags, asked.units.ignore
     name, fits = recognise(rows, kind, *given)
     is_open = kind == Kind.SFT and asked.kind == "auto"
     if name is None and is_open and (found := recognise(rows, Kind.PRETRAIN, *given))[0] is not None:

@@ -67,7 +67,6 @@ FORMATS = {
         sharegpt.FORMAT,
         openai.FORMAT,
         anthropic.FORMAT,  # after openai: a row of texts alone fits both
-        openai_responses.FORMAT,
         atif.FORMAT,
         llamafactory_v1.FORMAT,
         claude_code.FORMAT,
@@ -99,7 +98,8 @@ FORMATS = {
 }
 """By name. Where a file fits several formats alike, the first of them is chosen. Shapes come last."""
 FORMATS |= {card["name"]: FORMATS[card["like"]].with_card(card) for card in registry.shapes()}
-FORMATS[implicit_prompt.FORMAT.name] = implicit_prompt.FORMAT  # it would read pairs that have their prompt elsewhere
+FORMATS |= {last.name: last for last in (openai_responses.FORMAT, implicit_prompt.FORMAT)}
+"""These would read rows whose reply or prompt stands in a key that they do not read."""
 
 
 def get(name: str, where: str) -> Format:

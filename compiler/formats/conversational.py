@@ -26,7 +26,10 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         name: (f"/{columns[name]}", found.get(name)) for name in ("system", "tools", "kto_tag")
     }
     if found.get("rejected") is None:
-        reply = place(found["completion"], columns["completion"])
+        completion = found["completion"]
+        said = {str(tags["role_tag"]): tags["assistant_tag"], str(tags["content_tag"]): completion}
+        at = f"/{columns['completion']}"
+        reply = [(at, said)] if isinstance(completion, str) else place(completion, columns["completion"])
         conversation = lift_joined(context + reply, beside, tags)
         last = len(conversation.messages) - len(reply)
         for message in conversation.messages[:last]:

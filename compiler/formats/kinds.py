@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from compiler.conversation import Kind
@@ -70,17 +70,21 @@ def kind_of_row(row: dict[str, Any]) -> Kind:
     return Kind.PRETRAIN if set(row) == {"text"} else Kind.SFT
 
 
-def columns_for(format_: Format, kind: str, rows: list[Any]) -> Names:
-    """A format's default columns for a kind, with the names that the rows use."""
+def columns_for(format_: Format, kind: str, rows: list[Any], ignored: Collection[str] = ()) -> Names:
+    """A format's default columns for a kind, with the names that the rows use.
+
+    Of the keys that --ignore lists, none is another name of a column, and a column that rows need not have is not read.
+    """
     names = of_kind(dict(format_.columns), kind)
     given = {key for row in rows if isinstance(row, dict) for key, value in row.items() if value is not None}
+    given.difference_update(ignored)
     for column, others in _OTHER_NAMES.items():
         if names.get(column) == column and column not in given:
             names[column] = next((other for other in others if other in given), column)
     needed = (*format_.schema.get("required", ()), *format_.schema.get("x-required", {}).get(kind, ()))
     if "chosen" not in needed and names.get("chosen") not in given and names.get("rejected") == "rejected_response":
         names["chosen"] = None  # the last reply of the conversation is the chosen one
-    return names
+    return {name: None if key in ignored and key not in needed else key for name, key in names.items()}
 
 
 def own_names(given: Iterable[tuple[str, str]], defaults: dict[str, str]) -> dict[str, str] | None:
@@ -90,12 +94,12 @@ def own_names(given: Iterable[tuple[str, str]], defaults: dict[str, str]) -> dic
     return None if "" in found else found
 
 
-def other_names(format_: Format, columns: Names) -> dict[str, str]:
+def other_names(format_: Format, columns: Names, ignored: Collection[str] = ()) -> dict[str, str]:
     """Key -> column, for the keys by which some rows may call a column that the first ones call otherwise."""
     found: dict[str, str] = {}
     for column, others in _OTHER_NAMES.items():
         if columns.get(column) is not None and format_.columns[column] == column:
-            found |= {key: column for key in (column, *others) if key != columns[column]}
+            found |= {key: column for key in (column, *others) if key not in (columns[column], *ignored)}
     return found
 
 
