@@ -53,3 +53,43 @@ def test_the_row_of_seed_003_trains_the_calls_and_not_the_observations(
     text = run("inspect", out).stdout.replace("┊", "")
     assert "⟦2.0:Action: hm_product_recommend" in text
     assert "Observation:⟧ [" in text
+
+
+def test_the_sample_of_seed_001_as_printed_is_an_error_at_its_bare_quote(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    printed = shared("seeds", "001_61f46ed5a7811110.txt").read_text(encoding="utf-8")
+    file = tmp_path / "row.json"
+    file.write_text(printed.partition("```json\n")[2].partition("```")[0], encoding="utf-8")
+    done = run("compile", file, "-o", tmp_path / "out", code=3)
+    assert 'the text ends at this quote; a quote within a text is written \\"' in done.stderr
+    assert 'navigate to the "Network" section' in done.stderr
+
+
+def test_the_row_of_seed_003_is_read_as_printed(run: Callable[..., Result], tmp_path: Path) -> None:
+    printed = shared("seeds", "003_4878146f135afe52.txt").read_text(encoding="utf-8")
+    begin = printed.index('{\n"id": "MS_Agent_Bench_126374"')
+    file = tmp_path / "row.json"
+    file.write_text(printed[begin : printed.index("\n}\n", begin) + 2], encoding="utf-8")
+    done = run("compile", file, "-o", tmp_path / "out")
+    assert "row: recognised as ms_agent (1 of the first 1 rows match its schema)" in done.stderr
+
+
+def test_tools_of_seed_004_stand_in_a_system_block_before_the_rows_own(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Its second sample without the comments; the order is that of its code (formats.md, 1.3)."""
+    printed = shared("seeds", "004_f74d60c9a247ecb3.txt").read_text(encoding="utf-8")
+    lines = [line.strip("| ") for line in printed.split("| ```json | |")[2].partition("| ``` | |")[0].splitlines()]
+    text = "".join(line for line in lines if not line.startswith("//")).replace('"tools": []', '"tools": ["weather"]')
+    file = tmp_path / "rows.json"
+    file.write_text(re.sub(r",(?=[\]}])", "", text), encoding="utf-8")
+    run(
+        "compile", file, "--tokenizer", shared("tokenizers", "chatglm3"), "--template", "chatglm3", "-o", tmp_path / "o"
+    )
+    shown = run("inspect", tmp_path / "o").stdout.replace("┊", "").replace("␣", " ")
+    tools, system, user = (
+        shown.index(text) for text in ("have access to", "<system prompt text>", "<user prompt text>")
+    )
+    assert tools < shown.index('"weather"') < system < user
+    assert shown.count("‹|system|›") == 2

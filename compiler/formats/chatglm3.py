@@ -1,7 +1,7 @@
 """ChatGLM3: conversations of {role, content}, with `tool` turns that hold a call and its result at once.
 
-A `tool` turn is split: the call belongs to the assistant, the observation is a tool's result. Tools may be any JSON;
-they become the system prompt, so a row with tools has no system message of its own.
+A `tool` turn is split: the call belongs to the assistant, the observation is a tool's result. Tools may be any JSON.
+ChatGLM3's template makes a system text of them, which stands before the row's own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role, to_json
-from compiler.formats.common import asked_weight, read_columns
+from compiler.formats.common import UNREAD, asked_weight, read_columns
 from compiler.formats.format import Format
 from compiler.formats.marks import MEDIA_COLUMNS, place_media
 from compiler.options import Names
@@ -34,21 +34,19 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
             lifted = _tool_turn(turn, messages, f"/{column}/{i}")
         else:
             role = _ROLES[turn["role"]]
-            if role is Role.SYSTEM and (i > 0 or tools is not None):
-                which = "one beside tools, which become the system prompt" if tools is not None else "one later"
-                raise RowError(
-                    Reason.TURN_ORDER, f"expected one system message, first; found {which}", f"/{column}/{i}"
-                )
+            if role is Role.SYSTEM and i > 0:
+                what = "expected one system message, first; found one later"
+                raise RowError(Reason.TURN_ORDER, what, f"/{column}/{i}")
             lifted = [Message(role, turn["content"], weight=asked_weight(turn, role, f"/{column}/{i}"))]
         messages += lifted
         places += [i] * len(lifted)
+    notes: list[str] = []
     if system := found.get("system"):
-        if tools is not None:
-            what = "expected no system column beside tools, which become the system prompt"
-            raise RowError(Reason.TURN_ORDER, what, f"/{columns['system']}")
         if messages[0].role is not Role.SYSTEM:
             messages, places = [Message(Role.SYSTEM, system), *messages], [-1, *places]
-    conversation = Conversation(messages, tools, places=places)
+        elif system != messages[0].content:
+            notes = [f"{UNREAD}{columns['system']}"]
+    conversation = Conversation(messages, tools, places=places, notes=notes)
     return place_media(conversation, found, columns) if "images" in found or "videos" in found else conversation
 
 
