@@ -91,8 +91,8 @@ class DatasetOptions:
     kind: str = Kind.SFT
     persona: tuple[tuple[str, str], ...] = ()
     """(placeholder with its language, value) pairs of the self-cognition pool; see compiler/rows/persona.py."""
-    kind_by_rows: bool = False
-    """Whether the first rows decided the kind, so that a row of another kind is a reject."""
+    kind_keys: tuple[str, ...] = ()
+    """The keys by which a row is of another kind than the first ones, and a reject; () where the kind was asked for."""
     other_names: dict[str, str] = field(default_factory=dict)
     """Key -> column, for keys by which later rows may call a column that the first ones call otherwise."""
     react: bool = False
@@ -158,13 +158,13 @@ _COMMA = re.compile(r',(?=(?:[^"]*"[^"]*")*[^"]*$)')
 _QUOTED = re.compile(r'"(?P<text>(?:[^"]|"")*)"\s*(?P<rest>.*)', re.DOTALL)
 
 
-def split_at_commas(text: str, where: str) -> list[tuple[str, str | None]]:
+def split_at_commas(text: str, where: str, like: str = '"A, B"') -> list[tuple[str, str | None]]:
     """Split at commas that are not in double quotes: pieces, each (text, None) or (text in quotes, what follows).
 
     A quote within quotes is written twice.
     """
     if text.count('"') % 2:
-        raise UsageError(f"{where} {text}", "a quote is never closed", f"""{where} '"A, B",...'""")
+        raise UsageError(f"{where} {text}", "a quote is never closed", f"{where} '{like},...'")
     pieces = [piece.strip() for piece in _COMMA.split(text)]
     return [
         (found["text"].replace('""', '"'), found["rest"]) if (found := _QUOTED.fullmatch(piece)) else (piece, None)
@@ -215,16 +215,24 @@ def parse_mix(text: str) -> tuple[Request, ...]:
 
 
 def parse_names(option: str, texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Parse `NAME=KEY,...`: (name, key) pairs, no name twice."""
+    """Parse `NAME=KEY,...`: (name, key) pairs, no name twice. A key with a comma is in quotes: `instruction="a, b"`."""
     found: dict[str, str] = {}
-    for part in filter(None, (piece.strip() for text in texts for piece in text.split(","))):
+    pieces = [piece for text in texts for piece in split_at_commas(text, option, 'instruction="A, B"')]
+    for part in filter(None, (piece if rest is None else f"{quoted(piece)}{rest}" for piece, rest in pieces)):
         name, sign, key = (piece.strip() for piece in part.partition("="))
+        if len(key) > 1 and key[0] == key[-1] == '"':
+            key = key[1:-1].replace('""', '"')
         if not (name and sign and key):
             raise UsageError(f"{option} {part}", "expected NAME=KEY", f"{option} instruction=question,output=answer")
         if name in found:
             raise UsageError(f"{option} {part}", f"{name!r} is named twice", "Name it once.")
         found[name] = key
     return tuple(found.items())
+
+
+def parse_keys(option: str, text: str) -> tuple[str, ...]:
+    """Parse `KEY,...`: keys, each once. A key with a comma is in quotes."""
+    return tuple(dict.fromkeys(filter(None, (piece + (rest or "") for piece, rest in split_at_commas(text, option)))))
 
 
 def parse_part(text: str) -> tuple[int, int]:

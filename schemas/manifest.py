@@ -74,6 +74,8 @@ class Realized(TypedDict):
     tokens: int
     trained_tokens: int
     val_rows: int
+    val_repeats: NotRequired[int]
+    """Rows of the split val that say the same as one before them in it, where there are some."""
 
 
 class FileEntry(TypedDict):
@@ -179,7 +181,10 @@ class EncoderEntry(TypedDict):
 
 
 class RunEntry(TypedDict):
-    """What made the set. No part of its digest."""
+    """What made the set, and where it was put. No part of the set's digest: another encoder makes the same set, and a
+    set may be published again into another folder. Nothing that a reader trusts depends on it: what is found in
+    `folder` is checked against the digests of shards and files.
+    """
 
     encoders: NotRequired[dict[str, EncoderEntry]]
     folder: NotRequired[str]

@@ -88,13 +88,13 @@ def _check_engine(given: dict[str, Any]) -> None:
 def _options(given: dict[str, Any]) -> CompileOptions:
     """The options of a compile, after the checks that need no files."""
     from compiler.datasets import files, hub
-    from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_mix, parse_names, parse_part
+    from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_keys, parse_mix, parse_names, parse_part
 
     _check(given)
     _check_engine(given)
     given = dict(given)
     given["repairs"] = _repairs(given["repairs"])
-    given["ignore"] = tuple(dict.fromkeys(filter(None, map(str.strip, given["ignore"].split(",")))))
+    given["ignore"] = parse_keys("--ignore", files.readable(given["ignore"]))
     given["scan_secrets"] = given["scan_secrets"] or given["redact"]
     given["max_length"] = given["max_length"] or given["pack"]
     given |= {name: parse_names(f"--{name}", tuple(map(files.readable, given[name]))) for name in ("columns", "tags")}

@@ -72,7 +72,7 @@ def _of_the_run(manifest: Manifest) -> list[str]:
 def remarks(manifest: Manifest) -> list[str]:
     """Remarks on the rows, one sentence each."""
     lines = _of_the_run(manifest)
-    lines += _short_split(manifest)
+    lines += _short_split(manifest) + _repeats_for_validation(manifest)
     found = {key for entry in manifest["datasets"] for key in entry.get("ignored", ())}
     if without := [key for key in manifest["options"]["ignore"] if key not in found]:
         lines.append(f"--ignore {','.join(without)}: no effect, because no row has it as a key that is not read")
@@ -131,6 +131,18 @@ def _named(note: str) -> str:
     return note
 
 
+def _repeats_for_validation(manifest: Manifest) -> list[str]:
+    """A sentence on each dataset with rows for validation that say the same as another one."""
+    lines = []
+    for entry in manifest["datasets"]:
+        if again := entry["realized"].get("val_repeats"):
+            what = (
+                f"{again:,} of {entry['realized']['val_rows']:,} rows for validation repeat another row of that split"
+            )
+            lines.append(f"{entry['name']}: {what}; --dedup exact drops duplicates")
+    return lines
+
+
 def _short_split(manifest: Manifest) -> list[str]:
     """A sentence if there are fewer validation rows than asked for, because groups are kept whole."""
     size, splits = manifest["options"]["val_size"], manifest["splits"]
@@ -152,6 +164,8 @@ _NOTES = {
     "warning:react_observation": "an observation follows no action",
     "warning:react_final": "a final answer is missing or not last",
     "empty_reply": "a reply is empty, and its stop was trained",
+    "empty_prompt": "a message of the user is empty",
+    "react_text": "a reply has lines Action: and Observation:, and all of it is trained; --weights react is for such",
     "joined_calls": "calls in consecutive messages became one reply with one stop",
     "tool_blocks": "<tool_call> and <tool_response> blocks became calls and results",
     "tool_call_text": "a <tool_call> that is not a call at the end of its reply was kept as text",

@@ -83,7 +83,10 @@ def media_entry(template: Template, embedded: EmbeddedEntry | None) -> MediaEntr
 
 
 def options_entry(options: CompileOptions) -> dict[str, Any]:
-    """The options that decide bytes, by their names on the command line."""
+    """The options that decide bytes, by their names on the command line; those about sources only where given.
+
+    The format is in the entry of each dataset: a set is the same whether its format was named or recognised.
+    """
     persona = {"name": options.name, "author": options.author} if options.self_cognition else None
     found = asdict(options.mixing) | asdict(options.units)
     for name in ("allow_empty", "scan_secrets", "redact"):
@@ -94,10 +97,15 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     if options.units.scan_secrets:
         found["secret_rules"] = f"gitleaks {registry.secrets()[1]['gitleaks']['version']}"
     del found["seed"]  # it stands beside the options
-    if options.where:
-        found["where"] = options.where
-    if options.limit is not None:
-        found["limit"] = options.limit
+    given: dict[str, tuple[Any, Any]] = {
+        "kind": (options.kind, "auto"),
+        "columns": (dict(options.columns), {}),
+        "tags": (dict(options.tags), {}),
+        "unknown_keys": (options.unknown_keys, "count"),
+        "where": (options.where, ""),
+        "limit": (options.limit, None),
+    }
+    found |= {name: value for name, (value, default) in given.items() if value != default}
     return found | {"max_rejects": options.max_rejects, "persona": persona}
 
 
@@ -149,6 +157,8 @@ def dataset_entry(
     draw, rejected = plan.draws[number], one.rejected()
     left_out: Any = {"left_out": one.counts()["left_out"]} if one.dataset.options.where else {}
     rows, used = len(draw.position), len(np.unique(draw.position))
+    again = int((plan.val_repeats & (plan.dataset == number)).sum())
+    val_repeats: Any = {"val_repeats": again} if again else {}
     secrets: Any = {"secrets": secrets_entry(one)} if scanned else {}
     return secrets | {
         "name": one.dataset.name,
@@ -167,7 +177,8 @@ def dataset_entry(
             "tokens": int(examples.tokens[draw.position].sum()),
             "trained_tokens": int(examples.trained[draw.position].sum()),
             "val_rows": int((plan.val & (plan.dataset == number)).sum()),
-        },
+        }
+        | val_repeats,
         "rejected": rejected,
         "duplicates": draw.duplicates,
         "notes": dict(sorted(one.notes().items())),

@@ -66,12 +66,16 @@ class MixPlan:
     position: Ints
     repeat: Ints
     val: npt.NDArray[np.bool_]
+    val_repeats: npt.NDArray[np.bool_]
+    """Which rows for validation say the same as one before them there."""
     draws: list[Draw] = field(default_factory=list)
 
 
 def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: MixOptions) -> MixPlan:
     """Plan the mix of the datasets, which are in the order of the requests."""
-    duplicate = _duplicates(examples)
+    ends = np.cumsum([len(rows.fingerprints) for rows in examples])
+    prints = np.concatenate([rows.fingerprints for rows in examples]) if examples else np.empty(0, "S16")
+    duplicate = np.split(_again(prints), ends[:-1])
     usable: list[Ints] = []
     for request, rows, twice in zip(requests, examples, duplicate, strict=True):
         positions = np.flatnonzero(~twice) if options.dedup else np.arange(len(rows.tokens))
@@ -88,13 +92,12 @@ def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options
     return _order(requests, examples, draws, options)
 
 
-def _duplicates(examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
-    """Which rows repeat a conversation that came before; bool[N] for each dataset."""
-    prints = np.concatenate([rows.fingerprints for rows in examples]) if examples else np.empty(0, "S16")
+def _again(prints: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+    """Which rows repeat a conversation that came before; bool[N]."""
     _, first = np.unique(prints, return_index=True)
     twice = np.ones(len(prints), dtype=bool)
     twice[first] = False
-    return np.split(twice, np.cumsum([len(rows.fingerprints) for rows in examples])[:-1])
+    return twice
 
 
 def _capped(name: str, positions: Ints, cap: int | None, seed: int) -> Ints:
@@ -247,8 +250,16 @@ def _order(
             ]
         )
         order = np.argsort(keys, kind="stable")
-        dataset, position, repeat, val = dataset[order], position[order], repeat[order], val[order]
-    return MixPlan(dataset, position, repeat, val, draws)
+        dataset, position, repeat, val, prints = (
+            dataset[order],
+            position[order],
+            repeat[order],
+            val[order],
+            prints[order],
+        )
+    val_repeats = np.zeros(len(val), dtype=bool)
+    val_repeats[val] = _again(prints[val])
+    return MixPlan(dataset, position, repeat, val, val_repeats, draws)
 
 
 def _no_row(examples: Sequence[Examples], options: MixOptions) -> UsageError:
