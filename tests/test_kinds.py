@@ -561,7 +561,7 @@ def test_a_label_beside_an_instruction_makes_no_kto_rows_and_that_is_said(run: R
     assert "rows: the key 'label' is not read as a KTO label" in done.stderr
     done = run("compile", write(tmp_path / "rows.jsonl", TAGGED["openai"]), "-o", tmp_path / "out")
     assert manifest(tmp_path / "out")["kind"] == "kto"
-    assert "rows: read as kto rows because the key 'label' is true or false" in done.stderr
+    assert "rows: read as kto rows because 'label' is true or false beside a reply; --kind sft" in done.stderr
 
 
 def test_a_file_that_mixes_kinds_is_said_to(run: Run, tmp_path: Path) -> None:

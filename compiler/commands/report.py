@@ -164,6 +164,7 @@ _NOTES = {
     "warning:react_observation": "an observation follows no action",
     "warning:react_final": "a final answer is missing or not last",
     "empty_reply": "a reply is empty, and its stop was trained",
+    "empty_thought": "a reply is nothing but an empty <think>, and is trained",
     "empty_prompt": "a message of the user is empty",
     "react_text": "a reply has lines Action: and Observation:, and all of it is trained; --weights react is for such",
     "joined_calls": "calls in consecutive messages became one reply with one stop",

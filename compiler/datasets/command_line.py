@@ -13,8 +13,18 @@ from compiler.datasets.dataset import Dataset, media_of, weights_of
 from compiler.datasets.files import File
 from compiler.datasets.given import Given
 from compiler.formats import Format
-from compiler.formats.kinds import columns_for, kind_of_rows, kinds_of_rows, label_of, of_kind, other_names, own_names
-from compiler.options import CompileOptions, DatasetOptions, Names
+from compiler.formats.kinds import (
+    KIND_KEYS,
+    columns_for,
+    kind_keys,
+    kind_of_rows,
+    kinds_of_rows,
+    label_of,
+    of_kind,
+    other_names,
+    own_names,
+)
+from compiler.options import CompileOptions, DatasetOptions, Names, quoted
 from compiler.read import cut, open_source, place_of, read
 from compiler.rows.mend import mend
 from compiler.rows.nearest import nearest_format
@@ -23,6 +33,8 @@ from schemas.errors import UsageError, nearest
 
 _PEEK = 20
 """The number of rows by which a format is recognised."""
+_SURE = KIND_KEYS - {"label"}
+"""Keys of rows that are no documents, whatever else they have."""
 _UNREADABLE = "openai", str(Kind.SFT), "no row of it can be read, so its format is not known"
 """(format, kind, note): every row is a reject, whatever the format."""
 
@@ -55,8 +67,8 @@ def from_files(name: str, given: Given, asked: CompileOptions) -> Dataset:
     tags = {**format_.tags, **(own_names(asked.tags, format_.tags) or {})}
     options = DatasetOptions(
         chosen, columns, dict(tags), weights_of(asked, format_.weights), kind,
-        kind_by_rows=asked.kind == "auto", other_names=others, react=format_.react,
-        media=media_of(asked, given.folder),
+        kind_keys=tuple(sorted(kind_keys(rows))) if asked.kind == "auto" else (), other_names=others,
+        react=format_.react, media=media_of(asked, given.folder),
     )  # fmt: skip
     return Dataset(name, files, options, notes=notes)
 
@@ -104,9 +116,14 @@ def _recognise(file: File, rows: list[Any], kind: str, asked: CompileOptions) ->
         raise UsageError(file.label, *known)
     given = asked.units.repairs, asked.columns, asked.tags, asked.units.ignore
     name, fits = recognise(rows, kind, *given)
-    is_open = kind == Kind.SFT and asked.kind == "auto"
+    is_open = asked.kind == "auto" and not any(isinstance(row, dict) and row.keys() & _SURE for row in rows)
     if name is None and is_open and (found := recognise(rows, Kind.PRETRAIN, *given))[0] is not None:
-        kind, (name, fits) = Kind.PRETRAIN, found  # a text with other keys beside it (url, timestamp), and no chat
+        kind, (name, fits) = Kind.PRETRAIN, found  # a text with other keys beside it (url, label), and no chat
+    elif name is None and asked.kind in (Kind.PREFERENCE, Kind.KTO):  # such rows may come later
+        plain = {
+            one: n for one, n in recognise(rows, Kind.SFT, *given)[1].items() if kind in formats.FORMATS[one].kinds
+        }
+        name = max(plain, key=lambda one: plain[one]) if any(plain.values()) else None
     if name is None:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
         raise UsageError(
@@ -129,11 +146,16 @@ def _what_to_do(file: File, rows: list[Any], kind: str) -> str:
         f"Name it with --format ({known}).",
         f"The nearest format is {near.format}, which {place} does not fit: {near.reject.message}.",
     ]
-    if near.columns:
-        entry = {"file_name": Path(file.label).name, "formatting": near.format, "columns": near.columns}
+    if near.columns or near.tags:
+        given = {option: names for option, names in (("columns", near.columns), ("tags", near.tags)) if names}
+        listed = given | ({"tags": {**formats.FORMATS[near.format].tags, **near.tags}} if near.tags else {})
+        entry = {"file_name": Path(file.label).name, "formatting": near.format, **listed}
         text = json.dumps({Path(file.label).name.split(".")[0]: entry}, ensure_ascii=False)
-        names = ",".join(f"{column}={key}" for column, key in near.columns.items())
-        lines.append(f"The first {len(rows)} would fit with --format {near.format} --columns {names},")
+        how = " ".join(
+            f"--{option} {','.join(f'{name}={quoted(key)}' for name, key in names.items())}"
+            for option, names in given.items()
+        )
+        lines.append(f"The first {len(rows)} would fit with --format {near.format} {how},")
         lines.append(f"or with this dataset_info.json (--registry): {text}")
     else:
         lines.append("Map its columns with --columns, or in a dataset_info.json (--registry).")
@@ -144,9 +166,10 @@ def _kind_notes(rows: list[Any], kind: str, columns: Names) -> list[str]:
     """What was inferred about the kind where rows could also be read otherwise."""
     notes, found = [], kinds_of_rows(rows)
     if columns.get("kto_tag") == "label":
-        notes.append("read as kto rows because the key 'label' is true or false beside a reply")
+        notes.append("read as kto rows because 'label' is true or false beside a reply; --kind sft leaves it unread")
     elif kind == Kind.SFT and any(isinstance(row, dict) and label_of(row.get("label")) is not None for row in rows):
-        notes.append("the key 'label' is not read as a KTO label; --kind kto reads it so")
+        why = "" if "label" in kind_keys(rows) else ", because some rows have other values than true and false"
+        notes.append(f"the key 'label' is not read as a KTO label{why}; --kind kto reads it so")
     if len(found) > 1 and kind in found:
         others = ", ".join(f"{n} {other}" for other, n in sorted(found.items()) if other != kind)
         notes.append(f"kinds are mixed: {found[kind]} of the first {found.total()} rows are {kind}, {others}")

@@ -18,6 +18,8 @@ WEIGHT_KEYS = frozenset(FLAGS)
 REASONING_KEYS = frozenset({"reasoning_content", "reasoning", "thinking"})
 """The keys of a message under which people keep what a reply thinks before it speaks."""
 
+UNREAD = "unread: "
+"""What the note on a key begins with that a lift leaves out; its path follows."""
 CALL_ROLE = "tool_call"
 SWIFT_ROLES = {CALL_ROLE: Role.ASSISTANT, "tool_response": Role.TOOL}
 """ms-swift's roles: a message whose text is a call or a list of them, and a result."""
@@ -49,6 +51,8 @@ def complete(
     if (system := found.get("system")) and messages[0].role is not Role.SYSTEM:
         conversation.places = [-1, *range(len(messages))]
         conversation.messages = [Message(Role.SYSTEM, system), *messages]
+    elif system and system != messages[0].content:
+        conversation.notes = [f"{UNREAD}{columns['system']}"]
     if (label := found.get("kto_tag")) is not None:
         conversation.desirable = label_of(label)
     if (rejected := found.get("rejected")) is not None:

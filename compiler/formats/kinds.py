@@ -29,12 +29,13 @@ _ONE = ("images", "videos", "system")
 _REJECTED = ("rejected", "rejected_response", "rejected_messages", "response_rejected", "non_preferred_output")
 KIND_KEYS = frozenset(("kto_tag", "label", *_REJECTED))
 """The keys by which a row says that it is a pair or a KTO row."""
-_LABELS = {"true": True, "1": True, "false": False, "0": False}
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_NOTHING = (None, "")
 
 
 def label_of(value: Any) -> bool | None:
     """The label that a value is: true or false, also as 1, 0 or text; None for anything else."""
-    return _LABELS.get(str(value).lower()) if isinstance(value, bool | int | str) else None
+    return _LABELS.get(str(value).lower()) if isinstance(value, bool | int | float | str) else None
 
 
 def kind_of_rows(rows: list[Any]) -> str:
@@ -47,21 +48,27 @@ def kind_of_rows(rows: list[Any]) -> str:
 
 
 def kinds_of_rows(rows: list[Any]) -> Counter[str]:
-    """How many of the first rows are of each kind. A `label` with other values than true and false judges nothing."""
-    objects = [row for row in rows if isinstance(row, dict)]
-    judged = all(label_of(row["label"]) is not None for row in objects if row.get("label") is not None)
-    return Counter(kind_of_row(row if judged or "label" not in row else row | {"label": None}) for row in objects)
+    """How many of the first rows are of each kind."""
+    keys = kind_keys(rows)
+    return Counter(kind_of_row(row, keys) for row in rows if isinstance(row, dict))
 
 
-def kind_of_row(row: dict[str, Any]) -> Kind:
-    """The kind that a row's keys ask for.
+def kind_keys(rows: list[Any]) -> frozenset[str]:
+    """The keys that say a row's kind. A `label` that has other values than true and false in a row judges nothing."""
+    labels = (row.get("label") for row in rows if isinstance(row, dict))
+    judged = all(label_of(label) is not None for label in labels if label not in _NOTHING)
+    return KIND_KEYS if judged else KIND_KEYS - {"label"}
 
-    `kto_tag` is a KTO label wherever it stands. `label` is one beside messages, a query or a prompt, as in ms-swift and
-    TRL; beside an instruction it may be anything.
+
+def kind_of_row(row: dict[str, Any], keys: Collection[str] = KIND_KEYS) -> Kind:
+    """The kind that a row asks for by those of its keys that say so.
+
+    `kto_tag` is a KTO label wherever it stands, and whatever its value. `label` is one beside messages, a query or a
+    prompt, as in ms-swift and TRL; beside an instruction it may be anything.
     """
-    if label_of(row.get("kto_tag")) is not None:
+    if row.get("kto_tag") not in _NOTHING:
         return Kind.KTO
-    if "instruction" not in row and label_of(row.get("label")) is not None:
+    if "label" in keys and "instruction" not in row and label_of(row.get("label")) is not None:
         return Kind.KTO
     if any(row.get(key) is not None for key in _REJECTED):
         return (

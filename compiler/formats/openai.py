@@ -24,6 +24,13 @@ from compiler.formats.marks import MEDIA_COLUMNS, OBJECTS_COLUMN, image
 from compiler.options import Names
 from schemas.errors import Reason, RowError
 
+_ASIDE = frozenset(("name", "tool_calls", "function_call", "tools"))
+"""Keys of messages that most have not, and that are read in some only."""
+_OF_PARTS = ("text", "image", "image_url", "video", "video_url")
+"""The keys of a part that hold what it shows: one, the one of its type."""
+NAMED = "named"
+"""The note on a row with names of speakers, until it is known whether the template writes them."""
+
 
 def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     """The conversation. `developer` is a system message, `function` a tool result."""
@@ -39,6 +46,11 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
         source = _unwrapped(source, content_tag, role, pointer)
         weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
         one = Message(role, "", weight=weight, reasoning=reasoning_of(source, role, pointer))
+        if not _ASIDE.isdisjoint(source):
+            _check_place(source, role, pointer, in_list=pointer.startswith(f"/{column}/"))
+            if role is not Role.TOOL and source.get("name"):
+                one.name = source["name"]
+                named.append(one)
         _fill(one, source.get(content_tag), f"{pointer}/{content_tag}")
         if role is Role.ASSISTANT:
             one.calls = _calls(source, pointer)
@@ -48,12 +60,13 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             one.name, one.call_id = source.get("name"), source.get("tool_call_id")
         return one
 
+    named: list[Message] = []
     messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
     found = read_columns(row, columns)
-    columns = _with_tools(row[column], found, columns)
-    if row.get("functions") is not None and found.get("tools") is None:
-        columns, found["tools"] = columns | {"tools": "functions"}, row["functions"]
+    columns = _with_tools(row, found, columns)
     conversation = complete(found, columns, messages, message)
+    if named:
+        conversation.notes = [*conversation.notes, NAMED]
     for one in messages:
         for media in one.media:
             if not media.uri:
@@ -62,15 +75,29 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     return conversation
 
 
-def _with_tools(sources: list[dict[str, Any]], found: dict[str, Any], columns: Names) -> Names:
-    """Add the tools that a message lists as JSON text to the columns found; the columns, with where they stand."""
-    for i, source in enumerate(sources):
+def _with_tools(row: dict[str, Any], found: dict[str, Any], columns: Names) -> Names:
+    """Add the tools that a message lists as JSON text, or `functions`, to the columns found; where tools stand."""
+    for i, source in enumerate(found["messages"]):
         if isinstance(source.get("tools"), str) and source["tools"]:  # minimind has them in its system message
             at = f"{columns['messages']}/{i}/tools"
             if found.get("tools"):
                 raise RowError(Reason.TOOLS, "expected the tools of a row once, found them in a message too", f"/{at}")
             columns, found["tools"] = columns | {"tools": at}, source["tools"]
+    if row.get("functions"):
+        if found.get("tools"):
+            raise RowError(Reason.TOOLS, "expected the tools of a row once, found functions beside them", "/functions")
+        columns, found["tools"] = columns | {"tools": "functions"}, row["functions"]
     return columns
+
+
+def _check_place(source: dict[str, Any], role: Role, pointer: str, *, in_list: bool) -> None:
+    """Raise for calls and tools that a message has where they are not read."""
+    if role is not Role.ASSISTANT and (source.get("tool_calls") or source.get("function_call")):
+        what = f"expected calls in a reply, found them in a message of {role}"
+        raise RowError(Reason.UNREAD_KEY, what, pointer)
+    if not in_list and source.get("tools"):
+        what = "expected the tools of a pair beside its replies, found them in a reply"
+        raise RowError(Reason.UNREAD_KEY, what, f"{pointer}/tools")
 
 
 def _unwrapped(source: dict[str, Any], content_tag: str, role: Role, pointer: str) -> dict[str, Any]:
@@ -103,6 +130,9 @@ def _fill(message: Message, content: Any, pointer: str) -> None:
         message.content = content or ""
         return
     for i, part in enumerate(content):
+        if len(part) > 2 and (key := next((key for key in _OF_PARTS if key != part["type"] and part.get(key)), None)):
+            what = f"expected {part['type']!r} in a part of that type, found {key!r} beside it"
+            raise RowError(Reason.UNREAD_KEY, f"{what}; make it a part of its own", f"{pointer}/{i}/{key}")
         if part["type"] == "text":
             message.content += part["text"]
             continue
@@ -124,6 +154,10 @@ def _calls(source: dict[str, Any], pointer: str) -> list[Call]:
     calls = []
     for j, call in enumerate(source.get("tool_calls") or ()):
         inner, at = call.get("function"), f"{pointer}/tool_calls/{j}"
+        for key in () if inner is None else ("name", "arguments"):
+            if call.get(key) and call[key] != inner[key]:
+                what = f"expected the {key} of a call in its function, found another one beside it"
+                raise RowError(Reason.UNREAD_KEY, what, f"{at}/{key}")
         inner, at = (call, at) if inner is None else (inner, f"{at}/function")
         calls.append(parse_call(inner, at, f"{at}/arguments", call_id=call.get("id")))
     if not calls and source.get("function_call"):

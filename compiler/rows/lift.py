@@ -28,7 +28,9 @@ from typing import Any
 
 from compiler import formats
 from compiler.conversation import Conversation, Kind, Message, Role
+from compiler.formats.common import UNREAD
 from compiler.formats.kinds import KIND_KEYS, columns_of_row, kind_of_row
+from compiler.formats.openai import NAMED
 from compiler.formats.turns import check_turns
 from compiler.media.rules import Vision
 from compiler.options import DatasetOptions, Names, UnitOptions
@@ -45,7 +47,7 @@ from compiler.rows.react.dialect import to_text
 from compiler.rows.react.prompt import Language
 from compiler.rows.repair import REPAIRS
 from compiler.rows.secrets import look
-from compiler.rows.texts import is_empty, remarks_on
+from compiler.rows.texts import is_empty, markers_in, remarks_on
 from compiler.rows.unpack import held_columns, unpack, without_nulls
 from compiler.rows.validate import Validator
 from compiler.rows.where import where as condition
@@ -54,6 +56,8 @@ from schemas.errors import Reason, Reject, RowError
 _LANGUAGES: dict[str, Language] = {"react": "en", "react_zh": "zh"}
 DIALECTS = ("template", *_LANGUAGES)
 """How tools and calls are written: as the chat template does, or as ReAct text."""
+_WORDS = {kind: "plain" if kind == Kind.SFT else str(kind) for kind in Kind}
+_BY_THEMSELVES = "compile such rows by themselves, or say with --kind what all rows are"
 _media_of = attrgetter("media")
 
 
@@ -71,10 +75,13 @@ class Preparer:
         no_vision: str = "",
         takes_calls: Callable[[], bool] = lambda: True,
         keep: Keep = lambda uri, data: None,  # noqa: ARG005
+        writes_name: Callable[[Role], bool] = lambda role: False,  # noqa: ARG005
     ) -> None:
         self.dataset, self.options = dataset, options
         self._takes_calls = takes_calls if options.tools == "template" else lambda: True
         """Whether the template has a place for calls and results; asked only where a row has them as text."""
+        self._writes_name = writes_name
+        """Whether the template writes the name of a speaker of a role; asked only where a row has one."""
         self.notes: Counter[str] = Counter()
         self.unread: Counter[str] = Counter()
         self.ignored: Counter[str] = Counter()
@@ -89,8 +96,8 @@ class Preparer:
         turns, tools = (self._columns.get(name) for name in (self._format.turns or "", "tools"))
         listed = "" if self._format.bare else None
         self._turns, self._tools = f"/{turns}" if turns else listed, f"/{tools}" if tools else ""
-        self._plain = dataset.kind_by_rows and dataset.kind == Kind.SFT
-        """Whether the first rows were plain, so that one of another kind is a reject."""
+        self._kind_keys = frozenset(dataset.kind_keys) if dataset.kind == Kind.SFT else frozenset()
+        """The keys that a row among plain ones has only if it is of another kind, and a reject."""
         self._others = dataset.other_names
         self._variants: dict[tuple[str | None, ...], Preparer] = {}
         """For rows under other names of columns."""
@@ -99,6 +106,8 @@ class Preparer:
         """Whether the weights tell ReAct text from other text, so that each row is looked at."""
         self._says_plain = any(part.get("only_react") and part.get("replies") != "final" for part in parts)
         """Whether other text is trained whole under weights for ReAct text, which is counted."""
+        self._knows_react = dataset.weights != "none" or options.tools != "template"
+        """Whether ReAct text in replies is weighed, or written by us: then there is nothing to remark on it."""
         self._hints = Hints(self._attempt, options.repairs, self._columns, self._tags)
 
     def reads(self, key: str) -> bool:
@@ -139,8 +148,8 @@ class Preparer:
             if (reject := self._validator.check(value)) is not None:
                 value, reject = without_nulls(value, self._held, self._validator, reject)
                 if reject is not None:
-                    return [reject]
-            if self._plain and isinstance(value, dict) and not KIND_KEYS.isdisjoint(value):
+                    return [self._of_other_kind(value, reject)]
+            if self._kind_keys and isinstance(value, dict) and not self._kind_keys.isdisjoint(value):
                 self._check_kind(value)
             if not self._keys.covers(value):
                 self._account(value)
@@ -159,7 +168,9 @@ class Preparer:
         key = tuple(columns.values())
         if key not in self._variants:
             dataset = replace(self.dataset, columns=columns, other_names={})
-            self._variants[key] = Preparer(dataset, self.options, self.media.vision, takes_calls=self._takes_calls)
+            self._variants[key] = Preparer(
+                dataset, self.options, self.media.vision, takes_calls=self._takes_calls, writes_name=self._writes_name
+            )
         made = self._variants[key]
         made.notes, made.unread, made.ignored = self.notes, self.unread, self.ignored
         made.media, made.options = self.media, self.options
@@ -167,10 +178,21 @@ class Preparer:
 
     def _check_kind(self, value: dict[str, Any]) -> None:
         """Refuse a pair or a labelled row among plain ones: a reply to be unlearned is never trained."""
-        kind = kind_of_row(value)
+        kind = kind_of_row(value, self._kind_keys)
         if kind in (Kind.KTO, Kind.PREFERENCE) and kind in self._format.kinds:
-            what = f"expected a plain row like the first ones, found a {kind} row; compile such rows separately"
-            raise RowError(Reason.SCHEMA, what)
+            raise RowError(Reason.SCHEMA, f"{self._like_the_first(kind)}; {_BY_THEMSELVES}")
+
+    def _of_other_kind(self, value: Any, reject: Reject) -> Reject:
+        """What is wrong with a row; where it is of another kind than the first rows, that it is."""
+        if not self.dataset.kind_keys or not isinstance(value, dict):
+            return reject
+        kind = kind_of_row(value, self.dataset.kind_keys)
+        if kind in (self.dataset.kind, Kind.PRETRAIN) or self.dataset.kind == Kind.PRETRAIN:
+            return reject
+        return replace(reject, message=f"{self._like_the_first(kind)} ({reject.message}); {_BY_THEMSELVES}")
+
+    def _like_the_first(self, kind: Kind) -> str:
+        return f"expected a {_WORDS[Kind(self.dataset.kind)]} row like the first ones, found a {_WORDS[kind]} row"
 
     def _account(self, value: dict[str, Any]) -> None:
         """Count the keys of a row that nothing reads."""
@@ -178,6 +200,32 @@ class Preparer:
         for name in found.names:
             self.unread[name if name in self.unread or len(self.unread) < MOST else OTHERS] += 1
         self.ignored.update(found.ignored)
+
+    def _count_what_was_left_out(self, conversation: Conversation) -> None:
+        """Count the keys that the lift left out, and names that are left out here, instead of noting them."""
+        if not conversation.notes:
+            return
+        paths = {note.removeprefix(UNREAD) for note in conversation.notes if note.startswith(UNREAD)}
+        if NAMED in conversation.notes and self._leave_out_names(conversation):
+            paths.add(f"{self._columns[self._format.turns]}[].name" if self._format.turns else "name")
+        conversation.notes = [note for note in conversation.notes if note != NAMED and not note.startswith(UNREAD)]
+        for path in paths:
+            asked = self._keys.ignored(path.rpartition(".")[2], path)
+            self.ignored.update(asked)
+            self.unread.update([] if asked else [path])
+
+    def _leave_out_names(self, conversation: Conversation) -> bool:
+        """Leave out the names of speakers that the template does not write; whether there were any.
+
+        A reply's name would stand before the reply, where inference puts none.
+        """
+        unread = False
+        for message in conversation.said:
+            if message.name is not None and message.role is not Role.TOOL:
+                if message.role is not Role.ASSISTANT and self._writes_name(message.role):
+                    continue
+                message.name, unread = None, True
+        return unread
 
     def _finished(self, conversation: Conversation, mended: list[str]) -> Conversation | Reject:
         """A lifted conversation after the steps that follow, or the reject of the one that it cannot pass."""
@@ -187,11 +235,14 @@ class Preparer:
                 if name in REPAIRS and REPAIRS[name](conversation):
                     conversation.repairs.append(name)
             if self.dataset.kind == Kind.PRETRAIN:
+                conversation.notes = markers_in(conversation.messages[0].content)
                 return look(conversation, redact=self.options.redact) if self.options.scan_secrets else conversation
             if self.dataset.clean:
                 conversation.repairs += clean(conversation, self.dataset.clean, self._turns)
+            self._count_what_was_left_out(conversation)
             said = conversation.said
-            text = "\n".join([message.content for message in said])
+            texts = [message.content for message in said]
+            text = "\n".join(texts)
             if "<tool_" in text and has_blocks(said) and self._takes_calls():
                 take_out_blocks(conversation)
             join_calls(conversation)
@@ -199,7 +250,8 @@ class Preparer:
             check_turns(conversation, self._turns)
             said = conversation.said
             self._check_replies(conversation, said)
-            if found := remarks_on(text):
+            vision = self.media.vision is not None
+            if found := remarks_on(said, text, empty="" in texts, vision=vision, react=self._knows_react):
                 conversation.notes = [*conversation.notes, *found]
             if self._react or self.dataset.react:
                 self._check_react(conversation, said)

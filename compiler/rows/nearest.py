@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from typing import Any
 
@@ -20,6 +20,14 @@ _LIKELY = {
     "response": ("response", "answer", "output", "completion", "reply", "target", "solution", "summary", "assistant"),
 }
 """The words that names of columns are known to have, the likeliest first."""
+_SPEAKERS = {
+    "user_tag": ("human", "user", "customer", "client", "prompter", "student", "patient", "question", "q"),
+    "assistant_tag": ("gpt", "assistant", "bot", "model", "ai", "chatgpt", "agent", "doctor", "answer", "bing", "a"),
+    "observation_tag": ("observation", "tool", "function_response", "function_result", "tool_result", "environment"),
+    "function_tag": ("function_call", "function-call", "tool_call"),
+    "system_tag": ("system",),
+}
+"""The words by which roles are called, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class Nearest:
     reject: Reject
     columns: dict[str, str]
     """Column -> key of the rows; empty where other names do not help."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Tag -> key or role of their messages, in the same way."""
 
 
 def nearest_format(rows: list[Any], kind: str) -> Nearest | None:
@@ -39,6 +49,12 @@ def nearest_format(rows: list[Any], kind: str) -> Nearest | None:
     for format_ in candidates:
         if (columns := _renamed(format_, rows, kind)) is not None:
             return _compared(format_, rows, kind, columns)
+    tried = [(one, _retagged(one, rows, kind)) for one in candidates if one.name in ("sharegpt", "openai")]
+    renamed = [(one, *names) for one, names in tried if names is not None]
+    if renamed:
+        format_, columns, tags = min(renamed, key=lambda names: len(names[1]) + len(names[2]))
+        first = _compared(format_, rows, kind, columns)
+        return first and replace(first, tags=tags)
     found = (_compared(format_, rows, kind, {}) for format_ in candidates)
     return max(filter(None, found), key=_nearness, default=None)
 
@@ -74,6 +90,38 @@ def _renamed(format_: Format, rows: list[Any], kind: str) -> dict[str, str] | No
         if all(other.check(row) is None for row in rows):
             return given
     return None
+
+
+def _retagged(format_: Format, rows: list[Any], kind: str) -> tuple[dict[str, str], dict[str, str]] | None:
+    """The columns and tags under other names with which every row fits; None where there are none."""
+    if not all(isinstance(row, dict) for row in rows):
+        return None
+    for column in rows[0]:
+        lists = [row.get(column) for row in rows]
+        if not all(isinstance(one, list) and one and all(isinstance(item, dict) for item in one) for one in lists):
+            continue
+        tags = _tags_of([item for one in lists if one for item in one], format_)
+        names = columns_for(format_, kind, rows) | {"messages": column}
+        validator = Validator(format_, names, {**format_.tags, **tags}, format_.name, kind)
+        if tags and all(validator.check(row) is None for row in rows):
+            return ({} if column == format_.columns["messages"] else {"messages": column}), tags
+    return None
+
+
+def _tags_of(messages: list[dict[str, Any]], format_: Format) -> dict[str, str]:
+    """The tags of a format that messages call otherwise: their keys for role and text, and the roles by their words."""
+    texts = [key for key in messages[0] if all(isinstance(message.get(key), str) for message in messages)]
+    words = {word for known in _SPEAKERS.values() for word in known}
+    role = next((key for key in texts if all(message[key].lower() in words for message in messages)), None)
+    rest = [key for key in texts if key != role]
+    content = format_.tags["content_tag"] if format_.tags["content_tag"] in rest else next(iter(rest), None)
+    if role is None or content is None:
+        return {}
+    found = {"role_tag": role, "content_tag": content}
+    for said in dict.fromkeys(message[role] for message in messages):
+        tag = next(tag for tag, known in _SPEAKERS.items() if said.lower() in known)
+        found.setdefault(tag, said)
+    return {tag: name for tag, name in found.items() if format_.tags.get(tag) != name}
 
 
 def _by_likelihood(columns: list[str], keys: list[str], rows: list[Any]) -> Iterator[tuple[str, ...]]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from compiler.conversation import Message
+from compiler.conversation import Message, Role
 
 PLACEHOLDER, MARKER = "placeholder: ", "marker: "
 """What the notes begin with; the text that was found follows."""
 
-_NAMED = re.compile(r"\{\{\s*\w{1,40}\s*\}\}")
-_PLACEHOLDERS = ("<IMG_CONTEXT>", "<bbox>")
-_MARKERS = ("### Response:", "[INST]", "<|im_start|>")
-_SPEAKERS = re.compile(r"^Human:.*^Assistant:", re.MULTILINE | re.DOTALL)
+EMPTY_PROMPT, EMPTY_THOUGHT, REACT_TEXT = "empty_prompt", "empty_thought", "react_text"
+"""The notes on a user's message that is empty, on a reply that is nothing but an empty thought, and on ReAct text under
+weights that are not for it."""
+
+_NAMED = re.compile(r"\{\{\s*[\w.]{1,40}\s*\}\}")
+_PLACEHOLDERS = ("<IMG_CONTEXT>", "<bbox>", "<ref-object>", "<ImageHere>", "<img>", "<|image|>")
+_IMAGE = "<image>"
+"""The mark of an image: in a text for a model that takes none, a placeholder that nobody filled."""
+_MARKERS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|User|>", "<｜User｜>")
+_OTHER_MARKERS = ("### Response:", "### Assistant:", "[INST]")
+_SPEAKERS = re.compile(r"^Human:.*^\s*Assistant:", re.MULTILINE | re.DOTALL)
+_OBSERVED = re.compile(r"^Action:.*^Observation:", re.MULTILINE | re.DOTALL)
+_NO_THOUGHT = re.compile(r"<think>\s*</think>")
 _MOST = 4
 """The most placeholders that one row is counted under."""
 
@@ -22,14 +32,33 @@ def is_empty(message: Message) -> bool:
     return not (message.content.strip() or message.calls or message.media or (message.reasoning or "").strip())
 
 
-def remarks_on(text: str) -> list[str]:
-    """The notes on a row's texts: placeholders that nobody filled, and texts that carry another template's markers."""
+def remarks_on(said: Sequence[Message], text: str, *, empty: bool, vision: bool, react: bool) -> list[str]:
+    """The notes on a row's texts: placeholders that nobody filled, and texts that carry another template's markers.
+
+    `text` is all that is said, `empty` is whether a message has no text, `vision` whether the model takes media, and
+    `react` whether the weights know ReAct text.
+    """
     found: list[str] = []
+    if empty and any(not (message.content or message.media) and message.role is Role.USER for message in said):
+        found.append(EMPTY_PROMPT)
     if "{{" in text:
         found += [PLACEHOLDER + name for name in sorted(set(_NAMED.findall(text)))[:_MOST]]
     if "<" in text:
-        found += [PLACEHOLDER + name for name in _PLACEHOLDERS if name in text]
-    found += [MARKER + marker for marker in _MARKERS if marker[0] in text and marker in text]
+        found += [
+            PLACEHOLDER + name for name in (_PLACEHOLDERS if vision else (*_PLACEHOLDERS, _IMAGE)) if name in text
+        ]
+        if "</think>" in text and any(_NO_THOUGHT.fullmatch(message.content.strip()) for message in said):
+            found.append(EMPTY_THOUGHT)
+    if not react and "Observation:" in said[-1].content and _OBSERVED.search(said[-1].content):
+        found.append(REACT_TEXT)
+    return found + markers_in(text)
+
+
+def markers_in(text: str) -> list[str]:
+    """The notes on markers of chat templates that a text carries."""
+    found = [MARKER + marker for marker in _MARKERS if marker in text] if "<" in text else []
+    if "#" in text or "[" in text:
+        found += [MARKER + marker for marker in _OTHER_MARKERS if marker in text]
     if "Human:" in text and _SPEAKERS.search(text):
         found.append(f"{MARKER}Human: / Assistant:")
     return found

@@ -120,7 +120,8 @@ def _reject(error: Any, row: Any, root: Any) -> Reject:
         message = f"expected the key {str(kind.property)!r}, found the keys {keys}"
     elif hasattr(kind, "options"):
         options = (option if isinstance(option, str) else json.dumps(option) for option in kind.options)
-        message = f"expected one of {', '.join(options)}, found {found!r}"
+        wanted = _expected(root, error.schema_path) or f"one of {', '.join(options)}"
+        message = f"expected {wanted}, found {found!r}"
     elif keyword in _LIMITS:
         message = (
             f"expected {_LIMITS[keyword].format(kind.limit, '' if kind.limit == 1 else 's')}, found {_size(found)}"

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
-from compiler.options import CompileOptions
+from compiler.formats.kinds import kind_of_rows
+from compiler.options import CompileOptions, quoted
+from compiler.read.value import parse
+from compiler.rows.recognise import recognise
 from compiler.sets.readme import not_read
 from compiler.units.compiled import CompiledDataset
 from schemas.errors import Reason, TooManyRejects, UsageError
 from schemas.stores import StorePath
+
+_LOOKED_AT = 20
+"""Rejected rows that are compared with other formats."""
 
 
 def rejects_jsonl(compiled: list[CompiledDataset]) -> bytes:
@@ -39,9 +46,23 @@ def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> N
             one.places().place(one.dataset.name, first["file"], first["row"], first["pointer"]),
             f"{first['reason']}: {first['message']}",
             f"{rejected:,} of {read:,} {what} of {one.dataset.name!r} were rejected ({counted}). {limit}.\n"
+            f"{_what_they_are(one)}"
             f"  Nothing was published. All rejects are in {_keep_rejects(compiled, options)}; what was compiled is "
             "kept for the next run.",
         )
+
+
+def _what_they_are(one: CompiledDataset) -> str:
+    """A line on rejects that are good rows of another format or kind, as where a file mixes formats; else ""."""
+    asked = one.dataset.options
+    misfits = (reject["raw"] for reject in one.rejects() if reject["reason"] == Reason.SCHEMA and "raw" in reject)
+    rows = [row for raw in islice(misfits, _LOOKED_AT) if isinstance(row := parse(raw.encode(), "text")[0], dict)]
+    kind = kind_of_rows(rows)
+    name, fits = recognise(rows, kind) if rows else (None, {})
+    if name is None or fits[name] < len(rows) or (name, kind) == (asked.format, asked.kind):
+        return ""
+    others = f"rejects that are good {kind} rows of the format {name} among {asked.kind} rows of {asked.format}"
+    return f"  There are {others}; put each sort into a file of its own.\n"
 
 
 def check_where(compiled: list[CompiledDataset]) -> None:
@@ -90,5 +111,5 @@ def check_keys(compiled: list[CompiledDataset], options: CompileOptions) -> None
         if options.unknown_keys == "error" and (unread := one.unread()):
             raise UsageError(
                 f"--unknown-keys {options.unknown_keys}: {one.dataset.name}", not_read(unread, one.counts()["read"]),
-                f"Name those that need not be read: --ignore {','.join(unread)}",
+                f"Name those that need not be read: --ignore {','.join(map(quoted, unread))}",
             )  # fmt: skip

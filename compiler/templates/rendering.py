@@ -64,6 +64,22 @@ class Rendering(Markup):
             return False
         return True
 
+    def writes_name(self, role: Role) -> bool:
+        """Whether the template writes the name of a user, or of a system message, that has one."""
+        if role not in self._writes_name:
+            named, reply = Message(role, "x", name="abcdefghi"), Message(Role.ASSISTANT, "z")
+            between = [] if role is Role.USER else [Message(Role.USER, "y")]
+            try:
+                segments = self.segments(Conversation([named, *between, reply]))
+            except (RowError, IntegrityError):
+                segments = []
+            self._writes_name[role] = any("abcdefghi" in segment.text for segment in segments)
+        return self._writes_name[role]
+
+    @cached_property
+    def _writes_name(self) -> dict[Role, bool]:
+        return {}
+
     def _with_media(self, segments: list[Segment], conversation: Conversation) -> list[Segment]:
         """The segments with the mark of each image or video replaced by its control tokens."""
         media = conversation.media()

@@ -135,7 +135,7 @@ class _UnitCompiler:
         rendering = self.template.program.rendering
         self.preparer = Preparer(
             self.read_as, self.options, rendering.vision, rendering.no_vision, lambda: rendering.takes_calls,
-            partial(objects.keep_file, Path(task.cache)),
+            partial(objects.keep_file, Path(task.cache)), rendering.writes_name,
         )  # fmt: skip
         self.rejects: list[dict[str, Any]] = []
         self.lines: list[tuple[int, int]] = []
