@@ -20,8 +20,8 @@ _IMAGE = "<image>"
 """The mark of an image: in a text for a model that takes none, a placeholder that nobody filled."""
 _MARKERS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|user|>", "<|User|>", "<｜User｜>")
 _OTHER_MARKERS = ("### Response:", "### Assistant:", "[INST]")
-_SPEAKERS = re.compile(r"^Human:.*^\s*Assistant:", re.MULTILINE | re.DOTALL)
-_OBSERVED = re.compile(r"^Action:.*^Observation:", re.MULTILINE | re.DOTALL)
+_SPEAKERS = re.compile("^Human:", re.MULTILINE), re.compile(r"^[ \t]*Assistant:", re.MULTILINE)
+_OBSERVED = re.compile("^Action:", re.MULTILINE), re.compile("^Observation:", re.MULTILINE)
 _NO_THOUGHT = re.compile(r"<think>\s*</think>")
 _MOST = 4
 """The most placeholders that one row is counted under."""
@@ -49,7 +49,7 @@ def remarks_on(said: Sequence[Message], text: str, *, empty: bool, vision: bool,
         ]
         if "</think>" in text and any(_NO_THOUGHT.fullmatch(message.content.strip()) for message in said):
             found.append(EMPTY_THOUGHT)
-    if not react and "Observation:" in said[-1].content and _OBSERVED.search(said[-1].content):
+    if not react and "Observation:" in said[-1].content and _in_order(said[-1].content, *_OBSERVED):
         found.append(REACT_TEXT)
     return found + markers_in(text)
 
@@ -59,6 +59,12 @@ def markers_in(text: str) -> list[str]:
     found = [MARKER + marker for marker in _MARKERS if marker in text] if "<" in text else []
     if "#" in text or "[" in text:
         found += [MARKER + marker for marker in _OTHER_MARKERS if marker in text]
-    if "Human:" in text and _SPEAKERS.search(text):
+    if "Human:" in text and _in_order(text, *_SPEAKERS):
         found.append(f"{MARKER}Human: / Assistant:")
     return found
+
+
+def _in_order(text: str, first: re.Pattern[str], second: re.Pattern[str]) -> bool:
+    """Whether one stands somewhere after the other. Two searches take time in proportion to the text; one may not."""
+    found = first.search(text)
+    return found is not None and second.search(text, found.end()) is not None
