@@ -186,8 +186,11 @@ class Conversation:
 
 
 def _said(message: Message) -> list[Any]:
-    media = [[m.kind, m.at, m.facts.sha256 if m.facts else m.uri] for m in message.media]
-    calls = [[call.name, call.arguments] for call in message.calls]
+    media: list[Any] = []
+    calls: list[Any] = []
+    if message.media or message.calls:  # few messages have any
+        media = [[m.kind, m.at, m.facts.sha256 if m.facts else m.uri] for m in message.media]
+        calls = [[call.name, call.arguments] for call in message.calls]
     return [message.role, message.content, calls, message.name, message.reasoning, media]
 
 

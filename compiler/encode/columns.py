@@ -84,7 +84,7 @@ def _sequences(
         "input_ids": pa.ListArray.from_arrays(offsets, ids, mask=mask),
         "labels": pa.ListArray.from_arrays(offsets, labels_of(ids, weights), mask=mask),
         "loss_weights": weight_lists(offsets, weights),
-        "spans": _spans([[] if side is None else side.spans for side in sides], owners, mask),
+        "spans": _spans(sides, owners, mask),
     }
     return {f"{prefix}{name}": column for name, column in columns.items()}, _counts(weights > 0, offsets)
 
@@ -117,10 +117,26 @@ def _media(example: Example, kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def _spans(rows: Sequence[list[tuple[Owner, int]]], owners: dict[Owner, int], absent: pa.Array | None) -> pa.ListArray:
-    numbered = [(owners.setdefault(owner, len(owners)), count) for spans in rows for owner, count in spans]
-    values = np.array(numbered, np.int32).reshape(-1)
-    return pa.ListArray.from_arrays(_offsets([2 * len(spans) for spans in rows]), values, mask=absent)
+def _spans(sides: Sequence[Encoded | None], owners: dict[Owner, int], absent: pa.Array | None) -> pa.ListArray:
+    """Numbers of owners and of tokens by turns, for each side."""
+    known: dict[int, tuple[list[Owner], npt.NDArray[np.int32]]] = {}  # holds the lists, so that no other has their id
+    empty = np.empty(0, np.int32)
+    numbers: list[npt.NDArray[np.int32]] = [empty]
+    counts: list[npt.NDArray[Any]] = [empty]
+    lengths = []
+    for side in sides:
+        if side is None:
+            lengths.append(0)
+            continue
+        found, count = side.spans()
+        if (numbered := known.get(id(found))) is None:
+            numbered = found, np.array([owners.setdefault(owner, len(owners)) for owner in found], np.int32)
+            known[id(found)] = numbered
+        numbers.append(numbered[1])
+        counts.append(count)
+        lengths.append(2 * len(found))
+    values = np.stack([np.concatenate(numbers), np.concatenate(counts)], axis=1, dtype=np.int32, casting="unsafe")
+    return pa.ListArray.from_arrays(_offsets(lengths), values.reshape(-1), mask=absent)
 
 
 def _offsets(lengths: list[int]) -> npt.NDArray[np.int32]:

@@ -67,21 +67,22 @@ class Encoded:
                 merged.append(stretch)
         return merged
 
-    @property
-    def spans(self) -> list[tuple[Owner, int]]:
-        """Whose the tokens are in turn, and how many."""
+    def spans(self) -> tuple[list[Owner], npt.NDArray[np.int64]]:
+        """Whose the tokens are in turn, and how many, int64[S]; rows of one shape share the list where they can."""
         if isinstance(self.owned, tuple):
             row, lengths, _ = self.owned
             if not row.pieces and lengths.all():  # most rows
                 owners, starts = row.shape.spans
-                return list(zip(owners, np.add.reduceat(lengths, starts).tolist(), strict=True))
-        merged: list[tuple[Owner, int]] = []
+                return owners, np.add.reduceat(lengths, starts)
+        found: list[Owner] = []
+        counts: list[int] = []
         for owner, length, _, _ in self._pieces():
-            if merged and merged[-1][0] == owner:
-                merged[-1] = (owner, merged[-1][1] + length)
+            if found and found[-1] == owner:
+                counts[-1] += length
             elif length:
-                merged.append((owner, length))
-        return merged
+                found.append(owner)
+                counts.append(length)
+        return found, np.array(counts, np.int64)
 
     def _pieces(self) -> list[Stretch]:
         """The tokens run by run, and piece by piece where a run is in pieces; neighbours may be alike."""
