@@ -7,7 +7,6 @@ chatglm3-6b know nothing of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +101,13 @@ def settle(model: Any) -> None:
 def _let_padding_attend(model: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     mask = given.get("attention_mask")
     cached = given.get("cache") is not None or given.get("use_cache")
-    if (
-        mask is None
-        or mask.dim() != 2
-        or cached
-        or bool(mask[:, 0].all())
-        or "flash" in model.config._attn_implementation
-    ):
+    if mask is None or cached or mask.dim() != 2 or "flash" in model.config._attn_implementation:
         return args, given
     real = mask.bool()
-    allowed = (torch.ones(2 * [real.shape[1]], dtype=torch.bool, device=real.device).tril() & real[:, None]) | ~real[
-        ..., None
-    ]
+    if bool(real[:, 0].all()):  # no padding before a row
+        return args, given
+    before = torch.ones(2 * [real.shape[1]], dtype=torch.bool, device=real.device).tril()
+    allowed = (before & real[:, None]) | ~real[..., None]
     least = torch.finfo(model.dtype).min
     added = torch.zeros_like(allowed, dtype=model.dtype).masked_fill(~allowed, least)
     return args, given | {"attention_mask": added[:, None]}
@@ -123,10 +117,6 @@ def _native() -> Any:
     from transformers import GlmForCausalLM
 
     return GlmForCausalLM
-
-
-def _parts(config: Any) -> Sequence[Part]:
-    return language_parts(config)
 
 
 MODULES = {
@@ -141,7 +131,7 @@ FAMILY = Family(
     is_one=lambda config: config.get("model_type") == "chatglm" and "vision_config" not in config,
     configure=_configure,
     native_class=_native,
-    parts=_parts,
+    parts=language_parts,
     modules=MODULES,
     settle=settle,
 )
