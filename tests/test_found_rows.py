@@ -327,3 +327,11 @@ def test_a_reply_of_an_empty_thought_is_counted(run: Run, tmp_path: Path) -> Non
     file = write(tmp_path / "x.jsonl", {"messages": turns(said="<think>\n\n</think>\n\n")}, *PLAIN)
     done = run("compile", file, "-o", tmp_path / "out")
     assert "x: in 1 row, a reply is nothing but an empty <think>, and is trained" in done.stdout
+
+
+def test_no_columns_are_advised_that_would_leave_out_what_was_asked(run: Run, tmp_path: Path) -> None:
+    """As in TRL's stepwise rows, whose steps are right or wrong."""
+    rows_ = [{"prompt": f"Q{i}", "completions": ["one", "two"], "labels": [True, False]} for i in range(3)]
+    said = run("compile", write(tmp_path / "x.jsonl", *rows_), "-o", tmp_path / "out", code=2).stderr
+    assert "its rows match no known format" in said
+    assert "--columns messages=completions" not in said

@@ -86,6 +86,8 @@ def _renamed(format_: Format, rows: list[Any], kind: str) -> dict[str, str] | No
         return None
     for chosen in _by_likelihood(list(missing), free, rows):
         given = dict(zip(missing, chosen, strict=True))
+        if not {key.lower() for key in free if key not in chosen}.isdisjoint(_LIKELY["prompt"]):
+            continue  # what was asked would be left out
         other = Validator(format_, {**names, **given}, dict(format_.tags), format_.name, kind)
         if all(other.check(row) is None for row in rows):
             return given
