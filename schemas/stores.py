@@ -219,13 +219,23 @@ def in_words(path: StorePath) -> Iterator[None]:
         yield
     except OSError as error:
         gone = isinstance(error, FileNotFoundError) or any(mark in str(error) for mark in _GONE)
-        if not gone:
+        if not gone and not (_CUT_OFF in str(error) and _is_gone(path)):
             raise problem(path, str(error)) from error
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
 
 
+def _is_gone(path: StorePath) -> bool:
+    store, name = path.filesystem()
+    try:
+        return bool(store.get_file_info(name).type.name == "NotFound")
+    except OSError:
+        return False
+
+
 _GONE = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND")
 """How the client names a file that was removed after it was opened."""
+_CUT_OFF = "Failed to flush response stream"
+"""What the client says of an answer that ended early, as when a file is removed while it is read."""
 _NO_BUCKET = ("no such bucket", "Check its name, and AWS_ENDPOINT_URL (or endpoint_override).")
 _WORDS = (
     (("NO_SUCH_BUCKET", "NoSuchBucket", "' not found"), *_NO_BUCKET),

@@ -25,7 +25,20 @@ from compiler.options import CompileOptions, MixOptions, UnitOptions
 from compiler.pipeline import compile_set
 from compiler.rows.persona import persona
 from compiler.units.progress import Done, Watcher
-from tests.support.sets import Row, chat, manifest, one_message, qa, rejects, rows, text, tokenizer_of, trained, write
+from tests.support.sets import (
+    Row,
+    chat,
+    decode,
+    manifest,
+    one_message,
+    qa,
+    rejects,
+    rows,
+    text,
+    tokenizer_of,
+    trained,
+    write,
+)
 from tests.support.shared import shared
 
 Run = Callable[..., Result]
@@ -458,7 +471,7 @@ def test_a_file_of_a_set_is_answered_with_the_folder_of_the_set(run: Run, tmp_pa
 
 
 MISTAKES = {
-    "compile FILE --format alpca": "unknown format 'alpca'\n  did you mean 'alpaca'? known: alpaca, ",
+    "compile FILE --format alpca": "unknown format 'alpca'\n  did you mean 'alpaca'? known: agentnet, alpaca, ",
     "compile FILE --template chatm": "--template chatm: no such name\n  did you mean 'chatml'? known: ",
     "compile FILE --weights reakt": "--weights reakt: no such name\n  did you mean 'react'? known: ",
     "compile FILE --repair danglin": "--repair danglin: unknown repair\n  did you mean 'dangling'? known: arg",
@@ -890,12 +903,15 @@ def test_a_registry_that_holds_nothing_is_named(run: Run, tmp_path: Path) -> Non
     assert f"--registry {tmp_path}/empty: it holds no dataset_info.json" in result.stderr
 
 
-def test_pairs_whose_other_reply_is_not_read_are_never_trained_as_plain_rows(run: Run, tmp_path: Path) -> None:
+def test_pairs_of_conversations_are_pairs_and_never_plain_rows(run: Run, tmp_path: Path) -> None:
     chats = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": said}] for said in ("GOOD", "BAD")]
     file = write(tmp_path / "pairs.jsonl", {"messages": chats[0], "rejected_messages": chats[1]})
-    run("compile", file, "-o", tmp_path / "out", code=2)
-    result = run("compile", file, "--format", "openai", "-o", tmp_path / "out", code=3)
-    assert "found the keys 'messages', 'rejected_messages'" in result.stderr
+    run("compile", file, "-o", tmp_path / "out")
+    (row,) = rows(tmp_path / "out")
+    assert manifest(tmp_path / "out")["kind"] == "preference"
+    assert "GOOD" in decode(tmp_path / "out", row["input_ids"])
+    assert "BAD" not in decode(tmp_path / "out", row["input_ids"])
+    assert "BAD" in decode(tmp_path / "out", row["rejected_input_ids"])
 
 
 @pytest.mark.parametrize("tools", [0, False, 1.5, True, "text", {"a": 1}, [], ["f"], None])
