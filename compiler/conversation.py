@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import accumulate, pairwise
 from typing import Any
 
 import orjson
@@ -122,6 +124,12 @@ class Message:
     media: list[Media] = field(default_factory=list)
     reasoning: str | None = None
 
+    def changed(self, change: Callable[[str], str]) -> tuple[str, list[int]]:
+        """The content with another text for each text between its media, and where each of the media stands then."""
+        ends = [0, *(media.at for media in self.media), len(self.content)]
+        pieces = [change(self.content[start:end]) for start, end in pairwise(ends)]
+        return "".join(pieces), list(accumulate(map(len, pieces[:-1])))
+
 
 @dataclass(slots=True)
 class Conversation:
@@ -158,7 +166,7 @@ class Conversation:
         return self.messages if self.rejected is None else [*self.messages, self.rejected]
 
     def is_history(self, i: int) -> bool:
-        """Return whether message i is a reply that is history: what a template leaves out of it, it leaves out at
+        """Whether message i is a reply that is history: what a template leaves out of it, it leaves out at
         inference too."""
         return i < self.context and self.messages[i].role is Role.ASSISTANT
 

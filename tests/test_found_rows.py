@@ -6,43 +6,25 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import Result
-from tokenizers import Tokenizer
 
 import registry
 from compiler.formats.kinds import kind_of_rows
 from compiler.rows.recognise import recognise
 from schemas.reader import CompiledSet
+from tests.support.sets import Row, entry, rejects, rows, text, write
 
 Run = Callable[..., Result]
-Row = dict[str, Any]
 
 
 def turns(asked: str = "q", said: str = "a") -> list[Row]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 
 
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def entry(out: Path) -> Row:
-    found: Row = CompiledSet.open(out).manifest["datasets"][0]  # type: ignore[assignment]
-    return found
-
-
-def rejects(out: Path) -> list[Row]:
-    return [json.loads(line) for line in (out / "rejects.jsonl").read_text("utf-8").splitlines()]
-
-
-def texts(out: Path, tokenizer: Path = registry.DEMO_TOKENIZER) -> list[str]:
-    decoder = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    ids = CompiledSet.open(out).table("train").column("input_ids").to_pylist()
-    return [decoder.decode(one, skip_special_tokens=False) for one in ids]
+def texts(out: Path) -> list[str]:
+    return [text(out, row) for row in rows(out)]
 
 
 PLAIN = [{"messages": turns(f"q{i}")} for i in range(25)]
@@ -70,7 +52,7 @@ def test_a_later_row_of_another_kind_is_a_reject_that_says_so_and_what_to_do(
 ) -> None:
     file = write(tmp_path / "x.jsonl", *first, *later)
     run("compile", file, "--max-rejects", "25", "-o", tmp_path / "out")
-    named = rejects(tmp_path / "out")
+    named = rejects(tmp_path / "out" / "rejects.jsonl")
     assert [reject["row"] for reject in named] == list(range(25, 50))
     assert all(found in reject["message"] and "--kind" in reject["message"] for reject in named)
     done = run("compile", file, "-o", tmp_path / "none", code=3)
@@ -88,7 +70,7 @@ def test_a_kind_that_is_asked_for_is_read_in_rows_that_show_it_late(run: Run, tm
     run("compile", file, "--kind", "kto", "--max-rejects", "25", "-o", tmp_path / "out")
     made = CompiledSet.open(tmp_path / "out")
     assert (made.manifest["kind"], made.table("train").num_rows) == ("kto", 25)
-    assert [reject["row"] for reject in rejects(tmp_path / "out")] == list(range(25))
+    assert [reject["row"] for reject in rejects(tmp_path / "out" / "rejects.jsonl")] == list(range(25))
 
 
 @pytest.mark.parametrize("classes", [range(2, 40), [0, 1, 2] * 9])
@@ -107,7 +89,7 @@ def test_kto_labels_may_be_floats_as_tables_with_gaps_have_them(run: Run, tmp_pa
     run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
     made = CompiledSet.open(tmp_path / "out")
     assert sorted(made.table("train").column("desirable").to_pylist()) == [False, True]
-    assert [reject["row"] for reject in rejects(tmp_path / "out")] == [2]
+    assert [reject["row"] for reject in rejects(tmp_path / "out" / "rejects.jsonl")] == [2]
 
 
 def test_a_kto_tag_that_is_no_label_is_never_trained_as_a_plain_row(run: Run, tmp_path: Path) -> None:
@@ -151,9 +133,9 @@ def test_names_of_users_are_read_where_the_template_writes_them_and_those_of_rep
     ]
     file = write(tmp_path / "x.jsonl", *rows)
     run("compile", file, "--tokenizer", folder, "--no-shuffle", "-o", tmp_path / "out")
-    heads = [text.partition("\n")[0] for text in texts(tmp_path / "out", folder)]
+    heads = [text.partition("\n")[0] for text in texts(tmp_path / "out")]
     assert heads == [f"<|im_start|>{name}" for name in ("user", "Bob1", "user", "Bob3", "user", "Bob5")]
-    assert all("<|im_start|>assistant\na<|im_end|>" in text for text in texts(tmp_path / "out", folder))
+    assert all("<|im_start|>assistant\na<|im_end|>" in text for text in texts(tmp_path / "out"))
     assert entry(tmp_path / "out")["unread"] == {"messages[].name": 1}
 
 
@@ -218,7 +200,7 @@ def test_a_key_where_it_is_not_read_is_a_reject(run: Run, tmp_path: Path, messag
     asked, said = turns()
     file = write(tmp_path / "x.jsonl", {"messages": [asked | message, said]}, *PLAIN)
     run("compile", file, "--max-rejects", "1", "-o", tmp_path / "out")
-    (reject,) = rejects(tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
     assert (reject["reason"], reject["pointer"]) == ("unread_key", pointer)
 
 

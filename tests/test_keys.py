@@ -22,26 +22,12 @@ from compiler.rows.lift import Preparer
 from compiler.rows.validate import Validator
 from schemas.errors import Reject, RowError
 from schemas.reader import CompiledSet
+from tests.support.sets import Row, entry, rejects, write
 
 Run = Callable[..., Result]
-Row = dict[str, Any]
 
 DATA = Path(__file__).parent / "data"
 CHAT: Row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
-
-
-def write(path: Path, *rows: Row) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return path
-
-
-def entry(out: Path) -> Row:
-    found: Row = CompiledSet.open(out).manifest["datasets"][0]  # type: ignore[assignment]
-    return found
-
-
-def rejects(out: Path) -> list[Row]:
-    return [json.loads(line) for line in (out / "rejects.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_an_unknown_key_is_named_with_its_rows_everywhere(run: Run, tmp_path: Path) -> None:
@@ -116,12 +102,12 @@ def test_a_key_that_changes_what_is_trained_is_a_reject_that_names_it(
 ) -> None:
     file, out = write(tmp_path / "x.jsonl", *[CHAT] * 20, CHAT | more), tmp_path / "out"
     run("compile", file, "--max-rejects", "1", "-o", out)
-    (reject,) = rejects(out)
+    (reject,) = rejects(out / "rejects.jsonl")
     key = pointer.removeprefix("/")
     assert (reject["reason"], reject["pointer"]) == ("unread_key", pointer)
     assert repr(key) in reject["message"]
     run("compile", file, "--ignore", key, "-o", out)
-    assert rejects(out) == []
+    assert rejects(out / "rejects.jsonl") == []
     assert entry(out)["ignored"] == {key: 1}
 
 
@@ -198,12 +184,12 @@ def test_every_value_is_in_the_ids_or_in_a_reject_or_its_key_is_named(run: Run, 
     def number_of(one: Row) -> int:
         return int(Path(one["file"]).stem) if is_session else int(one["row"])
 
-    said = {number_of(reject): "" for reject in rejects(out)}
+    said = {number_of(reject): "" for reject in rejects(out / "rejects.jsonl")}
     for one in found.select(["file", "row", "input_ids"]).to_pylist():
         row, ids = number_of(one), one["input_ids"]
         said[row] = said.get(row, "") + tokenizer.decode(ids, skip_special_tokens=False)
     named = {path.rpartition(".")[2] for path in entry(out)["unread"]}
-    refused = {number_of(reject) for reject in rejects(out)}
+    refused = {number_of(reject) for reject in rejects(out / "rejects.jsonl")}
     for number, key in enumerate(keys):
         assert number in refused or f"MARK{number}X" in said[number] or key in named, (key, rows[number])
 
@@ -349,7 +335,7 @@ def test_the_text_of_a_refusal_is_the_reply(run: Run, tmp_path: Path) -> None:
         {"messages": [asked, {"role": "assistant", "content": said, "refusal": "I cannot."}]} for said in (None, "Yes")
     ]
     run("compile", write(tmp_path / "x.jsonl", *rows), "--max-rejects", "1", "-o", tmp_path / "out")
-    (reject,) = rejects(tmp_path / "out")
+    (reject,) = rejects(tmp_path / "out" / "rejects.jsonl")
     assert (reject["reason"], reject["pointer"]) == ("unread_key", "/messages/1/refusal")
     assert lifted("openai", rows[0]).messages[1].content == "I cannot."
 

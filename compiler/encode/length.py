@@ -59,7 +59,7 @@ def _why(conversation: Conversation, policy: str) -> str:
 
 
 def _only_last(conversation: Conversation) -> bool:
-    """Return whether nothing but the last reply is trained: pairs, KTO, and one turn of a longer conversation."""
+    """Whether nothing but the last reply is trained: pairs, KTO, and one turn of a longer conversation."""
     last = len(conversation.messages) - 1
     return conversation.rejected is not None or conversation.desirable is not None or conversation.context >= last > 1
 

@@ -21,7 +21,7 @@ BEFORE_FINAL, FAILED_ACTION = "untrained:before_final", "untrained:failed_action
 
 
 def leaves_out(policy: Policy) -> bool:
-    """Return whether the policy leaves out whole replies, so that each conversation is looked at."""
+    """Whether the policy leaves out whole replies, so that each conversation is looked at."""
     return any(part.replies != "all" or part.errors for part in policy.parts)
 
 

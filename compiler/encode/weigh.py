@@ -75,7 +75,7 @@ class Policy:
         return bool(self.keywords or self.patterns or self.queries or self.errors)
 
     def is_error(self, result: str) -> bool:
-        """Return whether a tool's result is an error."""
+        """Whether a tool's result is an error."""
         return any(pattern.search(result) for pattern in self.errors)
 
     def failed_actions(self, text: str) -> list[tuple[int, int]]:

@@ -36,7 +36,7 @@ def visible(text: str) -> str:
 
 
 def joins(char: str) -> bool:
-    """Return whether a character combines with the one before it, so that no mark can go between them."""
+    """Whether a character combines with the one before it, so that no mark can go between them."""
     return char == _JOINER or unicodedata.category(char).startswith("M")
 
 

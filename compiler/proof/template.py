@@ -200,7 +200,7 @@ class _Certifier:
 
 
 def _may_cross(segments: list[Segment]) -> bool:
-    """Return whether a reply begins with white space after a prompt that ends with text, as Qwen3.5's do.
+    """Whether a reply begins with white space after a prompt that ends with text, as Qwen3.5's do.
 
     Then an official token may merge across the generation boundary, as no prompt at inference does (decision 23).
     """

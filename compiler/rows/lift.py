@@ -48,7 +48,7 @@ from compiler.rows.react.prompt import Language
 from compiler.rows.repair import REPAIRS
 from compiler.rows.secrets import look
 from compiler.rows.texts import is_empty, markers_in, remarks_on
-from compiler.rows.unpack import held_columns, unpack, without_nulls
+from compiler.rows.unpack import check_without_nulls, held_columns, unpack
 from compiler.rows.validate import Validator
 from compiler.rows.where import where as condition
 from schemas.errors import Reason, Reject, RowError
@@ -146,7 +146,7 @@ class Preparer:
             if self.options.repairs:
                 value, mended = mend(value, self.options.repairs, self._columns, self._tags)
             if (reject := self._validator.check(value)) is not None:
-                value, reject = without_nulls(value, self._held, self._validator, reject)
+                value, reject = check_without_nulls(value, self._held, self._validator, reject)
                 if reject is not None:
                     return [self._of_other_kind(value, reject)]
             if self._kind_keys and isinstance(value, dict) and not self._kind_keys.isdisjoint(value):

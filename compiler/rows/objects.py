@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 
 from compiler.conversation import Conversation, MediaFacts, Message, Objects
 from compiler.media.rules import Vision
@@ -37,15 +36,9 @@ def write_objects(conversation: Conversation, objects: Objects, vision: Vision |
 
 def _fill(message: Message, texts: dict[str, Iterator[str]]) -> None:
     """Replace the marks of a message; its images stay between the texts where they were."""
-    ends = [0, *(media.at for media in message.media), len(message.content)]
-    content = ""
-    moved = []
-    for start, end in pairwise(ends):
-        content += _MARK.sub(lambda found: next(texts[found[0]]), message.content[start:end])
-        moved.append(len(content))
-    for media, at in zip(message.media, moved, strict=False):
+    message.content, places = message.changed(lambda text: _MARK.sub(lambda found: next(texts[found[0]]), text))
+    for media, at in zip(message.media, places, strict=True):
         media.at = at
-    message.content = content
 
 
 def _written(objects: Objects, i: int, images: list[MediaFacts], vision: Vision | None, no_vision: str) -> str:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message
@@ -123,12 +122,8 @@ def _message(message: Message, change: Change) -> Message:
         calls=[Call(call.name, _json(call.arguments, change), call.id) for call in message.calls],
         reasoning=message.reasoning and change(message.reasoning, ""),
     )
-    edges = [0, *(media.at for media in message.media), len(message.content)]
-    pieces = [change(message.content[start:end], "") for start, end in pairwise(edges)]
-    made.content, made.media, at = "".join(pieces), [], 0
-    for piece, media in zip(pieces, message.media, strict=False):
-        at += len(piece)
-        made.media.append(replace(media, at=at))
+    made.content, places = message.changed(lambda text: change(text, ""))
+    made.media = [replace(media, at=at) for media, at in zip(message.media, places, strict=True)]
     return made
 
 

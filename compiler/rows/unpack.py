@@ -41,11 +41,13 @@ def unpack(row: Any, keys: tuple[str, ...]) -> Any:
 def check(row: Any, keys: tuple[str, ...], validator: Validator) -> tuple[Any, Reject | None]:
     """The row, without the nulls in its messages if only they are wrong, and what is wrong with it."""
     reject = validator.check(row)
-    return (row, None) if reject is None else without_nulls(row, keys, validator, reject)
+    return (row, None) if reject is None else check_without_nulls(row, keys, validator, reject)
 
 
-def without_nulls(row: Any, keys: tuple[str, ...], validator: Validator, reject: Reject) -> tuple[Any, Reject | None]:
-    """The same for a row that has a reject already."""
+def check_without_nulls(
+    row: Any, keys: tuple[str, ...], validator: Validator, reject: Reject
+) -> tuple[Any, Reject | None]:
+    """A rejected row without the nulls in its messages and None, if it is valid then; else the row and its reject."""
     if not isinstance(row, dict):
         return row, reject
     found = {key: _without_nulls(row[key]) for key in keys if isinstance(row.get(key), list)}

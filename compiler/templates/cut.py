@@ -149,7 +149,7 @@ def merge(segments: list[Segment]) -> list[Segment]:
 
 
 def are_one(first: Segment, second: Segment) -> bool:
-    """Return whether neighbours are texts of one kind, so that they can be one segment."""
+    """Whether neighbours are texts of one kind, so that they can be one segment."""
     return (
         first.control < 0
         and second.control < 0

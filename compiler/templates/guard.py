@@ -61,7 +61,7 @@ class Guard:
         return list(self._hidden)
 
     def changed(self, text: str) -> bool:
-        """Return whether a template changed a mark in the rendered text, by lowering its letters for example."""
+        """Whether a template changed a mark in the rendered text, by lowering its letters for example."""
         whole = re.findall(f"{self._word}[0-9a-f]+z", text)
         return len(whole) != len(re.findall(self._word, text, re.IGNORECASE))
 

@@ -126,7 +126,7 @@ class ChatTemplate:
             raise RowError(Reason.TEMPLATE_REFUSED, text) from error
 
     def reads(self, name: str) -> bool:
-        """Return whether the template reads a variable that it is given."""
+        """Whether the template reads a variable that it is given."""
         return name in jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(self.source))
 
     def sensitive_texts(self) -> list[str]:

@@ -43,7 +43,7 @@ def keeping(made: Callable[[Mapping[str, bool]], Rendering], where: str) -> tupl
 
 
 def _keeps(rendering: Rendering) -> bool:
-    """Return whether the template writes in history what it writes of the thinking of a last reply.
+    """Whether the template writes in history what it writes of the thinking of a last reply.
 
     Tried with three replies, and with calls where the template takes those. Of a reply with calls it may write no
     thinking at all; such rows are rejects in any case.

@@ -79,7 +79,7 @@ class Markup:
             return None
 
     def is_published(self, segments: list[Segment], conversation: Conversation) -> bool:
-        """Return whether the segments are what the chat template itself writes."""
+        """Whether the segments are what the chat template itself writes."""
         text = "".join(segment.text for segment in segments)
         written = self.published(conversation, len(conversation.messages))
         return text.replace(CUT, "") == written.replace(CUT, "")

@@ -103,7 +103,7 @@ class Program:
 
 
 def _has_no_shape(conversation: Conversation) -> bool:
-    """Return whether it holds something that a shape has no slot for: media, reasoning, tools that are no list."""
+    """Whether it holds something that a shape has no slot for: media, reasoning, tools that are no list."""
     if conversation.tools is not None and not isinstance(conversation.tools, list):
         return True
     return any(message.media or message.reasoning is not None for message in conversation.messages)

@@ -122,7 +122,7 @@ class Rendering(Markup):
         return found if plain else [""]
 
     def _may_spell_control(self, conversation: Conversation) -> bool:
-        """Return whether the row contains the beginning of a control token: a quick test, which most rows fail."""
+        """Whether the row contains the beginning of a control token: a quick test, which most rows fail."""
         texts = []
         for message in conversation.messages:
             texts.append(message.content)
@@ -138,5 +138,5 @@ class Rendering(Markup):
 
 
 def _is_mark(segment: Segment) -> bool:
-    """Return whether a segment stands for an image or video; the same character in a row's text is text."""
+    """Whether a segment stands for an image or video; the same character in a row's text is text."""
     return segment.control >= 0 and segment.text in KIND_OF_MARK

@@ -47,7 +47,7 @@ class Skeleton:
     """Texts that the template may treat specially: rows that contain one are rendered."""
 
     def fits(self, conversation: Conversation) -> bool:
-        """Return whether a conversation of the shape may be filled in."""
+        """Whether a conversation of the shape may be filled in."""
         avoid = self.avoid
         for message in conversation.messages:
             if avoid is not None and avoid.search(message.content):

@@ -94,7 +94,7 @@ class ReferenceEncoder:
         return _flatten(plain.encode_batch_fast(list(texts), add_special_tokens=False))
 
     def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Return (ids int32[T], offsets int64[T, 2] in characters of `text`)."""
+        """(ids int32[T], offsets int64[T, 2] in characters of `text`)."""
         encoding = (self._fresh if fresh else self._continued).encode(text, add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 

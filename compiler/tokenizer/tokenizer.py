@@ -86,7 +86,7 @@ class Tokenizer(Vocabulary):
     # -- encoding --
 
     def encode(self, texts: Sequence[str], *, fresh: bool, encoder: str = REFERENCE) -> Ids:
-        """Return (ids int32[T], lengths int64[len(texts)]) of the texts, one after the other.
+        """(ids int32[T], lengths int64[len(texts)]) of the texts, one after the other.
 
         Ids do not depend on the encoder. That no control token comes out of a text, whatever it spells, is checked.
         """
@@ -99,7 +99,7 @@ class Tokenizer(Vocabulary):
         return ids, lengths
 
     def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Return (ids int32[T], offsets int64[T, 2] in characters of `text`), by the reference."""
+        """(ids int32[T], offsets int64[T, 2] in characters of `text`), by the reference."""
         ids, offsets = self.reference.encode_with_offsets(text, fresh=fresh)
         self._check_plain(ids)
         return ids, offsets

@@ -156,9 +156,10 @@ class _UnitCompiler:
             self._compile(self._noted(chain([first], islice(rows, BATCH - 1))))
 
     def _noted(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows; where they, or the items of a session, do not begin on consecutive lines, that is noted."""
+        """Pass rows on, count them, and note where they, or a session's items, do not begin on consecutive lines."""
         gap = self.lines[-1][1] - self.lines[-1][0] if self.lines else None
         for row in rows:
+            self.counts["read"] += 1
             begun = [] if row.line is None else [(row.index, row.line)]
             if self.task.unit.kind is FileKind.SESSION:
                 begun = list(enumerate(lines_of_items(row)))
@@ -177,8 +178,6 @@ class _UnitCompiler:
         if self.read_as.where:
             rows = self._chosen(list(rows))
         found = [(row, one) for row in rows for one in self._conversations(row)]
-        if not self.read_as.where:
-            self.counts["read"] = found[-1][0].index + 1
         made = iter(self.maker.make([one for _, one in found if isinstance(one, Conversation)], self.notes))
         ready: list[_Pending] = []
         before, part = None, 0
@@ -206,7 +205,6 @@ class _UnitCompiler:
 
     def _chosen(self, rows: list[Row]) -> list[Row]:
         """The rows that meet the condition, and those that are no objects, which become rejects."""
-        self.counts["read"] += len(rows)
         condition = where(self.read_as.where)
         objects_ = [row.value if isinstance(row.value, dict) else None for row in rows]
         for name in condition.columns:

@@ -41,6 +41,11 @@ def manifest(out: Path) -> dict[str, Any]:
     return json.loads((out / "manifest.json").read_text("utf-8"))
 
 
+def entry(out: Path) -> dict[str, Any]:
+    """What the manifest says of the first dataset."""
+    return manifest(out)["datasets"][0]
+
+
 def rejects(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]  # only "\n" ends a line of bytes here
 

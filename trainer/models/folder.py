@@ -90,7 +90,7 @@ def find(config: TrainConfig) -> ModelFolder:
         }
     family = None if config.trust_remote_code else families.family_of(folder)
     if family is not None:
-        return ModelFolder(folder, family.configure(families.config_of(folder), folder), record, family)
+        return ModelFolder(folder, families.configuration(folder, family), record, family)
     try:
         loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (ValueError, OSError, KeyError) as error:

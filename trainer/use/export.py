@@ -68,13 +68,10 @@ def _is_ours(mark: Path) -> bool:
 def _write(trained: TrainedModel, folder: Path) -> dict[str, Any]:
     if trained.adapter:
         merge(trained, folder)
+    elif (family := families.family_of(trained.base)) is not None and family.keeps_layout:
+        families.save(family.native_class().from_pretrained(trained.folder, dtype="auto"), trained.base, folder)
     else:
-        family = families.family_of(trained.base)
-        if family is not None and family.keeps_layout:
-            trained_model = family.native_class().from_pretrained(trained.folder, dtype="auto")
-            families.save(trained_model, trained.base, folder)
-        else:
-            _copy_weights(trained.folder, folder)
+        _copy_weights(trained.folder, folder)
     for path in sorted(trained.base.glob("*processor_config.json")):  # image and video processors
         shutil.copyfile(path, folder / path.name)
     note = copy_tokenizer(trained, folder)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trainer.models.original.family import Family, Keys, Original, Part, renamed, rows
+from trainer.models.original.family import Family, Keys, Original, Part, code_of, heads_of, renamed, rows
 
 _REQUIRED = {
     "add_bias_linear": False, "apply_residual_connection_post_layernorm": False, "fp32_residual_connection": False,
@@ -47,8 +47,7 @@ def settings_of(keys: Keys, folder: Path) -> dict[str, Any]:
 
 
 def _rotation(keys: Keys, folder: Path) -> dict[str, Any]:
-    ratio, code = keys.get("rope_ratio", 1), folder / "modeling_chatglm.py"
-    text = code.read_text(encoding="utf-8", errors="replace") if code.is_file() else ""
+    ratio, text = keys.get("rope_ratio", 1), code_of(folder, "modeling_chatglm.py")
     ignored = "rope_ratio" not in text if text else keys.get("_name_or_path", "") in _WITHOUT_RATIO
     if ratio == 1 or ignored:
         return {"rope_type": "default", "rope_theta": 10000.0}
@@ -70,7 +69,6 @@ def language_parts(config: Any) -> list[Part]:
     """The parts of the language model."""
     layer, native = "transformer.encoder.layers.*", "model.layers.*"
     queries, groups = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-    fused = tuple(f"{native}.self_attn.{name}_proj" for name in "qkv")
     return [
         *renamed(
             {
@@ -84,7 +82,7 @@ def language_parts(config: Any) -> list[Part]:
                 f"{layer}.mlp.dense_4h_to_h": f"{native}.mlp.down_proj",
             }
         ),
-        Part(f"{layer}.self_attention.query_key_value", fused, *rows(queries, groups, groups)),
+        Part(f"{layer}.self_attention.query_key_value", heads_of(native), *rows(queries, groups, groups)),
     ]
 
 
@@ -113,12 +111,6 @@ def _let_padding_attend(model: Any, args: tuple[Any, ...], given: dict[str, Any]
     return args, given | {"attention_mask": added[:, None]}
 
 
-def _native() -> Any:
-    from transformers import GlmForCausalLM
-
-    return GlmForCausalLM
-
-
 MODULES = {
     "query_key_value": ("q_proj", "k_proj", "v_proj"),
     "dense": ("o_proj",),
@@ -130,7 +122,7 @@ FAMILY = Family(
     title="ChatGLM and GLM-4",
     is_one=lambda config: config.get("model_type") == "chatglm" and "vision_config" not in config,
     configure=_configure,
-    native_class=_native,
+    native="transformers.GlmForCausalLM",
     parts=language_parts,
     modules=MODULES,
     settle=settle,

@@ -84,17 +84,11 @@ _TOWER = (
 )  # fmt: skip
 
 
-def _native() -> Any:
-    from trainer.models.original.eyes import GlmEyesForConditionalGeneration
-
-    return GlmEyesForConditionalGeneration
-
-
 FAMILY = Family(
     title="GLM-4V and CogAgent",
     is_one=lambda config: config.get("model_type") == "chatglm" and "vision_config" in config,
     configure=_configure,
-    native_class=_native,
+    native="trainer.models.original.eyes.GlmEyesForConditionalGeneration",
     parts=_parts,
     modules=MODULES,
     settle=settle,

@@ -154,19 +154,23 @@ class GlmEyesForConditionalGeneration(GlmPreTrainedModel, GenerationMixin):  # t
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The position of each token, int64 [rows, length]: all placeholders of a picture share one."""
-        begins, ends = ids == self.config.boi_token_id, ids == self.config.eoi_token_id
-        inside = (begins.long().cumsum(-1) - ends.long().cumsum(-1) > 0) & ~begins
+        begins, inside, _ = self._pictures(ids)
         first = begins.roll(1, -1)  # the last token of a row is no begin of the next: a picture has an end
         first[:, 0] = False
         counts = mask.long() * (~inside | first).long()
         return (counts.cumsum(-1) - 1).clamp(min=0)
 
+    def _pictures(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where tokens begin a picture, stand for its inside, and end it: bool [rows, length] each."""
+        begins, ends = ids == self.config.boi_token_id, ids == self.config.eoi_token_id
+        return begins, (begins.long().cumsum(-1) - ends.long().cumsum(-1) > 0) & ~begins, ends
+
     def embeddings(self, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
         """The embeddings of tokens, with those of the pictures in their places; ValueError if they do not fit."""
         text = self.model.embed_tokens(ids)
         seen = self.vision(pixels)
-        begins, ends = ids == self.config.boi_token_id, ids == self.config.eoi_token_id
-        inside = (begins.long().cumsum(-1) - ends.long().cumsum(-1) > 0) | ends
+        begins, within, ends = self._pictures(ids)
+        inside = begins | within | ends
         if int(inside.sum()) != seen.shape[0] * seen.shape[1]:
             what = f"expected {seen.shape[0]} pictures of {seen.shape[1]} tokens, found {int(inside.sum())} tokens"
             raise ValueError(what)

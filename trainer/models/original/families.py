@@ -33,6 +33,11 @@ def family_of(folder: Path) -> Family | None:
     return next((family for family in FAMILIES if family.is_one(config)), None)
 
 
+def configuration(folder: Path, family: Family) -> Any:
+    """The native configuration of a folder."""
+    return family.configure(config_of(folder), folder)
+
+
 def save(model: Any, base: Path, folder: Path) -> None:
     """Save a model as Transformers does, or in the layout of its base where Transformers has no class for it."""
     family = family_of(base)
@@ -47,7 +52,7 @@ def save(model: Any, base: Path, folder: Path) -> None:
 
 def load(folder: Path, family: Family, **settings: Any) -> Any:
     """The native model of a folder, with settings of Transformers' `from_pretrained`; nothing in the folder is run."""
-    config = family.configure(config_of(folder), folder)
+    config = configuration(folder, family)
     tensors = read(folder, family, config)
     model, found = family.native_class().from_pretrained(
         None, config=config, state_dict=tensors, output_loading_info=True, **settings

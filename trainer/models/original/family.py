@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Family:
     """Whether a `config.json` is one of the family's."""
     configure: Callable[[Original, Path], Any]
     """(config.json, folder) -> the native configuration; UsageError for a value that the native class cannot have."""
-    native_class: Callable[[], Any]
+    native: str
+    """The native class: its module and name."""
     parts: Callable[[Any], Sequence[Part]]
     """The parts of a model with this native configuration."""
     ignored: tuple[str, ...] = ("*.inv_freq",)
@@ -52,6 +54,11 @@ class Family:
     """Whether Transformers has no class for it, so that an export has the original layout."""
     remark: str = ""
     """What the user should know of the native class."""
+
+    def native_class(self) -> Any:
+        """The class that takes the place of the original code."""
+        module, _, name = self.native.rpartition(".")
+        return getattr(import_module(module), name)
 
 
 class Keys:
@@ -81,6 +88,29 @@ class Keys:
         """The error for a value that the native class cannot have."""
         what = f"{expected}, found {self._original.get(key)!r}: the native class for {self._title} has nothing like it"
         return UsageError(f"{self._where}#/{key}", what, "A model that differs in this cannot be trained here.")
+
+
+def code_of(folder: Path, name: str) -> str:
+    """The code in a folder as text, which is never run; "" where there is none."""
+    path = folder / name
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def llama_config(keys: Keys, **more: Any) -> Any:
+    """The configuration of a Llama, by the keys that have the same names and defaults in InternLM2 and Baichuan."""
+    from transformers import LlamaConfig
+
+    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    defaults = {
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    given = {key: keys.need(key) for key in needed} | {key: keys.get(key, own) for key, own in defaults.items()}
+    return LlamaConfig(**given, **more)
+
+
+def heads_of(layer: str) -> tuple[str, ...]:
+    """The native names of the queries, keys and values of a layer, which are one tensor in the original."""
+    return tuple(f"{layer}.self_attn.{name}_proj" for name in "qkv")
 
 
 def renamed(pairs: Mapping[str, str]) -> list[Part]:

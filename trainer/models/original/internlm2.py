@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from trainer.models.original.family import Family, Keys, Original, Part, renamed
+from trainer.models.original.family import Family, Keys, Original, Part, heads_of, llama_config, renamed
 
 
 def _configure(original: Original, folder: Path) -> Any:
-    from transformers import LlamaConfig
-
     keys = Keys(original, folder, FAMILY.title)
     keys.require({"bias": False, "hidden_act": "silu"})
     theta = float(keys.get("rope_theta", 10000))
@@ -23,20 +21,11 @@ def _configure(original: Original, folder: Path) -> Any:
         raise keys.refusal("rope_scaling", "expected linear or dynamic scaling, or none")
     rope = {"rope_type": kind, "rope_theta": theta}
     rope |= {"factor": float(scaling["factor"])} if kind != "default" else {}
-    return LlamaConfig(
-        vocab_size=keys.need("vocab_size"),
-        hidden_size=keys.need("hidden_size"),
-        intermediate_size=keys.need("intermediate_size"),
-        num_hidden_layers=keys.need("num_hidden_layers"),
-        num_attention_heads=keys.need("num_attention_heads"),
+    return llama_config(
+        keys,
         num_key_value_heads=keys.get("num_key_value_heads", keys.need("num_attention_heads")),
-        rms_norm_eps=keys.get("rms_norm_eps", 1e-6),
         rope_parameters=rope,
         max_position_embeddings=keys.get("max_position_embeddings", 2048),
-        tie_word_embeddings=keys.get("tie_word_embeddings", False),
-        bos_token_id=keys.get("bos_token_id", 1),
-        eos_token_id=keys.get("eos_token_id", 2),
-        pad_token_id=keys.get("pad_token_id", 0),
     )
 
 
@@ -57,7 +46,6 @@ def _join(config: Any, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _parts(config: Any) -> Sequence[Part]:  # noqa: ARG001
     layer = "model.layers.*"
-    fused = tuple(f"{layer}.self_attn.{name}_proj" for name in "qkv")
     return [
         *renamed(
             {
@@ -72,21 +60,15 @@ def _parts(config: Any) -> Sequence[Part]:  # noqa: ARG001
                 f"{layer}.feed_forward.w2": f"{layer}.mlp.down_proj",
             }
         ),
-        Part(f"{layer}.attention.wqkv", fused, _cut, _join),
+        Part(f"{layer}.attention.wqkv", heads_of(layer), _cut, _join),
     ]
-
-
-def _native() -> Any:
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM
 
 
 FAMILY = Family(
     title="InternLM2",
     is_one=lambda config: config.get("model_type") == "internlm2",
     configure=_configure,
-    native_class=_native,
+    native="transformers.LlamaForCausalLM",
     parts=_parts,
     modules={
         "wqkv": ("q_proj", "k_proj", "v_proj"),

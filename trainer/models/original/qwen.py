@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.models.original.family import Family, Keys, Original, Part, renamed, rows
+from trainer.models.original.family import Family, Keys, Original, Part, heads_of, renamed, rows
 
 
 def _configure(original: Original, folder: Path) -> Any:
@@ -38,7 +38,6 @@ def _configure(original: Original, folder: Path) -> Any:
 
 def _parts(config: Any) -> Sequence[Part]:
     layer, native, width = "transformer.h.*", "model.layers.*", config.hidden_size
-    fused = tuple(f"{native}.self_attn.{name}_proj" for name in "qkv")
     return [
         *renamed(
             {
@@ -53,21 +52,15 @@ def _parts(config: Any) -> Sequence[Part]:
                 f"{layer}.mlp.c_proj": f"{native}.mlp.down_proj",
             }
         ),
-        Part(f"{layer}.attn.c_attn", fused, *rows(width, width, width)),
+        Part(f"{layer}.attn.c_attn", heads_of(native), *rows(width, width, width)),
     ]
-
-
-def _native() -> Any:
-    from transformers import Qwen2ForCausalLM
-
-    return Qwen2ForCausalLM
 
 
 FAMILY = Family(
     title="Qwen (the first)",
     is_one=lambda config: config.get("model_type") == "qwen",
     configure=_configure,
-    native_class=_native,
+    native="transformers.Qwen2ForCausalLM",
     parts=_parts,
     ignored=("*.inv_freq", "*.attn.masked_bias", "*.attn.bias"),
     modules={
