@@ -1,7 +1,7 @@
 """The command line: parse, call, print, map errors to exit codes. Heavy imports stay inside the commands.
 
 Exit codes: 0 ok, 1 a bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted,
-141 broken pipe.
+141 broken pipe, 143 terminated.
 """
 
 from __future__ import annotations

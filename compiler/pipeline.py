@@ -179,7 +179,7 @@ def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Temp
 
 def _output(options: CompileOptions, watcher: Watcher) -> Output | StoreOutput:
     if not isinstance(options.out, StorePath):
-        return Output(options.out)
+        return Output(options.out, watcher.say)
     try:
         from compiler.sets.store import StoreOutput  # an extra
     except ImportError:

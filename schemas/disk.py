@@ -1,11 +1,16 @@
-"""Files: waiting until one is on disk, and one digest of several."""
+"""Files: waiting until one is on disk, locks, and one digest of several."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+_WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What Lustre without `flock`, and NFS without a lock service, answer."""
 
 
 def flush(path: Path) -> None:
@@ -15,6 +20,19 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: int, where: Path, say: Callable[[str], object], *, shared: bool = False, wait: bool = False) -> None:
+    """Lock an open file until it is closed; BlockingIOError where another process holds it, unless `wait`.
+
+    Where the file system has no locks, a note says so and the work goes on.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        say(f"{where}: its file system has no locks ({error.strerror}); see to it that no other command writes there")
 
 
 def digest_of(files: Iterable[tuple[str, bytes]]) -> str:

@@ -5,7 +5,8 @@
     ├── TooManyRejects  exit 3   more rows were rejected than --max-rejects allows
     ├── IntegrityError  exit 4   something on disk is not what its manifest says
     ├── InputError      exit 5   a file cannot be read or written
-    └── LockedError     exit 6   another process is writing the same output, or using the cache
+    ├── LockedError     exit 6   another process is writing the same output, or using the cache
+    └── Terminated      exit 143 SIGTERM came, and what was done is saved
 
 A `Problem` is one message: where it is, what was expected and found, and what to do. The command line
 prints it and exits with its code. Any other exception that reaches the command line is a bug (exit 1).
@@ -21,7 +22,7 @@ from typing import ClassVar
 
 EXIT_CODES = (
     "Exit codes: 0 ok, 1 bug, 2 usage, 3 too many rejects, 4 integrity, 5 input/output, 6 locked, 130 interrupted, "
-    "141 broken pipe."
+    "141 broken pipe, 143 terminated."
 )
 """What every command's help ends with."""
 INTERRUPTED = 130
@@ -72,6 +73,12 @@ class LockedError(Problem):
     """Another process holds the output, or the cache."""
 
     exit_code = 6
+
+
+class Terminated(Problem):
+    """SIGTERM ended the work, after it was saved. The code is 128 + the number of the signal, as in shells."""
+
+    exit_code = 143
 
 
 class Reason(StrEnum):

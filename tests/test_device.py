@@ -14,16 +14,18 @@ import torch
 from schemas.errors import UsageError
 from trainer import device
 
+GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Give = Callable[..., types.ModuleType]
 
 
-def driver(count: int, *, bf16: bool = True) -> types.ModuleType:
+def driver(count: int, *, bf16: bool = True, emulates: bool = False) -> types.ModuleType:
     """Return what torch.cuda and torch.npu have in common."""
     module = types.ModuleType("driver")
     chosen: list[int] = []
     functions: dict[str, Any] = {
         "is_available": lambda: count > 0, "device_count": lambda: count, "set_device": chosen.append,
-        "get_device_name": lambda number: f"card {number}", "is_bf16_supported": lambda: bf16,
+        "get_device_name": lambda number: f"card {number}",
+        "is_bf16_supported": lambda including_emulation=True: bf16 or (emulates and including_emulation),
         "chosen": chosen,
     }  # fmt: skip
     vars(module).update(functions)
@@ -32,7 +34,7 @@ def driver(count: int, *, bf16: bool = True) -> types.ModuleType:
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR", "TORCH_DEVICE_BACKEND_AUTOLOAD"):
+    for name in (*GROUP, "DS_ACCELERATOR", "TORCH_DEVICE_BACKEND_AUTOLOAD"):
         monkeypatch.setenv(name, "")  # so that what a test sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch, "cuda", driver(0))
@@ -60,9 +62,10 @@ def test_without_an_accelerator_it_is_the_cpu() -> None:
 
 
 def test_a_process_takes_the_card_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    cards = driver(4, bf16=False)
+    cards = driver(4, bf16=False, emulates=True)  # as a T4 does
     monkeypatch.setattr(torch, "cuda", cards)
-    for name, value in (("RANK", "6"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "2")):
+    group = {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in group.items():
         monkeypatch.setenv(name, value)
     found = device.find(use_cpu=False)
     assert (found.kind, found.name, found.backend) == ("cuda", "card 2", "nccl")
@@ -100,3 +103,27 @@ def test_a_torch_npu_without_cann_is_one_message(npu: Give, monkeypatch: pytest.
     monkeypatch.setattr(device.importlib, "import_module", fail)
     with pytest.raises(UsageError, match=r"libhccl\.so.*\n.*source .*set_env\.sh"):
         device.find(use_cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "2 processes cannot find each other without MASTER_ADDR and MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}, "cannot find each other without RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "expected a number below WORLD_SIZE=2"),
+        ({"RANK": "one"}, "expected a number"),
+    ],
+)
+def test_processes_that_cannot_find_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], said: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=said):
+        device.launched()
+
+
+def test_a_cluster_may_set_no_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "head", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert device.launched() == (1, 2, 0)

@@ -37,7 +37,7 @@ from trainer.objectives import DPO, OBJECTIVES, log_probs
 from trainer.objectives.objective import Objective, Parts
 from trainer.run import checkpoints
 from trainer.run.checkpoints import COMPLETE
-from trainer.train import locked
+from trainer.run.output import locked
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -397,14 +397,21 @@ def test_a_resume_of_another_run_is_refused(data: Path, packed: Path, make: Make
     run = make(max_steps=2)
     train(data, run, "--set", "max_steps=1")
     resumed = ("--resume", "yes")
-    assert "another set" in train(packed, run, *resumed, code=2).stderr
-    assert "another seed: 42, now 7" in train(data, run, *resumed, "--set", "seed=7", code=2).stderr
+    assert "made by another run:\n  set: " in train(packed, run, *resumed, code=2).stderr
+    changed = ("seed=7", "bf16=true", "zero_stage=3", "lora.r=8", "lora.lora_alpha=64", "lora.use_rslora=true")
+    said = train(data, run, *resumed, *(part for one in changed for part in ("--set", one)), code=2).stderr
+    for line in (
+        "seed: 42, now 7", "precision: fp32, now bf16", "zero_stage: 2, now 3", "lora.r: 4, now 8",
+        "lora.lora_alpha: 8, now 64", "lora.use_rslora: False, now True",
+    ):  # fmt: skip
+        assert f"\n  {line}\n" in said
     full = ("--set", "tuning=full", "--set", "lora=null")
-    assert "another tuning: lora, now full" in train(data, run, *resumed, *full, code=2).stderr
-    assert "another zero_stage: 2, now 3" in train(data, run, *resumed, "--set", "zero_stage=3", code=2).stderr
+    assert "tuning: lora, now full" in train(data, run, *resumed, *full, code=2).stderr
     said = train(data, run, *resumed, "--set", "per_device_train_batch_size=3", code=2).stderr
     assert "its steps have 2 rows, which 1 processes cannot share in batches of 3" in said
-    said = train(data, run, *resumed, "--set", "per_device_train_batch_size=1").stderr
+    said = train(data, run, *resumed, "--set", "per_device_train_batch_size=1", "--set", "weight_decay=0.1").stderr
+    assert "weight_decay is 0.1 from here on; until step 1 it was 0.0" in said
+    assert "the run has 2 steps, 1 when it was saved: the learning rate of step 2 is 0.0005 instead of 0" in said
     assert "gradient_accumulation_steps is 2, so that steps keep their 2 rows" in said
     assert "expected yes or the number" in train(data, run, "--resume", "last", code=2).stderr
 
@@ -440,9 +447,10 @@ def test_losses_are_drawn_and_reported(data: Path, make: Make) -> None:
 
 def test_a_tracker_that_is_not_installed_is_named(data: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "swanlab", None)
-    said = train(data, make(report_to=["swanlab"]), code=2).stderr
-    assert "report_to: swanlab: cannot be imported" in said
-    assert "pip install swanlab" in said
+    for way in ((), ("--dry-run",)):
+        said = train(data, make(report_to=["swanlab"]), *way, code=2).stderr
+        assert "report_to: swanlab: is not installed" in said
+        assert "pip install swanlab" in said
 
 
 def test_a_dry_run_says_what_would_happen(data: Path, packed: Path, make: Make) -> None:
@@ -584,7 +592,7 @@ def test_wrong_names_are_answered_with_the_nearest(data: Path, make: Make) -> No
 
 def test_two_runs_in_one_folder_are_refused(data: Path, make: Make) -> None:
     run = make(max_steps=1)
-    with locked(run.with_suffix("")):
+    with locked(run.with_suffix(""), print):
         assert "another run is writing to it" in train(data, run, code=6).stderr
     train(data, run)
 

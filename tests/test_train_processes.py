@@ -95,10 +95,13 @@ def test_the_number_of_processes_changes_nothing(runs: Runs, tmp_path: Path) -> 
 
 def test_a_cli_py_in_the_current_folder_is_not_run(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "cli.py").write_text("import pathlib; pathlib.Path('ran').touch(); raise SystemExit(3)")
-    short = config(tmp_path / "short.json", runs.model, max_steps=1, per_device_train_batch_size=1)
+    short = config(
+        tmp_path / "short.json", runs.model, max_steps=1, per_device_train_batch_size=1, report_to=["tensorboard"]
+    )
     printed = run_to_end(2, runs.data, short, cwd=tmp_path)
     assert "trained 1 step," in printed and losses(short) == {1: losses(runs.whole)[1]}
     assert not (tmp_path / "ran").exists()
+    assert len(list((short.with_suffix("") / "tensorboard").iterdir())) == 1, "only the first process reports"
 
 
 def test_a_message_that_concerns_all_processes_is_printed_once(runs: Runs, tmp_path: Path) -> None:

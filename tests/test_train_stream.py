@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -279,6 +281,28 @@ def test_the_cache_of_an_object_store_is_bounded(uploaded: str) -> None:
         batch = shard["batches"][0]
         assert remote.read(shard, batch["offset"], batch["length"]).size == batch["length"]
         assert sum(path.stat().st_size for path in remote.cache.iterdir()) <= remote.limit
+
+
+def test_a_batch_that_another_process_removes_from_the_cache_is_fetched_again(
+    uploaded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = stream.TrainingSet.open(uploaded)
+    remote, (shard,) = opened.source, opened.split("train").shards
+    assert isinstance(remote, CachedShards)
+    batch = shard["batches"][0]
+    whole = remote.read(shard, batch["offset"], batch["length"]).to_pybytes()
+    kept, utime = remote.cache / f"{shard['sha256']}-{batch['offset']}", os.utime
+
+    def removed(path: Path, *rest: Any) -> None:  # between two looks at the file
+        path.unlink(missing_ok=True)
+        utime(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", removed)
+        assert remote.read(shard, batch["offset"], batch["length"]).to_pybytes() == whole
+    assert not kept.exists()
+    assert remote.read(shard, batch["offset"], batch["length"]).to_pybytes() == whole
+    assert kept.exists()
 
 
 @pytest.mark.usefixtures("store")

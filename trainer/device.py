@@ -39,9 +39,8 @@ class Device:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether the accelerator supports bf16. False on cpu, where most machines emulate it."""
-        module = _module(self.kind)
-        return bool(module and module.is_bf16_supported())
+        """Whether the accelerator computes in bf16. False on cpu, where most machines emulate it."""
+        return computes_bf16(self.kind)
 
     def memory(self) -> int | None:
         """The accelerator's memory in bytes; None on cpu."""
@@ -49,13 +48,36 @@ class Device:
         return int(module.get_device_properties(self.local_rank).total_memory) if module else None
 
 
+def computes_bf16(kind: str) -> bool:
+    """Whether accelerators of a kind compute in bf16; False on cpu. A T4 or V100 only emulates it, slowly."""
+    module = _module(kind)
+    if module is None:
+        return False
+    return bool(module.is_bf16_supported(**({"including_emulation": False} if kind == "cuda" else {})))
+
+
 def launched() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as torchrun or deepspeed set them; (0, 1, 0) if neither did."""
-    rank, world, local = (int(os.environ.get(key, default)) for key, default in _PROCESS)
+    """(rank, world size, local rank) as a launcher set them; (0, 1, 0) if none did.
+
+    Some clusters start one process on each machine and set no local rank: it is 0. UsageError if the processes could
+    not find each other.
+    """
+    found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    for name, value in found.items():
+        if value is not None and not value.isdigit():
+            raise UsageError(f"{name}={value}", "expected a number", "Unset it, or start with torchrun.")
+    rank, world, local = (int(found[name] or default) for name, default in zip(found, (0, 1, 0), strict=True))
+    if rank >= world:
+        what = f"expected a number below WORLD_SIZE={world}"
+        raise UsageError(f"RANK={rank}", what, "Unset both for one process, or start with torchrun.")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if world > 1 and (missing or found["RANK"] is None):
+        what = f"{world} processes cannot find each other without {' and '.join(missing or ['RANK'])}"
+        raise UsageError(f"WORLD_SIZE={world}", what, "Start with torchrun, or set them, or unset WORLD_SIZE.")
     return rank, world, local
 
 
-_PROCESS = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = {"cuda": "nccl", "npu": "hccl", "cpu": "gloo"}
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
@@ -114,10 +136,10 @@ def process_group(device: Device, timeout: int) -> Iterator[None]:
     if torch.distributed.is_initialized():
         yield
         return
-    alone = "RANK" not in os.environ
-    if alone:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ["MASTER_PORT"] = str(_free_port())
+    before = {name: os.environ.get(name) for name in _GROUP}
+    os.environ |= {"RANK": str(device.rank), "WORLD_SIZE": str(device.world), "LOCAL_RANK": str(device.local_rank)}
+    if device.world == 1 and not (before["MASTER_ADDR"] and before["MASTER_PORT"]):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     import deepspeed
 
     if device.kind == "cpu":
@@ -130,9 +152,11 @@ def process_group(device: Device, timeout: int) -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
-        if alone:
-            for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-                os.environ.pop(key, None)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _free_port() -> int:

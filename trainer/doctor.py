@@ -57,20 +57,22 @@ PACKAGES = {
 
 _TORCH = """
 import json, torch
+from trainer.device import computes_bf16
 facts = {"version": torch.__version__, "cuda": torch.version.cuda, "devices": []}
 if torch.cuda.is_available():
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         facts["devices"].append([p.name, p.total_memory])
-    facts["bf16"] = torch.cuda.is_bf16_supported(including_emulation=False)
+    facts["bf16"] = computes_bf16("cuda")
 print(json.dumps(facts))
 """
 _NPU = """
 import json, torch, torch_npu
+from trainer.device import computes_bf16
 facts = {"version": torch_npu.__version__, "devices": []}
 for i in range(torch.npu.device_count() if torch.npu.is_available() else 0):
     facts["devices"].append([torch.npu.get_device_name(i), torch.npu.get_device_properties(i).total_memory])
-    facts["bf16"] = torch.npu.is_bf16_supported()
+    facts["bf16"] = computes_bf16("npu")
 print(json.dumps(facts))
 """
 

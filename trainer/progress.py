@@ -24,7 +24,7 @@ class Heartbeat:
 
     def doing(self, what: str, total: int | None = None, *, done: int = 0, unit: str = "") -> None:
         """Begin something; where known, with how many units there are and how many are done already."""
-        self._what, self._total, self._unit = what, total, unit
+        self.what, self._total, self._unit = what, total, unit
         self._start = self._done = done
         self._began = time.monotonic()
 
@@ -47,8 +47,8 @@ class Heartbeat:
         """What is being done for how long; where known, how far it is, its rate and the time left."""
         seconds = time.monotonic() - self._began
         if not self._total:
-            return f"{self._what}: {clock(seconds)}"
-        text = f"{self._what}: {self._done:,} of {self._total:,} {self._unit}"
+            return f"{self.what}: {clock(seconds)}"
+        text = f"{self.what}: {self._done:,} of {self._total:,} {self._unit}"
         if left := self.left():
             return f"{text}, {(self._done - self._start) / seconds:,.2f} {self._unit}/s, {left} left"
         return f"{text}, {clock(seconds)}"

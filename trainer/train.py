@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import importlib.metadata
-import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
-from schemas.errors import LockedError, UsageError
-from trainer.config import zero
+from schemas.errors import Terminated, UsageError
 from trainer.data import images
 from trainer.data.collate import Collator, pad_id
 from trainer.data.loader import Loader
 from trainer.models.tune import count
 from trainer.progress import Heartbeat
-from trainer.run import checkpoints, deepspeed, log, probe, sanity, step
+from trainer.run import checkpoints, deepspeed, log, memory, output, probe, sanity, step
+from trainer.run.best import History
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
 from trainer.run.plan import RunPlan
 from trainer.run.schedule import learning_rate
+from trainer.run.stop import Stop, on_sigterm
 
 MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
 """Files copied from the model's folder into every checkpoint, in addition to those that PEFT or Transformers write."""
@@ -33,84 +30,122 @@ def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
     """Run the plan and return its summary. All processes call it, in a process group."""
     if plan.checkpoint and plan.start >= plan.steps:
         return _summary(plan, plan.checkpoint.run["tokens"], plan.start)
-    first = plan.device.rank == 0
-    with locked(plan.output) if first else contextlib.nullcontext():
-        if first and plan.checkpoint is None:
-            _clear(plan.output)
-        trackers = log.open_trackers(plan.config.report_to, plan.output, plan.config.run_name, plan.config.as_dict())
-        view = log.watch(plan.output, plan.start, trackers, beat) if first else contextlib.nullcontext()
-        with view as shown:
+    if plan.device.rank:
+        return _run(plan, None, beat)
+    c = plan.config
+    with output.locked(plan.output, beat.write):
+        output.begin(plan.output, replaces=plan.checkpoint is None)
+        trackers = log.open_trackers(c.report_to, plan.output, c.run_name, c.as_dict(), beat.write)
+        with log.watch(plan.output, plan.start, trackers, beat) as shown:
             return _run(plan, shown, beat)
 
 
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """Lock the output folder: two runs in one folder would destroy each other's checkpoints."""
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            what = "another run is writing to it"
-            raise LockedError(f"output_dir: {output}", what, "Wait for it, or choose another output_dir.") from None
-        yield
-
-
-def _clear(output: Path) -> None:
-    """Remove the files of an earlier run; the plan has decided that this is wanted."""
-    for path in (*output.glob("checkpoint-*"), *output.glob(".universal-*")):
-        shutil.rmtree(path)
-    for path in (output / log.LOG, output / log.PLOT, *output.glob("predictions-*.jsonl")):
-        path.unlink(missing_ok=True)
-
-
 def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat) -> dict[str, Any]:
-    config = plan.config
+    with on_sigterm() as stop, memory.explained(plan, beat):
+        return _Run(plan, shown, beat, stop).to_the_end()
 
-    def training(done: int) -> None:
-        beat.doing("training", plan.steps, done=done, unit="steps")
 
-    beat.doing("reading the validation split")
-    collate = Collator(plan.set.is_packed, pad_id(plan.set.manifest), plan.objective.sides, _images(plan))
-    loader = Loader(
-        plan.train, plan.order, collate, plan.device.rank, plan.device.world, plan.micro, plan.accumulation,
-        config.dataloader_num_workers, plan.objective.pair,
-    )  # fmt: skip
-    rates = learning_rate(config, plan.steps)
-    evaluator = Evaluator.make(plan, collate, beat) if plan.val else None
-    beat.doing("loading the model")
-    wrapped = deepspeed.wrap(plan)
-    if shown:
-        _introduce(plan, wrapped, shown)
-    if plan.set.is_packed:
-        beat.doing("comparing a pack with its sequences")
-        difference = probe.check_packs(wrapped, plan, collate)
-        if shown and difference is not None:
-            shown.say(f"packs: the losses equal those of their sequences alone (difference {difference:.1e})")
-    tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
-    wrapped.train()
-    training(plan.start)
-    began = time.perf_counter()
-    for one in loader.steps(plan.start, plan.steps):
-        rate = rates(one.number)
-        result = step.run(wrapped, plan, one, rate)
-        done, tokens = one.number + 1, tokens + result.tokens
+@dataclass
+class _Run:
+    """A run in this process. `shown` is None in all processes but the first."""
+
+    plan: RunPlan
+    shown: Log | None
+    beat: Heartbeat
+    stop: Stop
+    wrapped: Any = None
+    evaluator: Evaluator | None = None
+    history: History | None = None
+    tokens: int = 0
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Load the model, train, and return the summary."""
+        plan, shown, config = self.plan, self.shown, self.plan.config
+        self.beat.doing("reading the validation split")
+        collate = Collator(
+            plan.set.is_packed, pad_id(plan.set.manifest), plan.objective.sides, _images(plan), flat=plan.flat
+        )
+        loader = Loader(
+            plan.train, plan.order, collate, plan.device.rank, plan.device.world, plan.micro, plan.accumulation,
+            config.dataloader_num_workers, plan.objective.pair,
+        )  # fmt: skip
+        self.evaluator = Evaluator.make(plan, collate, self.beat) if plan.val else None
+        self.history = History.make(config, plan.where, shown.records if shown else ()) if config.compares else None
+        self.tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
+        if self.history and self.history.stalled():
+            return _summary(plan, self.tokens, plan.start, self.history)
+        self.beat.doing("loading the model")
+        self.wrapped = deepspeed.wrap(plan)
         if shown:
-            _record(plan, shown, done, rate, result, tokens, time.perf_counter() - began)
-        if evaluator and plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
-            _evaluate(plan, evaluator, wrapped, done, shown)
-            training(done)
-        if done == plan.steps or plan.is_due(config.save_strategy, config.save_steps, done):
-            beat.doing("saving a checkpoint")
-            _save(plan, wrapped, done, tokens, shown)
-            training(done)
-        began = time.perf_counter()  # waiting for rows counts for a step, evaluating and saving do not
-    return _summary(plan, tokens, plan.steps)
+            _introduce(plan, self.wrapped, shown)
+        if plan.set.is_packed:
+            self.beat.doing("comparing packs with their sequences")
+            difference = probe.check_packs(self.wrapped, plan, collate)
+            if shown and difference is not None:
+                shown.say(f"packs: the losses equal those of their sequences alone (difference {difference:.1e})")
+        self.wrapped.train()
+        return _summary(plan, self.tokens, self._train(loader), self.history)
+
+    def _train(self, loader: Loader) -> int:
+        """Train until the last step, or until evaluations get no better; return the number of the last step."""
+        plan, rates = self.plan, learning_rate(self.plan.config, self.plan.steps)
+        self._training(plan.start)
+        began = time.perf_counter()
+        for one in loader.steps(plan.start, plan.steps):
+            rate = rates(one.number)
+            result = step.run(self.wrapped, plan, one, rate, self.stop)
+            done = one.number + 1
+            self.tokens += result.tokens
+            if self.shown:
+                _record(plan, self.shown, done, rate, result, self.tokens, time.perf_counter() - began)
+            if self._after(done, stopped=result.stop):
+                return done
+            began = time.perf_counter()  # waiting for rows counts for a step, evaluating and saving do not
+        return plan.steps
+
+    def _after(self, done: int, *, stopped: bool) -> bool:
+        """Save and evaluate what is due after a step; whether the run ends early. Terminated if it was `stopped`."""
+        plan, config = self.plan, self.plan.config
+        # Saved before it is evaluated: an evaluation that fails must not cost the step.
+        saves = stopped or done == plan.steps or plan.is_due(config.save_strategy, config.save_steps, done)
+        if saves:
+            self._save(done)
+        if stopped:
+            where, what = str(checkpoints.folder(plan.output, done)), f"saved after step {done:,}, as SIGTERM came"
+            raise Terminated(where, what, "Run the same command again with --resume yes.")
+        if not self.evaluator:
+            return False
+        if plan.is_due(config.eval_strategy, config.eval_steps or config.logging_steps, done):
+            record = _evaluate(plan, self.evaluator, self.wrapped, done, self.shown)
+            self._training(done)
+            if self.history:
+                self.history.add(record)
+                if self.history.stalled():
+                    if not saves:
+                        self._save(done)
+                    return True
+        return False
+
+    def _save(self, done: int) -> None:
+        self.beat.doing("saving a checkpoint")
+        best = self.history.best() if self.history and self.plan.config.load_best_model_at_end else None
+        _save(self.plan, self.wrapped, done, self.tokens, self.shown, best.step if best else None)
+        self._training(done)
+
+    def _training(self, done: int) -> None:
+        self.beat.doing("training", self.plan.steps, done=done, unit="steps")
 
 
-def _summary(plan: RunPlan, tokens: int, done: int) -> dict[str, Any]:
+def _summary(plan: RunPlan, tokens: int, done: int, history: History | None = None) -> dict[str, Any]:
     path = checkpoints.folder(plan.output, done)
-    return {"steps": plan.steps, "trained": done - plan.start, "tokens": tokens, "checkpoint": str(path)}
+    said = {"steps": plan.steps, "trained": done - plan.start, "tokens": tokens, "checkpoint": str(path)}
+    if history and history.stalled():
+        said["stopped_early"] = done
+    if history and (best := history.best()):
+        said["best"] = {"step": best.step, "metric": history.metric, "value": best.value}
+        if plan.config.load_best_model_at_end:
+            said["checkpoint"] = str(checkpoints.folder(plan.output, best.step))
+    return said
 
 
 def _images(plan: RunPlan) -> images.Images | None:
@@ -161,7 +196,7 @@ def _record(
         shown.report(record | {"loss": mean})
 
 
-def _evaluate(plan: RunPlan, evaluator: Evaluator, wrapped: Any, done: int, shown: Log | None) -> None:
+def _evaluate(plan: RunPlan, evaluator: Evaluator, wrapped: Any, done: int, shown: Log | None) -> dict[str, Any]:
     loss, by_dataset = evaluator.loss(wrapped)
     record = {"step": done, "eval_loss": loss, "eval_loss_by_dataset": by_dataset}
     parts = ", ".join(f"{name} {value:.4f}" for name, value in by_dataset.items())
@@ -176,14 +211,17 @@ def _evaluate(plan: RunPlan, evaluator: Evaluator, wrapped: Any, done: int, show
         for line in said:
             shown.say(line)
         shown.report(record)
+    return record
 
 
-def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None) -> None:
+def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None, best: int | None) -> None:
     files = {n: (plan.source.folder / n).read_bytes() for n in MODEL_FILES if (plan.source.folder / n).is_file()}
     path = checkpoints.save(
-        wrapped, plan.output, _run_record(plan, done, tokens), files, keep=plan.config.save_total_limit
-    )
+        wrapped, plan.output, _run_record(plan, done, tokens), files, keep=plan.config.save_total_limit,
+        best=best,
+    )  # fmt: skip
     if shown:
+        output.replaced(plan.output)
         if plan.config.plot_loss:
             shown.plot()
         shown.say(f"step {done:,}  saved {path}")
@@ -192,20 +230,16 @@ def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None
 def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
     """The contents of a checkpoint's run.json: the run, its data and its model."""
     manifest = plan.set.manifest
-    return {
+    return plan.facts | {
         "step": done,
         "steps": plan.steps,
         "step_rows": plan.order.step_rows,
         "steps_per_epoch": plan.order.steps_per_epoch,
         "tokens": tokens,
         "world": plan.device.world,
-        "resumes": plan.resumes,
-        "seed": plan.config.seed,
-        "grouped": plan.order.lengths is not None,
-        "tuning": plan.config.tuning,
-        "zero_stage": zero.stage(plan.deepspeed),
+        "resumes": plan.starts,
+        "replaces": plan.replaces,
         "config": plan.config.as_dict(),
-        "set": manifest["digest"],
         "base_model": str(plan.source.folder),
         "model": plan.source.record,
         "provenance": {

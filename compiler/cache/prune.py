@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.cache import objects
+from schemas import disk
 from schemas.arrow import EMBEDDED
 from schemas.errors import InputError, LockedError
 
@@ -57,19 +58,19 @@ def in_use(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = os.open(folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+        file = os.open(folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
     except OSError:
         yield
         return
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            disk.lock(file, folder, say, shared=True)
         except BlockingIOError:
             say(f"waiting until {folder} is pruned")
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            disk.lock(file, folder, say, shared=True, wait=True)
         yield
     finally:
-        os.close(lock)
+        os.close(file)
 
 
 @contextmanager

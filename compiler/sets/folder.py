@@ -11,16 +11,16 @@ aside, from `.replaced` the whole set.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from schemas import disk
 from schemas.arrow import EMBEDDED, MANIFEST, SPLITS
-from schemas.disk import flush
 from schemas.errors import InputError, LockedError, UsageError
 from schemas.manifest import Manifest, sealed
 from schemas.places import LINES
@@ -37,8 +37,8 @@ _OLD, _REPLACED = ".old", ".replaced"
 class Output:
     """A folder that is being written: a context manager that holds the lock and removes what was not published."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.partial = folder, folder / _PARTIAL
+    def __init__(self, folder: Path, say: Callable[[str], object]) -> None:
+        self.folder, self.partial, self._say = folder, folder / _PARTIAL, say
         self._lock: IO[str] | None = None
         self._created = False
 
@@ -70,7 +70,7 @@ class Output:
         while True:
             lock = path.open("w")
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                disk.lock(lock.fileno(), self.folder, self._say)
                 if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
                     self._lock = lock
                     return
@@ -115,19 +115,19 @@ class Output:
             raise UsageError(f"-o {self.folder}", what, "Choose another -o folder; what was compiled is kept.")
         (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in self.partial.rglob("*"):
-            flush(path)
+            disk.flush(path)
         old = self.folder / _OLD
         old.mkdir()
         for name in reversed(_own(self.folder)):  # the manifest first
             (self.folder / name).rename(old / name)
-            flush(self.folder)
+            disk.flush(self.folder)
         old.rename(self.folder / _REPLACED)
         for name in (EMBEDDED, *OWN):
             if name != MANIFEST and (self.partial / name).exists():
                 (self.partial / name).rename(self.folder / name)
-        flush(self.folder)
+        disk.flush(self.folder)
         (self.partial / MANIFEST).rename(self.folder / MANIFEST)
-        flush(self.folder)
+        disk.flush(self.folder)
 
 
 def _own(folder: Path) -> list[str]:

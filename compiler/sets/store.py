@@ -50,7 +50,7 @@ class StoreOutput:
 
     def __init__(self, target: StorePath, cache: Path, watcher: Watcher) -> None:
         self.target, self._watcher = target, watcher
-        self._local = Output(cache / "outgoing" / sha256(str(target).encode()).hexdigest()[:16])
+        self._local = Output(cache / "outgoing" / sha256(str(target).encode()).hexdigest()[:16], watcher.say)
         self._client = _client(target)
         self._etag: str | None = None
         """ETag of the manifest that was there when the compile began; None if there was none."""

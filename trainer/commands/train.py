@@ -72,7 +72,9 @@ def _sentence(summary: dict[str, Any]) -> str:
     if not summary["trained"]:
         return f"nothing left to do: this run ended with {summary['checkpoint']}"
     steps = "1 step" if summary["trained"] == 1 else f"{summary['trained']:,} steps"
-    return f"trained {steps}, {summary['tokens']:,} tokens in total: {summary['checkpoint']}"
+    early = " (stopped early)" if "stopped_early" in summary else ""
+    best = "best: {metric} {value:.4f} at step {step:,}, ".format(**summary["best"]) if "best" in summary else ""
+    return f"trained {steps}{early}, {summary['tokens']:,} tokens in total: {best}{summary['checkpoint']}"
 
 
 def _train(

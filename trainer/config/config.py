@@ -106,7 +106,17 @@ class TrainConfig:
     per_device_eval_batch_size: int | None = None
     predict_with_generate: bool = False
     generation_max_new_tokens: int = 512
+    load_best_model_at_end: bool = False
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
+    early_stopping_patience: int | None = None
+    early_stopping_threshold: float = 0.0
     expect: Expect = field(default_factory=Expect)
+
+    @property
+    def compares(self) -> bool:
+        """Whether evaluations are compared with each other."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     def as_dict(self) -> dict[str, Any]:
         """The configuration as JSON values, with all defaults."""
@@ -136,6 +146,9 @@ _IDLE: Sequence[Idle] = (
     ("per_device_eval_batch_size", lambda c: c.eval_strategy == "no", "nothing is evaluated: eval_strategy is no"),
     ("predict_with_generate", lambda c: c.eval_strategy == "no", "nothing is evaluated: eval_strategy is no"),
     ("generation_max_new_tokens", lambda c: not c.predict_with_generate, "predict_with_generate is false"),
+    ("metric_for_best_model", lambda c: not c.compares, "evaluations are not compared"),
+    ("greater_is_better", lambda c: not c.compares, "evaluations are not compared"),
+    ("early_stopping_threshold", lambda c: c.early_stopping_patience is None, "early_stopping_patience is not set"),
     ("run_name", lambda c: not {"wandb", "swanlab"} & set(c.report_to), "report_to has neither wandb nor swanlab"),
     ("warmup_ratio", lambda c: c.warmup_steps > 0, "warmup_steps is set"),
     ("num_train_epochs", lambda c: c.max_steps > 0, "max_steps is set"),
@@ -218,6 +231,23 @@ def _check_together(c: TrainConfig, where: str) -> None:
         (
             c.tuning == "prefix" and c.freeze_vision, "freeze_vision",
             "prefix tuning leaves the model itself frozen", "Leave it out.",
+        ),
+        (
+            c.compares and c.eval_strategy == "no",
+            "load_best_model_at_end" if c.load_best_model_at_end else "early_stopping_patience",
+            "nothing is evaluated: eval_strategy is no", "Set eval_strategy: epoch or steps.",
+        ),
+        (
+            c.load_best_model_at_end and c.save_strategy != c.eval_strategy, "load_best_model_at_end",
+            f"save_strategy is {c.save_strategy} and eval_strategy is {c.eval_strategy}: the best may not be saved",
+            "Make them equal.",
+        ),
+        (
+            c.load_best_model_at_end and c.eval_strategy == "steps"
+            and c.save_steps % (c.eval_steps or c.logging_steps) != 0,
+            "load_best_model_at_end",
+            f"save_steps {c.save_steps} is not a multiple of eval_steps {c.eval_steps or c.logging_steps}",
+            "Save only what is evaluated: set save_steps to a multiple of eval_steps.",
         ),
     ]  # fmt: skip
     for wrong, key, what, hint in refused:

@@ -22,6 +22,8 @@ input_ids, labels       int64[B, T]; labels are unshifted, -100 = not trained, p
 loss_weights            float32[B, T], 0 where not trained
 position_ids            int64[B, T], from 0 at every sequence
 attention_mask          int64[B, T], 0 = padding; absent in packed batches
+cu_seq_lens_q, ..._k    int32[N + 1], where each of N sequences begins, in flat batches
+max_length_q, ..._k     int: the longest sequence, in flat batches
 num_sequences           int: sequences of the rows, padding not counted
 dataset                 list[str]: of each sequence
 rejected_...            the same for the other side of pairs
@@ -39,9 +41,13 @@ class Collator:
     sides: tuple[str, ...] = ("",)
     """Prefixes of the sequences of a row."""
     images: Images | None = None
+    flat: bool = False
+    """Join packs into one row without padding, as FlashAttention wants them: of several rows it sees no sequences."""
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """The batch of some rows."""
+        if self.flat and self.packed:
+            rows = [_joined(rows)]
         batch: Batch = {"num_sequences": sum(len(row["seq_lens"]) for row in rows), "dataset": _datasets(rows)}
         pixels: dict[str, torch.Tensor] = {}
         if self.images:
@@ -74,7 +80,7 @@ class Collator:
             ]
         else:
             positions = [np.arange(length) for _ in rows]
-        batch = {
+        batch: Batch = {
             "input_ids": _pad(ids, length, self.pad, np.int64),
             "labels": _pad([row[f"{side}labels"] for row in rows], length, -100, np.int64),
             "loss_weights": _pad(weights, length, 0, np.float32),
@@ -82,7 +88,24 @@ class Collator:
         }
         if not self.packed:
             batch["attention_mask"] = _pad([np.ones(len(one)) for one in ids], length, 0, np.int64)
+        elif self.flat:
+            starts = torch.from_numpy(np.cumsum([0, *rows[0]["seq_lens"]], dtype=np.int32))
+            batch |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), starts)
+            batch |= dict.fromkeys(MAX_LENGTHS, int(max(rows[0]["seq_lens"])))
         return batch
+
+
+MAX_LENGTHS = ("max_length_q", "max_length_k")
+
+
+def _joined(packs: Sequence[Row]) -> Row:
+    """Packs as one pack."""
+    weighted = [pack | {"loss_weights": _weights(pack, "")} for pack in packs]
+    joined = {
+        name: np.concatenate([pack[name] for pack in weighted])
+        for name in ("input_ids", "labels", "loss_weights", "seq_lens")
+    }
+    return {**packs[0], **joined, "dataset": [name for pack in packs for name in pack["dataset"]]}
 
 
 def _datasets(rows: Sequence[Row]) -> list[str]:
@@ -103,8 +126,9 @@ def _pad(values: Sequence[npt.NDArray[Any]], length: int, fill: int, dtype: Any)
 
 
 def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch's tensors, on the device."""
-    return {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    """The batch's tensors, on the device, and the numbers that the model takes beside them."""
+    moved = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    return moved | {key: batch[key] for key in MAX_LENGTHS if key in batch}
 
 
 def pad_id(manifest: Manifest) -> int:

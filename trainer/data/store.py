@@ -18,7 +18,10 @@ CACHE_BYTES = 32 * 2**30
 
 
 class CachedShards(StoredShards):
-    """Shards whose batches are fetched once and kept in files named by shard digest; beyond a limit the oldest go."""
+    """Shards whose batches are fetched once and kept in files named by shard digest; beyond a limit the oldest go.
+
+    Processes share the files: one that another process has just removed is fetched again.
+    """
 
     def __init__(self, folder: StorePath, limit: int = CACHE_BYTES) -> None:
         import platformdirs
@@ -29,27 +32,44 @@ class CachedShards(StoredShards):
         self.cache = Path(platformdirs.user_cache_dir("finetune-data-compiler")) / "shards" / own
 
     def read(self, shard: ShardEntry, offset: int, length: int, *, again: bool = False) -> pa.Buffer:
-        """Map the kept file of a batch; fetch it first if there is none."""
+        """Map the kept file of a batch; fetch and keep it if there is none."""
         kept = self.cache / f"{shard['sha256']}-{offset}"
-        if again or not kept.is_file() or kept.stat().st_size != length:
-            self._keep(super().read(shard, offset, length), kept)
-        os.utime(kept)
-        return pa.memory_map(str(kept), "r").read_buffer()
+        if not again and (mapped := _mapped(kept, length)) is not None:
+            return mapped
+        data = super().read(shard, offset, length)
+        self._keep(data, kept)
+        mapped = _mapped(kept, length)
+        return data if mapped is None else mapped
 
     def _keep(self, data: pa.Buffer, kept: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         self._make_room(data.size)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")
         partial.write_bytes(data)
-        partial.rename(kept)
+        with contextlib.suppress(FileNotFoundError):
+            partial.rename(kept)
 
     def _make_room(self, length: int) -> None:
         """Remove the least recently used files; a mapped file stays readable until it is released."""
-        files = [(path, path.stat()) for path in self.cache.iterdir() if path.is_file()]
+        files = []
+        for path in self.cache.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                files.append((path, path.stat()))
         total = sum(stat.st_size for _, stat in files) + length
         for path, stat in sorted(files, key=lambda one: one[1].st_mtime):
             if total <= self.limit:
                 return
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            with contextlib.suppress(FileNotFoundError):
                 path.unlink()
             total -= stat.st_size
+
+
+def _mapped(path: Path, length: int) -> pa.Buffer | None:
+    """The bytes of a file of this length, mapped; None if there is none."""
+    try:
+        if path.stat().st_size != length:
+            return None
+        os.utime(path)
+        return pa.memory_map(str(path), "r").read_buffer()
+    except FileNotFoundError:
+        return None

@@ -56,11 +56,12 @@ class ModelFolder:
         eyes = self.config.vision_config
         return int(eyes["image_size"] // eyes["patch_size"] // 2) ** 2
 
-    def made(self) -> Any:
+    def made(self, **settings: Any) -> Any:
         """A model of this configuration with new weights; on the meta device it has none."""
         if self.family is not None:
-            return self.auto_class(self.config)
-        return self.auto_class.from_config(self.config, trust_remote_code=self.record["trust_remote_code"])
+            return self.auto_class._from_config(self.config, **settings)
+        settings |= {"trust_remote_code": self.record["trust_remote_code"]}
+        return self.auto_class.from_config(self.config, **settings)
 
     @property
     def module_names(self) -> Mapping[str, tuple[str, ...]]:

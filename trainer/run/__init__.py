@@ -10,5 +10,10 @@ step.py         one step: sum of weighted losses over sum of weights
 schedule.py     the learning rate of a step
 evaluate.py     losses on the validation split
 checkpoints.py  checkpoints, complete once their mark is written
+resume.py       where a run goes on, and whether it is still the same run
+output.py       the output folder: locked, and what a replaced run leaves in it
+best.py         the best evaluation, and when to stop early
+stop.py         SIGTERM
+memory.py       running out of memory, as one message
 log.py          log.jsonl, the screen, loss.png, trackers
 """

@@ -1,4 +1,6 @@
-"""Checkpoints: the folder `checkpoint-N`. It counts only when its file COMPLETE is there, which is written last.
+"""Checkpoints: the folder `checkpoint-N`. It counts only with its file COMPLETE, which is written last.
+
+It is written as `.checkpoint-N.partial` and renamed.
 
 adapter_model.safetensors + adapter_config.json, or model*.safetensors + config.json
 tokenizer files of the model, unchanged
@@ -78,35 +80,71 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, int(run["step"]), run)
 
 
-def save(wrapped: Any, output: Path, run: dict[str, Any], model_files: dict[str, bytes], *, keep: int | None) -> Path:
-    """Write the checkpoint of `run["step"]` and return its folder; then remove all but the last `keep`.
+def save(
+    wrapped: Any,
+    output: Path,
+    run: dict[str, Any],
+    model_files: dict[str, bytes],
+    *,
+    keep: int | None,
+    best: int | None,
+) -> Path:
+    """Write the checkpoint of `run["step"]` and return its folder; then remove those that are too many.
 
-    All processes call it. Earlier checkpoints stay untouched until the new one is complete.
+    All processes call it. Earlier checkpoints stay untouched until the new one is complete. Of more than `keep`, the
+    oldest go, but not that of step `best`; so do those of a run that this one replaces.
     """
     path = folder(output, run["step"])
+    partial = path.with_name(f".{path.name}.partial")
     first = torch.distributed.get_rank() == 0
     if first:
-        shutil.rmtree(path, ignore_errors=True)  # what a killed run left
-        path.mkdir(parents=True)
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+        partial.mkdir(parents=True)
     torch.distributed.barrier()
     try:
-        _write(wrapped, path, run, model_files, first)
+        _write(wrapped, partial, run, model_files, first)
     except (OSError, RuntimeError) as error:  # for a full disk torch's archive writer raises a RuntimeError
-        raise _unwritten(output, path, error) from error
+        raise _unwritten(output, path, partial, error) from error
     torch.distributed.barrier()
     if first:
         try:
-            for file in path.rglob("*"):
-                flush(file)
-            (path / COMPLETE).touch()
-            flush(path)
+            _publish(partial, path)
         except OSError as error:
-            raise _unwritten(output, path, error) from error
-        for old in complete(output)[: -keep if keep else 0]:
-            (old.path / COMPLETE).unlink()  # first: a half-removed checkpoint must not count
-            shutil.rmtree(old.path)
+            raise _unwritten(output, path, partial, error) from error
+        for old in _too_many(complete(output), run, keep, best):
+            remove(old.path)
     torch.distributed.barrier()
     return path
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Mark a checkpoint as complete and give it its name; one that has the name is moved aside first."""
+    for file in partial.rglob("*"):
+        flush(file)
+    (partial / COMPLETE).touch()
+    flush(partial)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    partial.rename(path)
+    flush(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, its mark first: a half-removed one must not count."""
+    (path / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def _too_many(found: list[Checkpoint], run: dict[str, Any], keep: int | None, best: int | None) -> list[Checkpoint]:
+    """The checkpoints to remove: those of a replaced run, and the oldest of this one beyond `keep`."""
+    replaced = [one for one in found if one.run["resumes"] < run["replaces"]]
+    own = [one for one in found if one not in replaced]
+    kept = [one for one in own if one is own[-1] or one.step == best]
+    others = [one for one in own if one not in kept]
+    return replaced + (others[: max(0, len(own) - max(keep, len(kept)))] if keep else [])
 
 
 def _write(wrapped: Any, path: Path, run: dict[str, Any], model_files: dict[str, bytes], first: bool) -> None:
@@ -120,12 +158,12 @@ def _write(wrapped: Any, path: Path, run: dict[str, Any], model_files: dict[str,
         (path / RUN).write_text(json.dumps(run, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _unwritten(output: Path, path: Path, error: Exception) -> Exception:
+def _unwritten(output: Path, path: Path, partial: Path, error: Exception) -> Exception:
     """The Problem to raise for a checkpoint that could not be written; other errors are bugs and are returned as is."""
     space = shutil.disk_usage(output).free
     if not isinstance(error, OSError) and not re.search("inline_container|PytorchStreamWriter|iostream", str(error)):
         return error
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
     kept = complete(output)
     last = f"The last complete one is {kept[-1].path}." if kept else "There is no earlier one."
     reason = getattr(error, "strerror", None) or "a file could not be finished"

@@ -11,6 +11,8 @@ from trainer.config.config import TrainConfig
 from trainer.data import stream
 from trainer.models.folder import ModelFolder
 from trainer.objectives.objective import Objective
+from trainer.run import log
+from trainer.run.schedule import learning_rate
 
 
 def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str) -> Objective:
@@ -67,6 +69,23 @@ def check_expected(opened: stream.TrainingSet, source: ModelFolder, config: Trai
         hint = f"Compile the set accordingly, or skip the check: --set expect.{wrong[0][0]}=null."
         raise UsageError(f"{where}", f"the set {opened.where} is not what it expects\n  {listed}", hint)
     return remarks
+
+
+def check_libraries(source: ModelFolder, config: TrainConfig, where: str) -> None:
+    """Raise for what a library would refuse later: a tracker, a kind of attention, settings of a scheduler."""
+    log.check_trackers(config.report_to)
+    learning_rate(config, max(config.max_steps, 2))
+    if config.attn_implementation:
+        import torch
+
+        try:
+            with torch.device("meta"):
+                source.made(attn_implementation=config.attn_implementation)
+        except (ImportError, ValueError, OSError) as error:
+            what = f"{config.attn_implementation!r} cannot be used: {str(error).strip().splitlines()[0]}"
+            raise UsageError(
+                f"{where}#/attn_implementation", what, "Leave it out, or install what it needs."
+            ) from error
 
 
 def _longest(opened: stream.TrainingSet) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -45,7 +47,8 @@ class Log:
         self, output: Path, records: list[Record], trackers: list[Any], progress: Progress, beat: Heartbeat
     ) -> None:
         self.output, self.records = output, records
-        self._trackers, self._progress, self._beat = trackers, progress, beat
+        self._trackers, self._progress, self._beat = list(trackers), progress, beat
+        self._plot_failed = False
         beat.write = self.say
         self._file: IO[str] = (output / LOG).open("a", encoding="utf-8")
         self._task: Any = None
@@ -78,8 +81,7 @@ class Log:
 
     def report(self, record: Record) -> None:
         """Send a record to the trackers of report_to."""
-        for tracker in self._trackers:
-            tracker.log(record)
+        self._each("log", record)
 
     def mean_loss(self, steps: int) -> float:
         """The mean loss of the last `steps` steps."""
@@ -87,16 +89,26 @@ class Log:
         return sum(losses) / len(losses)
 
     def plot(self) -> None:
-        """Draw loss.png from the records."""
+        """Draw loss.png from the records; where it cannot be drawn, a note says so once, and the run goes on."""
+        try:
+            self._draw()
+        except Exception as error:  # noqa: BLE001  # drawing is no reason to lose a run
+            if not self._plot_failed:
+                self.say(f"note: {self.output / PLOT} cannot be drawn: {_first_line(error)}")
+            self._plot_failed = True
+
+    def _draw(self) -> None:
         os.environ.setdefault("MPLBACKEND", "Agg")
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 4.5))
         axes = figure.subplots()
-        for key, style in (("loss", "-"), ("eval_loss", "o-")):
-            points = [(record["step"], record[key]) for record in self.records if key in record]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=key, linewidth=1)
+        steps, losses = ([record[key] for record in self.records if "loss" in record] for key in ("step", "loss"))
+        axes.plot(steps, losses, color="C0", alpha=0.3, linewidth=1, label="loss")
+        axes.plot(steps, smoothed(losses), color="C0", linewidth=1.5, label="loss, smoothed")
+        evaluated = [(record["step"], record["eval_loss"]) for record in self.records if "eval_loss" in record]
+        if evaluated:
+            axes.plot(*zip(*evaluated, strict=True), "o-", color="C1", linewidth=1, label="eval_loss")
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         axes.legend()
@@ -107,8 +119,30 @@ class Log:
     def close(self) -> None:
         """Close the file and the trackers."""
         self._file.close()
-        for tracker in self._trackers:
-            tracker.close()
+        self._each("close")
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        """Call a method of every tracker; one that fails is named and not used again, and the run goes on."""
+        for tracker in list(self._trackers):
+            try:
+                getattr(tracker, method)(*arguments)
+            except Exception as error:  # noqa: BLE001  # a server that is away is no reason to lose a run
+                self._trackers.remove(tracker)
+                self.say(f"note: report_to: {tracker.name} failed, and gets nothing more: {_first_line(error)}")
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """The moving average of losses whose weights fall by 1/e in a fiftieth of the run, at least in 5 steps."""
+    keep = math.exp(-1 / max(5.0, len(losses) / 50))
+    found, total, weight = [], 0.0, 0.0
+    for loss in losses:
+        total, weight = keep * total + loss, keep * weight + 1
+        found.append(total / weight)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 @contextlib.contextmanager
@@ -128,25 +162,36 @@ def watch(output: Path, start: int, trackers: list[Any], beat: Heartbeat) -> Ite
 # -- trackers --
 
 
-def open_trackers(names: list[str], output: Path, run_name: str | None, config: dict[str, Any]) -> list[Any]:
-    """Open the trackers that report_to names; UsageError if a library is not installed."""
+def check_trackers(names: list[str]) -> None:
+    """Raise a UsageError for a tracker whose library is not installed."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"report_to: {name}", "is not installed", f"pip install {name}")
+
+
+def open_trackers(
+    names: list[str], output: Path, run_name: str | None, config: dict[str, Any], say: Callable[[str], object]
+) -> list[Any]:
+    """Open the trackers that report_to names; one that cannot be opened is named, and the run goes on without it."""
     found = []
     for name in names:
         try:
             found.append(_TRACKERS[name](output, run_name, config))
-        except ImportError as error:
-            raise UsageError(f"report_to: {name}", f"cannot be imported: {error}", f"pip install {name}") from error
+        except Exception as error:  # noqa: BLE001  # no network, no login: no reason not to train
+            say(f"note: report_to: {name} cannot be opened, and gets nothing: {_first_line(error)}")
     return found
 
 
 class _Tensorboard:
+    name = "tensorboard"
+
     def __init__(self, output: Path, _run_name: str | None, _config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(output / "tensorboard"))
 
     def log(self, record: Record) -> None:
-        for name, value in _numbers(record).items():
+        for name, value in numbers(record).items():
             self.writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
@@ -154,19 +199,23 @@ class _Tensorboard:
 
 
 class _Wandb:
+    name = "wandb"
+
     def __init__(self, output: Path, run_name: str | None, config: dict[str, Any]) -> None:
         import wandb
 
         self.run = wandb.init(dir=str(output), name=run_name, config=config, resume="allow")
 
     def log(self, record: Record) -> None:
-        self.run.log(_numbers(record), step=record["step"])
+        self.run.log(numbers(record), step=record["step"])
 
     def close(self) -> None:
         self.run.finish()
 
 
 class _Swanlab:
+    name = "swanlab"
+
     def __init__(self, output: Path, run_name: str | None, config: dict[str, Any]) -> None:
         import swanlab
 
@@ -174,7 +223,7 @@ class _Swanlab:
         swanlab.init(logdir=str(output / "swanlog"), experiment_name=run_name, config=config)
 
     def log(self, record: Record) -> None:
-        self.library.log(_numbers(record), step=record["step"])
+        self.library.log(numbers(record), step=record["step"])
 
     def close(self) -> None:
         self.library.finish()
@@ -183,12 +232,12 @@ class _Swanlab:
 _TRACKERS: dict[str, Any] = {"tensorboard": _Tensorboard, "wandb": _Wandb, "swanlab": _Swanlab}
 
 
-def _numbers(record: Record) -> dict[str, float]:
+def numbers(record: Record) -> dict[str, float]:
     """The numbers of a record by name; those by dataset as `eval_loss/NAME`."""
-    numbers: dict[str, float] = {}
+    found: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, dict):
-            numbers |= {f"{key.removesuffix('_by_dataset')}/{name}": one for name, one in value.items()}
+            found |= {f"{key.removesuffix('_by_dataset')}/{name}": one for name, one in value.items()}
         elif isinstance(value, int | float) and key != "step":
-            numbers[key] = value
-    return numbers
+            found[key] = value
+    return found

@@ -17,6 +17,7 @@ from trainer.device import Device
 from trainer.models import folder
 from trainer.objectives.objective import Objective
 from trainer.run import checkpoints, checks
+from trainer.run import resume as resumes
 from trainer.run.checkpoints import Checkpoint
 
 
@@ -43,8 +44,12 @@ class RunPlan:
     """As given; `zero.complete` fills in the rest."""
     checkpoint: Checkpoint | None
     """Where the run resumes; None = it starts from the beginning."""
-    resumes: int
-    """How often runs in the output folder were resumed, including this time."""
+    facts: dict[str, Any]
+    """What the run is by, for checkpoints: set, seed, precision and more."""
+    starts: int
+    """How often a run in the output folder, with checkpoints in it, was started or resumed before."""
+    replaces: int
+    """Checkpoints of fewer starts are of a run that this one replaces."""
     remarks: tuple[str, ...]
 
     @property
@@ -61,6 +66,14 @@ class RunPlan:
     def objective_settings(self) -> dict[str, Any]:
         """The settings of the objective, by name."""
         return {name: getattr(self.config, name) for name in self.objective.settings}
+
+    @property
+    def flat(self) -> bool:
+        """Whether a pass has one row of packs: FlashAttention tells the sequences of several rows apart by none."""
+        from transformers.utils.generic import is_flash_attention_requested
+
+        name = self.config.attn_implementation
+        return self.set.is_packed and name is not None and is_flash_attention_requested(None, name)
 
     def is_due(self, strategy: str, every: int, step: int) -> bool:
         """Whether something with strategy "steps", "epoch" or "no" is due after `step` steps."""
@@ -83,13 +96,19 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     remarks += checks.check_expected(opened, source, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
     checks.check_model(opened, source, config, deepspeed, loaded.where)
-    checkpoint = _checkpoint(config, resume, remarks)
+    checks.check_libraries(source, config, loaded.where)
+    bf16, fp16 = _precision(config, device, loaded.where)
+    checkpoint = resumes.find(config, resume, remarks)
     grouped = config.group_by_length and not opened.is_packed
     accumulation = config.gradient_accumulation_steps
+    facts = {
+        "set": opened.manifest["digest"], "seed": config.seed, "grouped": grouped, "tuning": config.tuning,
+        "zero_stage": zero.stage(deepspeed), "objective": objective.name,
+        "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32",
+    }  # fmt: skip
     if checkpoint:
-        facts = {"set": opened.manifest["digest"], "seed": config.seed, "grouped": grouped, "tuning": config.tuning}
-        facts["zero_stage"] = zero.stage(deepspeed)
-        accumulation = _check_resume(checkpoint, facts, config, device, remarks)
+        resumes.check(checkpoint, facts, config, remarks)
+        accumulation = resumes.accumulation(checkpoint, config, device, remarks)
     micro = config.per_device_train_batch_size
     rows = micro * accumulation * device.world
     order = Order(len(train), rows, config.seed, train.lengths if grouped else None)
@@ -97,14 +116,16 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
         what = f"a step has 1 row, and {objective.name} pairs each row with the next one"
         raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Use at least 2 rows per step.")
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * order.steps_per_epoch)
+    if checkpoint:
+        resumes.rate(checkpoint, config, steps, remarks)
     earlier = [one.run["resumes"] for one in checkpoints.complete(Path(config.output_dir))]
-    resumes = max(earlier) + 1 if checkpoint else 0
-    bf16, fp16 = _precision(config, device, loaded.where)
+    starts = max(earlier) + 1 if earlier else 0
     return RunPlan(
         config=config, where=loaded.where, set=opened, objective=objective, train=train, val=val,
         source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
-        checkpoint=checkpoint, resumes=resumes, remarks=tuple(remarks),
+        checkpoint=checkpoint, facts=facts, starts=starts,
+        replaces=checkpoint.run.get("replaces", 0) if checkpoint else starts, remarks=tuple(remarks),
     )  # fmt: skip
 
 
@@ -120,46 +141,6 @@ def _about(source: folder.ModelFolder, config: TrainConfig) -> list[str]:
         if config.tuning == "lora" and len(names := family.modules.get(name, ())) > 1:
             remarks.append(f"{name} is {', '.join(names)} here, each with an adapter of its own")
     return remarks
-
-
-def _checkpoint(config: TrainConfig, resume: str | None, remarks: list[str]) -> Checkpoint | None:
-    output = Path(config.output_dir)
-    if resume is not None:
-        if config.overwrite_output_dir:
-            remarks.append("overwrite_output_dir has no effect: the run is resumed")
-        found = checkpoints.find(output, resume)
-        if found is None:
-            remarks.append(f"--resume yes: {output} has no complete checkpoint; the run starts from the beginning")
-        return found
-    existing = checkpoints.complete(output)
-    if existing and not config.overwrite_output_dir:
-        raise UsageError(
-            f"output_dir: {output}", f"it has checkpoints, the last of step {existing[-1].step}",
-            "Resume with --resume yes, choose another output_dir, or set overwrite_output_dir: true to remove them.",
-        )  # fmt: skip
-    return None
-
-
-def _check_resume(
-    checkpoint: Checkpoint, facts: dict[str, Any], config: TrainConfig, device: Device, remarks: list[str]
-) -> int:
-    """The gradient accumulation that keeps the rows of a step; UsageError if the run would be a different one.
-
-    `facts` must be as in the checkpoint.
-    """
-    run, where = checkpoint.run, str(checkpoint.path)
-    for key, value in facts.items():
-        if run[key] != value:
-            what = f"it was made with another {key}: {run[key]}, now {value}"
-            raise UsageError(where, what, "Resume with the same settings, or start a new run in another output_dir.")
-    rows, micro = run["step_rows"], config.per_device_train_batch_size
-    accumulation, left = divmod(rows, micro * device.world)
-    if left:
-        what = f"its steps have {rows} rows, which {device.world} processes cannot share in batches of {micro}"
-        raise UsageError(where, what, "Choose another per_device_train_batch_size or number of processes.")
-    if accumulation != config.gradient_accumulation_steps:
-        remarks.append(f"gradient_accumulation_steps is {accumulation}, so that steps keep their {rows} rows")
-    return accumulation
 
 
 def _precision(config: TrainConfig, device: Device, where: str) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""The probe at the start: on the loaded model, the losses of a pack must equal those of its sequences one by one.
+"""The probe at the start: on the loaded model, the losses of a batch of packs must equal those of its sequences alone.
 
 If a model ignores that positions restart, later sequences see earlier ones and nothing fails: only the loss differs.
 This is measured, since attention changes with models, their versions and remote code.
@@ -7,6 +7,7 @@ This is measured, since attention changes with models, their versions and remote
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import torch
@@ -26,17 +27,20 @@ more; on new weights, which are small, the difference may be tiny."""
 def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
     """The relative difference between packed and unpacked losses; None if no pack has two sequences.
 
-    UsageError if the model mixes sequences. All processes call it, on the same pack.
+    UsageError if the model mixes sequences. All processes call it, on the same packs, as many as a pass has.
     """
     several = (i for i in range(min(PACKS, len(plan.train))) if len(plan.train.row(i)["seq_lens"]) > 1)
     number = next(several, None)
     if number is None:
         return None
     alone = dataclasses.replace(collate, packed=False)
+    # Attention can take another path for several packs than for one.
+    others = (i for i in range(len(plan.train)) if i != number)
+    numbers = [number, *itertools.islice(others, plan.micro - 1)]
     wrapped.eval()
     with torch.no_grad():
-        packed = _losses(wrapped, plan, collate, [plan.train.row(number)])
-        apart = [_losses(wrapped, plan, alone, [one]) for one in plan.train.sequences(number)]
+        packed = _losses(wrapped, plan, collate, [plan.train.row(i) for i in numbers])
+        apart = [_losses(wrapped, plan, alone, [one]) for i in numbers for one in plan.train.sequences(i)]
     wrapped.train()
     apart_flat = torch.cat(apart)
     difference = float((packed - apart_flat).abs().sum() / apart_flat.abs().sum().clamp(min=1e-9))

@@ -14,6 +14,7 @@ from schemas.order import Ints
 from trainer.data.collate import Batch, tensors
 from trainer.data.loader import StepBatches
 from trainer.run.plan import RunPlan
+from trainer.run.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,11 @@ class StepResult:
     tokens: int
     """The tokens of sequences, without padding."""
     logs: dict[str, float]
+    stop: bool
+    """Whether some process was asked to end."""
 
 
-def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) -> StepResult:
+def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, stop: Stop) -> StepResult:
     """Train one step; IntegrityError if nothing is trained in it, or its loss or gradient is NaN or infinite."""
     objective, device, world = plan.objective, plan.device.torch, plan.device.world
     batches = [tensors(batch, device) for batch in step.batches]
@@ -43,14 +46,15 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) ->
         settings |= objective.shared(wrapped, batches)
     for group in wrapped.optimizer.param_groups:
         group["lr"] = learning_rate
-    sums = torch.zeros(3, device=device)
+    sums = torch.zeros(4, device=device)
     logs: dict[str, torch.Tensor] = {}
     losses = []
     for i, (batch, made) in enumerate(zip(batches, step.batches, strict=True)):
         torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # for dropout
         parts = objective.loss(wrapped, batch, **settings)
         losses.append(parts.loss_sum.detach())
-        sums += torch.stack([losses[-1].float(), parts.weight_sum, torch.tensor(float(_tokens(made)), device=device)])
+        counts = torch.tensor([float(_tokens(made)), float(stop.asked)], device=device)
+        sums += torch.cat([losses[-1].float().view(1), parts.weight_sum.view(1), counts])
         for name, value in parts.logs.items():
             logs[name] = logs.get(name, torch.zeros(2, device=device)) + value
         # DeepSpeed takes the mean over passes and processes; the loss is the sum, divided once.
@@ -67,7 +71,8 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float) ->
         if not plan.fp16:
             raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
         norm = None  # DeepSpeed has skipped the step, and lowers its loss scale
-    return StepResult(float(sums[0] / divisor), norm, float(divisor), int(sums[2]), _reduce(logs))
+    loss, tokens = float(sums[0] / divisor), int(sums[2])
+    return StepResult(loss, norm, float(divisor), tokens, _reduce(logs), stop=bool(sums[3]))
 
 
 def _tokens(batch: Batch) -> int:

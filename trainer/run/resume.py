@@ -1,0 +1,120 @@
+"""Where a run begins: at a checkpoint of the same run, or at the start. What has changed since is refused or said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from schemas.errors import UsageError
+from trainer.config.config import TrainConfig
+from trainer.device import Device
+from trainer.run import checkpoints
+from trainer.run.checkpoints import Checkpoint
+from trainer.run.schedule import learning_rate
+
+_FREE = frozenset({
+    "model_name_or_path", "model_revision", "trust_remote_code", "output_dir", "overwrite_output_dir", "media_dir",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "fp16",
+    "zero_stage", "deepspeed", "use_cpu", "ddp_timeout", "group_by_length", "dataloader_num_workers", "logging_steps",
+    "report_to", "run_name", "plot_loss", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
+    "eval_steps", "per_device_eval_batch_size", "predict_with_generate", "generation_max_new_tokens",
+    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
+    "early_stopping_threshold", "expect", "max_steps", "num_train_epochs",
+})  # fmt: skip
+"""Keys that a resumed run may change: they decide no loss, or `facts` and the learning rate are compared instead."""
+_SAID = frozenset({
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps", "weight_decay",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lora.lora_dropout", "attn_implementation", "beta",
+    "desirable_weight", "undesirable_weight",
+})  # fmt: skip
+"""Keys that a resumed run may change, and a remark says so. Any other key must be as it was."""
+
+
+def find(config: TrainConfig, resume: str | None, remarks: list[str]) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a run from the start. UsageError if there are checkpoints unasked."""
+    output = Path(config.output_dir)
+    if resume is not None:
+        if config.overwrite_output_dir:
+            remarks.append("overwrite_output_dir has no effect: the run is resumed")
+        found = checkpoints.find(output, resume)
+        if found is None:
+            remarks.append(f"--resume yes: {output} has no complete checkpoint; the run starts from the beginning")
+        return found
+    existing = checkpoints.complete(output)
+    if existing and not config.overwrite_output_dir:
+        raise UsageError(
+            f"output_dir: {output}", f"it has checkpoints, the last of step {existing[-1].step}",
+            "Resume with --resume yes, choose another output_dir, or set overwrite_output_dir: true to replace them.",
+        )  # fmt: skip
+    return None
+
+
+def check(checkpoint: Checkpoint, facts: dict[str, Any], config: TrainConfig, remarks: list[str]) -> None:
+    """Raise a UsageError that names everything in which this would be another run; remarks for what may change.
+
+    `facts` is what a run is by (set, seed, precision, ...), as in `run.json`.
+    """
+    run = checkpoint.run
+    before = _flat(_defaults()) | _flat(run["config"])  # keys may be newer than the checkpoint
+    now = _flat(config.as_dict())
+    wrong = [f"{key}: {run[key]}, now {value}" for key, value in facts.items() if run.get(key, value) != value]
+    for key in sorted(before.keys() | now.keys()):
+        old, new, top = before.get(key), now.get(key), key.partition(".")[0]
+        if old == new or _FREE & {key, top} or key in facts:
+            continue
+        if _SAID & {key, top}:
+            remarks.append(f"{key} is {new} from here on; until step {checkpoint.step} it was {old}")
+        else:
+            wrong.append(f"{key}: {old}, now {new}")
+    if wrong:
+        listed = "".join(f"\n  {line}" for line in wrong)
+        raise UsageError(
+            str(checkpoint.path), f"it was made by another run:{listed}",
+            "Resume with the same settings, or start a new run in another output_dir.",
+        )  # fmt: skip
+
+
+def accumulation(checkpoint: Checkpoint, config: TrainConfig, device: Device, remarks: list[str]) -> int:
+    """The gradient accumulation that keeps the rows of a step; UsageError if there is none."""
+    rows, micro = checkpoint.run["step_rows"], config.per_device_train_batch_size
+    passes, left = divmod(rows, micro * device.world)
+    if left:
+        what = f"its steps have {rows} rows, which {device.world} processes cannot share in batches of {micro}"
+        hint = "Choose another per_device_train_batch_size or number of processes."
+        raise UsageError(str(checkpoint.path), what, hint)
+    if passes != config.gradient_accumulation_steps:
+        remarks.append(f"gradient_accumulation_steps is {passes}, so that steps keep their {rows} rows")
+    return passes
+
+
+def rate(checkpoint: Checkpoint, config: TrainConfig, steps: int, remarks: list[str]) -> None:
+    """Add a remark if the run has another length now, and its learning rate goes on elsewhere."""
+    before, at = checkpoint.run["steps"], checkpoint.step
+    if before == steps or at >= steps:
+        return
+    now, then = learning_rate(config, steps)(at), learning_rate(config, before)(min(at, before))
+    if now != then:
+        remarks.append(
+            f"the run has {steps:,} steps, {before:,} when it was saved: the learning rate of step {at + 1:,} is "
+            f"{now:.3g} instead of {then:.3g}"
+        )
+
+
+def _defaults() -> dict[str, Any]:
+    return TrainConfig(model_name_or_path="", output_dir="").as_dict()
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_leaves(values))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and key in _GROUPS:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+_GROUPS = ("lora", "prefix")
