@@ -19,6 +19,7 @@ from schemas.errors import UsageError, nearest
 
 ROOT = Path(__file__).parent
 DEMO_TOKENIZER = ROOT / "tokenizers" / "demo"
+DEMO_MODEL = ROOT / "models" / "demo"
 SAMPLES = ROOT / "samples"
 OTHER_MODELS = ROOT / "self_cognition" / "other_models.json"
 TOKENIZER_FILES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +35,14 @@ def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }
+    shutil.copy(ROOT / "config.yaml", tmp_path)  # as in a clone
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", tour],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -49,6 +51,8 @@ def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
     assert '"turn_order"' in rejects
     assert "tool:0 holds" in done.stdout
     assert "are whole" in done.stdout
+    assert "trained 100 steps" in done.stdout
+    assert (tmp_path / "output" / "loss.png").is_file()
 
 
 @pytest.mark.parametrize("name", sorted(cli.main.commands))

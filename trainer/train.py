@@ -84,7 +84,8 @@ class _Run:
             if shown and difference is not None:
                 shown.say(f"packs: the losses equal those of their sequences alone (difference {difference:.1e})")
         self.wrapped.train()
-        return _summary(plan, self.tokens, self._train(loader), self.history)
+        done = self._train(loader)
+        return _summary(plan, self.tokens, done, self.history)
 
     def _train(self, loader: Loader) -> int:
         """Train until the last step, or until evaluations get no better; return the number of the last step."""

@@ -1,5 +1,6 @@
 """A model: its folder, its weights, and what of it is trained.
 
+demo.py        the embedded model, for trying things out
 folder.py      the name and configuration of a model, without its weights
 training.py    a model for training, from safetensors
 original/      models that came with code of their own, as native classes

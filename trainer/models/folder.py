@@ -11,6 +11,7 @@ from typing import Any
 
 from schemas.errors import InputError, UsageError
 from trainer.config.config import TrainConfig
+from trainer.models import demo
 from trainer.models.original import families
 from trainer.models.original.family import Family
 
@@ -75,7 +76,9 @@ def find(config: TrainConfig) -> ModelFolder:
 
     name, revision = config.model_name_or_path, config.model_revision
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.is_dir() and name == demo.NAME:
+        folder = demo.folder()
+    elif not folder.is_dir():
         folder = _download(name, revision, config.trust_remote_code)
     if not (folder / "config.json").is_file():
         raise UsageError(str(folder), "no config.json: not the folder of a model", "Give the folder of a model.")

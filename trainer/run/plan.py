@@ -14,7 +14,7 @@ from trainer.config.config import Loaded, TrainConfig
 from trainer.data import stream
 from trainer.data.order import Order
 from trainer.device import Device
-from trainer.models import folder
+from trainer.models import demo, folder
 from trainer.objectives.objective import Objective
 from trainer.run import checkpoints, checks
 from trainer.run import resume as resumes
@@ -130,7 +130,9 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
 
 
 def _about(source: folder.ModelFolder, config: TrainConfig) -> list[str]:
-    """What the user should know of a model in its original layout."""
+    """What the user should know of the embedded model, or of one in its original layout."""
+    if source.record["model"] == demo.NAME:
+        return [demo.ABOUT]
     if source.family is None:
         return []
     family = source.family
