@@ -18,6 +18,7 @@ from typing import Any
 
 import registry
 from compiler.conversation import Kind
+from schemas.arrow import TRAIN
 from schemas.errors import UsageError
 from schemas.stores import AnyPath
 
@@ -39,6 +40,8 @@ class Request:
     count: int | None = None
     repeats: bool = False
     """Whether a count may repeat rows as often as it needs, as of the self-cognition pool."""
+    split: str = TRAIN
+    """The split that its rows are for; --val-size takes rows for validation from those for training."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,10 @@ class CompileOptions:
     out: AnyPath
     cache: Path
     files: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    """Files whose rows are all for validation."""
+    test: tuple[str, ...] = ()
+    """The same for the split test."""
     mix: tuple[Request, ...] = ()
     """Empty = all of `files`."""
     registries: tuple[Path, ...] = ()

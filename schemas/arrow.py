@@ -15,7 +15,7 @@ PACKED_VERSION = 3
 """The version of packed sets. Their rows are several examples; the columns of `OF_SEQUENCES` are lists there."""
 
 MANIFEST = "manifest.json"
-SPLITS = ("train", "val")
+TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 
 IGNORED = -100
 """The label of a token that is not trained."""

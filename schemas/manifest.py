@@ -76,6 +76,9 @@ class Realized(TypedDict):
     val_rows: int
     val_repeats: NotRequired[int]
     """Rows of the split val that say the same as one before them in it, where there are some."""
+    test_rows: NotRequired[int]
+    in_train: NotRequired[int]
+    """Rows of a held-out file that say the same as one for training, where there are some."""
 
 
 class FileEntry(TypedDict):

@@ -61,7 +61,7 @@ class _Run:
     def to_the_end(self) -> dict[str, Any]:
         """Load the model, train, and return the summary."""
         plan, shown, config = self.plan, self.shown, self.plan.config
-        self.beat.doing("reading the validation split")
+        self.beat.doing("reading what is evaluated")
         collate = Collator(
             plan.set.is_packed, pad_id(plan.set.manifest), plan.objective.sides, _images(plan), flat=plan.flat
         )
@@ -69,7 +69,7 @@ class _Run:
             plan.train, plan.order, collate, plan.device.rank, plan.device.world, plan.micro, plan.accumulation,
             config.dataloader_num_workers, plan.objective.pair,
         )  # fmt: skip
-        self.evaluator = Evaluator.make(plan, collate, self.beat) if plan.val else None
+        self.evaluator = Evaluator.make(plan, plan.val, collate, self.beat) if plan.val else None
         self.history = History.make(config, plan.where, shown.records if shown else ()) if config.compares else None
         self.tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
         if self.history and self.history.stalled():
@@ -85,6 +85,8 @@ class _Run:
                 shown.say(f"packs: the losses equal those of their sequences alone (difference {difference:.1e})")
         self.wrapped.train()
         done = self._train(loader)
+        if plan.test:
+            _evaluate(plan, Evaluator.make(plan, plan.test, collate, self.beat), self.wrapped, done, shown, "test")
         return _summary(plan, self.tokens, done, self.history)
 
     def _train(self, loader: Loader) -> int:
@@ -197,15 +199,17 @@ def _record(
         shown.report(record | {"loss": mean})
 
 
-def _evaluate(plan: RunPlan, evaluator: Evaluator, wrapped: Any, done: int, shown: Log | None) -> dict[str, Any]:
+def _evaluate(
+    plan: RunPlan, evaluator: Evaluator, wrapped: Any, done: int, shown: Log | None, name: str = "eval"
+) -> dict[str, Any]:
     loss, by_dataset = evaluator.loss(wrapped)
-    record = {"step": done, "eval_loss": loss, "eval_loss_by_dataset": by_dataset}
-    parts = ", ".join(f"{name} {value:.4f}" for name, value in by_dataset.items())
-    said = [f"step {done:,}  eval loss {loss:.4f} ({parts})"]
+    record = {"step": done, f"{name}_loss": loss, f"{name}_loss_by_dataset": by_dataset}
+    parts = ", ".join(f"{dataset} {value:.4f}" for dataset, value in by_dataset.items())
+    said = [f"step {done:,}  {name} loss {loss:.4f} ({parts})"]
     if plan.config.predict_with_generate:
-        path = plan.output / f"predictions-{done}.jsonl"
+        path = plan.output / f"predictions-{done if name == 'eval' else name}.jsonl"
         scores = evaluator.scores(wrapped, path)
-        record["eval_scores"] = scores
+        record[f"{name}_scores"] = scores
         said.append(f"step {done:,}  {'  '.join(f'{n} {v:.1f}' for n, v in scores.items())}  ({path})")
     if shown:
         shown.write(record)

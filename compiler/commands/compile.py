@@ -42,6 +42,7 @@ def compile_(**given: Any) -> None:
       zcat logs/*.gz | jq -c .chat | cli compile chats=-
       cli compile --registry LLaMA-Factory/data --mix alpaca_en_demo:1,glaive_toolcall_en_demo:1 --tokenizer DIR
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
+      cli compile train.jsonl --val dev.jsonl --test test.jsonl --tokenizer DIR
       cli compile chats.jsonl --cache /shared/cache --only $SLURM_ARRAY_TASK_ID/16
       cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
@@ -135,6 +136,11 @@ def _check(given: dict[str, Any]) -> None:
             "nothing to compile",
             "Name files, --mix, or --self-cognition N; see cli compile --help.",
         )
+    if given["val"] and given["val_size"]:
+        from compiler.datasets.files import readable
+
+        what = f"--val {readable(given['val'][0])} gives the rows for validation already"
+        raise UsageError(f"--val-size {given['val_size']:g}", what, "Leave one of them out.")
     for name in ("kind", "columns", "tags"):
         if given[name] not in ("auto", ()) and not given["files"]:
             what = "it is about files of the command line, and none is given"

@@ -157,6 +157,14 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Validation rows: a fraction below 1, or a number. A conversation is never in both splits.",
         ),
         click.Option(
+            ["--val"], multiple=True, metavar="[NAME=]FILE",
+            help="A file whose rows are all for validation. Can be repeated.",
+        ),
+        click.Option(
+            ["--test"], multiple=True, metavar="[NAME=]FILE",
+            help="The same for the split test, which is scored when training ends.",
+        ),
+        click.Option(
             ["--shuffle/--no-shuffle"], default=True, show_default=True,
             help="Shuffle all rows, or keep the order of datasets and files.",
         ),

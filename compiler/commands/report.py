@@ -72,7 +72,7 @@ def _of_the_run(manifest: Manifest) -> list[str]:
 def remarks(manifest: Manifest) -> list[str]:
     """Remarks on the rows, one sentence each."""
     lines = _of_the_run(manifest)
-    lines += _short_split(manifest) + _repeats_for_validation(manifest)
+    lines += _short_split(manifest) + _repeats_for_validation(manifest) + _also_trained(manifest)
     found = {key for entry in manifest["datasets"] for key in entry.get("ignored", ())}
     if without := [key for key in manifest["options"]["ignore"] if key not in found]:
         lines.append(f"--ignore {','.join(without)}: no effect, because no row has it as a key that is not read")
@@ -141,6 +141,16 @@ def _repeats_for_validation(manifest: Manifest) -> list[str]:
             )
             lines.append(f"{entry['name']}: {what}; --dedup exact drops duplicates")
     return lines
+
+
+def _also_trained(manifest: Manifest) -> list[str]:
+    """A sentence on each held-out file that shares conversations with the rows for training."""
+    counts = {entry["name"]: entry["realized"] for entry in manifest["datasets"] if "in_train" in entry["realized"]}
+    return [
+        f"{name}: {found['in_train']:,} of {found['rows']:,} row{_s(found['rows'])} are in train as well, and say "
+        "little about the model"
+        for name, found in counts.items()
+    ]
 
 
 def _short_split(manifest: Manifest) -> list[str]:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 @click.command(epilog=EXIT_CODES)
 @click.argument("out", type=path_of)
 @click.option(
-    "--split", type=click.Choice(["train", "val"]), default="train", show_default=True, help="The split to show."
+    "--split",
+    type=click.Choice(["train", "val", "test"]),
+    default="train",
+    show_default=True,
+    help="The split to show.",
 )
 @click.option("--row", metavar="N|PLACE", help="One row, by its number in the split or its place in a source file.")
 @click.option("--find", metavar="TEXT", help="Rows whose decoded text contains TEXT; case matters.")
@@ -108,7 +112,7 @@ def verify(out: AnyPath, as_json: bool) -> None:
 
     opened = _opened(out, "verify")
     problems = find_damage(opened, lambda shards: terminal.track(shards, "verifying"))
-    shards = sum(len(opened.shards(split)) for split in ("train", "val"))
+    shards = sum(len(opened.shards(split)) for split in opened.manifest["splits"])
     if as_json:
         click.echo(json.dumps({"ok": not problems, "shards": shards, "problems": problems}, ensure_ascii=False))
     elif not problems:

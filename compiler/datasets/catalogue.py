@@ -20,6 +20,7 @@ from compiler.datasets.files import File, data_files, readable
 from compiler.datasets.given import Given, given_datasets
 from compiler.options import CompileOptions, DatasetOptions, Request, quoted
 from compiler.rows.persona import COLUMNS, persona
+from schemas.arrow import TEST, TRAIN, VAL
 from schemas.errors import UsageError, nearest
 
 SELF_COGNITION = "self-cognition"
@@ -34,10 +35,16 @@ class Catalogue:
     @cached_property
     def given(self) -> dict[str, Given]:
         """The datasets of the command line, by name."""
-        return given_datasets(self.options.files, self.options.cache)
+        options = self.options
+        files = {TRAIN: options.files, VAL: options.val, TEST: options.test}
+        return given_datasets([(text, split) for split, texts in files.items() for text in texts], options.cache)
 
     def requests(self) -> list[Request]:
-        """The requests of the mix, or one for each file where no mix is given."""
+        """The requests of the mix, or one for each file where no mix is given; then one for each held-out file."""
+        held_out = [Request(name, split=one.split) for name, one in self.given.items() if one.split != TRAIN]
+        return [*self._mix(), *held_out]
+
+    def _mix(self) -> list[Request]:
         mix = self.options.mix
         for folder in self.options.registries:
             if not folder.is_dir():
@@ -45,7 +52,7 @@ class Catalogue:
             if not any(folder.glob("*/")) and not (folder / "dataset_info.json").is_file():
                 what = "it holds no dataset_info.json, and no folder with the data of a hub dataset"
                 raise UsageError(f"--registry {folder}", what, "Name LLaMA-Factory's data folder, or one like it.")
-        given = self.given
+        given = {name: one for name, one in self.given.items() if one.split == TRAIN}
         if not mix:
             return [Request(name) for name in given]
         unused = [name for name in given if name not in {request.name for request in mix}]

@@ -10,11 +10,12 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compiler.datasets.files import File, data_files, is_data, readable
 from compiler.datasets.piped import FOLDER, keep_piped
+from schemas.arrow import TRAIN
 from schemas.errors import InputError, UsageError
 from schemas.stores import SCHEME, AnyPath, StorePath, path_of
 
@@ -34,6 +35,8 @@ class Given:
     folder: AnyPath
     """The folder that references to media start from."""
     notes: list[str] = field(default_factory=list)
+    split: str = TRAIN
+    """The split that its rows are for."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,20 @@ class _Place:
     """The files of a pattern."""
 
 
-def given_datasets(texts: Sequence[str], cache: Path) -> dict[str, Given]:
-    """The datasets of the command line by name, in order; UsageError if a name or a path is given twice."""
-    places = [place for text in texts for place in _places(text)]
+def given_datasets(texts: Sequence[tuple[str, str]], cache: Path) -> dict[str, Given]:
+    """The datasets of the command line by name, in order, from (text, split) pairs.
+
+    UsageError if a name or a path is given twice.
+    """
+    found = [(place, split) for text, split in texts for place in _places(text)]
+    places = [place for place, _ in found]
     if sum(place.text == PIPED for place in places) > 1:
         raise UsageError(PIPED, "is named twice", "A pipe is read once; --mix NAME#ROWS repeats rows.")
     names = _names(places)
-    return {name: _given(place, note, cache) for place, (name, note) in zip(places, names, strict=True)}
+    return {
+        name: replace(_given(place, note, cache), split=split)
+        for (place, split), (name, note) in zip(found, names, strict=True)
+    }
 
 
 def _places(text: str) -> list[_Place]:

@@ -11,7 +11,6 @@ import numpy as np
 from compiler.inspect.find import by_row, first_of_each, matching
 from compiler.inspect.rows import SplitExamples, rejects
 from compiler.inspect.vocabulary import TokenBytes
-from schemas.arrow import SPLITS
 from schemas.errors import UsageError, nearest
 from schemas.manifest import Manifest
 from schemas.reader import CompiledSet
@@ -45,7 +44,7 @@ def choose(split: SplitExamples, query: Query, vocabulary: TokenBytes) -> tuple[
     if query.find == "":
         raise UsageError("--find", "expected a text to look for, found an empty one")
     if not split.num_rows:
-        others = [name for name in SPLITS if manifest["splits"][name]["rows"]]
+        others = [name for name, split in manifest["splits"].items() if split["rows"]]
         raise UsageError(f"--split {split.name}", "the set has no rows there", f"known: {', '.join(others)}")
     if query.row is not None:
         return by_row(split, query.row, query.limit or LIMIT)

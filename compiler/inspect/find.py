@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from compiler.inspect.rows import SplitExamples, rejects
 from compiler.inspect.vocabulary import TokenBytes
-from schemas.arrow import SPLITS
+from schemas.arrow import SPLITS, TEST, VAL
 from schemas.errors import UsageError, nearest
 from schemas.manifest import DatasetEntry, FileEntry
 from schemas.order import Ints
@@ -135,8 +135,9 @@ def first_of_each(split: SplitExamples) -> list[int]:
 
 
 def _num_rows(dataset: DatasetEntry, split: str) -> int:
-    rows, val_rows = dataset["realized"]["rows"], dataset["realized"]["val_rows"]
-    return val_rows if split == "val" else rows - val_rows
+    realized = dataset["realized"]
+    others = {VAL: realized["val_rows"], TEST: realized.get("test_rows", 0)}
+    return others.get(split, realized["rows"] - sum(others.values()))
 
 
 def matching(split: SplitExamples, dataset: str | None, text: str | None, vocabulary: TokenBytes) -> Ints:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from schemas import disk
-from schemas.arrow import EMBEDDED, MANIFEST, SPLITS
+from schemas.arrow import EMBEDDED, MANIFEST, SPLITS, TEST
 from schemas.errors import InputError, LockedError, UsageError
 from schemas.manifest import Manifest, sealed
 from schemas.places import LINES
@@ -116,6 +116,9 @@ class Output:
         (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in self.partial.rglob("*"):
             disk.flush(path)
+        if (self.partial / TEST).exists() and os.path.lexists(self.folder / TEST) and not _is_split(self.folder / TEST):
+            what = f"its folder {TEST} holds something else, and the split {TEST} of the set would go there"
+            raise UsageError(f"-o {self.folder}", what, "Choose another -o folder; what was compiled is kept.")
         old = self.folder / _OLD
         old.mkdir()
         for name in reversed(_own(self.folder)):  # the manifest first
@@ -134,8 +137,15 @@ def _own(folder: Path) -> list[str]:
     """The names in a folder that are a set's, its manifest last."""
     return [
         name for name in (EMBEDDED, *OWN)
-        if os.path.lexists(folder / name) and (name != EMBEDDED or _is_embedded(folder / name))
+        if os.path.lexists(folder / name)
+        and (name != EMBEDDED or _is_embedded(folder / name)) and (name != TEST or _is_split(folder / name))
     ]  # fmt: skip
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder holds shards and nothing else. Only few sets have a split test: the name may be another's."""
+    files = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return bool(files) and all(re.fullmatch(r"shard-\d+\.arrow", name) for name in files)
 
 
 def _is_embedded(folder: Path) -> bool:

@@ -27,7 +27,7 @@ from compiler.sets.rows import CompiledRows
 from compiler.sets.shard import ShardWriter
 from compiler.sets.words import SpilledRows, WordLists
 from compiler.units.compiled import CompiledDataset
-from schemas.arrow import SPANS, SPLITS, WORD_LISTS, shard_schema
+from schemas.arrow import SPANS, SPLITS, TEST, WORD_LISTS, shard_schema
 from schemas.disk import flush
 from schemas.manifest import ShardEntry
 from schemas.order import Ints
@@ -83,8 +83,10 @@ def plan_splits(
     sizes = [sum(unit.num_rows for unit in one.loaded) for one in compiled]
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     splits = {}
-    for name in SPLITS:
-        chosen = np.flatnonzero(plan.val == (name == "val"))
+    for number, name in enumerate(SPLITS):
+        chosen = np.flatnonzero(plan.split == number)
+        if name == TEST and not len(chosen):
+            continue
         split = PlannedSplit(starts[plan.dataset[chosen]] + plan.position[chosen], plan.repeat[chosen])
         splits[name] = split if pack_length is None else _packed(split, rows, pack_length)
     return splits

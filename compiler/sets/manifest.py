@@ -21,6 +21,7 @@ from compiler.sets.rejects import rejects_jsonl
 from compiler.templates.load import Template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset
+from schemas.arrow import SPLITS, TEST
 from schemas.errors import IntegrityError
 from schemas.manifest import (
     BALANCE,
@@ -157,8 +158,19 @@ def dataset_entry(
     draw, rejected = plan.draws[number], one.rejected()
     left_out: Any = {"left_out": one.counts()["left_out"]} if one.dataset.options.where else {}
     rows, used = len(draw.position), len(np.unique(draw.position))
-    again = int((plan.val_repeats & (plan.dataset == number)).sum())
-    val_repeats: Any = {"val_repeats": again} if again else {}
+    mine = plan.dataset == number
+    realized: Any = {
+        "rows": rows,
+        "tokens": int(examples.tokens[draw.position].sum()),
+        "trained_tokens": int(examples.trained[draw.position].sum()),
+        "val_rows": int(plan.val[mine].sum()),
+    }
+    some = {
+        "test_rows": int((plan.split[mine] == SPLITS.index(TEST)).sum()),
+        "val_repeats": int(plan.val_repeats[mine].sum()),
+        "in_train": int(plan.in_train[mine].sum()),
+    }
+    realized |= {name: count for name, count in some.items() if count}
     secrets: Any = {"secrets": secrets_entry(one)} if scanned else {}
     return secrets | {
         "name": one.dataset.name,
@@ -172,13 +184,7 @@ def dataset_entry(
         "share": one.request.share,
         "count": one.request.count,
         "target": draw.target,
-        "realized": {
-            "rows": rows,
-            "tokens": int(examples.tokens[draw.position].sum()),
-            "trained_tokens": int(examples.trained[draw.position].sum()),
-            "val_rows": int((plan.val & (plan.dataset == number)).sum()),
-        }
-        | val_repeats,
+        "realized": realized,
         "rejected": rejected,
         "duplicates": draw.duplicates,
         "notes": dict(sorted(one.notes().items())),

@@ -4,7 +4,7 @@
 2. Every dataset gets an amount: a count of rows, all its rows, or a share of a total. By default the total is the
    largest at which no dataset uses a row more often than allowed.
 3. Rows are drawn in a seeded order, and evenly: each row q times, some once more.
-4. Whole conversations are chosen for validation (`validation.py`).
+4. Whole conversations are chosen for validation (`validation.py`); held-out files are splits of their own.
 5. Everything is shuffled once, seeded.
 
 Orders are made by hashing (seed, purpose, position, repeat), not by a random generator: they are the same on every
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from compiler.options import MixOptions, Request, quoted
 from compiler.sets.validation import choose_validation, keep_together
+from schemas.arrow import SPLITS, TRAIN, VAL
 from schemas.errors import IntegrityError, UsageError
 from schemas.order import Ints, hashes
 
@@ -60,22 +61,27 @@ class Draw:
 
 @dataclass
 class MixPlan:
-    """All examples of the set in final order: dataset, position, repeat int64[M]; val bool[M]."""
+    """All examples of the set in final order: dataset, position, repeat int64[M]; split int8[M] into `SPLITS`."""
 
     dataset: Ints
     position: Ints
     repeat: Ints
-    val: npt.NDArray[np.bool_]
+    split: npt.NDArray[np.int8]
     val_repeats: npt.NDArray[np.bool_]
     """Which rows for validation say the same as one before them there."""
+    in_train: npt.NDArray[np.bool_]
+    """Which rows of other splits say the same as one for training; only held-out files can have such rows."""
     draws: list[Draw] = field(default_factory=list)
+
+    @property
+    def val(self) -> npt.NDArray[np.bool_]:
+        """Which rows are for validation, bool[M]."""
+        return self.split == SPLITS.index(VAL)
 
 
 def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: MixOptions) -> MixPlan:
     """Plan the mix of the datasets, which are in the order of the requests."""
-    ends = np.cumsum([len(rows.fingerprints) for rows in examples])
-    prints = np.concatenate([rows.fingerprints for rows in examples]) if examples else np.empty(0, "S16")
-    duplicate = np.split(_again(prints), ends[:-1])
+    duplicate = _duplicates(requests, examples)
     usable: list[Ints] = []
     for request, rows, twice in zip(requests, examples, duplicate, strict=True):
         positions = np.flatnonzero(~twice) if options.dedup else np.arange(len(rows.tokens))
@@ -90,6 +96,19 @@ def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options
         _check_realized(request, rows, draw, options)
         draws.append(draw)
     return _order(requests, examples, draws, options)
+
+
+def _duplicates(requests: Sequence[Request], examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
+    """Which rows of each dataset repeat a conversation that came before among those for the same split; bool[N]."""
+    found = [np.zeros(len(rows.fingerprints), dtype=bool) for rows in examples]
+    for split in SPLITS:
+        mine = [i for i, request in enumerate(requests) if request.split == split]
+        if mine:
+            ends = np.cumsum([len(found[i]) for i in mine])
+            prints = np.concatenate([examples[i].fingerprints for i in mine])
+            for i, twice in zip(mine, np.split(_again(prints), ends[:-1]), strict=True):
+                found[i] = twice
+    return found
 
 
 def _again(prints: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
@@ -240,7 +259,10 @@ def _order(
     prints = np.concatenate([rows.fingerprints[d.position] for rows, d in zip(examples, draws, strict=True)])
     groups = [rows.fingerprints if rows.groups is None else rows.groups for rows in examples]
     joined = np.concatenate([rows[d.position] for rows, d in zip(groups, draws, strict=True)])
-    val = choose_validation(keep_together(prints, joined), options.val_size, options.seed)
+    split = np.array([SPLITS.index(request.split) for request in requests], np.int8)[dataset]
+    if options.val_size:
+        train = split == 0
+        split[train] = choose_validation(keep_together(prints[train], joined[train]), options.val_size, options.seed)
     if options.shuffle:
         # Hashed with the dataset's name: adding a dataset does not reorder the others among themselves.
         keys = np.concatenate(
@@ -250,16 +272,20 @@ def _order(
             ]
         )
         order = np.argsort(keys, kind="stable")
-        dataset, position, repeat, val, prints = (
+        dataset, position, repeat, split, prints = (
             dataset[order],
             position[order],
             repeat[order],
-            val[order],
+            split[order],
             prints[order],
         )
+    val = split == SPLITS.index(VAL)
     val_repeats = np.zeros(len(val), dtype=bool)
     val_repeats[val] = _again(prints[val])
-    return MixPlan(dataset, position, repeat, val, val_repeats, draws)
+    in_train = np.zeros(len(val), dtype=bool)
+    if any(request.split != TRAIN for request in requests):
+        in_train = (split > 0) & np.isin(prints, prints[split == 0])
+    return MixPlan(dataset, position, repeat, split, val_repeats, in_train, draws)
 
 
 def _no_row(examples: Sequence[Examples], options: MixOptions) -> UsageError:

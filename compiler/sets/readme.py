@@ -16,7 +16,9 @@ def mix_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     shares: tuple[Share, ...] = ("rows", "tokens", "trained_tokens") if by_tokens else ("rows", "trained_tokens")
     titles = (f"share of {what.replace('_', ' ')}" for what in shares)
     header = ("dataset", "asked for", "rows", *titles, "repeats", "rejected", "sampled out", "duplicates")
-    total = {what: sum(d["realized"][what] for d in manifest["datasets"]) for what in shares}
+    mixed = [entry for entry in manifest["datasets"] if not held_out(entry)]
+    total = {what: sum(entry["realized"][what] for entry in mixed) for what in shares}
+    rows = sum(entry["realized"]["rows"] for entry in manifest["datasets"])
     lines: list[tuple[str, ...]] = [header]
     for entry in manifest["datasets"]:
         realized, balance = entry["realized"], entry["balance"]
@@ -25,7 +27,7 @@ def mix_rows(manifest: Manifest) -> list[tuple[str, ...]]:
                 entry["name"],
                 asked(entry),
                 f"{realized['rows']:,}",
-                *(f"{realized[what] / max(total[what], 1):.1%}" for what in shares),
+                *("" if held_out(entry) else f"{realized[what] / max(total[what], 1):.1%}" for what in shares),
                 f"{balance['repeats']:,}",
                 f"{balance['rejected']:,}",
                 f"{balance['sampled_out']:,}",
@@ -35,7 +37,7 @@ def mix_rows(manifest: Manifest) -> list[tuple[str, ...]]:
     balance = manifest["balance"]
     duplicates = sum(d["duplicates"] for d in manifest["datasets"])
     lines.append(
-        ("total", "", f"{total['rows']:,}", *["100.0%"] * len(shares), f"{balance['repeats']:,}",
+        ("total", "", f"{rows:,}", *["100.0%"] * len(shares), f"{balance['repeats']:,}",
          f"{balance['rejected']:,}", f"{balance['sampled_out']:,}", f"{duplicates:,}")
     )  # fmt: skip
     return lines
@@ -45,7 +47,16 @@ def asked(entry: DatasetEntry) -> str:
     """What was asked of a dataset, in words."""
     if entry["share"] is not None:
         return f"share {entry['share']:g}"
-    return f"{entry['count']:,} rows" if entry["count"] is not None else "all rows"
+    if entry["count"] is not None:
+        return f"{entry['count']:,} rows"
+    return f"all, for {split}" if (split := held_out(entry)) else "all rows"
+
+
+def held_out(entry: DatasetEntry) -> str:
+    """The split that all rows of a dataset are for, "" if it has some for training."""
+    realized = entry["realized"]
+    others = {"val": realized["val_rows"], "test": realized.get("test_rows", 0)}
+    return next((name for name, rows in others.items() if rows == realized["rows"] > 0), "")
 
 
 def not_read(unread: dict[str, int], rows: int, most: int = 8) -> str:

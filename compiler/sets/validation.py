@@ -30,15 +30,12 @@ def keep_together(prints: npt.NDArray[np.bytes_], groups: npt.NDArray[np.bytes_]
 
 
 def choose_validation(labels: npt.NDArray[np.bytes_], size: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which rows are for validation: all with the same label, in seeded order, up to --val-size rows."""
+    """Which rows are for validation, bool[M]: all with the same label, in seeded order, up to --val-size rows."""
     if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
         raise UsageError(
             f"--val-size {size:g}", "expected a fraction below 1, or a whole number of rows", "--val-size 0.05"
         )
     wanted = round(size * len(labels)) if size < 1 else int(size)
-    val = np.zeros(len(labels), dtype=bool)
-    if not size:
-        return val
     if not 0 < wanted < len(labels):
         raise UsageError(
             f"--val-size {size:g}",

@@ -32,7 +32,7 @@ def find_damage(opened: CompiledSet, each: Callable[[list[ShardEntry]], Iterable
     listed = {entry["file"] for entry in shards}
     for name, digest in opened.manifest["files"].items():
         problems += _verify_file(opened.files / name, name, digest)
-    for split in SPLITS:
+    for split in opened.manifest["splits"]:
         found: list[AnyPath] = [*(opened.files / split).rglob("*")]
         for path in sorted(found, key=str):
             if f"{split}/{path.name}" not in listed:

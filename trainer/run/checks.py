@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import UsageError
+from schemas.manifest import Realized
 from trainer import objectives
 from trainer.config import zero
 from trainer.config.config import TrainConfig
@@ -37,7 +38,8 @@ def check_expected(opened: stream.TrainingSet, source: ModelFolder, config: Trai
     expect, manifest = config.expect, opened.manifest
     wrong: list[tuple[str, str]] = []
     remarks = []
-    names = [one["name"] for one in manifest["datasets"]]
+    held_out = {one["name"] for one in manifest["datasets"] if _held_out(one["realized"])}
+    names = [one["name"] for one in manifest["datasets"] if one["name"] not in held_out]
     if expect.datasets is not None and set(expect.datasets) != {n for n in names if n != "self-cognition"}:
         wrong.append(("datasets", f"expected {', '.join(sorted(expect.datasets))}, the set has {', '.join(names)}"))
     template = manifest["template"]
@@ -69,6 +71,11 @@ def check_expected(opened: stream.TrainingSet, source: ModelFolder, config: Trai
         hint = f"Compile the set accordingly, or skip the check: --set expect.{wrong[0][0]}=null."
         raise UsageError(f"{where}", f"the set {opened.where} is not what it expects\n  {listed}", hint)
     return remarks
+
+
+def _held_out(realized: Realized) -> bool:
+    """Whether all rows of a dataset are of one split that is not trained."""
+    return realized["rows"] in (realized["val_rows"], realized.get("test_rows")) and realized["rows"] > 0
 
 
 def check_libraries(source: ModelFolder, config: TrainConfig, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation on the validation split: the loss, overall and by dataset, and scores of generated replies."""
+"""Evaluation on a split that is not trained: the loss, overall and by dataset, and scores of generated replies."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from trainer.run.plan import RunPlan
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Evaluates a model on the validation split. Packs are split, so that each sequence counts for its dataset."""
+    """Evaluates a model on a split. Packs are split, so that each sequence counts for its dataset."""
 
     plan: RunPlan
+    split: stream.SplitRows
     collate: Collator
     batches: list[list[tuple[int, int]]]
     """The (row, sequence in it) pairs of each batch: all of one dataset and of similar length."""
     beat: Heartbeat
 
     @classmethod
-    def make(cls, plan: RunPlan, collate: Collator, beat: Heartbeat) -> Evaluator:
-        """The evaluator of a plan that has a validation split."""
-        assert plan.val is not None
+    def make(cls, plan: RunPlan, split: stream.SplitRows, collate: Collator, beat: Heartbeat) -> Evaluator:
+        """The evaluator of a split."""
         found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
-        for number in range(len(plan.val)):
-            row = plan.val.row(number)
+        for number in range(len(split)):
+            row = split.row(number)
             names = row["dataset"] if plan.set.is_packed else [row["dataset"]]
             for place, (name, length) in enumerate(zip(names, row["seq_lens"].tolist(), strict=True)):
                 found.setdefault(name, []).append((length, (number, place)))
@@ -45,7 +45,7 @@ class Evaluator:
             places = [place for _, place in sorted(found[name], reverse=True)]
             batches += [places[i : i + size] for i in range(0, len(places), size)]
         whole = dataclasses.replace(collate, packed=False)
-        return cls(plan, whole, batches, beat)
+        return cls(plan, split, whole, batches, beat)
 
     def loss(self, wrapped: Any) -> tuple[float, dict[str, float]]:
         """(loss, loss by dataset): sums of weighted losses over sums of weights, over all processes."""
@@ -71,12 +71,11 @@ class Evaluator:
 
     def scores(self, wrapped: Any, path: Path) -> dict[str, float]:
         """Generate replies to the rows of the split, write them to `path`, and return their scores."""
-        assert self.plan.val is not None
         self.beat.doing("generating replies", unit="replies")
         return predict_with_generate(
             wrapped.module,
             load_tokenizer(self.plan.source.folder),
-            (self.plan.val.row(number) for number in range(len(self.plan.val))),
+            (self.split.row(number) for number in range(len(self.split))),
             self.plan.set.manifest,
             path,
             max_new_tokens=self.plan.config.generation_max_new_tokens,
@@ -87,10 +86,9 @@ class Evaluator:
         )
 
     def _rows(self, number: int) -> list[stream.Row]:
-        assert self.plan.val is not None
         places, pair = self.batches[number], self.plan.objective.pair
-        rows = [self.plan.val.sequences(row)[place] for row, place in places]
+        rows = [self.split.sequences(row)[place] for row, place in places]
         if pair is None:
             return rows
-        after = [*rows[1:], rows[0] if len(rows) > 1 else self.plan.val.row((places[0][0] + 1) % len(self.plan.val))]
+        after = [*rows[1:], rows[0] if len(rows) > 1 else self.split.row((places[0][0] + 1) % len(self.split))]
         return [pair(row, other) for row, other in zip(rows, after, strict=True)]

@@ -32,6 +32,8 @@ class RunPlan:
     objective: Objective
     train: stream.SplitRows
     val: stream.SplitRows | None
+    test: stream.SplitRows | None
+    """Evaluated when the run ends."""
     source: folder.ModelFolder
     device: Device
     order: Order
@@ -90,6 +92,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     objective = checks.choose_objective(opened, config, loaded.where)
     train = opened.split("train")
     val = None if config.eval_strategy == "no" else opened.split("val")
+    has_test = config.eval_strategy != "no" and opened.shards("test")
     source = folder.find(config)
     remarks += _about(source, config)
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
@@ -122,6 +125,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     starts = max(earlier) + 1 if earlier else 0
     return RunPlan(
         config=config, where=loaded.where, set=opened, objective=objective, train=train, val=val,
+        test=opened.split("test") if has_test else None,
         source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
         checkpoint=checkpoint, facts=facts, starts=starts,
