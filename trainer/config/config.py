@@ -61,7 +61,10 @@ class TrainConfig:
     overwrite_output_dir: bool = False
     media_dir: str | None = None
     objective: str | None = None
-    beta: float = 0.1
+    beta: float | None = None
+    dpo_label_smoothing: float = 0.0
+    simpo_gamma: float = 0.5
+    rpo_alpha: float | None = None
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
     tuning: str = "lora"

@@ -15,7 +15,9 @@ side lacks (the pixels, which belong to the prompt) is taken from the row itself
 
     objective.py      what an objective declares
     cross_entropy.py  sft, pretrain
-    dpo.py            preference
+    pairs.py          what those for preference have in common
+    dpo.py            preference: dpo, hinge
+    ipo.py, orpo.py, simpo.py, cpo.py       preference
     kto.py            kto
     log_probs.py      log-probabilities of tokens and rows, by the model and by its reference
 
@@ -23,12 +25,17 @@ An objective returns sums. Loss = sum of `loss_sum` / sum of `weight_sum` over a
 step, so it does not depend on how many of either there are.
 """
 
+from trainer.objectives.cpo import CPO
 from trainer.objectives.cross_entropy import PRETRAIN, SFT
-from trainer.objectives.dpo import DPO
+from trainer.objectives.dpo import DPO, HINGE
+from trainer.objectives.ipo import IPO
 from trainer.objectives.kto import KTO
 from trainer.objectives.objective import Objective
+from trainer.objectives.orpo import ORPO
+from trainer.objectives.simpo import SIMPO
 
-OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in (SFT, PRETRAIN, DPO, KTO)}
+_ALL = (SFT, PRETRAIN, DPO, IPO, HINGE, ORPO, SIMPO, CPO, KTO)
+OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
 
 
 def default(kind: str) -> Objective:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.models.wrappers import evaluating
-from trainer.objectives.log_probs import as_reference, log, one_side, row_log_probs, trained_tokens
+from trainer.objectives.log_probs import log, one_side, reference_log_probs, row_log_probs, trained_tokens
 from trainer.objectives.objective import Batch, Objective, Parts, Row
 
 
@@ -36,9 +36,8 @@ def loss(
     """
     kl = kl_estimate(model, [batch], reference) if kl is None else kl
     rows, desirable = one_side(batch), batch["desirable"]
-    with as_reference(model, reference) as base:
-        base_log_probs = row_log_probs(base, rows)
-    ratio = row_log_probs(model, rows) - base_log_probs
+    (base,) = reference_log_probs(model, [rows], reference)
+    ratio = row_log_probs(model, rows) - base
     good = desirable_weight * (1 - torch.sigmoid(beta * (ratio - kl)))
     bad = undesirable_weight * (1 - torch.sigmoid(beta * (kl - ratio)))
     counted = weights(batch)
@@ -60,10 +59,9 @@ def kl_estimate(model: nn.Module, batches: Sequence[Batch], reference: nn.Module
     total = torch.zeros(2, device=batches[0]["input_ids"].device)
     for batch in batches:
         pairs = one_side(batch, "kl_")
-        with as_reference(model, reference) as base:
-            ratio = -row_log_probs(base, pairs)
+        (base,) = reference_log_probs(model, [pairs], reference)
         with evaluating(model):
-            ratio = ratio + row_log_probs(model, pairs)
+            ratio = row_log_probs(model, pairs) - base
         total += log(ratio, weights(pairs))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from schemas.errors import UsageError
 from trainer.models.wrappers import evaluating, transformers_model, unwrapped
 from trainer.objectives.objective import Batch
 
-_OURS = ("labels", "loss_weights", "position_ids", "desirable")
+_OURS = ("labels", "loss_weights", "position_ids", "desirable", "reference_log_probs")
 """Columns that are not for the model. It gets position_ids only of packs, where they tell where sequences begin."""
 _CHUNK = 1024
 """Positions whose logits are float32 at the same time: 0.6 GB of them with a vocabulary of 150,000."""
@@ -72,6 +72,17 @@ def row_log_probs(model: nn.Module, batch: Batch) -> Tensor:
         what = "objectives on pairs compare whole rows, found packs"
         raise UsageError("packing", what, "Compile preference and KTO sets without packing.")
     return -token_losses(model, batch).sum(1)
+
+
+def reference_log_probs(model: nn.Module, sides: Sequence[Batch], reference: nn.Module | None) -> list[Tensor]:
+    """log p of the trained tokens of each row of these sides by the reference, float32[B] each, without gradients.
+
+    Batches that have it already (`reference_log_probs`) keep it: see `trainer.run.reference`.
+    """
+    if all("reference_log_probs" in side for side in sides):
+        return [side["reference_log_probs"] for side in sides]
+    with as_reference(model, reference) as base:
+        return [row_log_probs(base, side) for side in sides]
 
 
 def one_side(batch: Batch, prefix: str = "") -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,3 +49,10 @@ class Objective:
     """Add to a row what it needs of the row after it in the step."""
     shared: Callable[[nn.Module, Sequence[Batch]], dict[str, Any]] | None = None
     """Settings computed from all batches of a step before its first forward pass; collective over ranks."""
+
+    def defaults(self) -> dict[str, Any]:
+        """The settings where a configuration has none: those of `loss`."""
+        known = inspect.signature(self.loss).parameters
+        return {
+            name: known[name].default for name in self.settings if known[name].default is not inspect.Parameter.empty
+        }

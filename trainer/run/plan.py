@@ -66,8 +66,9 @@ class RunPlan:
 
     @property
     def objective_settings(self) -> dict[str, Any]:
-        """The settings of the objective, by name."""
-        return {name: getattr(self.config, name) for name in self.objective.settings}
+        """The settings of the objective, by name; those that the configuration leaves out have its own defaults."""
+        given = {name: getattr(self.config, name) for name in self.objective.settings}
+        return self.objective.defaults() | {name: value for name, value in given.items() if value is not None}
 
     @property
     def flat(self) -> bool:
