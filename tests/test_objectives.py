@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -340,6 +341,124 @@ def test_the_configuration_knows_every_objective_and_its_settings() -> None:
         assert all(hasattr(TrainConfig, setting) for setting in objective.settings)
 
 
+# -- other objectives on pairs --
+
+
+def log_probs_of_pairs(model: nn.Module, base: nn.Module) -> list[tuple[Any, ...]]:
+    """Of each pair: log p of the chosen and the rejected reply, of both by the base, and their numbers of tokens."""
+    return [
+        (
+            *(reply_log_prob(one, side) for one in (model, base) for side in (good, bad)),
+            *(sum(label != -100 for label in side["labels"][1:]) for side in (good, bad)),
+        )
+        for good, bad in zip(GOOD, BAD, strict=True)
+    ]
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x))
+
+
+def cdpo_formula(c: float, r: float, bc: float, br: float, *_: int) -> float:
+    margin = 0.3 * (c - bc - r + br)
+    return -0.8 * log_sigmoid(margin) - 0.2 * log_sigmoid(-margin)
+
+
+def orpo_formula(c: float, r: float, _bc: float, _br: float, n: int, m: int) -> float:
+    odds = [math.exp(mean) / (1 - math.exp(mean)) for mean in (c / n, r / m)]
+    return -c / n - 0.7 * log_sigmoid(math.log(odds[0] / odds[1]))
+
+
+FORMULAS: dict[str, tuple[dict[str, float], Callable[..., float]]] = {
+    "dpo": ({"beta": 0.3, "dpo_label_smoothing": 0.2}, cdpo_formula),
+    "hinge": ({"beta": 0.2}, lambda c, r, bc, br, *_: max(0.0, 1 - 0.2 * (c - bc - r + br))),
+    "ipo": ({"beta": 0.4}, lambda c, r, bc, br, n, m: ((c - bc) / n - (r - br) / m - 1 / (2 * 0.4)) ** 2),
+    "orpo": ({"beta": 0.7}, orpo_formula),
+    "simpo": (
+        {"beta": 1.5, "simpo_gamma": 0.8},
+        lambda c, r, _bc, _br, n, m: -log_sigmoid(1.5 / n * c - 1.5 / m * r - 0.8),
+    ),
+    "cpo": ({"beta": 0.2}, lambda c, r, _bc, _br, n, _m: -log_sigmoid(0.2 * (c - r)) - c / n),
+}
+"""By objective: settings, and the loss of a pair as in its paper (see the docstrings): log p of the chosen and the
+rejected reply, the same by the base, and the numbers of tokens of both."""
+PAIR_OBJECTIVES = [name for name, objective in OBJECTIVES.items() if objective.kind == "preference"]
+WITH_SFT = [name for name in PAIR_OBJECTIVES if "rpo_alpha" in OBJECTIVES[name].settings]
+
+
+def pair_parts(name: str, model: nn.Module, base: nn.Module, batch: dict[str, Tensor], **settings: Any) -> Parts:
+    given = {"reference": base} if OBJECTIVES[name].needs_reference else {}
+    return OBJECTIVES[name].loss(model, batch, **given, **settings)
+
+
+@pytest.mark.parametrize("name", PAIR_OBJECTIVES)
+def test_the_loss_of_a_pair_is_the_formula_of_its_paper(name: str) -> None:
+    model, base = qwen2(), qwen2(seed=3)
+    settings, formula = FORMULAS[name]
+    wanted = [formula(*numbers) for numbers in log_probs_of_pairs(model, base)]
+    parts = pair_parts(name, model, base, preference(), **settings)
+    assert parts.losses.tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert loss(parts).item() == pytest.approx(sum(wanted) / 2, rel=1e-4)
+    assert parts.weight_sum == 2
+
+
+@pytest.mark.parametrize("name", WITH_SFT)
+def test_the_loss_of_the_chosen_reply_by_token_is_added(name: str) -> None:
+    model, base = qwen2(), qwen2(seed=3)
+    without, with_it = (pair_parts(name, model, base, preference(), rpo_alpha=alpha) for alpha in (0.0, 0.4))
+    by_token = [-c / n for c, *_, n, _m in log_probs_of_pairs(model, base)]
+    assert (with_it.losses - without.losses).tolist() == pytest.approx([0.4 * one for one in by_token], rel=1e-4)
+    assert with_it.logs["sft_loss"].tolist() == pytest.approx([sum(by_token), 2], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PAIR_OBJECTIVES)
+def test_the_loss_of_pairs_does_not_depend_on_how_a_step_is_split(name: str) -> None:
+    model, base = lora(qwen2(), trained=True), qwen2()
+    more = {"rpo_alpha": 0.3} if name in WITH_SFT else {}
+    untrained = [row(ids(8), 8)]
+    split = [pair_parts(name, model, base, preference([g], [b]), **more) for g, b in zip(GOOD, BAD, strict=True)]
+    split.append(pair_parts(name, model, base, preference(untrained, untrained), **more))  # a process without rows
+    assert split[-1].weight_sum == 0
+    assert_same(model, loss(*split), loss(pair_parts(name, model, base, preference(), **more)))
+
+
+def test_a_reply_that_is_certain_has_a_finite_loss_and_gradient() -> None:
+    model = qwen2()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+        sure = int(model(input_ids=torch.tensor([[1, 2]])).logits[0, -1].argmax())
+    parts = pair_parts("orpo", model, model, preference([row([1, 2, sure], 2)], [row([1, 2, 5], 2)]))
+    assert torch.isfinite(loss(parts))
+    assert all(torch.isfinite(g).all() for g in gradients(model, loss(parts)) if g is not None)
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["embed_tokens", "q_proj"]}])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings:UserWarning")  # PEFT, about merging
+def test_the_base_is_the_reference_where_more_than_layers_is_trained(settings: dict[str, Any], tied: bool) -> None:
+    base = qwen2(tie_word_embeddings=tied).eval()
+    target = {"target_modules": "all-linear"} | settings
+    model = peft.get_peft_model(qwen2(tie_word_embeddings=tied), peft.LoraConfig(r=4, **target)).eval()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert abs(loss(compute(model, preference(), "preference")).item() - math.log(2)) > 1e-3
+    alone = loss(compute(model, preference(), "preference", reference=base))
+    assert_same(model, loss(compute(model, preference(), "preference")), alone)
+
+
+@pytest.mark.parametrize("kind", ["preference", "kto"])
+def test_log_probabilities_of_the_reference_may_be_in_the_batch(kind: str) -> None:
+    model, base, batch = qwen2(), qwen2(seed=3), preference() if kind == "preference" else kto()
+    known = dict(batch)
+    for side in default(kind).sides:
+        rows = log_probs_module.one_side(batch, side)
+        known[f"{side}reference_log_probs"] = log_probs_module.row_log_probs(base, rows).detach()
+    assert_same(model, loss(compute(model, known, kind)), loss(compute(model, batch, kind, reference=base)))
+
+
 # -- kto --
 
 
@@ -404,7 +523,41 @@ def test_accumulated_kto_batches_equal_one_given_the_kl_of_the_step() -> None:
 # -- against TRL, which is not of our making --
 
 
-def trl_loss(name: str, **settings: Any) -> tuple[nn.Module, nn.Module, dict[str, Tensor], Tensor]:
+TEXTS = [("Hi there", " fine, thanks", " no"), ("What", " rain", " it is the sun"), ("你好", "你好呀", "再见")]
+ONE_LENGTH = [(" a", " b c d", " e"), (" b", " c d a", " d e a b"), (" c", " d a b", " a b")]
+"""Prompts of one token, and chosen replies of the same number of them."""
+
+
+def trl_reference_free_loss(name: str, **settings: Any) -> tuple[nn.Module, dict[str, Tensor], Tensor]:
+    """Return a model, a batch that TRL's experimental trainer made of some text, and its loss of it."""
+    pytest.importorskip("trl", reason="TRL is not installed")
+    import importlib
+
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+    import registry
+
+    module = importlib.import_module(f"trl.experimental.{name.lower()}")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(registry.DEMO_TOKENIZER)
+    model = qwen2(len(tokenizer), seed=3)
+    common = {
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "per_device_train_batch_size": 3,
+    }
+    trainer = getattr(module, f"{name}Trainer")(
+        model=model,
+        args=getattr(module, f"{name}Config")(output_dir="unused", remove_unused_columns=False, **common, **settings),
+        train_dataset=Dataset.from_list([{"prompt": p, "chosen": c, "rejected": r} for p, c, r in ONE_LENGTH]),
+        processing_class=tokenizer,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    return model, batch, trainer.get_batch_loss_metrics(model, batch)[0]
+
+
+def trl_loss(name: str, texts: Any = None, **settings: Any) -> tuple[nn.Module, nn.Module, dict[str, Tensor], Tensor]:
     """Return a model, a reference, a batch TRL's collator made of some text, and its trainer's loss of it."""
     trl = pytest.importorskip("trl", reason="TRL is not installed")
     from datasets import Dataset
@@ -414,7 +567,7 @@ def trl_loss(name: str, **settings: Any) -> tuple[nn.Module, nn.Module, dict[str
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(registry.DEMO_TOKENIZER)
     model, base = qwen2(len(tokenizer), seed=3), qwen2(len(tokenizer))
-    texts = [("Hi there", " fine, thanks", " no"), ("What", " rain", " it is the sun"), ("你好", "你好呀", "再见")]
+    texts = texts or TEXTS
     rows = {
         "DPO": [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in texts],
         "KTO": [{"prompt": p, "completion": c, "label": i != 1} for i, (p, c, _) in enumerate(texts)],
@@ -443,13 +596,59 @@ def as_ours(batch: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")
-def test_dpo_agrees_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "theirs", "ours"),
+    [
+        ("dpo", {}, {}),
+        ("dpo", {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.4]}, {"rpo_alpha": 0.4}),
+        ("ipo", {"loss_type": ["ipo"]}, {}),
+        ("hinge", {"loss_type": ["hinge"]}, {}),
+    ],
+)
+def test_what_has_a_reference_agrees_with_trl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    model, base, batch, theirs = trl_loss("DPO", beta=0.2)
+    model, base, batch, wanted = trl_loss("DPO", beta=0.2, texts=ONE_LENGTH if ours else TEXTS, **theirs)
     both = as_ours(batch)  # chosen rows first
-    ours = {name: value[:3] for name, value in both.items()}
-    ours |= {f"rejected_{name}": value[3:] for name, value in both.items()}
-    assert_same(model, loss(compute(model, ours, "preference", reference=base, beta=0.2)), theirs)
+    pairs = {name: value[:3] for name, value in both.items()}
+    pairs |= {f"rejected_{name}": value[3:] for name, value in both.items()}
+    assert_same(model, loss(pair_parts(name, model, base, pairs, beta=0.2, **ours)), wanted)
+
+
+@pytest.mark.filterwarnings("ignore")  # TRL's, about its experimental trainers
+@pytest.mark.parametrize(
+    ("name", "trainer", "theirs", "ours"),
+    [
+        ("orpo", "ORPO", {"beta": 0.2}, {"beta": 0.2}),
+        ("simpo", "CPO", {"loss_type": "simpo", "beta": 2.0, "cpo_alpha": 0.0}, {}),
+        (
+            "simpo", "CPO", {"loss_type": "simpo", "beta": 1.5, "simpo_gamma": 0.9, "cpo_alpha": 0.3},
+            {"beta": 1.5, "simpo_gamma": 0.9, "rpo_alpha": 0.3},
+        ),
+        ("cpo", "CPO", {}, {}),
+    ],
+)  # fmt: skip
+def test_what_has_no_reference_agrees_with_trl(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    trainer: str,
+    theirs: dict[str, Any],
+    ours: dict[str, Any],
+) -> None:
+    """On prompts of one token and chosen replies of one length: TRL's loss of the chosen reply covers its prompt, and
+    is a mean over the tokens of a batch, where ours is a mean of pairs."""
+    monkeypatch.chdir(tmp_path)
+    model, batch, wanted = trl_reference_free_loss(trainer, **theirs)
+    pairs: dict[str, Tensor] = {}
+    for prefix, side in (("", "chosen"), ("rejected_", "rejected")):
+        ids_, labels = batch[f"{side}_input_ids"], batch[f"{side}_labels"]
+        mine = {"input_ids": ids_, "labels": labels, "loss_weights": (labels != -100).float()}
+        mine |= {"position_ids": torch.arange(ids_.shape[1]).expand_as(ids_)}
+        mine |= {"attention_mask": batch[f"{side}_attention_mask"]}
+        pairs |= {prefix + column: value for column, value in mine.items()}
+    assert_same(model, loss(OBJECTIVES[name].loss(model, pairs, **ours)), wanted)
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")

@@ -19,7 +19,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from schemas import schema
 from tests.support.trained import (
     compile_set,
     config,
@@ -33,8 +32,6 @@ from tests.support.trained import (
 )
 from trainer import progress
 from trainer.data import stream
-from trainer.objectives import DPO, OBJECTIVES, log_probs
-from trainer.objectives.objective import Objective, Parts
 from trainer.run import checkpoints
 from trainer.run.checkpoints import COMPLETE
 from trainer.run.output import locked
@@ -251,27 +248,6 @@ def test_preferences_start_at_indifference_and_accumulation_changes_nothing(
     assert losses(whole)[1] == pytest.approx(first, abs=1e-5)
     assert losses(whole)[4] < first
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
-
-
-def test_a_second_objective_for_a_kind_is_one_declaration(
-    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SimPO (Meng et al. 2024, arXiv 2405.14734): no reference, log-probabilities by token, here without its margin."""
-
-    def loss(model: torch.nn.Module, batch: Any, beta: float) -> Parts:
-        sides = [log_probs.one_side(batch, prefix) for prefix in ("", "rejected_")]
-        means = [log_probs.row_log_probs(model, side) / log_probs.trained_tokens(side).sum(1) for side in sides]
-        weights = DPO.weights(batch)
-        losses = -torch.nn.functional.logsigmoid(beta * (means[0] - means[1])) * weights
-        return Parts(losses.sum(), weights.sum(), losses.detach(), weights, {})
-
-    simpo = Objective("simpo", DPO.kind, loss, DPO.weights, settings=("beta",), sides=DPO.sides)
-    monkeypatch.setitem(OBJECTIVES, "simpo", simpo)
-    monkeypatch.setitem(schema("train_config")["properties"]["objective"], "enum", [*OBJECTIVES])
-    data = compile_set(tmp_path / "set", write(tmp_path / "rows.jsonl", PAIRS))
-    run = make(objective="simpo", beta=2.0, tuning="full", lora=None, per_device_train_batch_size=5, learning_rate=1e-2)
-    train(data, run)
-    assert losses(run)[4] < losses(run)[1] - 0.1
 
 
 # -- checkpoints --
@@ -543,12 +519,11 @@ def test_what_an_objective_cannot_be_trained_with_is_refused(tmp_path: Path, mak
     judged = compile_set(tmp_path / "judged", write(tmp_path / "judged.jsonl", JUDGED))
     said = train(judged, make(per_device_train_batch_size=1), code=2).stderr
     assert "gradient_accumulation_steps: a step has 1 row, and kto pairs each row with the next one" in said
-    said = train(judged, make(tuning="prefix", lora=None), code=2).stderr
-    assert "tuning: the reference of kto is the model without its LoRA; tuning is prefix" in said
 
 
 def test_settings_of_other_objectives_are_refused(data: Path, make: Make) -> None:
     assert "beta: it has no effect on the objective sft" in train(data, make(beta=0.2), code=2).stderr
+    assert "simpo_gamma: it has no effect on the objective sft" in train(data, make(simpo_gamma=1), code=2).stderr
 
 
 def test_what_would_be_silently_wrong_is_refused(data: Path, packed: Path, make: Make) -> None:

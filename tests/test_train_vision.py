@@ -187,6 +187,8 @@ def test_images_go_with_evaluation_zero_3_and_pairs(model: Path, pictures: Path,
     ]
     file = write(tmp_path / "pairs.jsonl", pairs)
     data = compile_set(tmp_path / "pairs", file, "--tokenizer", model, "--media-dir", pictures)
-    run = seen(tmp_path / "dpo.json", model, pictures, per_device_train_batch_size=1, gradient_accumulation_steps=3)
-    train(data, run)
-    assert losses(run)[1] == pytest.approx(math.log(2), abs=1e-5)
+    steps = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    for tuning in ({}, {"tuning": "full", "lora": None}):  # the reference sees the pictures too, now or before
+        run = seen(tmp_path / f"dpo{len(tuning)}.json", model, pictures, **steps, **tuning)
+        train(data, run)
+        assert losses(run)[1] == pytest.approx(math.log(2), abs=1e-5)

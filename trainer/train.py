@@ -70,12 +70,19 @@ class _Run:
             config.dataloader_num_workers, plan.objective.pair,
         )  # fmt: skip
         self.evaluator = Evaluator.make(plan, plan.val, collate, self.beat) if plan.val else None
+        tested = Evaluator.make(plan, plan.test, collate, self.beat) if plan.test else None
         self.history = History.make(config, plan.where, shown.records if shown else ()) if config.compares else None
         self.tokens = plan.checkpoint.run["tokens"] if plan.checkpoint else 0
         if self.history and self.history.stalled():
             return _summary(plan, self.tokens, plan.start, self.history)
         self.beat.doing("loading the model")
         self.wrapped = deepspeed.wrap(plan)
+        if plan.keeps_reference:
+            from trainer.run import reference
+
+            evaluators = {"val": self.evaluator, "test": tested}
+            reference.attach(plan, self.wrapped, collate, evaluators, self.beat, shown)
+        deepspeed.restore(self.wrapped, plan)
         if shown:
             _introduce(plan, self.wrapped, shown)
         if plan.set.is_packed:
@@ -85,8 +92,8 @@ class _Run:
                 shown.say(f"packs: the losses equal those of their sequences alone (difference {difference:.1e})")
         self.wrapped.train()
         done = self._train(loader)
-        if plan.test:
-            _evaluate(plan, Evaluator.make(plan, plan.test, collate, self.beat), self.wrapped, done, shown, "test")
+        if tested:
+            _evaluate(plan, tested, self.wrapped, done, shown, "test")
         return _summary(plan, self.tokens, done, self.history)
 
     def _train(self, loader: Loader) -> int:
@@ -170,6 +177,8 @@ def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     total, some = count(wrapped.module)
     for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.source.folder):
         shown.say(line)
+    if plan.objective.settings:
+        shown.say(plan.objective_in_words)
     shown.say(
         f"{type(wrapped.module).__name__}: {some:,} of {total:,} parameters are trained ({some / total:.2%}); "
         f"steps {plan.start + 1:,} to {plan.steps:,} of {plan.order.step_rows} rows on {plan.device.world} x "
@@ -190,22 +199,24 @@ def _record(
     shown.write(record)
     shown.advance(done, f"loss {result.loss:.4f}  {speed:,.0f} tokens/s")
     if done % plan.config.logging_steps == 0 or done == plan.steps:
-        mean = shown.mean_loss(min(plan.config.logging_steps, done))
+        means = {name: shown.mean(name, int(plan.config.logging_steps)) for name in ("loss", *result.logs)}
+        rewards = log.brief({name: means[name] for name in result.logs})
         left = f"  {shown.left()} left" if done < plan.steps else ""
         shown.say(
-            f"step {done:,}/{plan.steps:,}  epoch {record['epoch']:.2f}  loss {mean:.4f}  lr {rate:.3g}  "
-            f"grad {result.grad_norm or 0:.3g}  {speed:,.0f} tokens/s{left}"
+            f"step {done:,}/{plan.steps:,}  epoch {record['epoch']:.2f}  loss {means['loss']:.4f}{rewards}  "
+            f"lr {rate:.3g}  grad {result.grad_norm or 0:.3g}  {speed:,.0f} tokens/s{left}"
         )
-        shown.report(record | {"loss": mean})
+        shown.report(record | means)
 
 
 def _evaluate(
     plan: RunPlan, evaluator: Evaluator, wrapped: Any, done: int, shown: Log | None, name: str = "eval"
 ) -> dict[str, Any]:
-    loss, by_dataset = evaluator.loss(wrapped)
+    loss, by_dataset, logs = evaluator.loss(wrapped)
     record = {"step": done, f"{name}_loss": loss, f"{name}_loss_by_dataset": by_dataset}
+    record |= {f"{name}_{key}": value for key, value in logs.items()}
     parts = ", ".join(f"{dataset} {value:.4f}" for dataset, value in by_dataset.items())
-    said = [f"step {done:,}  {name} loss {loss:.4f} ({parts})"]
+    said = [f"step {done:,}  {name} loss {loss:.4f} ({parts}){log.brief(logs)}"]
     if plan.config.predict_with_generate:
         path = plan.output / f"predictions-{done if name == 'eval' else name}.jsonl"
         scores = evaluator.scores(wrapped, path)

@@ -8,4 +8,5 @@ store.py    batches of a set in an object store, kept on disk
 collate.py  rows to tensors
 images.py   images, loaded and checked when their batch is made
 loader.py   coming batches, made by threads while the device works
+reference.py    log-probabilities of a reference, in a file beside the checkpoints
 """

@@ -28,6 +28,7 @@ num_sequences           int: sequences of the rows, padding not counted
 dataset                 list[str]: of each sequence
 rejected_...            the same for the other side of pairs
 kl_..., desirable       KTO: the same for mismatched pairs; bool[B]
+reference_log_probs     float32[B], of each side, where the reference scored all replies before the first step
 pixel_values, image_grid_thw, mm_token_type_ids     images, as the model takes them
 """
 
@@ -86,6 +87,9 @@ class Collator:
             "loss_weights": _pad(weights, length, 0, np.float32),
             "position_ids": torch.from_numpy(np.stack(positions).astype(np.int64)),
         }
+        if f"{side}reference_log_probs" in rows[0]:
+            known = [row[f"{side}reference_log_probs"] for row in rows]
+            batch["reference_log_probs"] = torch.tensor(known, dtype=torch.float32)
         if not self.packed:
             batch["attention_mask"] = _pad([np.ones(len(one)) for one in ids], length, 0, np.int64)
         elif self.flat:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from schemas.order import Ints
 from trainer.data.collate import Batch, Collator
-from trainer.data.order import Order, micro_batches
+from trainer.data.order import Order, following, micro_batches
 from trainer.data.stream import Row, SplitRows
 
 AHEAD = 2
@@ -72,7 +72,5 @@ class Loader:
         row = self.split.row(number)
         if self.pair is None:
             return row
-        after = rows[(int((rows == number).argmax()) + 1) % len(rows)]
-        if after == number:  # the last step has only this row: pair it with a row of another step
-            after = (number + 1) % len(self.split)
+        after = following(rows, len(self.split))[int((rows == number).argmax())]
         return self.pair(row, self.split.row(int(after)))

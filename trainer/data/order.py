@@ -61,6 +61,11 @@ class Order:
         return np.concatenate([steps[np.argsort(keys, kind="stable")].reshape(-1), rest])
 
 
+def following(rows: Ints, total: int) -> Ints:
+    """The row after each row of a step: the first after the last; of `total` rows the next, after the only one."""
+    return np.roll(rows, -1) if len(rows) > 1 else (rows + 1) % total
+
+
 def micro_batches(rows: Ints, rank: int, world: int, micro: int, accumulation: int) -> list[Ints]:
     """The rows of each forward pass of one process in a step: `accumulation` arrays of at most `micro` rows.
 

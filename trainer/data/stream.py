@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +65,8 @@ class SplitRows(SplitReader):
     def __init__(self, opened: CompiledSet, name: str) -> None:
         super().__init__(opened, name)
         self._lock = threading.Lock()
+        self.more: Callable[[int], Row] | None = None
+        """Further columns of a row, by its number, which the set does not have."""
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019  # a split lives as long as the run
     def batch(self, number: int) -> pa.RecordBatch:
@@ -74,7 +77,8 @@ class SplitRows(SplitReader):
     def row(self, number: int) -> Row:
         """Row `number` of the split in the set's own order."""
         batch, inside = self.find(number)
-        return _row(self.batch(batch), inside)
+        row = _row(self.batch(batch), inside)
+        return row if self.more is None else row | self.more(number)
 
     def sequences(self, number: int) -> list[Row]:
         """The examples of a pack as rows of their own; of an unpacked set, the row itself."""

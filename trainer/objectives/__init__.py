@@ -8,6 +8,7 @@ A batch is a dict of tensors, B rows of T tokens, padded on the right:
     position_ids    int64[B, T]     0 at the first token of every sequence, so several times in a pack
     attention_mask  int64[B, T]     absent in packs
     desirable       bool[B]         kto
+    reference_log_probs  float32[B]  log p of each row by the reference, where it was computed before the first step
 
 and anything else the model takes (pixel_values, image_grid_thw, ...), which is passed on to it. Batches of pairs hold
 the other side under the same names with a prefix: `rejected_` (preference), `kl_` (the mismatched pairs of KTO). What a

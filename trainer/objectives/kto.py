@@ -75,9 +75,13 @@ def mismatch(row: Row, other: Row) -> Row:
     into batches. A pair can be longer than either row; nothing is cut.
     """
     end, start = _prompt_length(row), _prompt_length(other)
-    pair = {f"kl_{name}": np.concatenate([row[name][:end], other[name][start:]]) for name in ("input_ids", "labels")}
+    pair: Row = {
+        f"kl_{name}": np.concatenate([row[name][:end], other[name][start:]]) for name in ("input_ids", "labels")
+    }
     given = other["loss_weights"]
     pair_weights = None if given is None else np.concatenate([np.zeros(end), given[start:]]).astype(np.float32)
+    if "reference" in row:  # as in trainer.run.reference
+        pair["kl_reference_log_probs"] = row["reference"]("kl_", other["number"])
     return row | pair | {"kl_loss_weights": pair_weights}
 
 

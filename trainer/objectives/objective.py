@@ -44,7 +44,7 @@ class Objective:
     sides: tuple[str, ...] = ("",)
     """Prefixes of the sequences in a batch."""
     needs_reference: bool = False
-    """Whether the loss compares the model with a reference: the model without its LoRA."""
+    """Whether the loss compares the model with a reference: the model before training."""
     pair: Callable[[Row, Row], Row] | None = None
     """Add to a row what it needs of the row after it in the step."""
     shared: Callable[[nn.Module, Sequence[Batch]], dict[str, Any]] | None = None

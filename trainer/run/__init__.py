@@ -6,6 +6,7 @@ report.py       what `--dry-run` prints, and likely mistakes
 sanity.py       the first sequence, token by token
 probe.py        a pack's loss against its examples' losses
 deepspeed.py    the model in DeepSpeed
+reference.py    the reference of a model that training changes: scored before the first step
 step.py         one step: sum of weighted losses over sum of weights
 schedule.py     the learning rate of a step
 evaluate.py     losses on the validation split

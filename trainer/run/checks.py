@@ -27,9 +27,6 @@ def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str
     for key in dict.fromkeys(key for one in objectives.OBJECTIVES.values() for key in one.settings):
         if key not in objective.settings and getattr(config, key) != getattr(TrainConfig, key):
             raise UsageError(f"{where}#/{key}", f"it has no effect on the objective {objective.name}", "Leave it out.")
-    if objective.needs_reference and config.tuning != "lora":
-        what = f"the reference of {objective.name} is the model without its LoRA; tuning is {config.tuning}"
-        raise UsageError(f"{where}#/tuning", what, "Use tuning: lora.")
     return objective
 
 

@@ -16,16 +16,14 @@ from trainer.run.plan import RunPlan
 
 
 def wrap(plan: RunPlan) -> Any:
-    """Load the plan's model and wrap it in DeepSpeed, with the checkpoint's state in a resumed run.
+    """Load the plan's model and wrap it in DeepSpeed; a resumed run still has to `restore` it.
 
     All processes call it together.
     """
     import deepspeed
 
     settings = _settings(plan)
-    moved = plan.checkpoint is not None and plan.checkpoint.run["world"] != plan.device.world
-    moved &= zero.stage(plan.deepspeed) > 0  # without ZeRO every process has the whole state
-    if moved:
+    if _is_moved(plan):
         settings["checkpoint"] = {"load_universal": True}
     model = _load(plan, settings)
     if zero.stage(settings) < 3:  # the default takes a gigabyte even for a small adapter
@@ -33,9 +31,13 @@ def wrap(plan: RunPlan) -> Any:
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=_optimizer(model, plan.config), config=settings, dist_init_required=False
     )
-    if plan.checkpoint is not None:
-        _restore(wrapped, plan, moved=moved)
     return wrapped
+
+
+def _is_moved(plan: RunPlan) -> bool:
+    """Whether another number of processes wrote the checkpoint; without ZeRO every process has the whole state."""
+    moved = plan.checkpoint is not None and plan.checkpoint.run["world"] != plan.device.world
+    return moved and zero.stage(plan.deepspeed) > 0
 
 
 def _settings(plan: RunPlan) -> dict[str, Any]:
@@ -80,18 +82,37 @@ def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW
     )  # fmt: skip
 
 
-def _restore(wrapped: Any, plan: RunPlan, *, moved: bool) -> None:
-    """Load the checkpoint's state; if `moved` to another number of processes, the first process converts it first."""
+def restore(wrapped: Any, plan: RunPlan) -> None:
+    """Load the state of the plan's checkpoint, if it has one; all processes call it together.
+
+    For another number of processes, the first process converts the state first.
+    """
     checkpoint = plan.checkpoint
-    assert checkpoint is not None
-    if not moved:
+    if checkpoint is None:
+        return
+    if not _is_moved(plan):
         checkpoints.load(wrapped, checkpoint.path / checkpoints.STATE)
         return
     folder = plan.output / f".universal-{checkpoint.step}"
     if plan.device.rank == 0:
         checkpoints.convert(checkpoint, folder)
     torch.distributed.barrier()
+    groups = [{**group, "params": None} for group in wrapped.optimizer.param_groups]
     checkpoints.load(wrapped, folder)
+    _mend(wrapped.optimizer, groups)
     torch.distributed.barrier()
     if plan.device.rank == 0:
         shutil.rmtree(folder)
+
+
+def _mend(optimizer: Any, groups: list[dict[str, Any]]) -> None:
+    """Give each group of parameters its own settings and steps again.
+
+    For ZeRO-3, DeepSpeed 0.19 loads the settings of the first group into all, so that biases and norms would decay too,
+    and one tensor of steps, which every group would count up.
+    """
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        group.update({key: value for key, value in before.items() if key != "params"})
+    for state in optimizer.optimizer.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainer.config import zero
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
 from trainer.data.images import FixedImages
+from trainer.data.order import following
 from trainer.models.pretrained import load_tokenizer
 from trainer.predict.generate import predict_with_generate
 from trainer.progress import Heartbeat
 from trainer.run.plan import RunPlan
+from trainer.run.step import means
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,13 @@ class Evaluator:
         whole = dataclasses.replace(collate, packed=False)
         return cls(plan, split, whole, batches, beat)
 
-    def loss(self, wrapped: Any) -> tuple[float, dict[str, float]]:
-        """(loss, loss by dataset): sums of weighted losses over sums of weights, over all processes."""
+    def loss(self, wrapped: Any) -> tuple[float, dict[str, float], dict[str, float]]:
+        """(loss, loss by dataset, logs of the objective): weighted means over all processes."""
         objective, device = self.plan.objective, self.plan.device.torch
         rank, world = self.plan.device.rank, self.plan.device.world
         names = [one["name"] for one in self.plan.set.manifest["datasets"]]
         sums = torch.zeros(len(names), 2, dtype=torch.float32, device=device)
+        logs: dict[str, torch.Tensor] = {}
         self.beat.doing("evaluating", len(self.batches), unit="batches")
         wrapped.eval()
         with torch.no_grad():
@@ -63,11 +67,13 @@ class Evaluator:
                 batch = self.collate(rows) if mine < len(self.batches) else self.collate.nothing(rows[0])
                 parts = objective.loss(wrapped, tensors(batch, device), **self.plan.objective_settings)
                 sums[names.index(rows[0]["dataset"])] += torch.stack([parts.loss_sum.float(), parts.weight_sum])
+                for name, value in parts.logs.items():
+                    logs[name] = logs.get(name, 0) + value
         wrapped.train()
         torch.distributed.all_reduce(sums)
         total = float(sums[:, 0].sum() / sums[:, 1].sum())
         by_dataset = {n: float(s[0] / s[1]) for n, s in zip(names, sums, strict=True) if s[1] > 0}
-        return total, by_dataset
+        return total, by_dataset, means(logs)
 
     def scores(self, wrapped: Any, path: Path) -> dict[str, float]:
         """Generate replies to the rows of the split, write them to `path`, and return their scores."""
@@ -90,5 +96,5 @@ class Evaluator:
         rows = [self.split.sequences(row)[place] for row, place in places]
         if pair is None:
             return rows
-        after = [*rows[1:], rows[0] if len(rows) > 1 else self.split.row((places[0][0] + 1) % len(self.split))]
-        return [pair(row, other) for row, other in zip(rows, after, strict=True)]
+        after = following(np.array([row for row, _ in places]), len(self.split))
+        return [pair(row, self.split.row(int(other))) for row, other in zip(rows, after, strict=True)]

@@ -40,6 +40,14 @@ def keep_until(path: Path, step: int) -> list[Record]:
     return kept
 
 
+def brief(logs: dict[str, float]) -> str:
+    """The logs of an objective, for a line: `  rewards: chosen 0.1, rejected -0.2  kl 0.3`."""
+    several = {name: f"{name.removeprefix('rewards/')} {value:.3g}" for name, value in logs.items()}
+    rewards = [text for name, text in several.items() if name.startswith("rewards/")]
+    others = [text for name, text in several.items() if not name.startswith("rewards/")]
+    return "".join(f"  {text}" for text in (*([f"rewards: {', '.join(rewards)}"] if rewards else []), *others))
+
+
 class Log:
     """The log of a run, kept by its first process."""
 
@@ -83,10 +91,11 @@ class Log:
         """Send a record to the trackers of report_to."""
         self._each("log", record)
 
-    def mean_loss(self, steps: int) -> float:
-        """The mean loss of the last `steps` steps."""
-        losses = [record["loss"] for record in self.records if "loss" in record][-steps:]
-        return sum(losses) / len(losses)
+    def mean(self, name: str, steps: int) -> float:
+        """The mean of a number of the last `steps` steps."""
+        last = [record for record in self.records[-2 * steps :] if "loss" in record][-steps:]
+        found = [record[name] for record in last if name in record]
+        return sum(found) / len(found)
 
     def plot(self) -> None:
         """Draw loss.png from the records; where it cannot be drawn, a note says so once, and the run goes on."""

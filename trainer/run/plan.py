@@ -78,6 +78,17 @@ class RunPlan:
         name = self.config.attn_implementation
         return self.set.is_packed and name is not None and is_flash_attention_requested(None, name)
 
+    @property
+    def objective_in_words(self) -> str:
+        """The objective and its settings, those that the configuration leaves out too."""
+        settings = ", ".join(f"{name} {value:g}" for name, value in self.objective_settings.items())
+        return f"{self.objective.name}: {settings}" if settings else self.objective.name
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the reference's log-probabilities are computed before the first step, since training changes it."""
+        return self.objective.needs_reference and self.config.tuning != "lora"
+
     def is_due(self, strategy: str, every: int, step: int) -> bool:
         """Whether something with strategy "steps", "epoch" or "no" is due after `step` steps."""
         if strategy == "epoch":

@@ -26,6 +26,7 @@ def facts(plan: RunPlan) -> dict[str, Any]:
     epochs = plan.steps / plan.order.steps_per_epoch
     return {
         "config": plan.config.as_dict(),
+        "objective": {"name": plan.objective.name} | plan.objective_settings,
         "device": {"kind": plan.device.kind, "name": plan.device.name, "processes": plan.device.world},
         "precision": "bf16" if plan.bf16 else "fp16" if plan.fp16 else "fp32",
         "zero_stage": zero.stage(plan.deepspeed),
@@ -58,6 +59,7 @@ def text(plan: RunPlan) -> str:
         yaml.dump(f["config"]).rstrip(),
         "",
         f"model      {plan.source.folder}: {f['trained_parameters']:,} of {f['parameters']:,} parameters are trained",
+        f"objective  {plan.objective_in_words}",
         f"device     {f['device']['processes']} x {f['device']['name']}, {f['precision']}, ZeRO-{f['zero_stage']}",
         f"rows       {f['rows']:,} for training, {f['val_rows']:,} for validation",
         f"steps      {f['steps']:,} of {f['step_rows']} rows, {f['epochs']:.2f} epochs of {f['steps_per_epoch']:,}",
@@ -69,6 +71,8 @@ def text(plan: RunPlan) -> str:
         packing = f["packing"]
         filled = f"{packing['sequences']:,} sequences in {packing['packs']:,} packs of {packing['length']:,}"
         lines.append(f"packing    {filled}, {packing['efficiency']:.1%} full")
+    if plan.keeps_reference:
+        lines.append("reference  its log-probabilities are computed before the first step and kept in output_dir")
     lines += [f"note: {line}" for line in (*f["remarks"], *f["lints"])]
     return "\n".join(lines)
 

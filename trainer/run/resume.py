@@ -26,7 +26,7 @@ _FREE = frozenset({
 _SAID = frozenset({
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps", "weight_decay",
     "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lora.lora_dropout", "attn_implementation", "beta",
-    "desirable_weight", "undesirable_weight",
+    "desirable_weight", "undesirable_weight", "dpo_label_smoothing", "simpo_gamma", "rpo_alpha",
 })  # fmt: skip
 """Keys that a resumed run may change, and a remark says so. Any other key must be as it was."""
 

@@ -72,7 +72,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
             raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
         norm = None  # DeepSpeed has skipped the step, and lowers its loss scale
     loss, tokens = float(sums[0] / divisor), int(sums[2])
-    return StepResult(loss, norm, float(divisor), tokens, _reduce(logs), stop=bool(sums[3]))
+    return StepResult(loss, norm, float(divisor), tokens, means(logs), stop=bool(sums[3]))
 
 
 def _tokens(batch: Batch) -> int:
@@ -83,14 +83,13 @@ def _tokens(batch: Batch) -> int:
     return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
-def _reduce(logs: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The mean of each log over all processes."""
+def means(logs: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The mean of each log over all processes, without those that nothing counts for."""
     if not logs:
         return {}
-    both = torch.stack([logs[name] for name in sorted(logs)])
+    both = torch.stack(list(logs.values()))  # an objective has the same logs, in the same order, in every process
     torch.distributed.all_reduce(both)
-    means = (both[:, 0] / both[:, 1].clamp(min=1e-9)).tolist()
-    return dict(zip(sorted(logs), means, strict=True))
+    return {name: total / count for name, (total, count) in zip(logs, both.tolist(), strict=True) if count}
 
 
 def _seed(seed: int, step: int, part: int, rank: int) -> int:
