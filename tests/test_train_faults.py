@@ -231,7 +231,9 @@ def test_a_dry_run_refuses_what_a_run_would(data: Path, make: Make, settings: di
 
 
 def test_the_best_checkpoint_is_kept_and_named(data: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([(3.0, {"plain": 1.0}), (1.0, {"plain": 4.0}), (2.0, {"plain": 3.0}), (2.5, {"plain": 2.0})])
+    found = iter(
+        [(3.0, {"plain": 1.0}, {}), (1.0, {"plain": 4.0}, {}), (2.0, {"plain": 3.0}, {}), (2.5, {"plain": 2.0}, {})]
+    )
     monkeypatch.setattr(evaluate.Evaluator, "loss", lambda *_: next(found))
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     run = make(**every, save_total_limit=2, load_best_model_at_end=True)
@@ -239,7 +241,9 @@ def test_the_best_checkpoint_is_kept_and_named(data: Path, make: Make, monkeypat
     assert said["best"] == {"step": 2, "metric": "eval_loss", "value": 1.0}
     assert said["checkpoint"].endswith("checkpoint-2")
     assert steps(run) == [2, 4]
-    found = iter([(3.0, {"plain": 1.0}), (1.0, {"plain": 4.0}), (2.0, {"plain": 3.0}), (2.5, {"plain": 2.0})])
+    found = iter(
+        [(3.0, {"plain": 1.0}, {}), (1.0, {"plain": 4.0}, {}), (2.0, {"plain": 3.0}, {}), (2.5, {"plain": 2.0}, {})]
+    )
     other = make(
         "other", **every, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="eval_loss/plain",
         greater_is_better=True,
@@ -256,7 +260,7 @@ def test_a_run_stops_when_evaluations_get_no_better_also_over_a_resume(
 
     def again() -> None:
         nonlocal found
-        found = iter([(value, {"plain": value}) for value in values])
+        found = iter([(value, {"plain": value}, {}) for value in values])
 
     monkeypatch.setattr(evaluate.Evaluator, "loss", lambda *_: next(found))
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
