@@ -18,7 +18,7 @@ format:
 	$(PYTHON) -m ruff check --fix .
 
 test:
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n auto
 
 quick:
 	$(PYTHON) -m pytest -q -m "not slow" $(QUICK)

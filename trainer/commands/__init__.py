@@ -3,6 +3,7 @@
 train.py      cli train
 export.py     cli export
 chat.py       cli chat
+predict.py    cli predict
 doctor.py     cli doctor
 libraries.py  whether the extra `train` is installed, and how much its libraries print
 """
@@ -10,7 +11,8 @@ libraries.py  whether the extra `train` is installed, and how much its libraries
 from trainer.commands.chat import chat_command
 from trainer.commands.doctor import doctor_command
 from trainer.commands.export import export_command
+from trainer.commands.predict import predict_command
 from trainer.commands.train import train
 
-COMMANDS = (train, export_command, chat_command, doctor_command)
+COMMANDS = (train, export_command, chat_command, predict_command, doctor_command)
 """What cli.py adds to its own commands."""

@@ -49,13 +49,12 @@ class TrainingSet(CompiledSet):
 
     def split(self, name: str) -> SplitRows:
         """The rows of a split; UsageError where it is empty."""
-        if not self.manifest["splits"][name]["rows"]:
-            hint = (
-                "Compile it with --val-size or --val FILE, or set eval_strategy: no."
-                if name == "val"
-                else "Compile some rows."
-            )
-            raise UsageError(f"{self.where}: split {name}", "it is empty", hint)
+        if not self.shards(name):
+            hints = {
+                "val": "Compile it with --val-size or --val FILE, or set eval_strategy: no.",
+                "test": "Compile it with --test FILE.",
+            }
+            raise UsageError(f"{self.where}: split {name}", "it is empty", hints.get(name, "Compile some rows."))
         return SplitRows(self, name)
 
 

@@ -5,4 +5,5 @@ merge.py       LoRA merged into the weights, and the proof that it predicts the 
 tokenizer.py   the set's tokenizer and chat template as Transformers reads them
 export.py      the Hugging Face folder
 chat.py        a conversation in the model's chat template
+predict.py     replies to the rows of a set
 """

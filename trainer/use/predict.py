@@ -1,0 +1,113 @@
+"""The replies of a model to the rows of a set, beside those that the rows have; of two models, side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from schemas.errors import InputError, IntegrityError, UsageError
+from schemas.manifest import Manifest, files_of
+from trainer.data.stream import SplitRows, TrainingSet
+from trainer.models.pretrained import load_model, load_tokenizer
+from trainer.predict.generate import Prediction, ReplyPrompt, predict, prompts, stop_ids, stop_words
+from trainer.predict.metrics import score
+
+CLI = Path(__file__).parents[2] / "cli.py"
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One model's predictions and their scores."""
+
+    model: str
+    predictions: list[Prediction]
+    scores: dict[str, float]
+
+
+def compiled(source: Path, model: Path, folder: Path) -> Path:
+    """Compile raw rows for a model into `folder`, with all defaults; the compiler's own error if it cannot."""
+    command = [sys.executable, str(CLI), "compile", str(source), "--tokenizer", str(model), "-o", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().rpartition("error: ")[2] or "cli compile failed"
+        raise InputError(str(source), f"cannot be compiled for {model}: {said}", "Compile it first: cli compile.")
+    return folder
+
+
+def wanted(split: SplitRows, limit: int | None) -> list[ReplyPrompt]:
+    """The prompts of a split's rows, the first `limit` of them."""
+    if split.opened.kind == "pretrain":
+        raise UsageError(
+            str(split.opened.folder), "it is of kind pretrain: documents have no replies", "Use another set."
+        )
+    found: Iterator[ReplyPrompt] = (prompt for number in range(len(split)) for prompt in prompts(split.row(number)))
+    return list(islice(found, limit))
+
+
+def replies(
+    model: Path, adapter: Path | None, opened: TrainingSet, asked: Sequence[ReplyPrompt], words: Sequence[str],
+    progress: Callable[[int, int], object], **settings: Any,
+) -> Predicted:  # fmt: skip
+    """The model's predictions for prompts of a set; `settings` are those of `predict`."""
+    manifest = opened.manifest
+    _check_tokenizer(manifest, model)
+    loaded = load_model(model, adapter)
+    if torch.accelerator.is_available():
+        loaded.to(torch.accelerator.current_accelerator())
+    found = predict(
+        loaded, _tokenizer(opened), asked, stops=stop_ids(manifest), words=[*stop_words(manifest), *words],
+        progress=progress, **settings,
+    )  # fmt: skip
+    name = f"{model} with {adapter}" if adapter else str(model)
+    return Predicted(name, found, score([one.prediction for one in found], [one.reference for one in found]))
+
+
+def _check_tokenizer(manifest: Manifest, model: Path) -> None:
+    """Raise unless the model's tokenizer is the set's, by the file that decides ids; a chat template may differ."""
+    for name in ("tokenizer.json", "tokenizer.model"):
+        path, digest = model / name, manifest["files"].get(f"tokenizer/{name}")
+        if path.is_file() and digest is not None:
+            if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+                return
+            hint = f"Compile the rows with --tokenizer {model}, or give the file of rows itself."
+            raise IntegrityError(str(path), "not the tokenizer that the set was compiled with", hint)
+
+
+def _tokenizer(opened: TrainingSet) -> Any:
+    """The set's own tokenizer; the set may be in an object store."""
+    source = files_of(opened.folder, opened.manifest)
+    with TemporaryDirectory() as copy:
+        for name in opened.manifest["files"]:
+            if name.startswith("tokenizer/"):
+                (Path(copy) / name.removeprefix("tokenizer/")).write_bytes((source / name).read_bytes())
+        return load_tokenizer(Path(copy))
+
+
+def write(found: Sequence[Predicted], path: Path) -> None:
+    """Write a line for each prompt, completely or not at all; the other model's reply is `compared`."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            for same in zip(*(one.predictions for one in found), strict=True):
+                line = asdict(same[0])
+                if len(same) > 1:
+                    line |= {"compared": same[1].prediction, "compared_stopped": same[1].stopped}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(str(path), f"cannot be written: {error.strerror or error}", "Choose another -o.") from error
