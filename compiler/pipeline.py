@@ -28,10 +28,10 @@ from compiler.sets.link import plan_splits, write_split
 from compiler.sets.manifest import (
     check_balance,
     dataset_entry,
-    encoders_entry,
     media_entry,
     options_entry,
     packing_entry,
+    run_entry,
     split_entry,
     template_entry,
     tokenizer_entry,
@@ -95,7 +95,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
             "options": options_entry(options),
             "datasets": entries,
             "balance": total_balance(entries),
-            "run": {"encoders": encoders_entry(compiled)},
+            "run": run_entry(compiled, options.out),
             "splits": {
                 name: split_entry(write_split(output.partial / name, split, rows, kind, watcher.linked))
                 for name, split in splits.items()

@@ -190,6 +190,8 @@ class RunEntry(TypedDict):
     """
 
     encoders: NotRequired[dict[str, EncoderEntry]]
+    media: NotRequired[dict[str, str]]
+    """By dataset, the folder of its images and videos, as seen from the set's folder. Not for sets in object stores."""
     folder: NotRequired[str]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -34,6 +35,7 @@ from schemas.manifest import (
     Manifest,
     MediaEntry,
     PackingEntry,
+    RunEntry,
     SecretEntry,
     ShardEntry,
     SplitEntry,
@@ -41,6 +43,7 @@ from schemas.manifest import (
     TokenizerEntry,
 )
 from schemas.places import LINES
+from schemas.stores import SCHEME, AnyPath
 
 
 def versions() -> dict[str, str]:
@@ -108,6 +111,20 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     }
     found |= {name: value for name, (value, default) in given.items() if value != default}
     return found | {"max_rejects": options.max_rejects, "persona": persona}
+
+
+def run_entry(compiled: list[CompiledDataset], out: AnyPath) -> RunEntry:
+    """What made the set that is written to `out`."""
+    entry: RunEntry = {"encoders": encoders_entry(compiled)}
+    with_files = [one.dataset for one in compiled if any(unit.info["files"] for unit in one.loaded)]
+    if with_files and isinstance(out, Path):
+        here = out.resolve()
+        entry["media"] = {
+            one.name: Path(os.path.relpath(one.options.media, here)).as_posix()
+            for one in with_files
+            if not one.options.media.startswith(SCHEME)
+        }
+    return entry
 
 
 def encoders_entry(compiled: Iterable[CompiledDataset]) -> dict[str, EncoderEntry]:
