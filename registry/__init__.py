@@ -202,7 +202,9 @@ def train_config_names() -> list[str]:
 def train_config(name: str) -> dict[str, Any]:
     """How the keys of another tool's training configuration become ours, with the included tables."""
     table = _load("train_configs", name, "train_dialect", "train config")
-    keys = dict(table["keys"])
+    keys, defaults = dict(table["keys"]), dict(table.get("defaults", {}))
     for other, prefix in table.get("include", {}).items():
-        keys = {prefix + key: entry for key, entry in train_config(other)["keys"].items()} | keys
-    return table | {"keys": keys}
+        included = train_config(other)
+        keys = {prefix + key: entry for key, entry in included["keys"].items()} | keys
+        defaults = included["defaults"] | defaults
+    return table | {"keys": keys, "defaults": defaults}

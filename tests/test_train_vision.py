@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 
 from tests.support.trained import compile_set, config, losses, save_model, train, write
 from tests.support.vision import PROCESSOR, START, draw_images, make_model
+from trainer.config.config import Lora, TrainConfig
+from trainer.models.tune import tune
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -130,6 +132,55 @@ def test_a_frozen_vision_tower_is_not_trained(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert not [name for name in changed if "visual" in name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ({"freeze_vision": "auto", "freeze_projector": "auto"}, {"language"}),
+        ({"freeze_vision": True}, {"language"}),  # a projector in the tower goes with it
+        ({"freeze_vision": True, "freeze_projector": False}, {"language", "projector"}),
+        ({"freeze_projector": True}, {"language", "tower"}),
+        ({"freeze_language_model": True}, {"tower", "projector"}),
+        ({"freeze_language_model": True, "freeze_vision": True, "freeze_projector": False}, {"projector"}),
+    ],
+)
+def test_each_part_of_a_model_that_sees_can_be_frozen(model: Path, settings: dict[str, Any], trained: set[str]) -> None:
+    def part(name: str) -> str:
+        return "projector" if ".merger." in name else "tower" if ".visual." in name else "language"
+
+    loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(model)
+    values: dict[str, Any] = {"model_name_or_path": str(model), "output_dir": "out", "lora": Lora(lora_alpha=8)}
+    full = tune(loaded, TrainConfig(**values, tuning="full", **settings), "run.yaml", {})
+    assert {part(name) for name, p in full.named_parameters() if p.requires_grad} == trained
+    loaded = transformers.AutoModelForImageTextToText.from_pretrained(model)
+    lora = tune(loaded, TrainConfig(**values, **settings), "run.yaml", {})
+    assert {part(name) for name, _ in lora.named_parameters() if "lora_A" in name} == trained
+
+
+def test_images_are_found_where_they_were_compiled(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """Also when set and images are moved together; otherwise one message says where they were."""
+    project = tmp_path / "project"
+    shutil.copytree(pictures, project / "pictures")
+    out = compile_set(project / "set", project / "pictures" / "rows.jsonl", "--tokenizer", model)
+    moved = project.rename(tmp_path / "moved")
+    run = config(tmp_path / "run.json", model, max_steps=1)
+    said = train(moved / "set", run).stderr
+    assert f"media_dir is {moved / 'pictures'}, where the images were when the set was compiled" in said
+    assert "compiled" not in train(moved / "set", seen(tmp_path / "named.json", model, pictures)).stderr
+    (moved / "pictures").rename(tmp_path / "elsewhere")
+    said = train(moved / "set", config(tmp_path / "gone.json", model, max_steps=1), code=2).stderr
+    assert f"#/media_dir: the images were in {moved / 'pictures'} when the set was compiled, and there is no" in said
+    assert out != moved
+
+
+def test_images_in_several_folders_are_one_message(model: Path, pictures: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(pictures, tmp_path / name)
+    files = [f"{name}={tmp_path / name / 'rows.jsonl'}" for name in ("one", "two")]
+    out = compile_set(tmp_path / "set", *files, "--tokenizer", model)
+    said = train(out, config(tmp_path / "run.json", model), "--dry-run", code=2).stderr
+    assert f"in several folders: one in {tmp_path / 'one'}, two in {tmp_path / 'two'}" in said
 
 
 def test_an_image_that_is_not_the_compiled_one_is_named(

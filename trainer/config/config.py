@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from schemas import check_config, schema
 from schemas.errors import UsageError, nearest
-from trainer.config import dialects, yaml
+from trainer.config import derived, dialects, forms, shell, yaml
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Lora:
     modules_to_save: list[str] = field(default_factory=list)
     use_rslora: bool = False
     use_dora: bool = False
+    init_lora_weights: bool | str = True
+    loraplus_lr_ratio: float | None = None
+    loraplus_lr_embedding: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class TrainConfig:
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     quantization_bit: int | None = None
+    bnb_4bit_quant_type: str = "nf4"
+    bnb_4bit_use_double_quant: bool = False
     overwrite_output_dir: bool = False
     media_dir: str | None = None
     objective: str | None = None
@@ -70,7 +75,9 @@ class TrainConfig:
     tuning: str = "lora"
     lora: Lora = field(default_factory=Lora)
     prefix: Prefix = field(default_factory=Prefix)
-    freeze_vision: bool = False
+    freeze_vision: bool | str = False
+    freeze_projector: bool | str | None = None
+    freeze_language_model: bool = False
     freeze: list[str] = field(default_factory=list)
     trainable: list[str] = field(default_factory=list)
     num_train_epochs: float = 3.0
@@ -87,6 +94,8 @@ class TrainConfig:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    label_smoothing_factor: float = 0.0
+    neftune_noise_alpha: float | None = None
     bf16: bool | str = "auto"
     fp16: bool = False
     gradient_checkpointing: bool = False
@@ -97,15 +106,15 @@ class TrainConfig:
     seed: int = 42
     group_by_length: bool = True
     dataloader_num_workers: int = 2
-    logging_steps: int = 10
+    logging_steps: float = 10
     report_to: list[str] = field(default_factory=list)
     run_name: str | None = None
     plot_loss: bool = True
     save_strategy: str = "steps"
-    save_steps: int = 500
+    save_steps: float = 500
     save_total_limit: int | None = None
     eval_strategy: str = "no"
-    eval_steps: int | None = None
+    eval_steps: float | None = None
     per_device_eval_batch_size: int | None = None
     predict_with_generate: bool = False
     generation_max_new_tokens: int = 512
@@ -137,8 +146,12 @@ class Loaded:
     """One line for each key that has no effect here, with the reason."""
 
 
+_CONSTANT = "the rate of lr_scheduler_type: constant never changes; constant_with_warmup has a warm-up"
+_PLAIN = ("constant", "constant_with_warmup")
 Idle = tuple[str, Callable[[TrainConfig], bool], str]
 _IDLE: Sequence[Idle] = (
+    ("bnb_4bit_quant_type", lambda c: c.quantization_bit != 4, "quantization_bit is not 4"),
+    ("bnb_4bit_use_double_quant", lambda c: c.quantization_bit != 4, "quantization_bit is not 4"),
     ("lora", lambda c: c.tuning != "lora", "tuning is not lora"),
     ("prefix", lambda c: c.tuning != "prefix", "tuning is not prefix"),
     ("freeze", lambda c: c.tuning != "full", "the whole base model is frozen unless tuning is full"),
@@ -154,6 +167,9 @@ _IDLE: Sequence[Idle] = (
     ("early_stopping_threshold", lambda c: c.early_stopping_patience is None, "early_stopping_patience is not set"),
     ("run_name", lambda c: not {"wandb", "swanlab"} & set(c.report_to), "report_to has neither wandb nor swanlab"),
     ("warmup_ratio", lambda c: c.warmup_steps > 0, "warmup_steps is set"),
+    ("warmup_ratio", lambda c: c.lr_scheduler_type == "constant", _CONSTANT),
+    ("warmup_steps", lambda c: c.lr_scheduler_type == "constant", _CONSTANT),
+    ("lr_scheduler_kwargs", lambda c: c.lr_scheduler_type in _PLAIN, "the lr_scheduler_type takes no arguments"),
     ("num_train_epochs", lambda c: c.max_steps > 0, "max_steps is set"),
     ("model_revision", lambda c: Path(c.model_name_or_path).is_dir(), "the model is a folder"),
 )
@@ -161,35 +177,48 @@ _IDLE: Sequence[Idle] = (
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Load a YAML file and apply `KEY=VALUE` overrides (our names, YAML values; null unsets a key)."""
-    raw = yaml.read(path)
-    dialect, given, defaults, remarks = dialects.translate(raw, str(path))
-    values = dict(given)
-    for key, value in defaults.items():
-        first, _, inner = key.partition(".")
-        if key not in given and inner not in (given.get(first) or {}):
-            dialects.put(values, key, value)
+    """Load a YAML or shell file and apply `KEY=VALUE` overrides (our names, YAML values; null unsets a key)."""
+    call = shell.read(path) if shell.is_shell(path) else shell.ShellCall(yaml.read(path), (), {}, [])
+    file = dialects.translate(call.raw, str(path), call.tools)
+    if file.dialect == dialects.OWN and call.raw and not set(call.raw) & set(schema("train_config")["properties"]):
+        what = f"none of its keys is one of a training configuration; the first is {next(iter(call.raw))!r}"
+        raise UsageError(str(path), what, "docs/train.md has examples.")
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in file.values.items()}
     overridden = {_override(values, override) for override in overrides}
-    asked = (set(given) | overridden) & set(values)
+    values = forms.normal(values)
+    asked = set(values)
+    _fill(values, file.defaults | call.defaults, overridden)
+    made, remarks = derived.defaults(file.rule, values, file.found)
+    _fill(values, made, overridden)
     if "model_name_or_path" not in values:
         raise UsageError(str(path), "it names no model", "Add --model DIR, or model_name_or_path: DIR to the file.")
     check_config(values, "train_config", str(path))
     config = _build(values)
     _check_together(config, str(path))
-    idle = [(key, why) for key, when, why in _IDLE if key in asked and _is_set(config, key) and when(config)]
+    idle = [(k, why) for k, when, why in _IDLE if k in asked and _is_set(config, k) and when(config)]
     for key, why in idle:  # a key that an override made idle is no mistake
-        if key in overridden or (dialect == dialects.OWN and not overridden):
+        if key in {one.partition(".")[0] for one in overridden} or (file.dialect == dialects.OWN and not overridden):
             raise UsageError(f"{path}#/{key}", f"it has no effect: {why}", "Leave it out.")
-    return Loaded(config, str(path), dialect, (*remarks, *(f"{key} has no effect: {why}" for key, why in idle)))
+    said = (*call.remarks, *file.remarks, *remarks, *(f"{key} has no effect: {why}" for key, why in idle))
+    return Loaded(config, str(path), file.dialect, said)
+
+
+def _fill(values: dict[str, Any], defaults: dict[str, Any], overridden: set[str]) -> None:
+    """Set defaults, by dotted key, where neither the file nor an override says anything."""
+    for key, value in defaults.items():
+        first, _, inner = key.partition(".")
+        is_given = inner in (values.get(first) or {}) if inner else first in values
+        if not is_given and key not in overridden and first not in overridden:
+            dialects.put(values, key, value)
 
 
 def _is_set(config: TrainConfig, key: str) -> bool:
     """Whether a key's value asks for something."""
-    return getattr(config, key) not in (None, False, [])
+    return getattr(config, key) not in (None, False, [], {})
 
 
 def _override(values: dict[str, Any], override: str) -> str:
-    """Apply `KEY=VALUE` to the values; return the top-level key."""
+    """Apply `KEY=VALUE` to the values; return the dotted key."""
     key, sign, text = override.partition("=")
     if not sign:
         raise UsageError(f"--set {override}", "expected KEY=VALUE", "--set learning_rate=1e-4")
@@ -203,7 +232,7 @@ def _override(values: dict[str, Any], override: str) -> str:
         dialects.put(values, key, yaml.parse(text))
     except YAMLError as error:
         raise UsageError(f"--set {override}", f"not a YAML value: {error}", "--set learning_rate=1e-4") from error
-    return first
+    return key
 
 
 def _build(given: dict[str, Any]) -> TrainConfig:
@@ -232,7 +261,7 @@ def _check_together(c: TrainConfig, where: str) -> None:
         (bool(c.freeze and c.trainable), "trainable", "freeze and trainable exclude each other", "Use one."),
         (c.max_steps == 0, "max_steps", "0 steps would train nothing", "Leave it out, or give a number above 0."),
         (
-            c.tuning == "prefix" and c.freeze_vision, "freeze_vision",
+            c.tuning == "prefix" and c.freeze_vision is True, "freeze_vision",
             "prefix tuning leaves the model itself frozen", "Leave it out.",
         ),
         (
@@ -247,7 +276,7 @@ def _check_together(c: TrainConfig, where: str) -> None:
         ),
         (
             c.load_best_model_at_end and c.eval_strategy == "steps"
-            and c.save_steps % (c.eval_steps or c.logging_steps) != 0,
+            and round(c.save_steps * 1e6) % round((c.eval_steps or c.logging_steps) * 1e6) != 0,
             "load_best_model_at_end",
             f"save_steps {c.save_steps} is not a multiple of eval_steps {c.eval_steps or c.logging_steps}",
             "Save only what is evaluated: set save_steps to a multiple of eval_steps.",

@@ -45,9 +45,11 @@ def read(config: TrainConfig, where: str) -> dict[str, Any]:
     if given is None:
         return {"zero_optimization": {"stage": config.zero_stage}}
     if isinstance(given, str):
-        path = next((p for p in (Path(given), Path(where).parent / given) if p.is_file()), None)
+        beside = Path(where).resolve().parent
+        # The files of CogAgent and ChatGLM3 lie in configs/ or scripts/ and name others from the folder above.
+        path = next((p for p in (Path(given), beside / given, beside.parent / given) if p.is_file()), None)
         if path is None:
-            what = f"no such file, neither here nor beside {where}"
+            what = f"no such file, neither here nor beside or above {where}"
             raise UsageError(f"deepspeed: {given}", what, "Give its path, or use zero_stage.")
         where = str(path)
         try:

@@ -6,6 +6,7 @@ order.py    which rows a step has: a function of rows, seed, epoch and step
 stream.py   any row of a set, every batch of a shard checked
 store.py    batches of a set in an object store, kept on disk
 collate.py  rows to tensors
+media.py    the folder of images, where the configuration names none
 images.py   images, loaded and checked when their batch is made
 loader.py   coming batches, made by threads while the device works
 reference.py    log-probabilities of a reference, in a file beside the checkpoints

@@ -22,7 +22,7 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
     if config.attn_implementation:
         settings["attn_implementation"] = config.attn_implementation
     if config.quantization_bit:
-        settings |= _bits(config.quantization_bit, dtype, device)
+        settings |= _bits(config, config.quantization_bit, dtype, device)
     try:
         if source.family is not None:
             model = families.load(source.folder, source.family, **settings)
@@ -35,12 +35,12 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             what = f"{type(model).__name__} does not support it"
-            raise UsageError(f"{where}#/gradient_checkpointing", what, "Leave it out.")
+            raise UsageError(f"{where}#/gradient_checkpointing", what, "Set it to false.")
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return tune(model, config, where, source.module_names)
 
 
-def _bits(bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:
+def _bits(config: TrainConfig, bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:
     import transformers
 
     where = f"quantization_bit: {bits}"
@@ -53,7 +53,10 @@ def _bits(bits: int, dtype: torch.dtype, device: Device) -> dict[str, Any]:
     if device.kind not in supported:
         what = f"bitsandbytes {bitsandbytes.__version__} does not support {device.kind}"
         raise UsageError(where, what, "Leave it out, or train on one of: " + ", ".join(sorted(supported)))
-    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    four = {
+        "load_in_4bit": True, "bnb_4bit_quant_type": config.bnb_4bit_quant_type, "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_use_double_quant": config.bnb_4bit_use_double_quant,
+    }  # fmt: skip
     kind: Any = transformers.BitsAndBytesConfig  # untyped
     quantization = kind(**(four if bits == 4 else {"load_in_8bit": True}))
     return {"quantization_config": quantization, "device_map": {"": device.torch}}

@@ -10,10 +10,7 @@ from torch import nn
 
 from schemas.errors import UsageError, nearest
 from trainer.config.config import TrainConfig
-
-VISION = ("visual", "vision", "vision_tower", "vision_model")
-"""Names that models give to their vision tower."""
-
+from trainer.models import initial, parts
 
 Names = Mapping[str, tuple[str, ...]]
 """Names of modules that users know -> those in the native class of the model."""
@@ -21,11 +18,13 @@ Names = Mapping[str, tuple[str, ...]]
 
 def tune(model: Any, config: TrainConfig, where: str, names: Names) -> nn.Module:
     """Add adapters or a prefix to a model, or freeze some of its parameters."""
-    vision = sorted({path for name, _ in model.named_modules() if (path := _vision_path(name))})
-    if config.freeze_vision and not vision:
-        raise UsageError(f"{where}#/freeze_vision", f"{type(model).__name__} has no vision tower", "Leave it out.")
+    frozen = parts.frozen(model, config, where)
+    if config.neftune_noise_alpha is not None:
+        from trainer.models import noise
+
+        noise.add(model, config.neftune_noise_alpha)
     if config.tuning == "full":
-        _freeze(model, config, vision, where)
+        _freeze(model, config, frozen, where)
         return model
     import peft
 
@@ -33,7 +32,7 @@ def tune(model: Any, config: TrainConfig, where: str, names: Names) -> nn.Module
         prepare: Any = peft.prepare_model_for_kbit_training  # untyped
         model = prepare(model, use_gradient_checkpointing=False)
     if config.tuning == "lora":
-        tuner: Any = _lora(model, config, vision, where, names)
+        tuner: Any = _lora(model, config, frozen, where, names)
     else:
         tuner = peft.PrefixTuningConfig(
             task_type="CAUSAL_LM",
@@ -43,17 +42,13 @@ def tune(model: Any, config: TrainConfig, where: str, names: Names) -> nn.Module
         )
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
-    return peft.get_peft_model(model, tuner)
+    tuned = peft.get_peft_model(model, tuner)
+    if initial.changes_base(config):
+        initial.remember(tuned)
+    return tuned
 
 
-def _vision_path(name: str) -> str | None:
-    """The path of the vision tower that a module or parameter belongs to."""
-    parts = name.split(".")
-    found = next((i for i, part in enumerate(parts) if part in VISION), None)
-    return None if found is None else ".".join(parts[: found + 1])
-
-
-def _freeze(model: nn.Module, config: TrainConfig, vision: list[str], where: str) -> None:
+def _freeze(model: nn.Module, config: TrainConfig, parts_frozen: list[str], where: str) -> None:
     names = [name for name, _ in model.named_parameters()]
     for key, patterns in (("freeze", config.freeze), ("trainable", config.trainable)):
         for pattern in patterns:
@@ -63,7 +58,7 @@ def _freeze(model: nn.Module, config: TrainConfig, vision: list[str], where: str
     for name, parameter in model.named_parameters():
         frozen = any(re.search(pattern, name) for pattern in config.freeze)
         frozen |= bool(config.trainable) and not any(re.search(pattern, name) for pattern in config.trainable)
-        frozen |= config.freeze_vision and any(name.startswith(f"{path}.") for path in vision)
+        frozen |= any(re.fullmatch(pattern, name) for pattern in parts_frozen)
         parameter.requires_grad_(not frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"{where}#/freeze", "nothing is left to train", "Freeze fewer parameters.")
@@ -80,7 +75,7 @@ def _parts(names: list[str]) -> set[str]:
     return {part for name in names for part in name.split(".") if not part.isdigit()}
 
 
-def _lora(model: Any, config: TrainConfig, vision: list[str], where: str, names: Names) -> Any:
+def _lora(model: Any, config: TrainConfig, parts_frozen: list[str], where: str, names: Names) -> Any:
     import peft
 
     asked = config.lora.target_modules
@@ -89,13 +84,13 @@ def _lora(model: Any, config: TrainConfig, vision: list[str], where: str, names:
     if asked != ["default"]:
         targets = sorted({name for one in asked for name in _targets(model, one, where, names)})
     head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
-    skipped = [f"{re.escape(path)}\\..*" for path in vision] if config.freeze_vision else []
-    skipped += [re.escape(head)] if head and head.rpartition(".")[2] not in asked else []
+    skipped = [*parts_frozen, *([re.escape(head)] if head and head.rpartition(".")[2] not in asked else [])]
     settings: dict[str, Any] = {
         "task_type": "CAUSAL_LM", "r": config.lora.r, "lora_alpha": config.lora.lora_alpha,
         "lora_dropout": config.lora.lora_dropout, "target_modules": targets,
         "exclude_modules": "|".join(skipped) or None, "modules_to_save": config.lora.modules_to_save or None,
         "use_rslora": config.lora.use_rslora, "use_dora": config.lora.use_dora,
+        "init_lora_weights": config.lora.init_lora_weights,
     }  # fmt: skip
     if targets is None and model.config.model_type not in peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
         what = f"PEFT has no default for {model.config.model_type} models"

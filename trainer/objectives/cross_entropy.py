@@ -13,15 +13,16 @@ def weights(batch: Batch) -> Tensor:
     return batch["loss_weights"] * trained_tokens(batch)
 
 
-def loss(model: nn.Module, batch: Batch) -> Parts:
+def loss(model: nn.Module, batch: Batch, label_smoothing_factor: float = 0.0) -> Parts:
     """Sum of w * CE over sum of w: a token of weight 2 counts twice, in numerator and denominator.
 
     The balancing loss of mixture-of-experts models is not part of it.
     """
     counted = weights(batch)
-    losses = token_losses(model, batch) * counted
+    losses = token_losses(model, batch, label_smoothing_factor) * counted
     return Parts(losses.sum(), counted.sum(), losses.detach(), counted, {})
 
 
-SFT = Objective("sft", kind="sft", loss=loss, weights=weights)
-PRETRAIN = Objective("pretrain", kind="pretrain", loss=loss, weights=weights)
+_SETTINGS = ("label_smoothing_factor",)
+SFT = Objective("sft", kind="sft", loss=loss, weights=weights, settings=_SETTINGS)
+PRETRAIN = Objective("pretrain", kind="pretrain", loss=loss, weights=weights, settings=_SETTINGS)

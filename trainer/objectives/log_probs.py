@@ -31,8 +31,10 @@ def trained_tokens(batch: Batch) -> Tensor:
     return trained
 
 
-def token_losses(model: nn.Module, batch: Batch) -> Tensor:
+def token_losses(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """-log p of every trained token given those before it in its sequence: float32[B, T], 0 where untrained.
+
+    With `smoothing` it is that part of the mean of -log p over the vocabulary, and the rest of the token's own.
 
     Logits are computed only for positions that some row of the batch needs, if the model has `logits_to_keep`, and are
     converted to float32 a chunk at a time.
@@ -53,14 +55,14 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     chosen = trained[:, needed]
     scored = logits.flatten(0, 1) if chosen.all() else logits[chosen]  # all of one row, as in a pack: no copy
     parts = zip(torch.split(scored, _CHUNK), torch.split(labels[:, needed][chosen], _CHUNK), strict=True)
-    found = [checkpoint(_cross_entropy, *part, use_reentrant=False) for part in parts]
+    found = [checkpoint(_cross_entropy, *part, smoothing, use_reentrant=False) for part in parts]
     losses = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
     losses[trained] = torch.cat(found)  # row by row, as `chosen`
     return losses
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float(), targets, reduction="none")
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    return functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
 
 
 def row_log_probs(model: nn.Module, batch: Batch) -> Tensor:

@@ -26,6 +26,7 @@ import torch
 
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
+from trainer.models import initial
 
 COMPLETE = "COMPLETE"
 RUN, STATE, TAG = "run.json", "deepspeed", "state"
@@ -182,6 +183,7 @@ def _save_weights(wrapped: Any, path: Path, first: bool) -> None:
         return
     if adapter:
         model.save_pretrained(path, state_dict=weights, save_embedding_layers=False)  # trained ones are in `weights`
+        initial.fit_base(model, path)
     else:
         weights |= {name: value.cpu() for name, value in _buffers(model)}
         model.save_pretrained(path, state_dict=weights)

@@ -10,10 +10,13 @@ from trainer import objectives
 from trainer.config import zero
 from trainer.config.config import TrainConfig
 from trainer.data import stream
+from trainer.models import initial
 from trainer.models.folder import ModelFolder
 from trainer.objectives.objective import Objective
 from trainer.run import log
 from trainer.run.schedule import learning_rate
+
+_NEVER_TRIED = ("gptq", "awq", "aqlm")
 
 
 def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str) -> Objective:
@@ -126,6 +129,13 @@ def check_model(
     if media and not media["repeats_pad"] and not source.sees_one_size:
         what = f"models of the kind {media['name']} take images through code of their own"
         raise UsageError(opened.where, what, "Train them on this set with their own tools, or use another model.")
+    objective = objectives.OBJECTIVES[config.objective] if config.objective else objectives.default(opened.kind)
+    initial.check(config, zero.stage(deepspeed), objective.needs_reference, where)
+    stored = (getattr(source.config, "quantization_config", None) or {}).get("quant_method")
+    if stored in _NEVER_TRIED:
+        what = f"its weights are stored by {stored}, and adapters of such layers were never tried"
+        hint = "Use the model whose weights are not quantized, with quantization_bit: 4 if memory is short."
+        raise UsageError(f"{source.folder / 'config.json'}#/quantization_config", what, hint)
     if config.quantization_bit and zero.stage(deepspeed) == 3:
         what = "weights of 4 or 8 bits cannot be split between processes"
         raise UsageError(f"{where}#/quantization_bit", what, "Use zero_stage: 2, or leave quantization_bit out.")

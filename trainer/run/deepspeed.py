@@ -9,6 +9,7 @@ import torch
 
 from trainer.config import zero
 from trainer.config.config import TrainConfig
+from trainer.models import initial
 from trainer.models.training import load
 from trainer.models.tune import count
 from trainer.run import checkpoints
@@ -70,6 +71,10 @@ def _load(plan: RunPlan, settings: dict[str, Any]) -> torch.nn.Module:
 
 def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the trained parameters; biases and norms get no weight decay, as in Transformers."""
+    if config.lora.loraplus_lr_ratio is not None and config.tuning == "lora":
+        from trainer.models import loraplus
+
+        return loraplus.optimizer(model, config)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     flat = {name for name, p in trained if len(getattr(p, "ds_shape", p.shape)) < 2}
     groups = [
@@ -90,6 +95,7 @@ def restore(wrapped: Any, plan: RunPlan) -> None:
     checkpoint = plan.checkpoint
     if checkpoint is None:
         return
+    initial.check_again(wrapped.module, checkpoint.path)
     if not _is_moved(plan):
         checkpoints.load(wrapped, checkpoint.path / checkpoints.STATE)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import UsageError
 from trainer.config import zero
 from trainer.config.config import Loaded, TrainConfig
-from trainer.data import stream
+from trainer.data import media, stream
 from trainer.data.order import Order
 from trainer.device import Device
 from trainer.models import demo, folder
@@ -19,6 +19,7 @@ from trainer.objectives.objective import Objective
 from trainer.run import checkpoints, checks
 from trainer.run import resume as resumes
 from trainer.run.checkpoints import Checkpoint
+from trainer.run.schedule import in_steps
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class RunPlan:
         """Whether the reference's log-probabilities are computed before the first step, since training changes it."""
         return self.objective.needs_reference and self.config.tuning != "lora"
 
-    def is_due(self, strategy: str, every: int, step: int) -> bool:
+    def is_due(self, strategy: str, every: float, step: int) -> bool:
         """Whether something with strategy "steps", "epoch" or "no" is due after `step` steps."""
         if strategy == "epoch":
             return step % self.order.steps_per_epoch == 0
@@ -107,6 +108,8 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     has_test = config.eval_strategy != "no" and opened.shards("test")
     source = folder.find(config)
     remarks += _about(source, config)
+    media_dir, said = media.find_folder(opened, config, loaded.where)
+    config, remarks = replace(config, media_dir=media_dir), remarks + said
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
     remarks += checks.check_expected(opened, source, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
@@ -133,6 +136,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     steps = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * order.steps_per_epoch)
     if checkpoint:
         resumes.rate(checkpoint, config, steps, remarks)
+    config = in_steps(config, steps)
     earlier = [one.run["resumes"] for one in checkpoints.complete(Path(config.output_dir))]
     starts = max(earlier) + 1 if earlier else 0
     return RunPlan(

@@ -144,6 +144,7 @@ def count_parameters(plan: RunPlan) -> tuple[int, int]:
     """(parameters, trained parameters) of the model, without loading its weights."""
     import torch
 
-    bare = replace(plan.config, quantization_bit=None)
+    lora = replace(plan.config.lora, init_lora_weights=True)
+    bare = replace(plan.config, quantization_bit=None, lora=lora)
     with torch.device("meta"):
         return tune.count(tune.tune(plan.source.made(), bare, plan.where, plan.source.module_names))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -14,6 +16,13 @@ from trainer.config.config import TrainConfig
 def warmup(config: TrainConfig, steps: int) -> int:
     """The number of warm-up steps."""
     return config.warmup_steps or math.ceil(config.warmup_ratio * steps)
+
+
+def in_steps(config: TrainConfig, steps: int) -> TrainConfig:
+    """The configuration with numbers of steps where it has parts of all `steps`, rounded up as in Transformers."""
+    keys = ("logging_steps", "save_steps", "eval_steps")
+    parts: dict[str, Any] = {key: value for key in keys if 0 < (value := getattr(config, key) or 0) < 1}
+    return replace(config, **{key: math.ceil(value * steps) for key, value in parts.items()})
 
 
 def learning_rate(config: TrainConfig, steps: int) -> Callable[[int], float]:

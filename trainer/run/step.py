@@ -45,7 +45,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
     if objective.shared:
         settings |= objective.shared(wrapped, batches)
     for group in wrapped.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("rate", 1.0)  # LoRA+ has rates of its own
     sums = torch.zeros(4, device=device)
     logs: dict[str, torch.Tensor] = {}
     losses = []
