@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.support.trained import compile_set, config, losses, run_to_end, train
 
 Run = Callable[..., Result]
 
+DATA = Path(__file__).parent / "data" / "train"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cogagent"
 TOKENS = [*FAMILIES["glm4"].tokens.split(), "<|begin_of_image|>", "<|end_of_image|>"]
 EYES = {
@@ -182,3 +184,20 @@ def test_replies_to_pictures_are_generated(screens: Screens, tmp_path: Path) -> 
 
     text = load_tokenizer(screens.model).decode(written, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert said["prediction"] == text
+
+
+def test_the_documents_files_need_nothing_set(screens: Screens, tmp_path: Path) -> None:
+    """In the folders that its repository has, started from elsewhere: the pictures are where they were compiled."""
+    tokenizer = screens.model.parent / "tokenizer"
+    options = ["--tokenizer", tokenizer, "--template", "cogagent", "--val-size", 1]
+    data = compile_set(tmp_path / "set", EXAMPLE / "train.jsonl", *options)
+    folder = tmp_path / "finetune" / "configs"
+    folder.mkdir(parents=True)
+    shutil.copy(DATA / "ds_zero_3.json", folder)
+    for name, tuning, stage in (("lora", "lora", 2), ("sft", "full", 3)):
+        shutil.copy(DATA / f"cogagent_{name}.yaml", folder / f"{name}.yaml")
+        said = train(data, folder / f"{name}.yaml", "--model", screens.model, "--dry-run", "--json").stdout
+        facts = json.loads(said)
+        assert (facts["config"]["tuning"], facts["zero_stage"], facts["steps"]) == (tuning, stage, 3000)
+        assert facts["config"]["media_dir"] == str(EXAMPLE)
+        assert f"media_dir is {EXAMPLE}, where the images were when the set was compiled" in facts["remarks"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,92 @@ def test_a_key_that_would_do_nothing_is_refused(file: Path, values: dict[str, An
         load(file, NEED | values)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"report_to": "none"}, {"report_to": []}),
+        ({"report_to": ["none"]}, {"report_to": []}),
+        ({"report_to": "tensorboard"}, {"report_to": ["tensorboard"]}),
+        ({"report_to": "wandb, swanlab"}, {"report_to": ["wandb", "swanlab"]}),
+        ({"lora": {"target_modules": "all-linear"}}, {"lora": Lora(lora_alpha=16)}),
+        (
+            {"lora": {"target_modules": ["all-linear"], "bias": "none"}},
+            {"lora": Lora(lora_alpha=16, target_modules=["all"])},
+        ),
+        (
+            {"lora": {"target_modules": "q_proj,v_proj", "modules_to_save": "embed_tokens", "task_type": "CAUSAL_LM"}},
+            {"lora": Lora(lora_alpha=16, target_modules=["q_proj", "v_proj"], modules_to_save=["embed_tokens"])},
+        ),
+        ({"tuning": "full", "freeze": "embed"}, {"freeze": ["embed"]}),
+        ({"warmup_steps": 0.03}, {"warmup_ratio": 0.03, "warmup_steps": 0}),  # transformers 5.24, get_warmup_steps
+        ({"warmup_steps": 10.0}, {"warmup_steps": 10}),
+        ({"max_steps": 4.0}, {"max_steps": 4}),
+        ({"max_steps": 1e3, "per_device_train_batch_size": 2.0}, {"max_steps": 1000, "per_device_train_batch_size": 2}),
+        ({"lora": {"r": 16.0}}, {"lora": Lora(r=16, lora_alpha=32)}),
+        ({"logging_steps": 0.1, "save_steps": 5.0}, {"logging_steps": 0.1, "save_steps": 5}),
+        ({"optim": "adamw_torch", "dataloader_drop_last": False, "push_to_hub": False}, {}),
+        ({"optim": "adamw_torch_fused", "torch_compile": False, "fsdp": ""}, {}),
+        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}, {}),
+        ({"activation_checkpointing": True}, {"gradient_checkpointing": True}),
+        ({"train_sampling_strategy": "random"}, {"group_by_length": False}),
+        ({"torch_dtype": "bfloat16"}, {"bf16": True}),
+        ({"tf32": True, "disable_tqdm": True, "data_seed": 1, "bf16_full_eval": True}, {}),
+        ({"neftune_noise_alpha": 5, "label_smoothing_factor": 0.1}, {"neftune_noise_alpha": 5}),
+        (
+            {
+                "eval_strategy": "steps",
+                "predict_with_generate": True,
+                "generation_config": {"max_new_tokens": 7, "top_p": 0.9},
+            },
+            {"generation_max_new_tokens": 7},
+        ),
+    ],
+)
+def test_what_people_write_every_day_is_taken(file: Path, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    loaded = load(file, NEED | given)
+    assert loaded.dialect == dialects.OWN
+    assert {key: getattr(loaded.config, key) for key in expected} == expected
+    kinds = {key: type(getattr(loaded.config, key)) for key in ("max_steps", "warmup_steps", "save_steps")}
+    assert set(kinds.values()) == {int}
+
+
+@pytest.mark.parametrize(
+    "key", ["tf32", "data_seed", "disable_tqdm", "use_liger_kernel", "torch_compile", "temperature"]
+)
+def test_what_has_no_effect_is_told(file: Path, key: str) -> None:
+    (line,) = load(file, NEED | {key: True}).remarks
+    assert line.startswith(f"{key} has no effect: ")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optim": "adafactor"}, "#/optim: 'adafactor' is not supported: the optimizer is torch's AdamW"),
+        ({"optim": "paged_adamw_8bit"}, "Possible: adamw_torch"),
+        ({"push_to_hub": True}, "#/push_to_hub: true is not supported: nothing is uploaded"),
+        ({"dataloader_drop_last": True}, "no row of an epoch is left out"),
+        ({"lora": {"bias": "all"}}, "#/lora/bias: 'all' is not supported: biases stay frozen"),
+        ({"lora": {"rank_pattern": {"q_proj": 4}}}, "#/lora/rank_pattern"),
+        ({"full_determinism": True}, "deterministic kernels are not switched on"),
+        ({"fsdp": "full_shard"}, "use zero_stage: 3"),
+        ({"report_to": "all"}, "#/report_to/0: 'all' is not one of"),
+        ({"max_steps": 4.5}, "#/max_steps: 4.5 is not of type 'integer'"),
+        ({"save_steps": 2.5}, "#/save_steps: 2.5"),
+        ({"warmup_steps": 2.5}, "#/warmup_steps: 2.5"),
+        ({"warmup_steps": 0.1, "warmup_ratio": 0.1}, "#/warmup_steps: 0.1"),
+        ({"lora": {"init_lora_weights": "eva"}}, "#/lora/init_lora_weights"),
+        ({"lr_scheduler_type": "constant", "warmup_ratio": 0.1}, "constant_with_warmup has a warm-up"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 5}, "constant_with_warmup has a warm-up"),
+        ({"lr_scheduler_type": "constant", "warmup_steps": 0.5}, "constant_with_warmup has a warm-up"),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 1}}, "takes no arguments"),
+        ({"bnb_4bit_quant_type": "fp4"}, "quantization_bit is not 4"),
+    ],
+)
+def test_what_cannot_be_had_every_day_is_refused(file: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load(file, NEED | given)
+
+
 def test_overrides_win_and_null_unsets(file: Path) -> None:
     given = NEED | {"learning_rate": 1e-3, "max_steps": 5, "lora": {"r": 4, "lora_dropout": 0.1}}
     loaded = load(file, given, "learning_rate=5e-4", "max_steps=null", "lora.r=16", "report_to=[wandb]", "run_name=x")
@@ -198,7 +285,7 @@ def test_llama_factorys_file_says_the_same_here() -> None:
     c = loaded.config
     assert loaded.dialect == "llama_factory"
     assert c.model_name_or_path == "Qwen/Qwen2.5-14B-Instruct"
-    assert (c.objective, c.tuning, c.lora) == ("sft", "lora", Lora(r=8, lora_alpha=16, target_modules=["all"]))
+    assert (c.objective, c.tuning, c.lora) == ("sft", "lora", Lora(r=8, lora_alpha=16))
     assert (c.learning_rate, c.num_train_epochs, c.warmup_ratio, c.lr_scheduler_type) == (1e-4, 3.0, 0.1, "cosine")
     assert (c.per_device_train_batch_size, c.gradient_accumulation_steps, c.bf16) == (1, 8, True)
     assert (c.ddp_timeout, c.plot_loss, c.overwrite_output_dir) == (180000000, True, True)
@@ -304,12 +391,14 @@ def test_a_deepspeed_file_is_found_beside_the_configuration(tmp_path: Path) -> N
     shutil.copy(DATA / "ds_zero_3.json", tmp_path)
     config = TrainConfig(**NEED, deepspeed="ds_zero_3.json")
     assert zero.stage(zero.read(config, str(tmp_path / "run.yaml"))) == 3
-    with pytest.raises(Problem, match="neither here nor beside"):
+    with pytest.raises(Problem, match="neither here nor beside or above"):
         zero.read(config, "elsewhere/run.yaml")
 
 
 def test_a_table_with_an_unknown_entry_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'remark'"):
         check_config(
-            {"name": "x", "description": "", "provenance": "", "keys": {"a": {"remrk": "b"}}}, "train_dialect", "x"
+            {"name": "x", "title": "", "description": "", "provenance": "", "keys": {"a": {"remrk": "b"}}},
+            "train_dialect",
+            "x",
         )

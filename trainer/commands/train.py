@@ -40,8 +40,9 @@ def train(
 ) -> None:
     """Fine-tune a model on the compiled set OUT, as CONFIG says.
 
-    CONFIG is YAML with the names of Transformers (docs/train.md), or an unmodified file of CogAgent, ChatGLM3 or
-    LLaMA-Factory. Runs on one device, or on several under torchrun or deepspeed.
+    CONFIG is YAML with the names of Transformers (docs/train.md), or an unmodified file of CogAgent, ChatGLM3,
+    LLaMA-Factory or ms-swift; a shell file is read, not run. Runs on one device, or on several under torchrun or
+    deepspeed.
 
     \b
     Examples:
