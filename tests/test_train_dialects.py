@@ -5,6 +5,7 @@ The defaults are listed here once more, from the tools' own code, and not from t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 import registry
 from schemas.errors import Problem, UsageError
@@ -269,6 +271,24 @@ def test_one_message_names_all_keys_that_cannot_be_used(file: Path) -> None:
 def test_a_file_without_any_known_key_is_no_configuration(file: Path) -> None:
     with pytest.raises(UsageError, match="none of its keys is one of a training configuration; the first is '<a>'"):
         load(file, {"<a>": "what it means"})
+
+
+@pytest.mark.parametrize("tool", ["llama_factory", "ms_swift"])
+def test_no_key_that_a_tool_has_is_called_unknown(tool: str) -> None:
+    names = json.loads((TOOLS / "arguments.json").read_text(encoding="utf-8"))[tool]
+    assert len(names) > 180
+    keys = registry.train_config(tool)["keys"]
+    assert [name for name in names if dialects.entry_of(keys, name) is None] == []
+
+
+def test_no_argument_of_transformers_is_called_unknown() -> None:
+    names = [field.name for field in dataclasses.fields(transformers.Seq2SeqTrainingArguments)]
+    for tool in ("own", "llama_factory", "ms_swift", "ms_swift_1", "chatglm3"):
+        keys = registry.train_config(tool)["keys"]
+        told = {
+            name for name in names if dialects.entry_of(keys, name) or dialects.entry_of(keys, f"{name}.max_new_tokens")
+        }
+        assert set(names) == told
 
 
 # -- all examples of the tools --
