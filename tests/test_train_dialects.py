@@ -174,6 +174,25 @@ def test_a_call_of_ms_swift_is_read_from_its_shell_file() -> None:
     assert "(CUDA_VISIBLE_DEVICES, NPROC_PER_NODE) is not taken over" in "\n".join(loaded.remarks)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [  # objective, beta, simpo_gamma, rpo_alpha; beta None is 2.0 for simpo, else 0.1
+        ({"stage": "dpo", "pref_loss": "sigmoid", "pref_ftx": 0.1}, ("dpo", None, 0.5, 0.1)),
+        ({"pref_loss": "ipo", "stage": "dpo", "pref_beta": 0.2}, ("ipo", 0.2, 0.5, None)),
+        ({"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 0.7}, ("simpo", None, 0.7, None)),
+        ({"stage": "dpo", "pref_loss": "orpo"}, ("orpo", None, 0.5, None)),
+        ({"rlhf_type": "dpo", "model": "m", "rpo_alpha": 0.1}, ("dpo", None, 0.5, 0.1)),
+        ({"loss_type": "ipo", "rlhf_type": "dpo", "model": "m"}, ("ipo", None, 0.5, None)),
+        ({"rlhf_type": "orpo", "model": "m"}, ("orpo", None, 0.5, None)),
+        ({"rlhf_type": "simpo", "model": "m"}, ("simpo", 2.0, 1.0, 1.0)),  # cpo_alpha is 1.0 in ms-swift
+        ({"rlhf_type": "simpo", "model": "m", "cpo_alpha": 0.5}, ("simpo", 2.0, 1.0, 0.5)),
+    ],
+)
+def test_a_preference_loss_is_an_objective(file: Path, given: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    c = load(file, given | {"output_dir": "o"}, MODEL).config
+    assert (c.objective, c.beta, c.simpo_gamma, c.rpo_alpha) == expected
+
+
 # -- shell files --
 
 
@@ -318,7 +337,6 @@ OTHERS = {  # what a call of ms-swift may need that is not here
     "task_type", "num_labels", "loss_type", "loss_weights", "tuner_type", "tuner_backend", "external_plugins", "fsdp",
     "optimizer", "use_galore", "lisa_activated_layers", "init_weights", "quant_method", "sequence_parallel_size",
     "new_special_tokens", "eval_use_evalscope", "max_epochs", "router_aux_loss_coef",
-    "rpo_alpha",
 }  # fmt: skip
 
 
@@ -372,7 +390,7 @@ def test_every_call_of_ms_swift_loads_or_is_refused_for_its_keys(tmp_path: Path)
         values = dict(zip(one["args"], one["args"][1:], strict=False))
         if isinstance(found, set):
             objective = values.get("--rlhf_type", "sft")
-            assert objective not in ("sft", "dpo", "kto") or found & OTHERS, one["file"]
+            assert objective not in ("sft", "dpo", "kto", "orpo", "simpo", "cpo") or found & OTHERS, one["file"]
         else:
             loaded.append(one)
             assert found.dialect == "ms_swift"
@@ -384,7 +402,7 @@ def test_every_call_of_ms_swift_loads_or_is_refused_for_its_keys(tmp_path: Path)
             own = "auto" if tuning == "full" or values.get("--target_modules", "all-linear") == "all-linear" else False
             frozen = {"true": True, "false": False}.get(values.get("--freeze_vit", ""), own)
             assert found.config.freeze_vision == frozen
-    kinds = {word for one in loaded for word in one["args"] if word in ("grpo", "ppo", "gkd", "cpo", "rm", "seq_cls")}
+    kinds = {word for one in loaded for word in one["args"] if word in ("grpo", "ppo", "gkd", "rm", "seq_cls")}
     assert not kinds
     assert len(loaded) >= 70
 
