@@ -81,8 +81,8 @@ class RunPlan:
 
     @property
     def objective_in_words(self) -> str:
-        """The objective and its settings, those that the configuration leaves out too."""
-        settings = ", ".join(f"{name} {value:g}" for name, value in self.objective_settings.items())
+        """The objective and its settings but zeros, those that the configuration leaves out too."""
+        settings = ", ".join(f"{name} {value:g}" for name, value in self.objective_settings.items() if value)
         return f"{self.objective.name}: {settings}" if settings else self.objective.name
 
     @property
