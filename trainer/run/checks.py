@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import UsageError
-from schemas.manifest import Realized
+from schemas.manifest import Realized, has_media
 from trainer import objectives
 from trainer.config import zero
 from trainer.config.config import TrainConfig
 from trainer.data import stream
+from trainer.data.vision.find import card_of
 from trainer.models.folder import ModelFolder
 from trainer.objectives.objective import Objective
 from trainer.run import log
@@ -116,16 +117,17 @@ def check_model(
     if opened.is_packed and opened.has_media:
         what = "packs with images are not supported: the positions of image tokens do not restart"
         raise UsageError(opened.where, what, "Compile the set without --pack.")
-    blind = opened.has_media and not source.sees_one_size
-    if config.predict_with_generate and (blind or opened.kind == "pretrain"):
-        what = "documents have no replies" if opened.kind == "pretrain" else "replies to images cannot be generated"
+    if config.predict_with_generate and opened.kind == "pretrain":
         raise UsageError(
-            f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is still computed."
-        )
+            f"{where}#/predict_with_generate", "documents have no replies",
+            "Set it to false; the evaluation loss is still computed.",
+        )  # fmt: skip
     media = opened.manifest.get("media")
-    if media and not media["repeats_pad"] and not source.sees_one_size:
-        what = f"models of the kind {media['name']} take images through code of their own"
-        raise UsageError(opened.where, what, "Train them on this set with their own tools, or use another model.")
+    if media and any(has_media(opened.manifest, kind) for kind in ("image", "video")):
+        card = card_of(source.config)
+        if card != media["name"]:
+            what = f"its pictures are laid out for models of the class {media['name']}, and this one is a {card}"
+            raise UsageError(opened.where, what, "Compile the set with this model's folder as --tokenizer.")
     if config.quantization_bit and zero.stage(deepspeed) == 3:
         what = "weights of 4 or 8 bits cannot be split between processes"
         raise UsageError(f"{where}#/quantization_bit", what, "Use zero_stage: 2, or leave quantization_bit out.")
