@@ -5,6 +5,8 @@ One tiny model of each, with random weights. The Processor is put together by ha
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +15,19 @@ import torch
 import transformers
 from PIL import Image
 
+from cli import main
+from tests.support.command import runner
 from tests.support.eyes import EYES, eyes_model, processor_of
 from tests.support.sets import rows
 from tests.support.trained import compile_set, config, losses, train, write
+from trainer.config.config import TrainConfig
+from trainer.data.images import Images, images_of
+from trainer.data.stream import SplitRows, TrainingSet
+from trainer.data.vision.find import eyes_of
+from trainer.models.folder import find
+from trainer.models.pretrained import load_tokenizer
+from trainer.predict.generate import ReplyPrompt, predict, prompts
+from trainer.use.chat import Chat, open_chat
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -87,35 +99,43 @@ def processed(eyed: Eyed, talk: list[tuple[str, list[str], str]]) -> Any:
     return processor(images=given if opened else None, text=[text], return_tensors="pt", add_special_tokens=False)
 
 
-def test_the_ids_of_a_set_and_the_pixels_of_a_batch_are_the_processors(eyed: Eyed) -> None:
-    from trainer.config.config import TrainConfig
-    from trainer.data.images import images_of
-    from trainer.data.stream import TrainingSet
-    from trainer.data.vision.find import eyes_of
-    from trainer.models.folder import find
-
+def images_and_rows(eyed: Eyed) -> tuple[Images, SplitRows]:
     source = find(TrainConfig(model_name_or_path=str(eyed.model), output_dir="x"))
     opened = TrainingSet.open(str(eyed.data))
-    images = images_of(opened, eyes_of(source.config, source.folder), str(eyed.pictures))
+    return images_of(opened, eyes_of(source.config, source.folder), str(eyed.pictures)), opened.split("train")
+
+
+def prompts_of(split: SplitRows) -> list[ReplyPrompt]:
+    return [one for number in range(len(split)) for one in prompts(split.row(number), sees=True)]
+
+
+def test_the_ids_of_a_set_and_the_pixels_of_a_batch_are_the_processors(eyed: Eyed) -> None:
+    images, split = images_and_rows(eyed)
     for number, (talk, stored) in enumerate(zip(TALKS, rows(eyed.data), strict=True)):
         made = processed(eyed, talk)
         assert stored["input_ids"] == made["input_ids"][0].tolist()
         if not stored["images"]:
             continue
-        inputs, _ = images.load([opened.split("train").row(number)])
+        inputs, _ = images.load([split.row(number)])
         inputs |= images.types(made["input_ids"])
         assert set(inputs) == set(made) - {"input_ids", "attention_mask"}
         for name, value in inputs.items():
             assert torch.equal(value, made[name]), name
 
 
-def test_the_loss_of_a_step_is_that_of_the_processor_and_the_model(eyed: Eyed, tmp_path: Path) -> None:
-    """With rows of text alone beside those with pictures."""
+@pytest.fixture(scope="module")
+def trained(eyed: Eyed, one_process: None) -> Path:  # noqa: ARG001
+    """The configuration of a run of one step of all rows, with its checkpoint."""
     run = config(
-        tmp_path / "run.json", eyed.model, media_dir=str(eyed.pictures), max_steps=1, per_device_train_batch_size=4,
-        tuning="full", lora=None,
+        eyed.pictures.parent / "run.json", eyed.model, media_dir=str(eyed.pictures), max_steps=1, tuning="full",
+        per_device_train_batch_size=4, lora=None, save_strategy="steps", save_steps=1,
     )  # fmt: skip
     train(eyed.data, run)
+    return run
+
+
+def test_the_loss_of_a_step_is_that_of_the_processor_and_the_model(eyed: Eyed, trained: Path) -> None:
+    """With rows of text alone beside those with pictures."""
     model = transformers.AutoModelForImageTextToText.from_pretrained(eyed.model)
     total, count = 0.0, 0
     for talk, stored in zip(TALKS, rows(eyed.data), strict=True):
@@ -124,4 +144,78 @@ def test_the_loss_of_a_step_is_that_of_the_processor_and_the_model(eyed: Eyed, t
             logits = model(**processed(eyed, talk)).logits[0]
         total += float(torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum"))
         count += int((labels[1:] != -100).sum())
-    assert losses(run)[1] == pytest.approx(total / count, abs=1e-4)
+    assert losses(trained)[1] == pytest.approx(total / count, abs=1e-4)
+
+
+def test_replies_to_pictures_are_those_of_the_processor_and_generate(eyed: Eyed) -> None:
+    """In batches of several prompts with and without pictures, and of one prompt without any."""
+    images, split = images_and_rows(eyed)
+    wanted = prompts_of(split)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(eyed.model)
+    tokenizer = load_tokenizer(eyed.model)
+    stop = tokenizer.convert_tokens_to_ids(EYES[eyed.name].eos)
+    for size in (1, 3):
+        found = predict(model, tokenizer, wanted, stops=[stop], max_new_tokens=4, eyes=images, batch_size=size)
+        for one, prediction in zip(wanted, found, strict=True):
+            # The whole row, and of its tokens and pictures those that come before the reply.
+            made, length = processed(eyed, TALKS[one.row]), len(one.prompt_ids)
+            per_token = {name for name, value in made.items() if value.shape == made["input_ids"].shape}
+            given = {name: made[name][:, :length] for name in per_token}
+            shown = sum(image["position"] < length for image in rows(eyed.data)[one.row]["images"])
+            if shown:
+                grids = made.get("image_grid_thw")
+                given |= {} if grids is None else {"image_grid_thw": grids[:shown]}
+                given["pixel_values"] = made["pixel_values"][: shown if grids is None else grids[:shown].prod(1).sum()]
+            more: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": stop}
+            written = model.generate(**given, **more, eos_token_id=stop)[0, length:].tolist()
+            text = tokenizer.decode([t for t in written if t != stop], clean_up_tokenization_spaces=False)
+            assert prediction.prediction == text
+
+
+class Asked:
+    """Stands for a model, and keeps what it is asked; its replies are a stop."""
+
+    def __init__(self, model: Any, stop: int) -> None:
+        self.config, self.device, self.stop = model.config, model.device, stop
+        self.given: dict[str, torch.Tensor] = {}
+
+    def generate(self, streamer: Any, **given: Any) -> torch.Tensor:
+        self.given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        streamer.put(given["input_ids"])
+        return torch.cat([given["input_ids"], torch.tensor([[self.stop]])], dim=1)
+
+
+def ask(chat: Chat, images: Images, split: SplitRows, pictures: Path) -> None:
+    """Hold the conversations of a set in a chat; what the model is asked must be what it is trained on."""
+    asked = Asked(chat.model, chat.stops[0])
+    chat.model = asked
+    for one in prompts_of(split):
+        if not one.reply:
+            chat.system("")
+        said, names, _ = TALKS[one.row][one.reply]
+        for name in names:
+            chat.attach(pictures / name)
+        chat.say(said)
+        _, ids, inputs = images.see([one])
+        assert asked.given["input_ids"].tolist() == ids
+        if chat.pictures:
+            for name, value in inputs.items():
+                assert torch.equal(asked.given[name], value), name
+            for name, value in images.types(torch.tensor(ids)).items():
+                assert torch.equal(asked.given[name], value), name
+        chat.messages[-1]["content"] = TALKS[one.row][one.reply][2]  # as if the model had said it
+
+
+def test_a_chat_with_pictures_asks_as_the_set_does(
+    eyed: Eyed, trained: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    """In the exported folder, by its own template; the real command answers too."""
+    out = tmp_path / "out"
+    run("export", trained.with_suffix("") / "checkpoint-1", out)
+    ask(open_chat(out, None, None), *images_and_rows(eyed), eyed.pictures)
+    typed = f"/image {eyed.pictures}/a.png\nwhat is it\n"
+    given = ["chat", str(out), "--json", "--max-new-tokens", "2"]
+    result = runner().invoke(main, given, input=typed, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    first = prompts_of(images_and_rows(eyed)[1])[0]
+    assert json.loads(result.stdout)["prompt_tokens"] == len(first.prompt_ids)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from schemas.errors import UsageError
 from schemas.manifest import Manifest
 from trainer.models.pretrained import can_cache
 from trainer.models.wrappers import evaluating
@@ -35,7 +36,7 @@ def predict_with_generate(
 
     `settings` are those of `predict`. All processes call it and get the scores; the first one writes the file.
     """
-    wanted = [prompt for row in rows for prompt in prompts(row)]
+    wanted = [prompt for row in rows for prompt in prompts(row, sees=settings.get("eyes") is not None)]
     found = predict(model, tokenizer, wanted, stops=stop_ids(manifest), words=stop_words(manifest), **settings)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         write_predictions(found, path)
@@ -85,9 +86,14 @@ class Prediction:
     reply: int
 
 
-def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
-    """Yield the prompts of a row of a shard, a pack included."""
-    sees = len(row.get("images") or ()) + len(row.get("videos") or ()) > 0
+def prompts(row: Mapping[str, Any], *, sees: bool = False) -> Iterator[ReplyPrompt]:
+    """Yield the prompts of a row of a shard, a pack included; `sees` says that the model can be shown pictures."""
+    has_media = len(row.get("images") or ()) + len(row.get("videos") or ()) > 0
+    if has_media and not sees:
+        raise UsageError(
+            "predict_with_generate", "replies to rows with images or videos need the model's eyes, and none are given",
+            "Leave predict_with_generate out; the evaluation loss is still computed.",
+        )  # fmt: skip
     ids, labels = np.asarray(row["input_ids"]), np.asarray(row["labels"])
     ends = np.cumsum(row["seq_lens"])
     for sequence, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
@@ -99,7 +105,7 @@ def prompts(row: Mapping[str, Any]) -> Iterator[ReplyPrompt]:
         for reply, (a, b) in enumerate(zip(first, after, strict=True)):
             if a > start:  # otherwise there is no prompt
                 yield ReplyPrompt(
-                    ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at, source=row if sees else None
+                    ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at, source=row if has_media else None
                 )
 
 
