@@ -19,7 +19,7 @@ from cli import main
 from tests.support.command import runner
 from tests.support.eyes import EYES, eyes_model, processor_of
 from tests.support.sets import rows
-from tests.support.trained import compile_set, config, losses, train, write
+from tests.support.trained import compile_set, config, losses, run_to_end, train, write
 from trainer.config.config import TrainConfig
 from trainer.data.images import Images, images_of
 from trainer.data.stream import SplitRows, TrainingSet
@@ -145,6 +145,18 @@ def test_the_loss_of_a_step_is_that_of_the_processor_and_the_model(eyed: Eyed, t
         total += float(torch.nn.functional.cross_entropy(logits[:-1], labels[1:], ignore_index=-100, reduction="sum"))
         count += int((labels[1:] != -100).sum())
     assert losses(trained)[1] == pytest.approx(total / count, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eyed", ["llava", "gemma3"], indirect=True)
+def test_rows_with_and_without_pictures_are_one_step_under_zero_3(eyed: Eyed, trained: Path, tmp_path: Path) -> None:
+    """Two processes, a row in each pass: the tower runs in every one."""
+    run = config(
+        tmp_path / "two.json", eyed.model, media_dir=str(eyed.pictures), max_steps=1, tuning="full", lora=None,
+        per_device_train_batch_size=1, gradient_accumulation_steps=2, zero_stage=3,
+    )  # fmt: skip
+    run_to_end(2, eyed.data, run)
+    assert losses(run) == pytest.approx(losses(trained), abs=2e-5)
 
 
 def test_replies_to_pictures_are_those_of_the_processor_and_generate(eyed: Eyed) -> None:
