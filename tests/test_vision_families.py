@@ -17,7 +17,7 @@ from PIL import Image
 
 from cli import main
 from tests.support.command import runner
-from tests.support.eyes import EYES, eyes_model, processor_of
+from tests.support.eyes import EYES, Asked, eyes_model, processor_of
 from tests.support.sets import rows
 from tests.support.trained import compile_set, config, losses, run_to_end, train, write
 from trainer.config.config import TrainConfig
@@ -182,19 +182,6 @@ def test_replies_to_pictures_are_those_of_the_processor_and_generate(eyed: Eyed)
             written = model.generate(**given, **more, eos_token_id=stop)[0, length:].tolist()
             text = tokenizer.decode([t for t in written if t != stop], clean_up_tokenization_spaces=False)
             assert prediction.prediction == text
-
-
-class Asked:
-    """Stands for a model, and keeps what it is asked; its replies are a stop."""
-
-    def __init__(self, model: Any, stop: int) -> None:
-        self.config, self.device, self.stop = model.config, model.device, stop
-        self.given: dict[str, torch.Tensor] = {}
-
-    def generate(self, streamer: Any, **given: Any) -> torch.Tensor:
-        self.given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
-        streamer.put(given["input_ids"])
-        return torch.cat([given["input_ids"], torch.tensor([[self.stop]])], dim=1)
 
 
 def ask(chat: Chat, images: Images, split: SplitRows, pictures: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 import registry
@@ -163,3 +164,16 @@ def processor_of(folder: Path, name: str) -> Any:
         kind = type(family.processor, (kind,), {"check_argument_for_proper_class": lambda *_: None})
         parts["video_processor"] = None
     return kind(**parts, **family.whole)
+
+
+class Asked:
+    """Stands for a model, and keeps what it is asked; its replies are a stop."""
+
+    def __init__(self, model: Any, stop: int) -> None:
+        self.config, self.device, self.stop = model.config, model.device, stop
+        self.given: dict[str, torch.Tensor] = {}
+
+    def generate(self, streamer: Any, **given: Any) -> torch.Tensor:
+        self.given = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        streamer.put(given["input_ids"])
+        return torch.cat([given["input_ids"], torch.tensor([[self.stop]])], dim=1)
