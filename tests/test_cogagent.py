@@ -111,8 +111,7 @@ def wait_until_free(lock: Path) -> None:
     with lock.open("w") as file:
         while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
