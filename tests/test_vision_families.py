@@ -6,6 +6,7 @@ One tiny model of each, with random weights. The Processor is put together by ha
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,6 +158,18 @@ def test_rows_with_and_without_pictures_are_one_step_under_zero_3(eyed: Eyed, tr
     )  # fmt: skip
     run_to_end(2, eyed.data, run)
     assert losses(run) == pytest.approx(losses(trained), abs=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eyed", ["llava"], indirect=True)
+def test_a_picture_that_one_process_misses_is_a_message_and_no_traceback(eyed: Eyed, tmp_path: Path) -> None:
+    shutil.copytree(eyed.pictures, tmp_path / "pictures")
+    (tmp_path / "pictures" / "b.png").unlink()
+    run = config(tmp_path / "run.json", eyed.model, media_dir=str(tmp_path / "pictures"), per_device_train_batch_size=2)
+    said = run_to_end(2, eyed.data, run, code=1)
+    assert "b.png: cannot be read" in said
+    assert "The message of that process says why." in said
+    assert "]: Traceback" not in said
 
 
 def test_replies_to_pictures_are_those_of_the_processor_and_generate(eyed: Eyed) -> None:

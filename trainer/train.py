@@ -16,7 +16,7 @@ from trainer.data.loader import Loader
 from trainer.data.vision import find as eyes
 from trainer.models.tune import count
 from trainer.progress import Heartbeat
-from trainer.run import checkpoints, deepspeed, log, memory, output, probe, sanity, step
+from trainer.run import checkpoints, deepspeed, log, memory, output, peers, probe, sanity, step
 from trainer.run.best import History
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
@@ -43,7 +43,7 @@ def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
 
 
 def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat) -> dict[str, Any]:
-    with on_sigterm() as stop, memory.explained(plan, beat):
+    with on_sigterm() as stop, memory.explained(plan, beat), peers.explained(plan.device.rank):
         return _Run(plan, shown, beat, stop).to_the_end()
 
 
