@@ -231,3 +231,15 @@ def test_a_chat_with_pictures_asks_as_the_set_does(
     assert result.exit_code == 0, result.stderr
     first = prompts_of(images_and_rows(eyed)[1])[0]
     assert json.loads(result.stdout)["prompt_tokens"] == len(first.prompt_ids)
+
+
+@pytest.mark.parametrize("eyed", ["qwen2_vl"], indirect=True)
+def test_what_cannot_be_shown_is_one_message(eyed: Eyed, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for name, what in (("none.png", "cannot be read: No such file"), ("text.png", "not a whole image: ")):
+        given = ["chat", str(eyed.model), "--json"]
+        typed = f"/image {tmp_path / name}\nwhat is it\n"
+        result = runner().invoke(main, given, input=typed, catch_exceptions=False)
+        assert result.exit_code == 5
+        assert result.stdout == ""
+        assert f"error: /image {tmp_path / name}: {what}" in result.stderr
