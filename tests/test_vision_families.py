@@ -243,3 +243,12 @@ def test_what_cannot_be_shown_is_one_message(eyed: Eyed, tmp_path: Path) -> None
         assert result.exit_code == 5
         assert result.stdout == ""
         assert f"error: /image {tmp_path / name}: {what}" in result.stderr
+
+
+@pytest.mark.parametrize("eyed", ["gemma3"], indirect=True)
+def test_a_set_of_text_for_a_vision_model_needs_no_eyes(eyed: Eyed, tmp_path: Path) -> None:
+    """Packs are refused with pictures alone, and no folder of images is asked for."""
+    file = write(tmp_path / "rows.jsonl", [row([(f"say {word}", [], word)]) for word in ("red", "green", "blue")])
+    packed = compile_set(tmp_path / "set", file, "--tokenizer", eyed.model, "--pack", 64)
+    said = train(packed, config(tmp_path / "run.json", eyed.model, max_steps=1)).stderr
+    assert "packs: the losses equal those of their sequences alone" in said

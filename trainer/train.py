@@ -9,7 +9,6 @@ from typing import Any
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import Terminated
-from schemas.manifest import has_media
 from trainer.data.collate import Collator, pad_id
 from trainer.data.images import Images, images_of
 from trainer.data.loader import Loader
@@ -161,7 +160,7 @@ def _summary(plan: RunPlan, tokens: int, done: int, history: History | None = No
 
 
 def _images(plan: RunPlan) -> Images | None:
-    if not any(has_media(plan.set.manifest, kind) for kind in ("image", "video")):
+    if not plan.set.has_media:
         return None
     return images_of(plan.set, eyes.eyes_of(plan.source.config, plan.source.folder), plan.config.media_dir)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from schemas.errors import UsageError
-from schemas.manifest import Realized, has_media
+from schemas.manifest import Realized
 from trainer import objectives
 from trainer.config import zero
 from trainer.config.config import TrainConfig
@@ -123,7 +123,7 @@ def check_model(
             "Set it to false; the evaluation loss is still computed.",
         )  # fmt: skip
     media = opened.manifest.get("media")
-    if media and any(has_media(opened.manifest, kind) for kind in ("image", "video")):
+    if media and opened.has_media:
         card = card_of(source.config)
         if card != media["name"]:
             what = f"its pictures are laid out for models of the class {media['name']}, and this one is a {card}"
