@@ -20,7 +20,7 @@ from cli import main
 from tests.support.command import runner
 from tests.support.eyes import EYES, Asked, eyes_model, processor_of
 from tests.support.sets import rows
-from tests.support.trained import compile_set, config, losses, run_to_end, train, write
+from tests.support.trained import compile_set, config, losses, run_to_end, train, write, write_manifest
 from trainer.config.config import TrainConfig
 from trainer.data.images import Images, images_of
 from trainer.data.stream import SplitRows, TrainingSet
@@ -252,3 +252,18 @@ def test_a_set_of_text_for_a_vision_model_needs_no_eyes(eyed: Eyed, tmp_path: Pa
     packed = compile_set(tmp_path / "set", file, "--tokenizer", eyed.model, "--pack", 64)
     said = train(packed, config(tmp_path / "run.json", eyed.model, max_steps=1)).stderr
     assert "packs: the losses equal those of their sequences alone" in said
+
+
+@pytest.mark.parametrize("eyed", ["qwen2_vl", "glm4v"], indirect=True)
+def test_a_set_of_an_earlier_version_trains_as_before(eyed: Eyed, trained: Path, tmp_path: Path) -> None:
+    """Its manifest does not say how many images and videos it has."""
+    shutil.copytree(eyed.data, tmp_path / "set")
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
+    assert (manifest["media"].pop("images"), manifest["media"].pop("videos")) == (5, 0)
+    write_manifest(tmp_path / "set", manifest)
+    run = config(
+        tmp_path / "run.json", eyed.model, media_dir=str(eyed.pictures), max_steps=1, tuning="full", lora=None,
+        per_device_train_batch_size=4,
+    )  # fmt: skip
+    train(tmp_path / "set", run)
+    assert losses(run) == pytest.approx(losses(trained), abs=1e-6)

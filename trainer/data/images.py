@@ -49,7 +49,7 @@ class Images:
             found = [(one, row) for row in rows for one in row[KINDS[kind]]]
             if found:
                 inputs |= self._seen(kind, found).inputs
-            else:
+            elif kind in self.eyes.kinds:
                 more, ids = self.eyes.blank(kind)
                 inputs |= more
                 made[0] = _with_placeholders(made[0], ids)
@@ -77,7 +77,7 @@ class Images:
         for kind, listed in found.items():
             if listed:
                 inputs |= self._seen(kind, listed).inputs
-            else:
+            elif kind in self.eyes.kinds:
                 more, blank = self.eyes.blank(kind)
                 inputs |= more
                 before[0] = [*before[0], *blank]

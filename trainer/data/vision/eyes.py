@@ -41,6 +41,11 @@ class Eyes(ABC):
     token: int
     """The id of a picture's placeholder."""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the model sees: "image", "video"."""
+        return ("image",)
+
     @abstractmethod
     def pictures(self, opened: Sequence[Any]) -> Seen:
         """What the model takes of pictures, at least one."""

@@ -21,6 +21,11 @@ class GridEyes(Eyes):
     film_token: int = -1
     """The id of a video's placeholder."""
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the model sees: "image", "video"."""
+        return ("image",) if self.films is None else ("image", "video")
+
     def pictures(self, opened: Sequence[Any]) -> Seen:
         """pixel_values and image_grid_thw."""
         made = self.processor(images=list(opened), return_tensors="pt")
