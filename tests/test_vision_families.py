@@ -236,7 +236,9 @@ def test_a_chat_with_pictures_asks_as_the_set_does(
 @pytest.mark.parametrize("eyed", ["qwen2_vl"], indirect=True)
 def test_what_cannot_be_shown_is_one_message(eyed: Eyed, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
-    for name, what in (("none.png", "cannot be read: No such file"), ("text.png", "not a whole image: ")):
+    (tmp_path / "half.png").write_bytes((eyed.pictures / "b.png").read_bytes()[:300])
+    wrong = {"none.png": "cannot be read: No such file", "text.png": "not an image", "half.png": "the image is cut off"}
+    for name, what in wrong.items():
         given = ["chat", str(eyed.model), "--json"]
         typed = f"/image {tmp_path / name}\nwhat is it\n"
         result = runner().invoke(main, given, input=typed, catch_exceptions=False)

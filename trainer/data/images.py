@@ -183,12 +183,14 @@ class Images:
 
 def upright(data: bytes, where: str) -> Any:
     """The picture in the bytes of a file, upright and RGB; InputError where there is none."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise InputError(where, "not an image", "Give an image file, whatever its name is.") from error
     except (OSError, SyntaxError, ValueError, TypeError, IndexError) as error:  # what Pillow raises for broken files
-        raise InputError(where, f"not a whole image: {error}", "Give an image file that opens.") from error
+        raise InputError(where, f"the image is cut off or broken: {error}", "Give one that opens.") from error
 
 
 def _with_placeholders(row: Row, ids: list[int]) -> Row:

@@ -56,7 +56,7 @@ def card_template(manifest: Manifest) -> tuple[str | None, str]:
 _PARTS = """\
 {%- set given = namespace(messages=[]) -%}
 {%- for message in messages -%}
-{%- if message.content is string or message.content is not iterable -%}
+{%- if message.content is not defined or message.content is string or message.content is not iterable -%}
 {%- set given.messages = given.messages + [message] -%}
 {%- else -%}
 {%- set said = namespace(text='') -%}
