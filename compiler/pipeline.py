@@ -90,7 +90,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
             "versions": versions(),
             "tokenizer": tokenizer_entry(run.tokenizer),
             "template": template_entry(template, run.certify()),
-            "media": media_entry(template, embedded),
+            "media": media_entry(template, rows, [split.rows for split in splits.values()], embedded),
             "seed": options.mixing.seed,
             "options": options_entry(options),
             "datasets": entries,

@@ -164,6 +164,9 @@ class MediaEntry(TypedDict):
     name: str
     digest: str
     repeats_pad: bool
+    images: NotRequired[int]
+    """The images of all rows; absent in sets of earlier versions. So are the videos."""
+    videos: NotRequired[int]
     embedded: NotRequired[EmbeddedEntry]
 
 
@@ -240,6 +243,14 @@ def embedded_of(manifest: Manifest) -> EmbeddedEntry | None:
     """The images of a set that its rows held themselves; None where there are none."""
     media = manifest.get("media")
     return None if media is None else media.get("embedded")
+
+
+def has_media(manifest: Manifest, kind: str) -> bool:
+    """Whether rows of a set have images or videos (`kind`); earlier versions did not count them, so they may have."""
+    media = manifest.get("media")
+    if media is None:
+        return False
+    return (media.get("images", 1) if kind == "image" else media.get("videos", 1)) > 0
 
 
 def files_of(folder: AnyPath, manifest: Manifest) -> AnyPath:

@@ -18,11 +18,12 @@ import torch
 from click.testing import Result
 
 from cli import main
+from schemas.errors import Problem
 from tests.support.agent import FIRE, SYSTEM, Agent, checkpoint, compile_set
 from tests.support.command import runner
 from tests.support.tiny import greedy, lora, qwen2, strong_prefix
 from trainer.models.pretrained import load_model, load_tokenizer
-from trainer.use.chat import Chat, _Stream
+from trainer.use.chat import Chat, ChatReply, _Stream, converse
 from trainer.use.checkpoint import open_checkpoint
 from trainer.use.export import export
 
@@ -49,6 +50,20 @@ def talk(exported: Path) -> Callable[..., Result]:
 
 def chat_with(exported: Path, **settings: Any) -> Chat:
     return Chat(load_model(exported), load_tokenizer(exported), [8002, 8000], **settings)
+
+
+def test_a_model_without_eyes_is_shown_no_picture(talk: Callable[..., Result]) -> None:
+    said = talk("/image a.png\nwhat is it\n", code=2).stderr
+    assert "/image a.png: a qwen2 model has no eyes; those of " in said
+    assert "Chat with a vision model, or leave pictures out." in said
+
+
+def test_a_picture_that_cannot_be_shown_at_a_terminal_is_a_message_and_the_chat_goes_on(exported: Path) -> None:
+    chat, wrong, done = chat_with(exported), list[Problem](), list[ChatReply]()
+    converse(chat, ["/image a.png", QUESTION], lambda _: None, done.append, wrong.append)
+    assert [problem.exit_code for problem in wrong] == [2]
+    assert [message["content"] for message in chat.messages[:1]] == [QUESTION]
+    assert len(done) == 1
 
 
 def test_an_agent_stops_at_observation_and_goes_on_with_what_the_user_types(exported: Path) -> None:

@@ -150,6 +150,7 @@ CARD_STOPS = {
     "phi3": "<|end|>",
     "deepseek": "<｜end▁of▁sentence｜>",
     "deepseek_llm": "<｜end▁of▁sentence｜>",
+    "llava": "</s>",
     "internlm2": "<|im_end|>",
     "yi": "<|im_end|>",
     "baichuan2": "</s>",
@@ -302,6 +303,13 @@ def test_baichuan_2_gets_the_ids_of_the_models_own_code_one_example_for_each_rep
 CHATML: dict[str, Callable[[Conversation], str]] = {
     "yi": lambda c: "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in c.messages),
     "internlm2": lambda c: "<s>" + CHATML["yi"](c),
+    "llava": lambda c: (
+        "<s>"
+        + "".join(
+            {USER: "USER: {} ", ASSISTANT: "ASSISTANT: {}</s>", SYSTEM: "{} "}[m.role].replace("{}", m.content)
+            for m in c.messages
+        )
+    ),
     "deepseek_llm": lambda c: (
         "<｜begin▁of▁sentence｜>"
         + "".join(
@@ -324,7 +332,7 @@ def test_a_card_without_an_official_template_here_writes_the_layout_stated_by_ha
     conversation = data.draw(conversations(tools=False, spelled=False, weights=False))
     text, encoded = compiled(card_tools(card), conversation)
     assert text == CHATML[card](conversation)
-    header = "Assistant:" if card == "deepseek_llm" else "<|im_start|>assistant\n"
+    header = {"deepseek_llm": "Assistant:", "llava": "ASSISTANT:"}.get(card, "<|im_start|>assistant\n")
 
     def prompt_of(conversation: Conversation, message: int) -> str:
         return CHATML[card](replace(conversation, messages=conversation.messages[:message])) + header

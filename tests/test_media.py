@@ -42,7 +42,8 @@ from tests.support.shared import shared
 
 CONTROLS = {
     "<|endoftext|>": 0, "<|vision_start|>": 1, "<|vision_end|>": 2, "<|image_pad|>": 3, "<|video_pad|>": 4,
-    "<|begin_of_image|>": 5, "<|end_of_image|>": 6, "<|image|>": 7,
+    "<|begin_of_image|>": 5, "<|end_of_image|>": 6, "<|image|>": 7, "<image>": 8, "<start_of_image>": 9,
+    "<image_soft_token>": 10, "<end_of_image>": 11,
 }  # fmt: skip
 QWEN2_VL = {
     "image_processor_type": "Qwen2VLImageProcessor",
@@ -70,6 +71,21 @@ GLM4V = {
     "temporal_patch_size": 2,
     "merge_size": 2,
 }
+
+
+LLAVA = {
+    "image_processor_type": "CLIPImageProcessor", "processor_class": "LlavaProcessor", "do_center_crop": True,
+    "crop_size": {"height": 336, "width": 336}, "size": {"shortest_edge": 336},
+}  # fmt: skip
+LLAVA_WHOLE = {
+    "processor_class": "LlavaProcessor", "patch_size": 14, "vision_feature_select_strategy": "default",
+    "num_additional_image_tokens": 1,
+}  # fmt: skip
+"""As published with LLaVA-1.5: preprocessor_config.json and processor_config.json."""
+GEMMA3 = {
+    "image_processor_type": "Gemma3ImageProcessor", "processor_class": "Gemma3Processor", "do_pan_and_scan": None,
+    "size": {"height": 896, "width": 896},
+}  # fmt: skip
 
 
 def vision(config: dict[str, Any] | None = None, name: str | None = None, **more: dict[str, Any]) -> Vision:
@@ -615,6 +631,44 @@ def test_counts_worked_out_by_hand(config: Any, name: str | None, size: tuple[in
     assert vision(config, name).image_tokens(facts(*size)) == tokens
 
 
+@pytest.mark.parametrize(
+    ("config", "whole", "tokens"),
+    [
+        (LLAVA, LLAVA_WHOLE, 576),  # 24x24 patches; the token of the whole is there, and left out
+        (LLAVA, LLAVA_WHOLE | {"vision_feature_select_strategy": "full"}, 577),
+        (
+            {"processor_class": "LlavaProcessor", "image_processor_type": "SiglipImageProcessor",
+             "size": {"height": 384, "width": 384}},
+            LLAVA_WHOLE | {"vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}, 27 * 27,
+        ),
+        (GEMMA3, {"processor_class": "Gemma3Processor", "image_seq_length": 256}, 256),
+        (GEMMA3, {"processor_class": "Gemma3Processor"}, 256),
+    ],
+)  # fmt: skip
+def test_pictures_of_one_size_have_one_number_of_tokens(
+    config: dict[str, Any], whole: dict[str, Any], tokens: int
+) -> None:
+    ours = vision(config, processor_config=whole)
+    assert {ours.image_tokens(facts(*size)) for size in ((1, 1), (1920, 1080), (97, 1023))} == {tokens}
+    assert "the model reads pictures" in reject_of(lambda: ours.video_tokens(facts(64, 64, 8, 25.0)))
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        (
+            {"do_center_crop": False},
+            "json#/size: expected a height and a width that all pictures get, found {'shortest",
+        ),
+        ({"crop_size": None}, "json#/crop_size: expected a height and a width that all pictures get, found None"),
+    ],
+)
+def test_pictures_that_keep_their_shape_are_not_counted_as_of_one_size(crop: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        vision(LLAVA | crop, processor_config=LLAVA_WHOLE)
+    assert message in str(error.value)
+
+
 def test_a_picture_that_is_not_resized_must_fit_its_patches() -> None:
     ours = vision(QWEN2_VL | {"do_resize": False})
     assert ours.image_tokens(facts(280, 56)) == 20
@@ -750,6 +804,8 @@ def test_an_image_is_an_opening_token_its_placeholders_and_a_closing_token() -> 
     assert vision(QWEN2_VL).layout("image", 20) == [(1, 1), (3, 20), (2, 1)]
     assert vision(QWEN2_VL).layout("video", 60) == [(1, 1), (4, 60), (2, 1)]
     assert vision(GLM4V).layout("image", 9) == [(5, 1), (7, 9), (6, 1)]
+    assert vision(GEMMA3).layout("image", 256) == [(9, 1), (10, 256), (11, 1)]
+    assert vision(LLAVA, processor_config=LLAVA_WHOLE).layout("image", 576) == [(8, 576)]
 
 
 def test_an_image_of_cogagent_is_one_placeholder_that_counts_1600() -> None:
@@ -815,7 +871,7 @@ ONLY_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor"}
         ),
         (
             {"image_processor_type": "CLIPImageProcessor"}, None,
-            "json#/image_processor_type: no vision card knows how CLIPImageProcessor counts tokens; known: Glm46V",
+            "json#/image_processor_type: no vision card knows how CLIPImageProcessor counts tokens; known: Gemma3",
         ),
         (ONLY_IMAGES, None, "serves the cards qwen2_vl and qwen3_vl, and no processor_class says which"),
         (None, "qwen_vl", "vision card qwen_vl: no such name"),
@@ -829,6 +885,12 @@ ONLY_IMAGES = {"image_processor_type": "Qwen2VLImageProcessor"}
         (SAMPLED | {"fps": None}, None, "expected either fps or num_frames beside it, found neither"),
         (GLM4V | {"size": {"shortest_edge": 1}}, None, "expected shortest_edge and longest_edge, found no longest"),
         (GLM4V | {"size": 448}, None, "preprocessor_config.json#/size: expected an object, found 448"),
+        (
+            LLAVA | {"processor_class": "LlavaNextProcessor"}, None,
+            "preprocessor_config.json#/processor_class: no vision card knows how LlavaNextProcessor counts tokens",
+        ),
+        (LLAVA, None, "processor_config.json#/patch_size: expected a whole number from 1, found None"),
+        (GEMMA3 | {"do_pan_and_scan": True}, None, "preprocessor_config.json#/do_pan_and_scan: it cuts pictures into"),
     ],
 )  # fmt: skip
 def test_a_processor_that_cannot_be_counted_for_is_one_message(config: Any, name: str | None, message: str) -> None:
@@ -904,11 +966,13 @@ def test_the_example_of_the_schema_is_a_card_and_a_half_card_is_not() -> None:
     assert not validator.is_valid(example | {"video": {}})
     assert not validator.is_valid(example | {"rule": "smart_resize"})
     assert not validator.is_valid(example | {"video": example["image"] | {"refused": "why"}})
-    with pytest.raises(UsageError, match=r"card#/image: 'close' is a required property"):
-        check_config(example | {"image": {"open": "a", "pad": "b", "defaults": {}}}, "vision", "card")
+    with pytest.raises(UsageError, match=r"card#/image: 'pad' is a required property"):
+        check_config(example | {"image": {"open": "a", "close": "b", "defaults": {}}}, "vision", "card")
 
 
-@pytest.mark.parametrize("name", [name for name in registry.vision_names() if name != "cogagent"])
+@pytest.mark.parametrize(
+    "name", [name for name in registry.vision_names() if registry.vision(name)["rule"].startswith("smart_resize")]
+)
 def test_the_defaults_of_a_card_are_those_of_the_classes_it_names(name: str) -> None:
     transformers = pytest.importorskip("transformers", minversion="5")
     card = registry.vision(name)

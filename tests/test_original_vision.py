@@ -17,10 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional
 
-import registry
 import trainer.models
-from tests.support.families import FAMILIES, family_folder
-from tests.support.original import save_original
+from tests.support.original import save_cogagent
 from tests.support.sets import rows
 from tests.support.trained import compile_set, config, losses, run_to_end, train
 
@@ -28,12 +26,6 @@ Run = Callable[..., Result]
 
 DATA = Path(__file__).parent / "data" / "train"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cogagent"
-TOKENS = [*FAMILIES["glm4"].tokens.split(), "<|begin_of_image|>", "<|end_of_image|>"]
-EYES = {
-    "hidden_size": 8, "intermediate_size": 16, "num_heads": 1, "num_hidden_layers": 1, "num_positions": 6401,
-    "patch_size": 2, "image_size": 160,
-}  # fmt: skip
-"""80 x 80 patches as in the real model, which are smaller here."""
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP."""
 
@@ -56,15 +48,8 @@ class Screens:
 @pytest.fixture(scope="module")
 def screens(tmp_path_factory: pytest.TempPathFactory) -> Screens:
     folder = tmp_path_factory.mktemp("screens")
-    tokenizer = family_folder(folder / "tokenizer", "", TOKENS, "<|endoftext|>", None, registry.DEMO_TOKENIZER)
-    added = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    control = {token["content"]: token["id"] for token in added}
-    model = save_original(
-        folder / "model", "cogagent", tokenizer, padded_vocab_size=max(control.values()) + 1, vision_config=EYES,
-        pad_token_id=control["<|endoftext|>"], boi_token_id=control["<|begin_of_image|>"], seq_length=8192,
-        eoi_token_id=control["<|end_of_image|>"], eos_token_id=[control["<|endoftext|>"], control["<|user|>"]],
-    )  # fmt: skip
-    compiled = ["--tokenizer", tokenizer, "--template", "cogagent"]
+    model, control = save_cogagent(folder)
+    compiled = ["--tokenizer", model, "--template", "cogagent"]
     data = compile_set(folder / "data", EXAMPLE / "train.jsonl", *compiled, "--no-shuffle")
     plain = folder / "plain.jsonl"
     chat = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "green and blue"}]

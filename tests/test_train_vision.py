@@ -5,6 +5,7 @@ Models of the classes of Qwen2-VL and GLM-4.1V with random weights, over the dem
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -91,7 +92,7 @@ def data(model: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def seen(path: Path, model: Path, pictures: Path, **settings: Any) -> Path:
-    return config(path, model, media_dir=str(pictures), max_steps=1, **settings)
+    return config(path, model, media_dir=str(pictures), **{"max_steps": 1, **settings})
 
 
 def test_the_loss_of_images_is_the_models_own(model: Path, data: Path, pictures: Path, tmp_path: Path) -> None:
@@ -243,3 +244,54 @@ def test_images_go_with_evaluation_zero_3_and_pairs(model: Path, pictures: Path,
         run = seen(tmp_path / f"dpo{len(tuning)}.json", model, pictures, **steps, **tuning)
         train(data, run)
         assert losses(run)[1] == pytest.approx(math.log(2), abs=1e-5)
+
+
+@pytest.mark.parametrize("model", ["qwen2_vl"], indirect=True)
+def test_a_picture_that_is_gone_at_a_late_step_ends_the_run_there(
+    model: Path, data: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """What was done before is kept, and the run goes on from there once the picture is back."""
+    steps: dict[str, Any] = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    whole = seen(tmp_path / "whole.json", model, pictures, **steps)
+    train(data, whole)
+    other = tmp_path / "pictures"
+    shutil.copytree(pictures, other)
+    (other / "b.png").unlink()  # of one row
+    run = seen(tmp_path / "run.json", model, other, **steps)
+    result = train(data, run, code=5)
+    assert result.stderr.count("error: ") == 1
+    assert "b.png: cannot be read" in result.stderr
+    done = losses(run)
+    assert done == {step: loss for step, loss in losses(whole).items() if step <= len(done)}
+    assert len(done) < 4
+    shutil.copy(pictures / "b.png", other)
+    train(data, run, "--resume", "yes")
+    assert losses(run) == losses(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen2"}, "model_type: a qwen2 model has no eyes; those of "),
+        ({"model_type": "llava_next"}, "a llava_next model takes pictures in a way that is not known here; those of "),
+        ({"model_type": "gemma3"}, "and this one is a gemma3"),
+    ],
+)
+@pytest.mark.parametrize("model", ["qwen2_vl"], indirect=True)
+def test_a_set_for_another_family_is_refused_by_name(
+    model: Path, data: Path, pictures: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    """The same tokenizer and processor, and another model."""
+    other = tmp_path / "model"
+    shutil.copytree(model, other)
+    settings = json.loads((other / "config.json").read_text())
+    if change["model_type"] == "qwen2":
+        settings = TEXT
+    (other / "config.json").write_text(json.dumps(settings | change))
+    said = train(data, seen(tmp_path / "run.json", other, pictures), "--dry-run", code=2).stderr
+    assert message in said

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
-from schemas.errors import Terminated, UsageError
-from trainer.data import images
+from schemas.errors import Terminated
 from trainer.data.collate import Collator, pad_id
+from trainer.data.images import Images, images_of
 from trainer.data.loader import Loader
+from trainer.data.vision import find as eyes
 from trainer.models.tune import count
 from trainer.progress import Heartbeat
-from trainer.run import checkpoints, deepspeed, log, memory, output, probe, sanity, step
+from trainer.run import checkpoints, deepspeed, log, memory, output, peers, probe, sanity, step
 from trainer.run.best import History
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
@@ -41,7 +42,7 @@ def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
 
 
 def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat) -> dict[str, Any]:
-    with on_sigterm() as stop, memory.explained(plan, beat):
+    with on_sigterm() as stop, memory.explained(plan, beat), peers.explained(plan.device.rank):
         return _Run(plan, shown, beat, stop).to_the_end()
 
 
@@ -158,18 +159,10 @@ def _summary(plan: RunPlan, tokens: int, done: int, history: History | None = No
     return said
 
 
-def _images(plan: RunPlan) -> images.Images | None:
+def _images(plan: RunPlan) -> Images | None:
     if not plan.set.has_media:
         return None
-    if plan.source.sees_one_size:
-        return images.fixed_images(plan.set, plan.source, plan.config.media_dir)
-    token = getattr(plan.source.config, "image_token_id", None)
-    if token is None:
-        what = "no image_token_id, but the set has images"
-        raise UsageError(
-            str(plan.source.folder / "config.json"), what, "Use the vision model that the set was compiled for."
-        )
-    return images.load_images(plan.set, plan.source.folder, plan.config.media_dir, int(token))
+    return images_of(plan.set, eyes.eyes_of(plan.source.config, plan.source.folder), plan.config.media_dir)
 
 
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:

@@ -243,18 +243,17 @@ def _widths(
 
 
 def _placed(row: Rendered, starts: list[int]) -> list[Placed]:
-    """Where the media stand: each is three runs, its placeholders between two marks."""
+    """Where the media stand: each is a run of placeholders, between two marks or none."""
     media = row.conversation.media()
-    placed: dict[int, Placed] = {}
+    found: dict[int, list[tuple[int, int]]] = {}
     for number, start, end in zip(row.shape.media, starts, starts[1:], strict=False):
-        if number < 0:
-            continue
-        if number not in placed:
-            placed[number] = Placed(number, start, end, 0, end, media[number].num_tokens)
-        elif not placed[number].count:
-            placed[number].count = end - start
-        placed[number].end = end
-    return list(placed.values())
+        if number >= 0:
+            found.setdefault(number, []).append((start, end))
+    placed = []
+    for number, runs in found.items():
+        first, last = runs[len(runs) // 2]
+        placed.append(Placed(number, runs[0][0], first, last - first, runs[-1][1], media[number].num_tokens))
+    return placed
 
 
 _Owned = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]

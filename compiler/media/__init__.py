@@ -6,6 +6,7 @@
     embedded  images that rows hold themselves
     video     the facts of a video file (needs the extra `video`)
     resize    how a processor resizes a picture and samples frames: arithmetic
+    one_size  processors that make one number of tokens of every picture
     settings  the numbers of a model's processor, from its own files
     rules     a vision card with those numbers: facts -> tokens and their layout
 

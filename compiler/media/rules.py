@@ -10,6 +10,7 @@ import orjson
 
 import registry
 from compiler.conversation import MediaFacts
+from compiler.media.one_size import numbers_of_one_size
 from compiler.media.paths import located
 from compiler.media.resize import enlarge, pixel_limit, sample, smart_resize
 from compiler.media.settings import IMAGE, Numbers, Processor, read_numbers, read_processor
@@ -28,8 +29,8 @@ class Vision:
     card: dict[str, Any]
     digest: str
     """sha256 over the card and the processor's files; it is part of the name of an object."""
-    controls: dict[str, tuple[int, int, int]]
-    """By kind: the ids of the opening token, the placeholder and the closing token."""
+    controls: dict[str, dict[str, int]]
+    """By kind: the ids of the opening token, the placeholder and the closing token, in order; some have no marks."""
     numbers: dict[str, Numbers]
     boxes: dict[str, Any]
     """How the model writes boxes, from the card; empty where that is not known."""
@@ -64,7 +65,7 @@ class Vision:
     def grid(self, kind: str, facts: MediaFacts) -> Grid:
         """The patches before merging, as the model's processor cuts them."""
         numbers = self._numbers(kind)
-        if self.card["rule"] == "fixed":
+        if self.card["rule"] in _ONE_SIZE:
             return 1, numbers["grid_height"], numbers["grid_width"]
         patch, merge, step = numbers["patch_size"], numbers["merge_size"], numbers["temporal_patch_size"]
         frames = self.frames(facts) if kind == "video" else 1
@@ -90,12 +91,34 @@ class Vision:
 
     def layout(self, kind: str, num_tokens: int) -> list[tuple[int, int]]:
         """(control id, count) pairs that represent a picture or video of `num_tokens` tokens."""
+        pad, count = self.pad(kind), num_tokens if self.repeats_pad else 1
+        return [(control, count if control == pad else 1) for control in self.controls[kind].values()]
+
+    def pad(self, kind: str) -> int:
+        """The id of the placeholder."""
         self._numbers(kind)
-        first, pad, last = self.controls[kind]
-        return [(first, 1), (pad, num_tokens if self.repeats_pad else 1), (last, 1)]
+        return self.controls[kind]["pad"]
+
+    def around(self, kind: str) -> str:
+        """The text that the processor puts before and after a picture or video."""
+        return str(self.card[kind].get("around", ""))
+
+    @property
+    def trims(self) -> bool:
+        """Whether the model's chat template trims the texts beside a picture."""
+        return bool(self.card["image"].get("trims"))
+
+    def published(self, kind: str, text: str) -> str:
+        """What a chat template wrote, with one of each token where it wrote a picture or video in short."""
+        layout = self.card[kind]
+        if "written" not in layout or kind not in self.controls:
+            return text
+        whole = "".join(_tokens_of(layout))
+        return text.replace(layout["written"], f"{self.around(kind)}{whole}{self.around(kind)}")
 
     def _tokens(self, kind: str, grid: Grid) -> int:
-        return math.prod(grid) // self._numbers(kind)["merge_size"] ** 2
+        numbers = self._numbers(kind)
+        return math.prod(grid) // numbers["merge_size"] ** 2 + int(numbers.get("more", 0))
 
     def _numbers(self, kind: str) -> dict[str, Any]:
         """The numbers of a kind of media; a RowError where the card or the tokenizer has no layout for it."""
@@ -130,6 +153,8 @@ def load_vision(folder_files: dict[str, bytes], name: str | None, controls: dict
     )
 
 
+_ONE_SIZE = ("fixed", "one_size", "stated")
+"""The rules by which all pictures have the same number of tokens."""
 _NAME_ONE = 'To choose a vision card by name, write "vision": NAME into a template card.'
 
 
@@ -157,6 +182,8 @@ def _numbers_of(card: dict[str, Any], kind: str, processor: Processor) -> Number
     defaults, origin = card[kind]["defaults"], f"vision card {card['name']}: {card['provenance']}"
     if card["rule"] == "fixed":
         return Numbers(defaults, dict.fromkeys(defaults, origin))
+    if card["rule"] in _ONE_SIZE:
+        return numbers_of_one_size(card, processor)
     if not processor.parts:
         what = "it needs the processor's own numbers, and the tokenizer's folder has none"
         hint = f"Put the model's {IMAGE} there, and the others of {', '.join(PROCESSOR_FILES)} that it has."
@@ -177,16 +204,15 @@ def _boxes_of(card: dict[str, Any], processor: Processor) -> dict[str, Any]:
 
 
 def _tokens_of(layout: dict[str, Any]) -> list[str]:
-    return [layout["open"], layout["pad"], layout["close"]]
+    return [layout[part] for part in ("open", "pad", "close") if part in layout]
 
 
 def _has(layout: dict[str, Any], controls: dict[str, int]) -> bool:
     return "refused" not in layout and all(text in controls for text in _tokens_of(layout))
 
 
-def _ids(layout: dict[str, Any], controls: dict[str, int]) -> tuple[int, int, int]:
-    first, pad, last = (controls[text] for text in _tokens_of(layout))
-    return first, pad, last
+def _ids(layout: dict[str, Any], controls: dict[str, int]) -> dict[str, int]:
+    return {part: controls[layout[part]] for part in ("open", "pad", "close") if part in layout}
 
 
 def _digest(card: dict[str, Any], files: dict[str, bytes]) -> str:

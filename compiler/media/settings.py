@@ -36,6 +36,8 @@ class Processor:
     types: dict[str, str] = field(default_factory=dict)
     parts: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
     """By kind ("image", "video"): the file and what it says."""
+    whole: dict[str, Any] = field(default_factory=dict)
+    """What processor_config.json says."""
 
 
 def read_processor(files: dict[str, bytes]) -> Processor:
@@ -53,7 +55,7 @@ def read_processor(files: dict[str, bytes]) -> Processor:
         "image_processor_type": image.get("image_processor_type"),
         "video_processor_type": video.get("video_processor_type"),
     }
-    return Processor({key: value for key, value in found.items() if isinstance(value, str)}, parts)
+    return Processor({key: value for key, value in found.items() if isinstance(value, str)}, parts, whole)
 
 
 def read_numbers(

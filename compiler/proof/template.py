@@ -188,8 +188,8 @@ class _Certifier:
         first = next(i for i in own if conversation.messages[i].role is Role.ASSISTANT)
         prompt = self.rendering.published(conversation, first, generation_prompt=True)
         for media in conversation.media():  # as many placeholders as the image has
-            _, (pad, count), _ = self.rendering.layout(media.kind, media.num_tokens)
-            prompt = prompt.replace(self.rendering.names[pad], self.rendering.names[pad] * count)
+            for control, count in self.rendering.layout(media.kind, media.num_tokens):
+                prompt = prompt.replace(self.rendering.names[control], self.rendering.names[control] * count)
         return self._encoded_officially(prompt.split(CUT))
 
     def _encoded_officially(self, texts: list[str]) -> list[int]:

@@ -55,6 +55,8 @@ class MediaOfRows:
                 raise RowError(Reason.MEDIA, self.no_vision, one.pointer)
             with located(one.pointer):
                 self._measure(one, self.vision)
+        if self.vision is not None and self.vision.trims:
+            _trim(conversation)
         if conversation.objects is not None:
             write_objects(conversation, conversation.objects, self.vision, self.no_vision)
 
@@ -97,3 +99,12 @@ class MediaOfRows:
         if str(root / uri) not in self.files:  # the state that the first row saw; a later one is a change
             self.files[str(root / uri)] = state_of(root / uri)
         return resolve(root, uri)
+
+
+def _trim(conversation: Conversation) -> None:
+    """Take white space from the ends of the texts beside media, as the chat template does with parts of a content."""
+    for message in conversation.messages:
+        if message.media:
+            message.content, places = message.changed(str.strip)
+            for media, at in zip(message.media, places, strict=True):
+                media.at = at

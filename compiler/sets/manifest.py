@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pyarrow.compute as pc
 
 import registry
 from compiler.cache.objects import library_versions, own_version
@@ -19,6 +20,7 @@ from compiler.rows.secrets import NOTE
 from compiler.sets.mix import Examples, MixPlan
 from compiler.sets.readme import readme_text
 from compiler.sets.rejects import rejects_jsonl
+from compiler.sets.rows import CompiledRows
 from compiler.templates.load import Template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset
@@ -42,6 +44,7 @@ from schemas.manifest import (
     TemplateEntry,
     TokenizerEntry,
 )
+from schemas.order import Ints
 from schemas.places import LINES
 from schemas.stores import SCHEME, AnyPath
 
@@ -75,12 +78,24 @@ def template_entry(template: Template, certificate: dict[str, Any]) -> TemplateE
     return entry
 
 
-def media_entry(template: Template, embedded: EmbeddedEntry | None) -> MediaEntry | None:
-    """How this model takes images and videos, and those of the set's own; None where it takes none."""
+def media_entry(
+    template: Template, rows: CompiledRows, chosen: Sequence[Ints], embedded: EmbeddedEntry | None
+) -> MediaEntry | None:
+    """How this model takes images and videos, how many the chosen rows have, and those of the set's own.
+
+    None where the model takes none.
+    """
     vision = template.program.rendering.vision
     if vision is None:
         return None
-    entry: MediaEntry = {"name": vision.name, "digest": vision.digest, "repeats_pad": vision.repeats_pad}
+    numbers = np.concatenate(list(chosen))
+    images, videos = (
+        int(np.asarray(pc.list_value_length(rows.small.column(name)))[numbers].sum()) for name in ("images", "videos")
+    )
+    entry: MediaEntry = {
+        "name": vision.name, "digest": vision.digest, "repeats_pad": vision.repeats_pad, "images": images,
+        "videos": videos,
+    }  # fmt: skip
     if embedded is not None:
         entry["embedded"] = embedded
     return entry

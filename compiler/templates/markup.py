@@ -94,9 +94,14 @@ class Markup:
             for m in conversation.messages[:end]
         ]
         text = self.render(messages, conversation.tools, generation_prompt=generation_prompt)
+        if self.vision is None or not conversation.media():
+            return text
         for kind, mark in MEDIA_MARKS.items():
-            if not self.takes_parts and mark in text and conversation.media():
-                text = text.replace(mark, "".join(self.names[control] for control, _ in self.layout(kind, 1)))
+            if self.takes_parts:
+                text = self.vision.published(kind, text)
+            elif mark in text:
+                whole = "".join(self.names[control] for control, _ in self.layout(kind, 1))
+                text = text.replace(mark, f"{self.vision.around(kind)}{whole}{self.vision.around(kind)}")
         return text
 
     def split(self, text: str) -> list[Segment]:
@@ -134,7 +139,9 @@ class Markup:
         """The id of a control token; a media mark gets that of its placeholder until its tokens are there."""
         if found not in KIND_OF_MARK:
             return self.controls[found]
-        return self.layout(KIND_OF_MARK[found], 1)[1][0]
+        if self.vision is None:
+            raise RowError(Reason.MEDIA, self.no_vision)
+        return self.vision.pad(KIND_OF_MARK[found])
 
     def layout(self, kind: str, num_tokens: int) -> list[tuple[int, int]]:
         """(control id, how often) of what stands for an image or video: a mark, placeholders, a mark."""

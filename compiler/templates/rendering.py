@@ -20,7 +20,7 @@ import orjson
 
 from compiler.conversation import Call, Conversation, Message, Role, Segment
 from compiler.templates.checks import must_be_rendered, must_differ_without, must_not_be_looked_for
-from compiler.templates.cut import cut, owners_of, place
+from compiler.templates.cut import cut, merge, owners_of, place
 from compiler.templates.guard import MEDIA_MARKS, Guard, map_strings
 from compiler.templates.markup import KIND_OF_MARK, Markup
 from compiler.templates.messages import as_dict, texts_of
@@ -96,12 +96,16 @@ class Rendering(Markup):
                 placed.append(segment)
                 continue
             number += 1
+            around = self.vision.around(media[number].kind) if self.vision else ""
+            beside = [replace(segment, text=around, control=-1)] if around else []
+            placed += beside
             for control, count in next(layouts):
                 placed.append(replace(segment, text=self.names[control], control=control, repeat=count, media=number))
+            placed += [replace(one) for one in beside]
         if self.takes_parts and not self.is_published(placed, conversation):
             what = "the chat template writes other text around a picture or video that is a part of a content"
             raise RowError(Reason.TEMPLATE_REFUSED, what)
-        return placed
+        return merge(placed)
 
     def spelled_controls(self, conversations: list[Conversation]) -> list[str | None]:
         """The first control token that each row's own text spells, or None.

@@ -128,6 +128,7 @@ FAMILIES = {
     "deepseek_llm": Family(
         "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"
     ),
+    "llava": Family("<unk> <s> </s> <image>", "</s>", "<s>"),
     "internlm2": Family("<unk> <s> </s> <|im_end|> <|im_start|>", "</s>", "<s>"),
     "yi": Family("<|startoftext|> <|endoftext|> <|im_start|> <|im_end|>", "<|im_end|>", "<|startoftext|>"),
     "baichuan2": Family("<unk> <s> </s> <reserved_106> <reserved_107>", "</s>", "<s>"),

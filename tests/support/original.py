@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import registry
+from tests.support.families import FAMILIES, family_folder
 from tests.support.trained import VOCABULARY
 from trainer.models.original import families
 from trainer.models.original.weights import original_names
@@ -47,6 +48,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512,
     },
 }  # fmt: skip
+
+
+EYES = {
+    "hidden_size": 8, "intermediate_size": 16, "num_heads": 1, "num_hidden_layers": 1, "num_positions": 6401,
+    "patch_size": 2, "image_size": 160,
+}  # fmt: skip
+"""80 x 80 patches as in the real model, which are smaller here."""
+
+
+def save_cogagent(folder: Path) -> tuple[Path, dict[str, int]]:
+    """Save a CogAgent in its original layout; return its folder, and its control tokens by their texts."""
+    tokens = [*FAMILIES["glm4"].tokens.split(), "<|begin_of_image|>", "<|end_of_image|>"]
+    tokenizer = family_folder(folder / "tokenizer", "", tokens, "<|endoftext|>", None, registry.DEMO_TOKENIZER)
+    added = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    control = {token["content"]: token["id"] for token in added}
+    model = save_original(
+        folder / "model", "cogagent", tokenizer, padded_vocab_size=max(control.values()) + 1, vision_config=EYES,
+        pad_token_id=control["<|endoftext|>"], boi_token_id=control["<|begin_of_image|>"], seq_length=8192,
+        eoi_token_id=control["<|end_of_image|>"], eos_token_id=[control["<|endoftext|>"], control["<|user|>"]],
+    )  # fmt: skip
+    return model, control
 
 
 def save_original(folder: Path, name: str, tokenizer: Path = registry.DEMO_TOKENIZER, **settings: Any) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from schemas.errors import EXIT_CODES, UsageError
+from schemas.errors import EXIT_CODES, Problem, UsageError
 from schemas.stores import AnyPath, path_of
 from trainer.commands import libraries
 
@@ -73,8 +73,8 @@ def chat_command(
     """Chat with MODEL, a folder written by cli export or Transformers, in its own chat template.
 
     With --stop Observation: an agent stops where a tool would answer; type the tool's answer, and it continues.
-    /system TEXT and /clear start over, /exit or the end of the input quits; a line that ends in \\ continues on the
-    next line.
+    /image PATH shows the next message a picture; /system TEXT and /clear start over, /exit or the end of the input
+    quits; a line that ends in \\ continues on the next line.
 
     \b
     Examples:
@@ -107,7 +107,11 @@ def chat_command(
         if reply.ended == "length":
             click.echo(f"[cut after --max-new-tokens {max_new_tokens}]", err=True)
 
-    converse(chat, _typed(chat) if sys.stdin.isatty() else sys.stdin, show, done)
+    def wrong(problem: Problem) -> None:
+        click.echo(str(problem), err=True)
+
+    typed = sys.stdin.isatty()
+    converse(chat, _typed(chat) if typed else sys.stdin, show, done, wrong if typed else None)
 
 
 def _typed(chat: Any) -> Iterator[str]:

@@ -7,7 +7,8 @@ stream.py   any row of a set, every batch of a shard checked
 store.py    batches of a set in an object store, kept on disk
 collate.py  rows to tensors
 media.py    the folder of images, where the configuration names none
-images.py   images, loaded and checked when their batch is made
+images.py   pictures and videos, loaded and checked when their batch is made
+vision/     how each family of models takes them
 loader.py   coming batches, made by threads while the device works
 reference.py    log-probabilities of a reference, in a file beside the checkpoints
 """

@@ -29,7 +29,7 @@ dataset                 list[str]: of each sequence
 rejected_...            the same for the other side of pairs
 kl_..., desirable       KTO: the same for mismatched pairs; bool[B]
 reference_log_probs     float32[B], of each side, where the reference scored all replies before the first step
-pixel_values, image_grid_thw, mm_token_type_ids     images, as the model takes them
+pixel_values, image_grid_thw, mm_token_type_ids ...  pictures and videos, as the model takes them
 """
 
 

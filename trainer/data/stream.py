@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.errors import IntegrityError, UsageError
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, has_media
 from schemas.order import Ints
 from schemas.packs import unpacked
 from schemas.places import Places
@@ -44,8 +44,8 @@ class TrainingSet(CompiledSet):
 
     @property
     def has_media(self) -> bool:
-        """Whether the set was compiled for a model that takes images or videos."""
-        return self.manifest.get("media") is not None
+        """Whether its rows have images or videos."""
+        return has_media(self.manifest, "image") or has_media(self.manifest, "video")
 
     def split(self, name: str) -> SplitRows:
         """The rows of a split; UsageError where it is empty."""

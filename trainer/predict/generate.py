@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ def predict_with_generate(
 
     `settings` are those of `predict`. All processes call it and get the scores; the first one writes the file.
     """
-    wanted = [prompt for row in rows for prompt in prompts(row, sees=settings.get("see") is not None)]
+    wanted = [prompt for row in rows for prompt in prompts(row, sees=settings.get("eyes") is not None)]
     found = predict(model, tokenizer, wanted, stops=stop_ids(manifest), words=stop_words(manifest), **settings)
     if not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()):
         write_predictions(found, path)
@@ -55,11 +55,17 @@ class ReplyPrompt:
     part: int
     reply: int
     source: Mapping[str, Any] | None = None
-    """The row, where it has images."""
+    """The row, where it has pictures or videos."""
 
 
-See = Callable[[Sequence[ReplyPrompt]], tuple[list[list[int]], dict[str, torch.Tensor]]]
-"""(prompts) -> their ids with all placeholders of images, and what the model takes of the images."""
+class Shows(Protocol):
+    """Shows a model the pictures and videos of prompts."""
+
+    def see(self, prompts: Sequence[ReplyPrompt]) -> tuple[list[list[int]], list[list[int]], dict[str, torch.Tensor]]:
+        """(masked ids before each prompt, ids of each with all placeholders, what the model takes of the pictures)."""
+
+    def types(self, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the model takes beside ids [B, T]."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +87,11 @@ class Prediction:
 
 
 def prompts(row: Mapping[str, Any], *, sees: bool = False) -> Iterator[ReplyPrompt]:
-    """Yield the prompts of a row of a shard, a pack included; `sees` says that the model can be shown images."""
-    has_images = len(row.get("images") or ()) > 0
-    if (has_images and not sees) or len(row.get("videos") or ()):
+    """Yield the prompts of a row of a shard, a pack included; `sees` says that the model can be shown pictures."""
+    has_media = len(row.get("images") or ()) + len(row.get("videos") or ()) > 0
+    if has_media and not sees:
         raise UsageError(
-            "predict_with_generate", "replies to rows with images or videos cannot be generated",
+            "predict_with_generate", "replies to rows with images or videos need the model's eyes, and none are given",
             "Leave predict_with_generate out; the evaluation loss is still computed.",
         )  # fmt: skip
     ids, labels = np.asarray(row["input_ids"]), np.asarray(row["labels"])
@@ -99,7 +105,7 @@ def prompts(row: Mapping[str, Any], *, sees: bool = False) -> Iterator[ReplyProm
         for reply, (a, b) in enumerate(zip(first, after, strict=True)):
             if a > start:  # otherwise there is no prompt
                 yield ReplyPrompt(
-                    ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at, source=row if has_images else None
+                    ids[start:a].tolist(), ids[a:b].tolist(), reply=reply, **at, source=row if has_media else None
                 )
 
 
@@ -129,7 +135,7 @@ def predict(
     max_new_tokens: int = 512,
     batch_size: int = 8,
     synced_gpus: bool = False,
-    see: See | None = None,
+    eyes: Shows | None = None,
     progress: Callable[[int, int], object] = lambda *_: None,
 ) -> list[Prediction]:
     """Greedy predictions, in the order of `wanted`.
@@ -137,7 +143,7 @@ def predict(
     `model`: a Transformers or PEFT model (for a wrapped one, its `module`). `tokenizer`: the set's Transformers
     tokenizer, for decoding and for `words`: a reply ends after the first of these, as the references do. With several
     processes, each computes a share and all return everything; `synced_gpus` as in `generate`, needed with ZeRO-3.
-    `see` shows the model the images of prompts. `progress` gets (prompts done, prompts) of this process.
+    `eyes` shows the model the pictures of prompts. `progress` gets (prompts done, prompts) of this process.
     """
     group = torch.distributed if torch.distributed.is_available() and torch.distributed.is_initialized() else None
     rank, world = (group.get_rank(), group.get_world_size()) if group else (0, 1)
@@ -148,10 +154,9 @@ def predict(
     said: dict[int, tuple[list[int], bool]] = {}
     for start in range(0, len(mine), batch_size):
         chosen = mine[start : start + batch_size]
-        batch, pictures = [wanted[i].prompt_ids for i in chosen], dict[str, torch.Tensor]()
-        if see is not None:
-            batch, pictures = see([wanted[i] for i in chosen])
-        written = _generate(model, tokenizer, batch, pictures, stops, words, max_new_tokens, synced_gpus)
+        written = _generate(
+            model, tokenizer, [wanted[i] for i in chosen], eyes, stops, words, max_new_tokens, synced_gpus
+        )
         said |= dict(zip(chosen, written, strict=True))
         progress(len(said), len(mine))
     if group:
@@ -177,17 +182,29 @@ def predict(
 def _generate(
     model: Any,
     tokenizer: Any,
-    batch: list[list[int]],
-    pictures: dict[str, torch.Tensor],
+    chosen: list[ReplyPrompt],
+    eyes: Shows | None,
     stops: Sequence[int],
     words: Sequence[str],
     max_new_tokens: int,
     synced_gpus: bool,
 ) -> list[tuple[list[int], bool]]:
     """The model's reply to each prompt, and whether it stopped; prompts are padded on the left."""
-    width = max(map(len, batch))
-    input_ids = torch.tensor([[stops[0]] * (width - len(ids)) + ids for ids in batch], device=model.device)
+    batch, before, pictures = (
+        [one.prompt_ids for one in chosen],
+        [list[int]() for _ in chosen],
+        dict[str, torch.Tensor](),
+    )
+    if eyes is not None:
+        before, batch, pictures = eyes.see(chosen)
+    width = max(len(hidden) + len(ids) for hidden, ids in zip(before, batch, strict=True))
+    padded = [
+        [stops[0]] * (width - len(hidden) - len(ids)) + hidden + ids for hidden, ids in zip(before, batch, strict=True)
+    ]
+    input_ids = torch.tensor(padded, device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in batch], device=model.device)
+    if eyes is not None:
+        pictures |= eyes.types(input_ids)
     with evaluating(model):
         written = model.generate(
             input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,

@@ -10,6 +10,7 @@ from trainer import objectives
 from trainer.config import zero
 from trainer.config.config import TrainConfig
 from trainer.data import stream
+from trainer.data.vision.find import card_of
 from trainer.models import initial
 from trainer.models.folder import ModelFolder
 from trainer.objectives.objective import Objective
@@ -119,16 +120,17 @@ def check_model(
     if opened.is_packed and opened.has_media:
         what = "packs with images are not supported: the positions of image tokens do not restart"
         raise UsageError(opened.where, what, "Compile the set without --pack.")
-    blind = opened.has_media and not source.sees_one_size
-    if config.predict_with_generate and (blind or opened.kind == "pretrain"):
-        what = "documents have no replies" if opened.kind == "pretrain" else "replies to images cannot be generated"
+    if config.predict_with_generate and opened.kind == "pretrain":
         raise UsageError(
-            f"{where}#/predict_with_generate", what, "Set it to false; the evaluation loss is still computed."
-        )
+            f"{where}#/predict_with_generate", "documents have no replies",
+            "Set it to false; the evaluation loss is still computed.",
+        )  # fmt: skip
     media = opened.manifest.get("media")
-    if media and not media["repeats_pad"] and not source.sees_one_size:
-        what = f"models of the kind {media['name']} take images through code of their own"
-        raise UsageError(opened.where, what, "Train them on this set with their own tools, or use another model.")
+    if media and opened.has_media:
+        card = card_of(source.config)
+        if card != media["name"]:
+            what = f"its pictures are laid out for models of the class {media['name']}, and this one is a {card}"
+            raise UsageError(opened.where, what, "Compile the set with this model's folder as --tokenizer.")
     objective = objectives.OBJECTIVES[config.objective] if config.objective else objectives.default(opened.kind)
     initial.check(config, zero.stage(deepspeed), objective.needs_reference, where)
     stored = (getattr(source.config, "quantization_config", None) or {}).get("quant_method")

@@ -13,7 +13,6 @@ import torch
 from trainer.config import zero
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
-from trainer.data.images import FixedImages
 from trainer.data.order import following
 from trainer.models.pretrained import load_tokenizer
 from trainer.predict.generate import predict_with_generate
@@ -88,7 +87,7 @@ class Evaluator:
             batch_size=self.plan.config.per_device_eval_batch_size or self.plan.micro,
             progress=self.beat.reached,
             synced_gpus=zero.stage(self.plan.deepspeed) == 3,
-            see=self.collate.images.see if isinstance(self.collate.images, FixedImages) else None,
+            eyes=self.collate.images,
         )
 
     def _rows(self, number: int) -> list[stream.Row]:

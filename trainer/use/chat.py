@@ -6,16 +6,21 @@ same reply, and the model continues. The reply is then encoded again as one text
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
-from schemas.errors import UsageError
+from schemas.errors import InputError, Problem, UsageError
 from schemas.stores import AnyPath
+from trainer.data.images import upright
+from trainer.data.vision.eyes import Eyes
+from trainer.data.vision.find import eyes_of
 from trainer.models.pretrained import can_cache, load_model, load_tokenizer
 from trainer.predict.generate import stop_ids
 from trainer.use.checkpoint import open_checkpoint
@@ -43,7 +48,13 @@ class Chat:
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
-    messages: list[dict[str, str]] = field(default_factory=list)
+    eyes: Callable[[], Eyes] | None = None
+    """The model's eyes, asked for when the first picture is shown."""
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[Any] = field(default_factory=list)
+    """The pictures of all messages, in order; those of the next message come last."""
+    attached: int = 0
+    """How many of them are for the next message."""
     partial: str = ""
     """The unfinished reply, while it waits for an observation."""
 
@@ -55,18 +66,45 @@ class Chat:
     def clear(self) -> None:
         """Forget everything but the system message."""
         self.messages, self.partial = [m for m in self.messages if m["role"] == "system"], ""
+        self.pictures, self.attached = [], 0
 
     def system(self, text: str) -> None:
         """Start over with this system message; "" = none."""
         self.messages, self.partial = [{"role": "system", "content": text}] if text else [], ""
+        self.pictures, self.attached = [], 0
+
+    def attach(self, path: Path) -> None:
+        """Attach a picture to the next message, before its text; a Problem where that cannot be."""
+        if self.waits:
+            what = "an observation is text; a picture goes with a message"
+            raise UsageError(f"/image {path}", what, "Type the observation first.")
+        self._eyes(f"/image {path}")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"/image {path}", f"cannot be read: {error.strerror}", "Give an image file.") from error
+        self.pictures.append(upright(data, f"/image {path}"))
+        self.attached += 1
+
+    def _eyes(self, where: str) -> Eyes:
+        if self.eyes is None:
+            raise UsageError(where, "this model has no eyes", "Chat with a vision model, or leave pictures out.")
+        try:
+            return self.eyes()
+        except UsageError as error:
+            raise UsageError(where, error.what, "Chat with a vision model, or leave pictures out.") from error
 
     def say(self, text: str, show: Callable[[str], object] = lambda _: None) -> ChatReply:
         """The model's reply to a user message or an awaited observation; `show` gets its text piece by piece."""
         if self.waits:
             self.partial += f"{'' if self.partial[-1].isspace() else ' '}{text}\n"
         else:
-            self.messages.append({"role": "user", "content": text})
-        ids = self._prompt()
+            content: Any = text
+            if self.attached:
+                content = [*({"type": "image"} for _ in range(self.attached)), {"type": "text", "text": text}]
+            self.messages.append({"role": "user", "content": content})
+            self.attached = 0
+        ids, seen = self._prompt()
         stream = _Stream(self.tokenizer, self.stops, show)
         draw = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -75,7 +113,7 @@ class Chat:
                 input_ids=torch.tensor([ids], device=self.model.device),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.model.device),
                 max_new_tokens=self.max_new_tokens, eos_token_id=list(self.stops), pad_token_id=self.stops[0],
-                use_cache=can_cache(self.model), streamer=stream, **(draw if self.temperature else greedy),
+                use_cache=can_cache(self.model), streamer=stream, **seen, **(draw if self.temperature else greedy),
                 **({"stop_strings": list(self.words), "tokenizer": self.tokenizer} if self.words else {}),
             )[0, len(ids) :].tolist()  # fmt: skip
         content = stream.text
@@ -90,15 +128,17 @@ class Chat:
             self.partial = ""
         return ChatReply(content, ended, len(ids), len(written))
 
-    def _prompt(self) -> list[int]:
+    def _prompt(self) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """The ids of the conversation, and what the model takes of its pictures."""
         if not self.tokenizer.chat_template:
             raise UsageError("the tokenizer", "it has no chat template", "Chat with an exported folder: cli export.")
         import jinja2
 
         try:
-            ids = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, return_dict=False)
+            text = self.tokenizer.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
         except jinja2.TemplateError as error:
             raise UsageError("the chat template", f"it refuses this conversation: {error}") from error
+        ids, seen = self._with_pictures(text)
         if self.partial:
             ids = ids + self.tokenizer(self.partial, add_special_tokens=False)["input_ids"]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -107,7 +147,22 @@ class Chat:
                 "the conversation", f"{len(ids):,} tokens and up to {self.max_new_tokens:,} new ones are more than the "
                 f"model's {limit:,}", "Start over with /clear, or lower --max-new-tokens.",
             )  # fmt: skip
-        return list(ids)
+        if seen:
+            seen |= self._eyes("a picture").types(torch.tensor([ids]))
+        return ids, {name: value.to(self.model.device) for name, value in seen.items()}
+
+    def _with_pictures(self, text: str) -> tuple[list[int], dict[str, torch.Tensor]]:
+        """The ids of a rendered text with all placeholders, and what the model takes of the pictures in it."""
+        if not self.pictures:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]), {}
+        eyes = self._eyes("a picture")
+        ids = np.asarray(self.tokenizer(eyes.written(text), add_special_tokens=False)["input_ids"])
+        if (places := int(eyes.places(ids).sum())) != len(self.pictures):
+            what = f"expected placeholders of {len(self.pictures)} pictures in the conversation, found {places}"
+            hint = "The chat template must write pictures, and no text their placeholder; export the model again."
+            raise UsageError("the chat template", what, hint)
+        seen = eyes.pictures(self.pictures)
+        return np.repeat(ids, eyes.spread(ids, seen.tokens)).tolist(), dict(seen.inputs)
 
 
 def open_chat(model: Path, adapter: Path | None, data: AnyPath | None, *, seed: int = 0, **settings: Any) -> Chat:
@@ -130,7 +185,8 @@ def open_chat(model: Path, adapter: Path | None, data: AnyPath | None, *, seed: 
     if torch.accelerator.is_available():
         loaded.to(torch.accelerator.current_accelerator())
     torch.manual_seed(seed)
-    return Chat(loaded, tokenizer, stops, **settings)
+    eyes = functools.cache(lambda: eyes_of(loaded.config, model))
+    return Chat(loaded, tokenizer, stops, eyes=eyes, **settings)
 
 
 class _Stream:
@@ -160,11 +216,16 @@ class _Stream:
 
 
 def converse(
-    chat: Chat, lines: Iterable[str], show: Callable[[str], object], done: Callable[[ChatReply], object]
+    chat: Chat,
+    lines: Iterable[str],
+    show: Callable[[str], object],
+    done: Callable[[ChatReply], object],
+    wrong: Callable[[Problem], object] | None = None,
 ) -> None:
     """Answer lines until they end or one is /exit. A line that ends in a backslash continues on the next one.
 
     `/system TEXT` starts over with a system message (`\\n` in it is a line break), `/clear` with the same one.
+    `/image PATH` attaches a picture to the next message; `wrong` gets the problem of one, which else ends the chat.
     """
     held = ""
     for line in lines:
@@ -180,6 +241,13 @@ def converse(
             chat.clear()
         elif command == "/system":
             chat.system(rest.replace("\\n", "\n"))
+        elif command == "/image":
+            try:
+                chat.attach(Path(rest.strip()).expanduser())
+            except Problem as problem:
+                if wrong is None:
+                    raise
+                wrong(problem)
         elif text.strip() or chat.waits:
             done(chat.say(text, show))
     if held:

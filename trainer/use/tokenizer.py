@@ -44,13 +44,42 @@ def card_template(manifest: Manifest) -> tuple[str | None, str]:
     if "python_arguments" in text:
         note = f"No chat template was written: {name} writes calls as Python, which Transformers' templates cannot."
         return "", note
-    plain = _with_variables(text.replace("{{ cut }}", ""), manifest)
+    plain = _with_variables(_pictures(manifest) + text.replace("{{ cut }}", ""), manifest)
     cut = (
         " A text that begins with a line break may be encoded otherwise than in training."
         if "{{ cut }}" in text
         else ""
     )
     return plain, f"The chat template is the card {name}.{cut}{_said(manifest)}"
+
+
+_PARTS = """\
+{%- set given = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- if message.content is not defined or message.content is string or message.content is not iterable -%}
+{%- set given.messages = given.messages + [message] -%}
+{%- else -%}
+{%- set said = namespace(text='') -%}
+{%- for part in message.content -%}
+{%- set said.text = said.text + (PICTURE if part.type == 'image' else TEXT) -%}
+{%- endfor -%}
+{%- set given.messages = given.messages + [dict(message, content=said.text)] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = given.messages -%}
+"""
+"""Makes a text of a content that is a list of parts, with the placeholder of a picture where one stands."""
+
+
+def _pictures(manifest: Manifest) -> str:
+    """What a card needs to be given pictures as Transformers gives them; "" where the model takes none."""
+    media = manifest.get("media")
+    if media is None:
+        return ""
+    layout = registry.vision(media["name"])["image"]
+    whole = "".join(layout[part] for part in ("open", "pad", "close") if part in layout)
+    text = "(part.text | trim)" if layout.get("trims") else "part.text"
+    return _PARTS.replace("PICTURE", repr(layout.get("written", whole))).replace("TEXT", text)
 
 
 def _variables(manifest: Manifest) -> dict[str, bool]:
