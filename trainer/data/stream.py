@@ -107,9 +107,17 @@ class SplitRows(SplitReader):
                     found[mine] += np.diff(offsets)[rows[mine] - self.starts[number]]
         return found
 
-    def longest_sequence(self) -> int:
-        """The tokens of the longest example; reads every batch."""
-        return max(int(pc.max(pc.list_flatten(batch.column("seq_lens"))).as_py()) for batch in self.batches())
+    def longest_example(self) -> int:
+        """The tokens of the longest example; reads every batch. A picture that is one placeholder counts nothing."""
+        media = self.opened.manifest.get("media")
+        single = media is not None and not media["repeats_pad"]
+        found = 0
+        for batch in self.batches():
+            lengths = pc.list_flatten(batch.column("seq_lens")).to_numpy(zero_copy_only=False)
+            if single:
+                lengths = lengths - pc.list_value_length(batch.column("images")).to_numpy(zero_copy_only=False)
+            found = max(found, int(lengths.max()))
+        return found
 
     def describe(self, row: int) -> str:
         """Which row it is and where it is from, for messages."""

@@ -52,12 +52,12 @@ def check_expected(opened: stream.TrainingSet, source: ModelFolder, config: Trai
         else:
             wrong.append(("template", f"expected {expect.template}, the set was compiled with {template['name']}"))
     if expect.max_length is not None:
-        longest = _longest(opened)
+        limit, picture = manifest["options"].get("max_length"), source.tokens_of_a_picture if opened.has_media else 0
         # The document's lengths are those of text; a picture's tokens come on top.
-        picture = source.tokens_of_a_picture if opened.has_media else 0
-        if longest > expect.max_length + picture:
-            most = f"{expect.max_length}{f' + {picture} for a picture' if picture else ''}"
-            wrong.append(("max_length", f"expected at most {most} tokens, the set has rows of {longest}"))
+        if (limit is None or limit > expect.max_length + picture) and (longest := _longest(opened)) > expect.max_length:
+            beside = f" beside {picture} for each picture" if picture else ""
+            what = f"expected at most {expect.max_length} tokens{beside}, the set has rows of {longest}"
+            wrong.append(("max_length", what))
     if expect.max_samples is not None:
         more = [one["name"] for one in manifest["datasets"] if one["realized"]["rows"] > expect.max_samples]
         if more:
@@ -97,12 +97,9 @@ def check_libraries(source: ModelFolder, config: TrainConfig, where: str) -> Non
 
 
 def _longest(opened: stream.TrainingSet) -> int:
-    """The tokens of the longest sequence, or the set's limit if it has one."""
-    limit = opened.manifest["options"].get("max_length")
-    if limit is not None:
-        return int(limit)
-    splits = [name for name, entry in opened.manifest["splits"].items() if entry["rows"]]
-    return max(int(opened.split(name).longest_sequence()) for name in splits)
+    """The tokens of the longest example, without placeholders of pictures that a model sees in one size."""
+    splits = [name for name in opened.manifest["splits"] if opened.shards(name)]
+    return max(opened.split(name).longest_example() for name in splits)
 
 
 def check_model(
