@@ -18,6 +18,8 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
+from cli import main
+from tests.support.command import runner
 from tests.support.trained import compile_set, config, losses, save_model, train, write
 from tests.support.vision import PROCESSOR, START, draw_images, make_model
 from trainer.config.config import Lora, TrainConfig
@@ -295,3 +297,19 @@ def test_a_set_for_another_family_is_refused_by_name(
     (other / "config.json").write_text(json.dumps(settings | change))
     said = train(data, seen(tmp_path / "run.json", other, pictures), "--dry-run", code=2).stderr
     assert message in said
+
+
+def test_replies_to_pictures_are_predicted(model: Path, data: Path, pictures: Path, tmp_path: Path) -> None:
+    """From the folder in which they were compiled, or another one."""
+    shutil.copytree(pictures, tmp_path / "moved")
+    found = []
+    for name, options in (("here", []), ("moved", ["--media-dir", str(tmp_path / "moved")])):
+        out = tmp_path / f"{name}.jsonl"
+        asked = ["predict", str(model), str(data), "-o", str(out), "--max-new-tokens", "4", *options]
+        done = runner().invoke(main, asked, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+        found.append([json.loads(line) for line in out.read_text().splitlines()])
+    assert found[0] == found[1]
+    assert [line["reference"] for line in found[0]] == [one["messages"][1]["content"] for one in ROWS]
+    done = runner().invoke(main, ["predict", str(model), str(data), "--media-dir", str(tmp_path / "gone")])
+    assert (done.exit_code, "--media-dir: " in done.stderr, "no such folder" in done.stderr) == (2, True, True)

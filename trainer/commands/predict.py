@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 @click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, metavar="N", help="Prompts at once."
 )
+@click.option(
+    "--media-dir",
+    metavar="DIR",
+    help="Folder of the rows' pictures, if it is another one than when they were compiled.",
+)
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N replies.")
 @click.option("--json", "as_json", is_flag=True, help="Print the scores as JSON.")
 def predict_command(
@@ -64,6 +69,7 @@ def predict_command(
     words: tuple[str, ...],
     max_new_tokens: int,
     batch_size: int,
+    media_dir: str | None,
     limit: int | None,
     as_json: bool,
 ) -> None:
@@ -98,7 +104,7 @@ def predict_command(
         for one, on_it in [(model, adapter), *([(compare, None)] if compare else [])]:
             beat.doing(f"generating replies of {one}", len(asked), unit="replies")
             settings = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-            found.append(predict.replies(one, on_it, opened, asked, words, beat.reached, **settings))
+            found.append(predict.replies(one, on_it, opened, asked, words, media_dir, beat.reached, **settings))
         predict.write(found, out)
     if as_json:
         scores = [{"model": one.model, "scores": one.scores, "stopped": _stopped(one)} for one in found]

@@ -205,8 +205,7 @@ def _with_placeholders(row: Row, ids: list[int]) -> Row:
 
 
 def images_of(opened: CompiledSet, eyes: Eyes, media_dir: str | None) -> Images:
-    """The media of a set as a model sees them; UsageError where `media_dir` is no folder."""
-    folder = Path(media_dir) if media_dir else None
-    if folder and not folder.is_dir():
-        raise UsageError(f"media_dir: {folder}", "no such folder", "Give the folder that image paths are relative to.")
-    return Images(eyes, folder, opened.files if embedded_of(opened.manifest) else None, opened)
+    """The media of a set as a model sees them, in a folder that `media.find_folder` found."""
+    return Images(
+        eyes, Path(media_dir) if media_dir else None, opened.files if embedded_of(opened.manifest) else None, opened
+    )

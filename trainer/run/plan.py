@@ -108,7 +108,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     has_test = config.eval_strategy != "no" and opened.shards("test")
     source = folder.find(config)
     remarks += _about(source, config)
-    media_dir, said = media.find_folder(opened, config, loaded.where)
+    media_dir, said = media.find_folder(opened, config.media_dir, f"{loaded.where}#/media_dir")
     config, remarks = replace(config, media_dir=media_dir), remarks + said
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
     remarks += checks.check_expected(opened, source, config, loaded.where)

@@ -18,7 +18,10 @@ import torch
 
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import Manifest, files_of
+from trainer.data.images import Images, images_of
+from trainer.data.media import find_folder
 from trainer.data.stream import SplitRows, TrainingSet
+from trainer.data.vision.find import eyes_of
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.predict.generate import Prediction, ReplyPrompt, predict, prompts, stop_ids, stop_words
 from trainer.predict.metrics import score
@@ -46,20 +49,25 @@ def compiled(source: Path, model: Path, folder: Path) -> Path:
 
 
 def wanted(split: SplitRows, limit: int | None) -> list[ReplyPrompt]:
-    """The prompts of a split's rows, the first `limit` of them."""
+    """The prompts of a split's rows, pictures included, the first `limit` of them."""
     if split.opened.kind == "pretrain":
         raise UsageError(
             str(split.opened.folder), "it is of kind pretrain: documents have no replies", "Use another set."
         )
-    found: Iterator[ReplyPrompt] = (prompt for number in range(len(split)) for prompt in prompts(split.row(number)))
+    found: Iterator[ReplyPrompt] = (
+        prompt for number in range(len(split)) for prompt in prompts(split.row(number), sees=True)
+    )
     return list(islice(found, limit))
 
 
 def replies(
     model: Path, adapter: Path | None, opened: TrainingSet, asked: Sequence[ReplyPrompt], words: Sequence[str],
-    progress: Callable[[int, int], object], **settings: Any,
+    media_dir: str | None, progress: Callable[[int, int], object], **settings: Any,
 ) -> Predicted:  # fmt: skip
-    """The model's predictions for prompts of a set; `settings` are those of `predict`."""
+    """The model's predictions for prompts of a set; `settings` are those of `predict`.
+
+    Pictures of the rows are in `media_dir`, or where they were when the set was compiled.
+    """
     manifest = opened.manifest
     _check_tokenizer(manifest, model)
     loaded = load_model(model, adapter)
@@ -67,10 +75,17 @@ def replies(
         loaded.to(torch.accelerator.current_accelerator())
     found = predict(
         loaded, _tokenizer(opened), asked, stops=stop_ids(manifest), words=[*stop_words(manifest), *words],
-        progress=progress, **settings,
+        progress=progress, eyes=_eyes(opened, loaded.config, model, media_dir), **settings,
     )  # fmt: skip
     name = f"{model} with {adapter}" if adapter else str(model)
     return Predicted(name, found, score([one.prediction for one in found], [one.reference for one in found]))
+
+
+def _eyes(opened: TrainingSet, config: Any, model: Path, media_dir: str | None) -> Images | None:
+    if not opened.has_media:
+        return None
+    folder, _ = find_folder(opened, media_dir, "--media-dir")
+    return images_of(opened, eyes_of(config, model), folder)
 
 
 def _check_tokenizer(manifest: Manifest, model: Path) -> None:
