@@ -127,10 +127,16 @@ def test_a_model_that_transformers_has_no_class_for_is_exported_in_its_own_layou
         assert {name.split(".", 4)[-1] for name in changed} == {"self_attention.query_key_value.weight"}
 
 
-def test_a_prefix_is_trained(data: Path, tmp_path: Path) -> None:
-    original = save_original(tmp_path / "original", "chatglm3")
-    file = config(tmp_path / "run.json", original, tuning="prefix", lora=None, prefix={"num_virtual_tokens": 4})
-    train(data, file)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_prefix_is_trained(name: str, data: Path, tmp_path: Path) -> None:
+    """Also where gradient checkpointing is asked for, which is switched off."""
+    original = save_original(tmp_path / "original", name)
+    file = config(
+        tmp_path / "run.json", original, tuning="prefix", lora=None, prefix={"num_virtual_tokens": 4},
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    said = train(data, file).stderr
+    assert "note: gradient_checkpointing is off, as tuning is prefix" in said
     assert len(losses(file)) == 4
 
 
