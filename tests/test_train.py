@@ -185,6 +185,23 @@ def test_only_what_is_asked_for_is_trained(data: Path, model: Path, make: Make, 
         assert not settings.get("trainable") or "mlp" in name
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_evaluation_in_between_changes_nothing_of_quantized_weights(
+    data: Path, make: Make, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    """As on a CPU with AVX512-BF16, where bitsandbytes packs weights of 4 bits for evaluations."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    settings: dict[str, Any] = {"quantization_bit": bits, "learning_rate": 1e-2}
+    plain = make("plain", **settings)
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "predict_with_generate": True}
+    evaluated = make("evaluated", generation_max_new_tokens=2, **settings)
+    train(data, plain)
+    train(data, evaluated)
+    assert losses(evaluated) == losses(plain)
+    assert len(losses(plain)) == 4
+
+
 def test_recomputed_layers_give_the_same_losses(packed: Path, make: Make) -> None:
     plain, recomputed = make("plain", bf16=False), make("recomputed", bf16=False, gradient_checkpointing=True)
     train(packed, plain)
