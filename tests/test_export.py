@@ -254,6 +254,31 @@ def test_a_model_that_is_not_there_is_named(agent: Agent, tmp_path: Path, run: R
     assert "not a checkpoint" in run("export", agent.model, tmp_path / "other", code=5).stderr
 
 
+def test_another_base_is_refused_and_a_moved_one_is_taken(agent: Agent, base: Path, tmp_path: Path, run: Run) -> None:
+    """Another: other numbers, other settings, or the model with the adapter merged in. It holds for chats too."""
+    path = checkpoint(agent, tmp_path, lora(load_model(agent.model), trained=True))
+    run("export", path, tmp_path / "out", "--model", base)
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["base_digest"]
+    once = run("export", path, tmp_path / "twice", "--model", tmp_path / "out", code=4).stderr
+    assert "(an export: it may hold the adapter already)" in once
+    assert str(agent.model) in once
+    for folder in (shutil.copytree(base, tmp_path / "other"), shutil.copytree(base, tmp_path / "settings")):
+        if folder.name == "other":
+            model = load_model(folder)
+            model.model.layers[1].mlp.up_proj.weight.data.mul_(1.01)
+            model.save_pretrained(folder)
+        else:
+            config = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 1e-3}
+            (folder / "config.json").write_text(json.dumps(config))
+        said = run("export", path, tmp_path / "twice", "--model", folder, code=4).stderr
+        assert f"{folder}: expected the model" in said
+        assert "was trained on, found" in run("chat", folder, "--adapter", path, code=4).stderr
+    assert not (tmp_path / "twice").exists()
+    load_model(base).save_pretrained(tmp_path / "cut", max_shard_size="100KB")
+    (tmp_path / "cut" / "config.json").write_bytes((base / "config.json").read_bytes())
+    run("export", path, tmp_path / "twice", "--model", tmp_path / "cut")  # the same model in other files
+
+
 def test_an_adapter_that_is_not_a_number_is_refused(agent: Agent, tmp_path: Path, run: Run) -> None:
     adapted = lora(load_model(agent.model), trained=True)
     next(p for n, p in adapted.named_parameters() if "lora_B" in n).data[0, 0] = float("nan")

@@ -98,6 +98,10 @@ def test_an_export_is_a_folder_that_transformers_loads(tuning: str, data: Path, 
     )  # fmt: skip
     train(data, file)
     run("export", tmp_path / "run" / "checkpoint-4", tmp_path / "out")
+    if tuning == "lora":
+        checkpoint = tmp_path / "run" / "checkpoint-4"
+        assert json.loads((checkpoint / "adapter_config.json").read_text())["base_model_name_or_path"] == str(original)
+        assert "PEFT alone cannot load it" in (checkpoint / "README.md").read_text(encoding="utf-8")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
     assert type(exported).__name__ == "GlmForCausalLM"
     before = trainer.models.load(original)

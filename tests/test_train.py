@@ -19,6 +19,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from cli import main
+from tests.support.command import runner
 from tests.support.trained import (
     compile_set,
     config,
@@ -287,6 +289,45 @@ def test_a_resumed_run_has_the_losses_of_the_whole_one(data: Path, make: Make, s
     assert "2 steps" in train(data, parted, "--resume", "yes").stdout
     assert records(parted) == records(whole)
     assert "nothing left to do" in train(data, parted, "--resume", "yes").stdout
+
+
+def test_plain_peft_loads_an_adapter_from_anywhere(
+    data: Path, model: Path, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the run was given relative paths; the README says how."""
+    shutil.copytree(model, tmp_path / "model")
+    shutil.copytree(data, tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    run = make(model=Path("model"), max_steps=1, save_strategy="steps", save_steps=1)
+    train("set", run)
+    monkeypatch.chdir("/")
+    said = checkpoint(run, 1) / "README.md"
+    assert "AutoPeftModelForCausalLM" in said.read_text()
+    assert "Model Card for" not in said.read_text()
+    loaded = peft.AutoPeftModelForCausalLM.from_pretrained(checkpoint(run, 1))
+    base = transformers.AutoModelForCausalLM.from_pretrained(model)
+    for name, weight in base.named_parameters():
+        assert torch.equal(weight, dict(loaded.named_parameters())[_inside(name, loaded)])
+    shown = runner().invoke(main, ["export", str(checkpoint(run, 1)), str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.stderr
+
+
+def _inside(name: str, loaded: Any) -> str:
+    """The name of a base model's parameter in one with adapters."""
+    names = dict(loaded.named_parameters())
+    path, _, last = f"base_model.model.{name}".rpartition(".")
+    return f"{path}.{last}" if f"{path}.{last}" in names else f"{path}.base_layer.{last}"
+
+
+def test_a_resume_on_another_base_is_refused(data: Path, model: Path, make: Make, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "model")
+    run = make(model=other, max_steps=2, save_strategy="steps", save_steps=1)
+    train(data, run)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] *= 1.01
+    save_file(tensors, other / "model.safetensors", {"format": "pt"})
+    said = train(data, run, "--resume", 1, code=2).stderr
+    assert "base_digest: " in said
 
 
 @pytest.mark.parametrize(("tied", "stage"), [(False, 2), (True, 3)])

@@ -20,6 +20,7 @@ from trainer.run.best import History
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
 from trainer.run.plan import RunPlan
+from trainer.run.readme import readme
 from trainer.run.schedule import learning_rate
 from trainer.run.stop import Stop, on_sigterm
 
@@ -225,6 +226,7 @@ def _evaluate(
 
 def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None, best: int | None) -> None:
     files = {n: (plan.source.folder / n).read_bytes() for n in MODEL_FILES if (plan.source.folder / n).is_file()}
+    files["README.md"] = readme(plan, done).encode()
     path = checkpoints.save(
         wrapped, plan.output, _run_record(plan, done, tokens), files, keep=plan.config.save_total_limit,
         best=best,
@@ -249,10 +251,11 @@ def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
         "resumes": plan.starts,
         "replaces": plan.replaces,
         "config": plan.config.as_dict(),
-        "base_model": str(plan.source.folder),
+        "base_model": str(plan.source.folder.absolute()),
+        "base_digest": plan.source.digest,
         "model": plan.source.record,
         "provenance": {
-            "out": plan.set.where,
+            "out": str(folder.absolute() if isinstance(folder := plan.set.folder, Path) else folder),
             "kind": plan.set.kind,
             "datasets": [one["name"] for one in manifest["datasets"]],
             "template": {key: manifest["template"][key] for key in ("name", "digest", "provenance")},

@@ -2,6 +2,7 @@
 
 demo.py        the embedded model, for trying things out
 folder.py      the name and configuration of a model, without its weights
+digest.py      what tells a model from others
 training.py    a model for training, from safetensors
 original/      models that came with code of their own, as native classes
 tune.py        LoRA, a prefix, or parameters but for frozen ones

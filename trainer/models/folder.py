@@ -6,12 +6,14 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError, UsageError
 from trainer.config.config import TrainConfig
 from trainer.models import demo
+from trainer.models.digest import digest_of
 from trainer.models.original import families
 from trainer.models.original.family import Family
 
@@ -27,6 +29,11 @@ class ModelFolder:
     """For checkpoints: name, revision, and digests of remote code if it is run."""
     family: Family | None = None
     """For a folder in the layout of code of its own: what it becomes."""
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells the model from others (digest.py); the files are read when it is first asked for."""
+        return digest_of(self.folder)
 
     @property
     def text_config(self) -> Any:

@@ -34,6 +34,7 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
     if config.quantization_bit == 4:
         _keep_unpacked(model)
     model.config.use_cache = False
+    model.name_or_path = str(source.folder.absolute())  # PEFT writes it into the adapter's configuration
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             what = f"{type(model).__name__} does not support it"

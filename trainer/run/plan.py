@@ -127,7 +127,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
         "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32",
     }  # fmt: skip
     if checkpoint:
-        resumes.check(checkpoint, facts, config, remarks)
+        resumes.check(checkpoint, facts | {"base_digest": source.digest}, config, remarks)
         accumulation = resumes.accumulation(checkpoint, config, device, remarks)
     micro = config.per_device_train_batch_size
     rows = micro * accumulation * device.world

@@ -20,11 +20,10 @@ from schemas.disk import flush
 from schemas.errors import InputError, UsageError
 from trainer.models.original import families
 from trainer.predict.generate import stop_ids
-from trainer.use.checkpoint import TrainedModel, read_json
+from trainer.use.checkpoint import PROVENANCE, TrainedModel, read_json
 from trainer.use.merge import check_mergeable, merge
 from trainer.use.tokenizer import copy_tokenizer
 
-PROVENANCE = "provenance.json"
 MADE_BY = "finetune-data-compiler export"
 
 
@@ -115,6 +114,7 @@ def _provenance(trained: TrainedModel, note: str) -> dict[str, Any]:
         "made_by": MADE_BY,
         "base_model": Path(named).name if Path(named).is_absolute() else named,
         "base_revision": run["model"]["revision"],
+        "base_digest": run.get("base_digest"),
         "checkpoint": trained.folder.name,
         "step": run["step"],
         "tuning": "lora, merged" if trained.adapter else "full",
