@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from click.testing import Result
@@ -252,6 +253,54 @@ def test_a_model_that_is_not_there_is_named(agent: Agent, tmp_path: Path, run: R
     assert str(tmp_path / "gone") in run("export", path, tmp_path / "out", code=5).stderr
     run("export", path, tmp_path / "out", "--model", agent.model)
     assert "not a checkpoint" in run("export", agent.model, tmp_path / "other", code=5).stderr
+
+
+@pytest.mark.parametrize("fault", ["one layer is not merged", "another scaling", "one adapter is not loaded"])
+def test_a_merge_that_is_wrong_in_one_layer_is_refused(
+    agent: Agent, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The adapter is so weak that predictions do not show it."""
+    adapted = lora(load_model(agent.model))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=1e-5)
+    path = checkpoint(agent, tmp_path, adapted)
+    run("export", path, tmp_path / "right")
+    real = peft.PeftModel.from_pretrained
+
+    def wrong(*given: Any, **more: Any) -> Any:
+        model = real(*given, **more)
+        layer = model.get_base_model().model.layers[1].self_attn.q_proj
+        if fault == "one layer is not merged":
+            layer.merge = lambda *_, **__: None
+        elif fault == "another scaling":
+            layer.scaling["default"] *= 1.1
+        else:
+            layer.lora_B["default"].weight.data.zero_()
+        return model
+
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", wrong)
+    said = run("export", path, tmp_path / "out", code=4).stderr
+    assert "the merged weight of model.layers.1.self_attn.q_proj.weight is not that of" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_rslora": True}, {"use_dora": True}, {"target_modules": ["embed_tokens", "q_proj"]},
+     {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
+    ids=str,
+)  # fmt: skip
+def test_adapters_of_every_kind_are_merged(agent: Agent, tmp_path: Path, run: Run, settings: dict[str, Any]) -> None:
+    made = peft.LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": "all-linear", **settings})
+    adapted = peft.get_peft_model(load_model(agent.model), made)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            parameter.data += torch.randn_like(parameter) * 0.05
+    wanted = logits(adapted, agent)
+    run("export", checkpoint(agent, tmp_path, adapted), tmp_path / "out")
+    torch.testing.assert_close(logits(load_model(tmp_path / "out"), agent), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_another_base_is_refused_and_a_moved_one_is_taken(agent: Agent, base: Path, tmp_path: Path, run: Run) -> None:
