@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 from click.testing import Result
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -69,6 +70,22 @@ def test_a_full_checkpoint_is_copied(agent: Agent, tmp_path: Path, run: Run) -> 
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
     assert load_model(tmp_path / "out").config.use_cache is True
     assert not (tmp_path / "out" / "deepspeed").exists()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_the_type_of_the_weights_can_be_chosen(agent: Agent, tmp_path: Path, run: Run, tuning: str) -> None:
+    model = load_model(agent.model)
+    path = checkpoint(agent, tmp_path, lora(model, trained=True) if tuning == "lora" else model)
+    run("export", path, tmp_path / "out")
+    wanted = load_file(tmp_path / "out" / "model.safetensors")
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        run("export", path, tmp_path / name, "--dtype", name)
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key].to(dtype)) for key in wanted)
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / name).dtype == dtype
+    said = run("export", path, tmp_path / "other", "--layout", "original", code=2).stderr
+    assert f"--layout original: {agent.model} has the layout of Transformers" in said
 
 
 def test_the_exported_folder_alone_gives_the_predictions_of_the_model(agent: Agent, tmp_path: Path, run: Run) -> None:

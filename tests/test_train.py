@@ -319,6 +319,37 @@ def _inside(name: str, loaded: Any) -> str:
     return f"{path}.{last}" if f"{path}.{last}" in names else f"{path}.base_layer.{last}"
 
 
+CODE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+class MineConfig(Qwen2Config):
+    model_type = "mine"
+
+class MineForCausalLM(Qwen2ForCausalLM):
+    config_class = MineConfig
+"""
+
+
+def test_the_code_of_a_model_goes_with_its_weights(data: Path, model: Path, make: Make, tmp_path: Path) -> None:
+    own = shutil.copytree(model, tmp_path / "model")
+    (own / "mine.py").write_text(CODE, encoding="utf-8")
+    classes = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.MineForCausalLM"}
+    changed = {"auto_map": classes, "model_type": "mine", "architectures": ["MineForCausalLM"]}
+    settings = json.loads((own / "config.json").read_text()) | changed
+    (own / "config.json").write_text(json.dumps(settings))
+    more: dict[str, Any] = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "trust_remote_code": True}
+    full = make(model=own, tuning="full", lora=None, **more)
+    train(data, full)
+    assert (checkpoint(full, 1) / "mine.py").read_text(encoding="utf-8") == CODE
+    exported = runner().invoke(main, ["export", str(checkpoint(full, 1)), str(tmp_path / "out")])
+    assert exported.exit_code == 0, exported.stderr
+    shutil.rmtree(own)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert type(loaded).__name__ == "MineForCausalLM"
+    trained = load_file(checkpoint(full, 1) / "model.safetensors")
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in loaded.state_dict().items() if name in trained)
+
+
 def test_a_resume_on_another_base_is_refused(data: Path, model: Path, make: Make, tmp_path: Path) -> None:
     other = shutil.copytree(model, tmp_path / "model")
     run = make(model=other, max_steps=2, save_strategy="steps", save_steps=1)

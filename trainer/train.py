@@ -226,6 +226,8 @@ def _evaluate(
 
 def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None, best: int | None) -> None:
     files = {n: (plan.source.folder / n).read_bytes() for n in MODEL_FILES if (plan.source.folder / n).is_file()}
+    if plan.config.trust_remote_code and plan.config.tuning == "full":  # without its code it is no model
+        files |= {path.name: path.read_bytes() for path in plan.source.folder.glob("*.py")}
     files["README.md"] = readme(plan, done).encode()
     path = checkpoints.save(
         wrapped, plan.output, _run_record(plan, done, tokens), files, keep=plan.config.save_total_limit,

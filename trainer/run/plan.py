@@ -155,6 +155,8 @@ def _about(source: folder.ModelFolder, config: TrainConfig, where: str) -> list[
     """What the user should know of the embedded model, of one in its original layout, or of one with fused experts."""
     if source.record["model"] == demo.NAME:
         return [demo.ABOUT]
+    if config.trust_remote_code and config.tuning == "lora":
+        return [f"the code in {source.folder} is run for training only: cli export and cli chat do not run it"]
     if source.family is None:
         if config.tuning != "lora" or not any("experts" in key for key in source.text_config.to_dict()):
             return []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from schemas.errors import IntegrityError, UsageError
 from trainer.data.stream import TrainingSet
-from trainer.models.original import families
 from trainer.models.pretrained import load_model, stored_dtype
 from trainer.models.wrappers import evaluating
 from trainer.use.checkpoint import TrainedModel
@@ -34,11 +32,11 @@ def check_mergeable(trained: TrainedModel) -> None:
     raise UsageError(str(trained.folder), f"a {kind} checkpoint {why}", hint)
 
 
-def merge(trained: TrainedModel, folder: Path) -> None:
-    """Write the model with its LoRA merged into `folder`; IntegrityError if its predictions change."""
+def merge(trained: TrainedModel, dtype: torch.dtype | None) -> Any:
+    """The model with its LoRA merged in, of the base's type unless `dtype` is given; IntegrityError if it differs."""
     # In 32 bits: in 16, the right merge differs as much as a wrong one (the base alone by 1.1 between both).
     model = load_model(trained.base, trained.folder, dtype=torch.float32)
-    stored = stored_dtype(trained.base)
+    stored = dtype or stored_dtype(trained.base)
     probe = torch.tensor([_first_row(trained)[:_PROBED]])
     before = _log_probs(model, probe)
     _untie(model)
@@ -59,7 +57,7 @@ def merge(trained: TrainedModel, folder: Path) -> None:
         )
     merged = merged.to(stored)
     merged.config.use_cache = True
-    families.save(merged, trained.base, folder)
+    return merged
 
 
 def _untie(model: Any) -> None:
