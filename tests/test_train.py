@@ -553,7 +553,7 @@ def test_a_model_without_safetensors_is_refused(tmp_path: Path, data: Path, mode
     other = Path(shutil.copytree(model, tmp_path / "other"))
     (other / "model.safetensors").rename(other / "pytorch_model.bin")
     said = train(data, make(model=other), code=2).stderr
-    assert "the weights are in pytorch_model.bin, which can run code when read" in said
+    assert "the weights are in pytorch_model.bin, which could run code when it is read" in said
     (other / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}')
     (other / "evil.py").write_text("raise SystemExit('it ran')")
     shutil.copy(model / "model.safetensors", other)

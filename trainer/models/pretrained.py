@@ -10,6 +10,7 @@ import torch
 from schemas.errors import InputError, UsageError
 from trainer.models.original import families
 from trainer.models.original.weights import files_of
+from trainer.models.safetensors import need_safetensors
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """By their names in safetensors files."""
@@ -27,6 +28,7 @@ def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -
     if not (folder / "config.json").is_file():
         what = "no such folder" if not folder.is_dir() else "no config.json in it: not a model"
         raise InputError(str(folder), what, "Give a folder saved by Transformers.")
+    need_safetensors(folder)
     try:
         family = families.family_of(folder)
         model = _native(folder, dtype) if family is None else families.load(folder, family, dtype=dtype)
@@ -73,7 +75,11 @@ def load_tokenizer(folder: Path) -> Any:
         # for some models Transformers would make an empty one
         raise InputError(str(folder), "there is no tokenizer in it", "Chat with an exported folder: cli export.")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # None would ask on stdin
+        )
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
             str(folder), f"Transformers cannot load its tokenizer: {str(error).strip().splitlines()[0]}",
