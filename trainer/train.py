@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
