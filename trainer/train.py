@@ -170,7 +170,7 @@ def _images(plan: RunPlan) -> Images | None:
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     """Print what will run, and the first sequence as it will be trained."""
     total, some = count(wrapped.module)
-    for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.source.folder):
+    for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.set):
         shown.say(line)
     if plan.objective.settings:
         shown.say(plan.objective_in_words)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from schemas.errors import InputError, UsageError
+from schemas.manifest import CONVERTED
+from schemas.reader import CompiledSet
 from trainer.models.original import families
 from trainer.models.original.weights import files_of
 from trainer.models.safetensors import need_safetensors
@@ -85,6 +88,17 @@ def load_tokenizer(folder: Path) -> Any:
             str(folder), f"Transformers cannot load its tokenizer: {str(error).strip().splitlines()[0]}",
             "It needs a tokenizer.json, or a tokenizer class that Transformers has.",
         ) from error  # fmt: skip
+
+
+def tokenizer_of(opened: CompiledSet, model: Path) -> Any:
+    """The tokenizer of a set: the model's, or the set's own where Transformers cannot load that without its code."""
+    names = [name for name in opened.manifest["files"] if name.startswith(f"{CONVERTED}/")]
+    if not names:
+        return load_tokenizer(model)
+    with TemporaryDirectory() as copy:  # the set may be in an object store
+        for name in names:
+            (Path(copy) / Path(name).name).write_bytes(opened.read_file(name))
+        return load_tokenizer(Path(copy))
 
 
 def can_cache(model: Any) -> bool:

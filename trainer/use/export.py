@@ -106,7 +106,7 @@ def _write(trained: TrainedModel, folder: Path, dtype: torch.dtype | None, *, or
             model.save_pretrained(folder)
     for path in sorted(trained.base.glob("*processor_config.json")):  # image and video processors
         shutil.copyfile(path, folder / path.name)
-    note = copy_tokenizer(trained, folder)
+    note = copy_tokenizer(trained, folder, original=original)
     _generation_config(trained, folder)
     provenance = _provenance(trained, folder, note)
     (folder / "README.md").write_text(_readme(provenance), encoding="utf-8")
