@@ -253,6 +253,10 @@ def has_media(manifest: Manifest, kind: str) -> bool:
     return (media.get("images", 1) if kind == "image" else media.get("videos", 1)) > 0
 
 
+CONVERTED = "tokenizer/converted"
+"""The folder in a set with a tokenizer that Transformers loads, where the model's own is a vocabulary file alone."""
+
+
 def files_of(folder: AnyPath, manifest: Manifest) -> AnyPath:
     """The folder that the names in a manifest are in: in object stores not the manifest's own."""
     return folder / str(manifest.get("run", {}).get("folder", ""))

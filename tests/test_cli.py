@@ -165,7 +165,7 @@ def test_exit_0_is_the_main_job_on_embedded_data(job: tuple[Path, subprocess.Com
     assert "embedded samples were used for agent and bench: good for trying things out, too small to" in " ".join(
         done.stdout.split()
     )
-    assert "no --name was given: the self-cognition rows call the model 小样 / Demi" in done.stdout
+    assert "the self-cognition rows call the model 小样 / Demi, as in the demo; --name gives it" in done.stdout
     assert f"wrote shards  manifest {found['digest'][:16]}" in done.stdout
 
 

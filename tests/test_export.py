@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from click.testing import Result
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -68,6 +70,22 @@ def test_a_full_checkpoint_is_copied(agent: Agent, tmp_path: Path, run: Run) -> 
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
     assert load_model(tmp_path / "out").config.use_cache is True
     assert not (tmp_path / "out" / "deepspeed").exists()
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_the_type_of_the_weights_can_be_chosen(agent: Agent, tmp_path: Path, run: Run, tuning: str) -> None:
+    model = load_model(agent.model)
+    path = checkpoint(agent, tmp_path, lora(model, trained=True) if tuning == "lora" else model)
+    run("export", path, tmp_path / "out")
+    wanted = load_file(tmp_path / "out" / "model.safetensors")
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        run("export", path, tmp_path / name, "--dtype", name)
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key].to(dtype)) for key in wanted)
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / name).dtype == dtype
+    said = run("export", path, tmp_path / "other", "--layout", "original", code=2).stderr
+    assert f"--layout original: {agent.model} has the layout of Transformers" in said
 
 
 def test_the_exported_folder_alone_gives_the_predictions_of_the_model(agent: Agent, tmp_path: Path, run: Run) -> None:
@@ -252,6 +270,79 @@ def test_a_model_that_is_not_there_is_named(agent: Agent, tmp_path: Path, run: R
     assert str(tmp_path / "gone") in run("export", path, tmp_path / "out", code=5).stderr
     run("export", path, tmp_path / "out", "--model", agent.model)
     assert "not a checkpoint" in run("export", agent.model, tmp_path / "other", code=5).stderr
+
+
+@pytest.mark.parametrize("fault", ["one layer is not merged", "another scaling", "one adapter is not loaded"])
+def test_a_merge_that_is_wrong_in_one_layer_is_refused(
+    agent: Agent, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The adapter is so weak that predictions do not show it."""
+    adapted = lora(load_model(agent.model))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=1e-5)
+    path = checkpoint(agent, tmp_path, adapted)
+    run("export", path, tmp_path / "right")
+    real = peft.PeftModel.from_pretrained
+
+    def wrong(*given: Any, **more: Any) -> Any:
+        model = real(*given, **more)
+        layer = model.get_base_model().model.layers[1].self_attn.q_proj
+        if fault == "one layer is not merged":
+            layer.merge = lambda *_, **__: None
+        elif fault == "another scaling":
+            layer.scaling["default"] *= 1.1
+        else:
+            layer.lora_B["default"].weight.data.zero_()
+        return model
+
+    monkeypatch.setattr(peft.PeftModel, "from_pretrained", wrong)
+    said = run("export", path, tmp_path / "out", code=4).stderr
+    assert "the merged weight of model.layers.1.self_attn.q_proj.weight is not that of" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_rslora": True}, {"use_dora": True}, {"target_modules": ["embed_tokens", "q_proj"]},
+     {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}],
+    ids=str,
+)  # fmt: skip
+def test_adapters_of_every_kind_are_merged(agent: Agent, tmp_path: Path, run: Run, settings: dict[str, Any]) -> None:
+    made = peft.LoraConfig(**{"r": 4, "lora_alpha": 16, "target_modules": "all-linear", **settings})
+    adapted = peft.get_peft_model(load_model(agent.model), made)
+    for name, parameter in adapted.named_parameters():
+        if parameter.requires_grad and "lora_A" not in name:
+            parameter.data += torch.randn_like(parameter) * 0.05
+    wanted = logits(adapted, agent)
+    run("export", checkpoint(agent, tmp_path, adapted), tmp_path / "out")
+    torch.testing.assert_close(logits(load_model(tmp_path / "out"), agent), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_another_base_is_refused_and_a_moved_one_is_taken(agent: Agent, base: Path, tmp_path: Path, run: Run) -> None:
+    """Another: other numbers, other settings, or the model with the adapter merged in. It holds for chats too."""
+    path = checkpoint(agent, tmp_path, lora(load_model(agent.model), trained=True))
+    run("export", path, tmp_path / "out", "--model", base)
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["base_digest"]
+    once = run("export", path, tmp_path / "twice", "--model", tmp_path / "out", code=4).stderr
+    assert "(an export: it may hold the adapter already)" in once
+    assert str(agent.model) in once
+    for folder in (shutil.copytree(base, tmp_path / "other"), shutil.copytree(base, tmp_path / "settings")):
+        if folder.name == "other":
+            model = load_model(folder)
+            model.model.layers[1].mlp.up_proj.weight.data.mul_(1.01)
+            model.save_pretrained(folder)
+        else:
+            config = json.loads((folder / "config.json").read_text()) | {"rms_norm_eps": 1e-3}
+            (folder / "config.json").write_text(json.dumps(config))
+        said = run("export", path, tmp_path / "twice", "--model", folder, code=4).stderr
+        assert f"{folder}: expected the model" in said
+        assert "was trained on, found" in run("chat", folder, "--adapter", path, code=4).stderr
+    assert not (tmp_path / "twice").exists()
+    load_model(base).save_pretrained(tmp_path / "cut", max_shard_size="100KB")
+    (tmp_path / "cut" / "config.json").write_bytes((base / "config.json").read_bytes())
+    run("export", path, tmp_path / "twice", "--model", tmp_path / "cut")  # the same model in other files
 
 
 def test_an_adapter_that_is_not_a_number_is_refused(agent: Agent, tmp_path: Path, run: Run) -> None:

@@ -76,6 +76,19 @@ def test_tensors_under_their_original_names_are_those_of_the_folder(name: str) -
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_saved_in_its_original_layout_is_the_folder_again(name: str, tmp_path: Path) -> None:
+    folder, _, _ = golden(name)
+    families.save_original(trainer.models.load(folder), folder, tmp_path)
+    wanted, found = (
+        {key: tensor for path in where.glob("*.safetensors") for key, tensor in load_file(path).items()}
+        for where in (folder, tmp_path)
+    )
+    assert found.keys() == wanted.keys()
+    assert all(found[key].dtype == wanted[key].dtype and torch.equal(found[key], wanted[key]) for key in wanted)
+    assert (tmp_path / "config.json").read_bytes() == (folder / "config.json").read_bytes()
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("cogagent", "glm-4v-9b")])
 def test_a_saved_model_is_an_ordinary_one_of_transformers(name: str, tmp_path: Path) -> None:
     folder, tensors, _ = golden(name)

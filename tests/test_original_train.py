@@ -98,12 +98,45 @@ def test_an_export_is_a_folder_that_transformers_loads(tuning: str, data: Path, 
     )  # fmt: skip
     train(data, file)
     run("export", tmp_path / "run" / "checkpoint-4", tmp_path / "out")
+    if tuning == "lora":
+        checkpoint = tmp_path / "run" / "checkpoint-4"
+        assert json.loads((checkpoint / "adapter_config.json").read_text())["base_model_name_or_path"] == str(original)
+        assert "PEFT alone cannot load it" in (checkpoint / "README.md").read_text(encoding="utf-8")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
     assert type(exported).__name__ == "GlmForCausalLM"
     before = trainer.models.load(original)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         assert (exported(ids).logits - before(ids).logits).abs().max() > 1e-3  # it has learnt something
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("name", ["chatglm3", "qwen"])
+def test_an_export_in_the_original_layout_says_the_same(
+    name: str, tuning: str, data: Path, tmp_path: Path, run: Run
+) -> None:
+    original = save_original(tmp_path / "original", name)
+    (original / "modeling_mine.py").write_text("raise SystemExit", encoding="utf-8")
+    file = config(
+        tmp_path / "run.json", original, tuning=tuning, save_strategy="steps", save_steps=4, learning_rate=1e-2,
+        lora={"r": 4} if tuning == "lora" else None,
+    )  # fmt: skip
+    train(data, file)
+    run("export", tmp_path / "run" / "checkpoint-4", tmp_path / "plain")
+    run("export", tmp_path / "run" / "checkpoint-4", tmp_path / "out", "--layout", "original")
+    before, after = load_file(original / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert {key: tensor.shape for key, tensor in before.items()} == {key: one.shape for key, one in after.items()}
+    for kept in ("config.json", "modeling_mine.py"):
+        assert (tmp_path / "out" / kept).read_bytes() == (original / kept).read_bytes()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        plain = trainer.models.load(tmp_path / "plain")(ids).logits
+        assert torch.equal(trainer.models.load(tmp_path / "out")(ids).logits, plain)
+        assert (trainer.models.load(original)(ids).logits - plain).abs().max() > 1e-3
+    run("export", tmp_path / "run" / "checkpoint-4", tmp_path / "half", "--layout", "original", "--dtype", "fp16")
+    tensors = load_file(tmp_path / "half" / "model.safetensors")
+    assert all(torch.equal(tensors[key], after[key].half()) for key in after)
+    assert json.loads((tmp_path / "half" / "provenance.json").read_text())["layout"] == "original"
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -117,6 +150,8 @@ def test_a_model_that_transformers_has_no_class_for_is_exported_in_its_own_layou
     )  # fmt: skip
     train(data, file)
     run("export", tmp_path / "run" / "checkpoint-4", tmp_path / "out")
+    refused = run("export", tmp_path / "run" / "checkpoint-4", tmp_path / "no", "--layout", "transformers", code=2)
+    assert "it has no class for GLM-4V and CogAgent" in refused.stderr
     assert (tmp_path / "out" / "config.json").read_bytes() == (original / "config.json").read_bytes()
     before, after = load_file(original / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -127,10 +162,16 @@ def test_a_model_that_transformers_has_no_class_for_is_exported_in_its_own_layou
         assert {name.split(".", 4)[-1] for name in changed} == {"self_attention.query_key_value.weight"}
 
 
-def test_a_prefix_is_trained(data: Path, tmp_path: Path) -> None:
-    original = save_original(tmp_path / "original", "chatglm3")
-    file = config(tmp_path / "run.json", original, tuning="prefix", lora=None, prefix={"num_virtual_tokens": 4})
-    train(data, file)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_prefix_is_trained(name: str, data: Path, tmp_path: Path) -> None:
+    """Also where gradient checkpointing is asked for, which is switched off."""
+    original = save_original(tmp_path / "original", name)
+    file = config(
+        tmp_path / "run.json", original, tuning="prefix", lora=None, prefix={"num_virtual_tokens": 4},
+        gradient_checkpointing=True,
+    )  # fmt: skip
+    said = train(data, file).stderr
+    assert "note: gradient_checkpointing is off, as tuning is prefix" in said
     assert len(losses(file)) == 4
 
 

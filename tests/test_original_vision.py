@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from click.testing import Result
@@ -143,14 +144,16 @@ def test_batches_without_pictures_train_beside_others_under_zero_3(screens: Scre
     assert losses(two) == pytest.approx(losses(one), abs=2e-5)
 
 
-def test_replies_to_pictures_are_generated(screens: Screens, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tuning", ["lora", "prefix"])
+def test_replies_to_pictures_are_generated(screens: Screens, tmp_path: Path, tuning: str) -> None:
     data = compile_set(
         tmp_path / "split", EXAMPLE / "train.jsonl", "--tokenizer", screens.model, "--template", "cogagent",
         "--val-size", 1,
     )  # fmt: skip
     file = config(
         tmp_path / "run.json", screens.model, max_steps=1, media_dir=str(EXAMPLE), eval_strategy="steps", eval_steps=1,
-        predict_with_generate=True, generation_max_new_tokens=3, learning_rate=1e-9,
+        predict_with_generate=True, generation_max_new_tokens=3, learning_rate=1e-9 if tuning == "lora" else 1.0,
+        tuning=tuning, save_strategy="steps", **({"lora": None} if tuning == "prefix" else {}),
     )  # fmt: skip
     train(data, file)
     (path,) = (tmp_path / "run").rglob("predictions*.jsonl")
@@ -159,9 +162,12 @@ def test_replies_to_pictures_are_generated(screens: Screens, tmp_path: Path) -> 
     first = row["labels"].index(next(label for label in row["labels"] if label != -100))
     prompt = expanded(screens, row["input_ids"][:first], row["input_ids"])
     model, pixels, written = trainer.models.load(screens.model), by_hand(EXAMPLE / row["images"][0]["uri"]), list[int]()
+    if tuning == "prefix":
+        model = peft.PeftModel.from_pretrained(model, tmp_path / "run" / "checkpoint-1").eval()
     while len(written) < 3:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + written]), pixel_values=pixels).logits[0, -1]
+            ids = torch.tensor([prompt + written])
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels).logits[0, -1]
         written.append(int(logits.argmax()))
         if written[-1] in (screens.control["<|user|>"], screens.control["<|endoftext|>"]):
             break

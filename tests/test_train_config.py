@@ -92,6 +92,13 @@ def test_the_examples_of_the_schema_are_configurations(file: Path, example: dict
     assert loaded.dialect == dialects.OWN
 
 
+def test_gradient_checkpointing_is_off_with_a_prefix_and_a_remark_says_so(file: Path) -> None:
+    loaded = load(file, NEED | {"tuning": "prefix", "gradient_checkpointing": True})
+    assert not loaded.config.gradient_checkpointing
+    (said,) = loaded.remarks
+    assert said.startswith("gradient_checkpointing is off, as tuning is prefix")
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -102,7 +109,6 @@ def test_the_examples_of_the_schema_are_configurations(file: Path, example: dict
         ({"num_train_epochs": 0}, "#/num_train_epochs"),
         ({"report_to": ["mlflow"]}, "#/report_to/0"),
         ({"bf16": True, "fp16": True}, "bf16 and fp16 cannot both be true"),
-        ({"tuning": "prefix", "gradient_checkpointing": True}, "which recomputed layers would see twice"),
         ({"tuning": "full", "quantization_bit": 4}, "weights of 4 bits cannot be trained"),
         ({"tuning": "full", "freeze": ["a"], "trainable": ["b"]}, "exclude each other"),
         ({"tuning": "prefix", "freeze_vision": True}, "leaves the model itself frozen"),

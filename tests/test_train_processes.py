@@ -6,13 +6,29 @@ them: a run that is killed has written the losses of steps that the resumed one 
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.trained import config, kill_after, losses, records, run_to_end, save_model, small_set, train
+from tests.support.trained import (
+    config,
+    kill_after,
+    losses,
+    outside,
+    records,
+    run_to_end,
+    save_model,
+    small_set,
+    train,
+)  # fmt: skip
+from trainer.commands import libraries
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -102,6 +118,30 @@ def test_a_cli_py_in_the_current_folder_is_not_run(runs: Runs, tmp_path: Path) -
     assert "trained 1 step," in printed and losses(short) == {1: losses(runs.whole)[1]}
     assert not (tmp_path / "ran").exists()
     assert len(list((short.with_suffix("") / "tensorboard").iterdir())) == 1, "only the first process reports"
+
+
+@pytest.mark.slow
+def test_libraries_say_nothing_of_cpus_and_their_own_future(tmp_path: Path) -> None:
+    """Read whole: a run with weights of 8 bits and an evaluation, its dry run, and its export."""
+    pytest.importorskip("bitsandbytes")
+    data, model = small_set(tmp_path / "data"), save_model(tmp_path / "model")
+    more: dict[str, Any] = {"quantization_bit": 8, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    file = config(tmp_path / "run.json", model, save_strategy="steps", **more)
+    said = []
+    for arguments in (
+        ["train", data, file, "--dry-run"], ["train", data, file],
+        ["export", tmp_path / "run" / "checkpoint-1", tmp_path / "out", "--json"],
+    ):  # fmt: skip
+        command = [sys.executable, "-m", "cli", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=outside())
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    assert json.loads(done.stdout)["step"] == 1
+    for text in ("Warning", "WARNING", "MatMul8bitLt", "accelerator", "gemm_4bit"):
+        assert text not in "".join(said)
+    assert "Model Card for" not in (tmp_path / "run" / "checkpoint-1" / "README.md").read_text(encoding="utf-8")
+    libraries.need("train")
+    assert not logging.getLogger("bitsandbytes.backends.cpu.ops").isEnabledFor(logging.WARNING)  # of a missing kernel
 
 
 def test_a_message_that_concerns_all_processes_is_printed_once(runs: Runs, tmp_path: Path) -> None:

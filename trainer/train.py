@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
@@ -20,6 +21,7 @@ from trainer.run.best import History
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
 from trainer.run.plan import RunPlan
+from trainer.run.readme import readme
 from trainer.run.schedule import learning_rate
 from trainer.run.stop import Stop, on_sigterm
 
@@ -168,7 +170,7 @@ def _images(plan: RunPlan) -> Images | None:
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     """Print what will run, and the first sequence as it will be trained."""
     total, some = count(wrapped.module)
-    for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.source.folder):
+    for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.set):
         shown.say(line)
     if plan.objective.settings:
         shown.say(plan.objective_in_words)
@@ -225,6 +227,9 @@ def _evaluate(
 
 def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None, best: int | None) -> None:
     files = {n: (plan.source.folder / n).read_bytes() for n in MODEL_FILES if (plan.source.folder / n).is_file()}
+    if plan.config.trust_remote_code and plan.config.tuning == "full":  # without its code it is no model
+        files |= {path.name: path.read_bytes() for path in plan.source.folder.glob("*.py")}
+    files["README.md"] = readme(plan, done).encode()
     path = checkpoints.save(
         wrapped, plan.output, _run_record(plan, done, tokens), files, keep=plan.config.save_total_limit,
         best=best,
@@ -249,10 +254,11 @@ def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
         "resumes": plan.starts,
         "replaces": plan.replaces,
         "config": plan.config.as_dict(),
-        "base_model": str(plan.source.folder),
+        "base_model": str(plan.source.folder.absolute()),
+        "base_digest": plan.source.digest,
         "model": plan.source.record,
         "provenance": {
-            "out": plan.set.where,
+            "out": str(folder.absolute() if isinstance(folder := plan.set.folder, Path) else folder),
             "kind": plan.set.kind,
             "datasets": [one["name"] for one in manifest["datasets"]],
             "template": {key: manifest["template"][key] for key in ("name", "digest", "provenance")},

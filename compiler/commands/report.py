@@ -58,7 +58,8 @@ def _of_the_run(manifest: Manifest) -> list[str]:
         )
     persona = manifest["options"]["persona"]
     if persona and persona["name"] == DEMO_NAME:
-        lines.append(f"no --name was given: the self-cognition rows call the model {DEMO_NAME.replace(',', ' / ')}")
+        shown = DEMO_NAME.replace(",", " / ")
+        lines.append(f"the self-cognition rows call the model {shown}, as in the demo; --name gives it another name")
     if (limit := manifest["options"].get("limit")) is not None:
         lines.append(f"--limit {limit}: at most {limit:,} row{_s(limit)} of each dataset were read, the first ones")
     if embedded := embedded_of(manifest):

@@ -14,6 +14,7 @@ from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.tokenizer.vocabulary import decoder_kinds
 from registry import PROCESSOR_FILES
+from schemas.manifest import CONVERTED
 from schemas.reader import CompiledSet
 
 
@@ -25,7 +26,9 @@ class TokenBytes:
         names = [
             name
             for name in opened.manifest["files"]
-            if name.startswith("tokenizer/") and name.removeprefix("tokenizer/") not in PROCESSOR_FILES
+            if name.startswith("tokenizer/")
+            and not name.startswith(f"{CONVERTED}/")
+            and name.removeprefix("tokenizer/") not in PROCESSOR_FILES
         ]
         contents = {name.removeprefix("tokenizer/"): opened.read_file(name) for name in names}
         files = TokenizerFiles(opened.files / "tokenizer", contents)

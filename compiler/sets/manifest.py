@@ -28,6 +28,7 @@ from schemas.arrow import SPLITS, TEST
 from schemas.errors import IntegrityError
 from schemas.manifest import (
     BALANCE,
+    CONVERTED,
     Balance,
     CertificateEntry,
     DatasetEntry,
@@ -287,7 +288,8 @@ def write_files(folder: Path, manifest: Manifest, compiled: list[CompiledDataset
     files[LINES] = b"".join(line for one in compiled for line in one.places().dump())
     beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())
     files |= {f"tokenizer/{name}": data for name, data in beside}
+    files |= {f"{CONVERTED}/{name}": data for name, data in sorted(tokenizer.files.converted().items())}
     for name, data in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

@@ -78,6 +78,17 @@ class TokenizerFiles:
         file = self.family["file"]
         return to_spec(self.family, self.tokenizer[file], self.config, str(self.folder / file))
 
+    def converted(self) -> dict[str, bytes]:
+        """A vocabulary file without a tokenizer.json as files that Transformers loads; {} where there is one.
+
+        The compiler decides ids alone. This is for what reads and writes text after it: generation, a served model.
+        """
+        if not self.family:
+            return {}
+        kept = {"clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"]}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.named_tokens(), **kept}
+        return {"tokenizer.json": orjson.dumps(self.spec()), "tokenizer_config.json": orjson.dumps(config)}
+
     def named_tokens(self) -> dict[str, str]:
         """bos_token, eos_token ... as text, as chat templates expect them."""
         special = self.family.get("named_tokens", {}) | self._json("special_tokens_map.json") | self.config

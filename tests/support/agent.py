@@ -16,6 +16,7 @@ from torch import nn
 from schemas.reader import CompiledSet
 from tests.support.command import runner
 from tests.support.tiny import Row, padded, qwen2
+from trainer.models.digest import digest_of
 from trainer.objectives import SFT
 
 SYSTEM = "You may call fire_recognition and fire_alert."
@@ -91,6 +92,7 @@ def checkpoint(agent: Agent, folder: Path, model: nn.Module, *, base: Path | Non
     run = {
         "step": step,
         "base_model": str(base or agent.model),
+        "base_digest": digest_of(base or agent.model) if (base or agent.model).exists() else digest_of(agent.model),
         "model": {"model": "maker/tiny", "revision": None},
         "set": agent.manifest["digest"],
         "provenance": {"out": str(agent.set)},

@@ -1,18 +1,20 @@
 """The command line of the trainer: parse, call, print. What a command needs is imported when it runs.
 
-train.py      cli train
-export.py     cli export
-chat.py       cli chat
-predict.py    cli predict
-doctor.py     cli doctor
-libraries.py  whether the extra `train` is installed, and how much its libraries print
+train.py        cli train
+export.py       cli export
+chat.py         cli chat
+predict.py      cli predict
+safetensors.py  cli safetensors
+doctor.py       cli doctor
+libraries.py    whether the extra `train` is installed, and how much its libraries print
 """
 
 from trainer.commands.chat import chat_command
 from trainer.commands.doctor import doctor_command
 from trainer.commands.export import export_command
 from trainer.commands.predict import predict_command
+from trainer.commands.safetensors import safetensors_command
 from trainer.commands.train import train
 
-COMMANDS = (train, export_command, chat_command, predict_command, doctor_command)
+COMMANDS = (train, export_command, chat_command, predict_command, safetensors_command, doctor_command)
 """What cli.py adds to its own commands."""

@@ -20,8 +20,24 @@ from trainer.progress import Heartbeat
 @click.option(
     "--model", "base", type=click.Path(path_type=Path), metavar="DIR", help="Where the base model is, if it has moved."
 )
+@click.option(
+    "--dtype", type=click.Choice(("bf16", "fp16", "fp32")), help="Type of the weights; by default the base model's own."
+)
+@click.option(
+    "--layout",
+    type=click.Choice(("transformers", "original")),
+    help="original: names and files of the model's own code (ChatGLM3, Qwen-7B and others), for tools that know those.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the provenance as JSON.")
-def export_command(checkpoint: Path, out: Path, data: AnyPath | None, base: Path | None, as_json: bool) -> None:
+def export_command(
+    checkpoint: Path,
+    out: Path,
+    data: AnyPath | None,
+    base: Path | None,
+    dtype: str | None,
+    layout: str | None,
+    as_json: bool,
+) -> None:
     """Write CHECKPOINT as a Hugging Face folder OUT: LoRA merged, tokenizer, chat template, stop tokens, provenance.
 
     OUT is written completely or not at all. An earlier export in OUT is replaced; any other folder is left alone.
@@ -30,14 +46,16 @@ def export_command(checkpoint: Path, out: Path, data: AnyPath | None, base: Path
     Examples:
       cli export output/checkpoint-600 exported
       cli export output/checkpoint-600 exported --model /models/Qwen2.5-7B-Instruct --set /data/shards
+      cli export output/checkpoint-600 chatglm3-mine --layout original --dtype fp16
     """
     libraries.load("export", "torch", "transformers", "peft")
     libraries.quiet()
     from trainer.use.checkpoint import open_checkpoint
-    from trainer.use.export import export
+    from trainer.use.export import DTYPES, export
 
     with Heartbeat("exporting"):
-        provenance = export(open_checkpoint(checkpoint, data=data, base=base), out)
+        trained = open_checkpoint(checkpoint, data=data, base=base)
+        provenance = export(trained, out, dtype=DTYPES[dtype] if dtype else None, layout=layout)
     if as_json:
         click.echo(json.dumps(provenance, ensure_ascii=False))
         return

@@ -14,7 +14,8 @@ from schemas.errors import UsageError
 
 
 def need(command: str, *names: str) -> None:
-    """Raise a UsageError that names every package that is not installed."""
+    """Raise a UsageError that names every package that is not installed; make those that are less talkative."""
+    _hush()
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
         raise UsageError(command, f"not installed: {', '.join(missing)}", install.extra("train"))
 
@@ -30,12 +31,22 @@ def load(command: str, *names: str) -> None:
             raise UsageError(command, what, "cli doctor says what is broken.") from error
 
 
+def _hush() -> None:
+    """Hide the libraries' warnings about their own future, and what they say of a CPU; before they are imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every layer that casts its input
+    logging.getLogger("DeepSpeed").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of DeepSpeed, which goes to stdout, says more than that there is no GPU."""
+    return record.levelno >= logging.WARNING and "Setting accelerator to CPU" not in record.getMessage()
+
+
 def quiet(*, bars: bool = sys.stderr.isatty()) -> None:
-    """Hide the libraries' warnings about their own future and, unless `bars`, their progress bars."""
+    """Hide the libraries' progress bars unless `bars`."""
     import transformers
 
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if not bars:
         transformers_logging: Any = transformers.utils.logging  # untyped
         transformers_logging.disable_progress_bar()

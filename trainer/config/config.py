@@ -195,6 +195,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     check_config(values, "train_config", str(path))
     config = _build(values)
     _check_together(config, str(path))
+    if config.tuning == "prefix" and config.gradient_checkpointing:
+        config = dataclasses.replace(config, gradient_checkpointing=False)
+        why = "recomputed layers would see the keys and values of the prefix twice, and PEFT refuses both together"
+        remarks = [*remarks, f"gradient_checkpointing is off, as tuning is prefix: {why}"]
     idle = [(k, why) for k, when, why in _IDLE if k in asked and _is_set(config, k) and when(config)]
     for key, why in idle:  # a key that an override made idle is no mistake
         if key in {one.partition(".")[0] for one in overridden} or (file.dialect == dialects.OWN and not overridden):
@@ -248,11 +252,6 @@ def _check_together(c: TrainConfig, where: str) -> None:
     """Raise for settings that contradict each other; checks that need the model or the set come later."""
     refused: list[tuple[bool, str, str, str]] = [
         (c.bf16 is True and c.fp16, "bf16", "bf16 and fp16 cannot both be true", "Choose one."),
-        (
-            c.tuning == "prefix" and c.gradient_checkpointing, "gradient_checkpointing",
-            "prefix tuning gives every layer extra keys and values, which recomputed layers would see twice",
-            "Use tuning: lora, or leave gradient_checkpointing out.",
-        ),
         (
             c.quantization_bit is not None and c.tuning != "lora", "quantization_bit",
             f"weights of {c.quantization_bit} bits cannot be trained, as tuning: {c.tuning} would",

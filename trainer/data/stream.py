@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.errors import IntegrityError, UsageError
-from schemas.manifest import Manifest, has_media
+from schemas.manifest import CONVERTED, Manifest, has_media
 from schemas.order import Ints
 from schemas.packs import unpacked
 from schemas.places import Places
@@ -151,7 +151,9 @@ def check_files(manifest: Manifest, model: Path, known: tuple[str, ...]) -> None
     `known`: names of files that can change an id or a rendering.
     """
     mine = {
-        name.removeprefix("tokenizer/"): d for name, d in manifest["files"].items() if name.startswith("tokenizer/")
+        name.removeprefix("tokenizer/"): digest
+        for name, digest in manifest["files"].items()
+        if name.startswith("tokenizer/") and not name.startswith(f"{CONVERTED}/")
     }
     for name in sorted({*mine, *(n for n in known if (model / n).is_file())}):
         path = model / name

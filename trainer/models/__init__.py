@@ -1,16 +1,19 @@
 """A model: its folder, its weights, and what of it is trained.
 
-demo.py        the embedded model, for trying things out
-folder.py      the name and configuration of a model, without its weights
-training.py    a model for training, from safetensors
-original/      models that came with code of their own, as native classes
-tune.py        LoRA, a prefix, or parameters but for frozen ones
-parts.py       the vision tower, the projector and the language model, each of which can be frozen
-initial.py     adapters that begin with a part of the weights (PiSSA, OLoRA)
-loraplus.py    the groups of the optimizer for LoRA+
-noise.py       NEFTune
-pretrained.py  a model and tokenizer for use after training
-wrappers.py    the model inside DeepSpeed, DDP and PEFT
+demo.py         the embedded model, for trying things out
+folder.py       the name and configuration of a model, without its weights
+safetensors.py  weights in pickles as safetensors
+digest.py       what tells a model from others
+training.py     a model for training, from safetensors
+original/       models that came with code of their own, as native classes
+tune.py         LoRA, a prefix, or parameters but for frozen ones
+parts.py        the vision tower, the projector and the language model, each of which can be frozen
+initial.py      adapters that begin with a part of the weights (PiSSA, OLoRA)
+loraplus.py     the groups of the optimizer for LoRA+
+noise.py        NEFTune
+experts.py      LoRA on fused experts, which are parameters
+pretrained.py   a model and tokenizer for use after training
+wrappers.py     the model inside DeepSpeed, DDP and PEFT
 """
 
 from __future__ import annotations

@@ -6,14 +6,17 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError, UsageError
 from trainer.config.config import TrainConfig
 from trainer.models import demo
+from trainer.models.digest import digest_of
 from trainer.models.original import families
 from trainer.models.original.family import Family
+from trainer.models.safetensors import need_safetensors
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class ModelFolder:
     """For checkpoints: name, revision, and digests of remote code if it is run."""
     family: Family | None = None
     """For a folder in the layout of code of its own: what it becomes."""
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells the model from others (digest.py); the files are read when it is first asked for."""
+        return digest_of(self.folder)
 
     @property
     def text_config(self) -> Any:
@@ -80,13 +88,12 @@ def find(config: TrainConfig) -> ModelFolder:
         folder = demo.folder()
     elif not folder.is_dir():
         folder = _download(name, revision, config.trust_remote_code)
+        if not any(folder.glob("*.safetensors")):
+            hint = f"Download it whole, and convert it: hf download {name} --local-dir DIR; cli safetensors DIR"
+            raise UsageError(f"model_name_or_path: {name}", "it has no *.safetensors files", hint)
     if not (folder / "config.json").is_file():
         raise UsageError(str(folder), "no config.json: not the folder of a model", "Give the folder of a model.")
-    if not any(folder.glob("*.safetensors")):
-        other = next((p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth")), None)
-        what = f"the weights are in {other}, which can run code when read" if other else "there are no weights"
-        hint = "Convert it: model.save_pretrained(DIR, safe_serialization=True) in an environment you trust."
-        raise UsageError(str(folder), f"no *.safetensors; {what}", hint if other else "Download the model again.")
+    need_safetensors(folder)
     record: dict[str, Any] = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.trust_remote_code:
         record["remote_code"] = {

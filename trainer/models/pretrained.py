@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from schemas.errors import InputError, UsageError
+from schemas.manifest import CONVERTED
+from schemas.reader import CompiledSet
 from trainer.models.original import families
 from trainer.models.original.weights import files_of
+from trainer.models.safetensors import need_safetensors
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """By their names in safetensors files."""
@@ -27,6 +31,7 @@ def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -
     if not (folder / "config.json").is_file():
         what = "no such folder" if not folder.is_dir() else "no config.json in it: not a model"
         raise InputError(str(folder), what, "Give a folder saved by Transformers.")
+    need_safetensors(folder)
     try:
         family = families.family_of(folder)
         model = _native(folder, dtype) if family is None else families.load(folder, family, dtype=dtype)
@@ -73,12 +78,27 @@ def load_tokenizer(folder: Path) -> Any:
         # for some models Transformers would make an empty one
         raise InputError(str(folder), "there is no tokenizer in it", "Chat with an exported folder: cli export.")
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,  # None would ask on stdin
+        )
     except (OSError, ValueError, ImportError) as error:
         raise InputError(
             str(folder), f"Transformers cannot load its tokenizer: {str(error).strip().splitlines()[0]}",
             "It needs a tokenizer.json, or a tokenizer class that Transformers has.",
         ) from error  # fmt: skip
+
+
+def tokenizer_of(opened: CompiledSet, model: Path) -> Any:
+    """The tokenizer of a set: the model's, or the set's own where Transformers cannot load that without its code."""
+    names = [name for name in opened.manifest["files"] if name.startswith(f"{CONVERTED}/")]
+    if not names:
+        return load_tokenizer(model)
+    with TemporaryDirectory() as copy:  # the set may be in an object store
+        for name in names:
+            (Path(copy) / Path(name).name).write_bytes(opened.read_file(name))
+        return load_tokenizer(Path(copy))
 
 
 def can_cache(model: Any) -> bool:

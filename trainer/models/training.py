@@ -31,7 +31,10 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
             model = source.auto_class.from_pretrained(source.folder, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(str(source.folder), f"cannot be loaded: {str(error).splitlines()[0]}") from error
+    if config.quantization_bit == 4:
+        _keep_unpacked(model)
     model.config.use_cache = False
+    model.name_or_path = str(source.folder.absolute())  # PEFT writes it into the adapter's configuration
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             what = f"{type(model).__name__} does not support it"
@@ -60,3 +63,14 @@ def _bits(config: TrainConfig, bits: int, dtype: torch.dtype, device: Device) ->
     kind: Any = transformers.BitsAndBytesConfig  # untyped
     quantization = kind(**(four if bits == 4 else {"load_in_8bit": True}))
     return {"quantization_config": quantization, "device_map": {"": device.torch}}
+
+
+def _keep_unpacked(model: nn.Module) -> None:
+    """Keep weights of 4 bits as they are while a model is evaluated on a CPU.
+
+    On a CPU with AVX512-BF16 bitsandbytes 0.50 packs them anew in the first pass of an evaluation, for a kernel that
+    has no gradient, and does not unpack them for the training after it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

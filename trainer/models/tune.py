@@ -10,7 +10,7 @@ from torch import nn
 
 from schemas.errors import UsageError, nearest
 from trainer.config.config import TrainConfig
-from trainer.models import initial, parts
+from trainer.models import experts, initial, parts
 
 Names = Mapping[str, tuple[str, ...]]
 """Names of modules that users know -> those in the native class of the model."""
@@ -42,7 +42,10 @@ def tune(model: Any, config: TrainConfig, where: str, names: Names) -> nn.Module
         )
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
-    tuned = peft.get_peft_model(model, tuner)
+    try:
+        tuned = peft.get_peft_model(model, tuner)
+    except ValueError as error:  # of a module that PEFT has no adapter for, before anything is changed
+        raise UsageError(f"{where}#/{config.tuning}", f"PEFT refuses it: {str(error).splitlines()[0]}") from error
     if initial.changes_base(config):
         initial.remember(tuned)
     return tuned
@@ -78,21 +81,21 @@ def _parts(names: list[str]) -> set[str]:
 def _lora(model: Any, config: TrainConfig, parts_frozen: list[str], where: str, names: Names) -> Any:
     import peft
 
-    asked = config.lora.target_modules
-    asked = [asked] if isinstance(asked, str) else list(asked)
-    targets: list[str] | None = None
-    if asked != ["default"]:
-        targets = sorted({name for one in asked for name in _targets(model, one, where, names)})
+    asked, found = _asked(config), targets(model, config, where, names)
+    if found and found.left and not found.modules + found.parameters:
+        what = experts.remarks(found, config)[0]
+        raise UsageError(f"{where}#/lora/target_modules", what, "Name other modules, or change that setting.")
     head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
     skipped = [*parts_frozen, *([re.escape(head)] if head and head.rpartition(".")[2] not in asked else [])]
     settings: dict[str, Any] = {
         "task_type": "CAUSAL_LM", "r": config.lora.r, "lora_alpha": config.lora.lora_alpha,
-        "lora_dropout": config.lora.lora_dropout, "target_modules": targets,
+        "lora_dropout": config.lora.lora_dropout, "target_modules": found.modules if found else None,
+        "target_parameters": found.parameters or None if found else None,
         "exclude_modules": "|".join(skipped) or None, "modules_to_save": config.lora.modules_to_save or None,
         "use_rslora": config.lora.use_rslora, "use_dora": config.lora.use_dora,
         "init_lora_weights": config.lora.init_lora_weights,
     }  # fmt: skip
-    if targets is None and model.config.model_type not in peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+    if found is None and model.config.model_type not in peft.utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
         what = f"PEFT has no default for {model.config.model_type} models"
         raise UsageError(f"{where}#/lora/target_modules", what, "Name the modules, or use all.")
     for name in config.lora.modules_to_save:
@@ -100,6 +103,20 @@ def _lora(model: Any, config: TrainConfig, parts_frozen: list[str], where: str, 
             known = {path.rpartition(".")[2] for path, _ in model.named_modules()}
             raise UsageError(f"{where}#/lora/modules_to_save", f"no module is called {name!r}", nearest(name, known))
     return peft.LoraConfig(**settings)
+
+
+def _asked(config: TrainConfig) -> list[str]:
+    asked = config.lora.target_modules
+    return [asked] if isinstance(asked, str) else list(asked)
+
+
+def targets(model: Any, config: TrainConfig, where: str, names: Names) -> experts.Targets | None:
+    """What of a model LoRA adapts; None = what PEFT chooses."""
+    asked = _asked(config)
+    if asked == ["default"]:
+        return None
+    modules = {name for one in asked for name in _targets(model, one, where, names)}
+    return experts.targets(model, config, asked, modules)
 
 
 def _targets(model: Any, asked: str, where: str, names: Names) -> Iterator[str]:
@@ -121,7 +138,7 @@ def _targets(model: Any, asked: str, where: str, names: Names) -> Iterator[str]:
         yield next(path.rpartition(".")[2] for path, module in model.named_modules() if module is embeddings)
     elif any(path == asked or path.endswith(f".{asked}") for path, _ in model.named_modules()):
         yield asked
-    else:
+    elif asked not in experts.FUSED or not experts.found(model):
         pointer = f"{where}#/lora/target_modules"
         raise UsageError(pointer, f"no module is called {asked!r}", nearest(asked, linear | {"all", "embeddings"}))
 

@@ -14,7 +14,7 @@ from trainer.config import zero
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
 from trainer.data.order import following
-from trainer.models.pretrained import load_tokenizer
+from trainer.models.pretrained import tokenizer_of
 from trainer.predict.generate import predict_with_generate
 from trainer.progress import Heartbeat
 from trainer.run.plan import RunPlan
@@ -79,7 +79,7 @@ class Evaluator:
         self.beat.doing("generating replies", unit="replies")
         return predict_with_generate(
             wrapped.module,
-            load_tokenizer(self.plan.source.folder),
+            tokenizer_of(self.plan.set, self.plan.source.folder),
             (self.split.row(number) for number in range(len(self.split))),
             self.plan.set.manifest,
             path,

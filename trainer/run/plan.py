@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import UsageError
 from trainer.config import zero
@@ -14,7 +16,7 @@ from trainer.config.config import Loaded, TrainConfig
 from trainer.data import media, stream
 from trainer.data.order import Order
 from trainer.device import Device
-from trainer.models import demo, folder
+from trainer.models import demo, experts, folder, tune
 from trainer.objectives.objective import Objective
 from trainer.run import checkpoints, checks
 from trainer.run import resume as resumes
@@ -107,7 +109,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     val = None if config.eval_strategy == "no" else opened.split("val")
     has_test = config.eval_strategy != "no" and opened.shards("test")
     source = folder.find(config)
-    remarks += _about(source, config)
+    remarks += _about(source, config, loaded.where)
     media_dir, said = media.find_folder(opened, config.media_dir, f"{loaded.where}#/media_dir")
     config, remarks = replace(config, media_dir=media_dir), remarks + said
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
@@ -125,7 +127,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
         "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32",
     }  # fmt: skip
     if checkpoint:
-        resumes.check(checkpoint, facts, config, remarks)
+        resumes.check(checkpoint, facts | {"base_digest": source.digest}, config, remarks)
         accumulation = resumes.accumulation(checkpoint, config, device, remarks)
     micro = config.per_device_train_batch_size
     rows = micro * accumulation * device.world
@@ -149,12 +151,18 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     )  # fmt: skip
 
 
-def _about(source: folder.ModelFolder, config: TrainConfig) -> list[str]:
-    """What the user should know of the embedded model, or of one in its original layout."""
+def _about(source: folder.ModelFolder, config: TrainConfig, where: str) -> list[str]:
+    """What the user should know of the embedded model, of one in its original layout, or of one with fused experts."""
     if source.record["model"] == demo.NAME:
         return [demo.ABOUT]
+    if config.trust_remote_code and config.tuning == "lora":
+        return [f"the code in {source.folder} is run for training only: cli export and cli chat do not run it"]
     if source.family is None:
-        return []
+        if config.tuning != "lora" or not any("experts" in key for key in source.text_config.to_dict()):
+            return []
+        with torch.device("meta"):
+            targets = tune.targets(source.made(), config, where, {})
+        return experts.remarks(targets, config) if targets else []
     family = source.family
     remarks = [f"{source.folder} is read as {source.auto_class.__name__}; its own code is not run"]
     remarks += [family.remark] if family.remark else []

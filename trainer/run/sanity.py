@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from schemas.manifest import CONVERTED
+from schemas.reader import CompiledSet
 from trainer.data.stream import Row
 
 MOST = 400
 """Tokens shown of a long sequence: half from its start, half from its end."""
 
 
-def lines(one: Row, model: Path) -> Iterator[str]:
-    """Yield `'text': id -> label` for every token, then the text; ids alone where the model has no tokenizer.json."""
+def lines(one: Row, opened: CompiledSet) -> Iterator[str]:
+    """Yield `'text': id -> label` for every token, then the text; ids alone where the set has no tokenizer.json."""
     from tokenizers import Tokenizer
 
     ids, labels = one["input_ids"].tolist(), one["labels"].tolist()
-    path = model / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path)) if path.is_file() else None
+    known = (f"{folder}/tokenizer.json" for folder in ("tokenizer", CONVERTED))
+    name = next((name for name in known if name in opened.manifest["files"]), None)
+    tokenizer = Tokenizer.from_buffer(opened.read_file(name)) if name else None
     yield "Sanity Check >>>>>>>>>>>>>"
     for i, (token, label) in enumerate(zip(ids, labels, strict=True)):
         if len(ids) > MOST and MOST // 2 <= i < len(ids) - MOST // 2:

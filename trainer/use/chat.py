@@ -124,7 +124,8 @@ class Chat:
             ended = "length" if cut or not self.words else "word"
         self.partial += content
         if ended != "word":
-            self.messages.append({"role": "assistant", "content": self.partial})
+            # ChatGLM3 and GLM-4 write the line break after their role themselves; the template writes it in a history.
+            self.messages.append({"role": "assistant", "content": self.partial.lstrip("\n ")})
             self.partial = ""
         return ChatReply(content, ended, len(ids), len(written))
 

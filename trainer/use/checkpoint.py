@@ -10,9 +10,11 @@ from typing import Any
 from schemas.errors import InputError, IntegrityError
 from schemas.manifest import Manifest, read_manifest
 from schemas.stores import AnyPath, path_of
+from trainer.models.digest import digest_of
 from trainer.run.checkpoints import COMPLETE, RUN
 
-ADAPTER = "adapter_config.json"
+ADAPTER, PROVENANCE = "adapter_config.json", "provenance.json"
+"""The file of an adapter, and the file of an export."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,22 @@ def open_checkpoint(folder: Path, *, data: AnyPath | None = None, base: Path | N
             f"found {manifest['digest'][:16]}", "Use --set to say where the right set is.",
         )  # fmt: skip
     adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
-    return TrainedModel(folder, run, where, manifest, base or Path(run["base_model"]), adapter)
+    trained = TrainedModel(folder, run, where, manifest, base or Path(run["base_model"]), adapter)
+    if adapter:
+        _check_base(trained)
+    return trained
+
+
+def _check_base(trained: TrainedModel) -> None:
+    """Raise unless the base model is the one that the adapter was trained on, as far as its digest tells."""
+    wanted, base = trained.run.get("base_digest"), trained.base  # earlier versions wrote none
+    if wanted is None or not (base / "config.json").is_file():  # then it cannot be loaded, which is said later
+        return
+    if (found := digest_of(base)) != wanted:
+        what = f"expected the model {wanted[:16]} that {trained.folder} was trained on, found {found[:16]}"
+        if (base / PROVENANCE).is_file():
+            what += " (an export: it may hold the adapter already)"
+        raise IntegrityError(str(base), what, f"It was {trained.run['base_model']}. Give the folder it is in now.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,28 +16,41 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
 from trainer.models.original import families
+from trainer.models.original.family import Family
+from trainer.models.pretrained import load_model, stored_dtype
 from trainer.predict.generate import stop_ids
-from trainer.use.checkpoint import TrainedModel, read_json
+from trainer.use.checkpoint import PROVENANCE, TrainedModel, read_json
 from trainer.use.merge import check_mergeable, merge
 from trainer.use.tokenizer import copy_tokenizer
 
-PROVENANCE = "provenance.json"
 MADE_BY = "finetune-data-compiler export"
 
 
-def export(trained: TrainedModel, out: Path) -> dict[str, Any]:
-    """Write the export to `out` and return its provenance."""
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def export(
+    trained: TrainedModel, out: Path, *, dtype: torch.dtype | None = None, layout: str | None = None
+) -> dict[str, Any]:
+    """Write the export to `out` and return its provenance.
+
+    `dtype` and `layout` are those of the base model where they are None; a model that was trained whole keeps its
+    dtype, and one that Transformers has a class for gets the layout of that.
+    """
     out = out.resolve()  # "." has no name to write beside
     check_mergeable(trained)
+    original = _is_original(trained, layout)
     _refuse_foreign(out)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        provenance = _write(trained, partial)
+        provenance = _write(trained, partial, dtype, original=original)
         for path in (*partial.rglob("*"), partial):
             flush(path)
         _replace(out, partial)
@@ -65,29 +78,58 @@ def _is_ours(mark: Path) -> bool:
     return isinstance(found, dict) and found.get("made_by") == MADE_BY
 
 
-def _write(trained: TrainedModel, folder: Path) -> dict[str, Any]:
-    if trained.adapter:
-        merge(trained, folder)
-    elif (family := families.family_of(trained.base)) is not None and family.keeps_layout:
-        families.save(family.native_class().from_pretrained(trained.folder, dtype="auto"), trained.base, folder)
-    else:
+def _is_original(trained: TrainedModel, layout: str | None) -> bool:
+    """Whether the export has the layout of its base; UsageError where the one that is asked for does not exist."""
+    family = _family(trained)
+    if layout == "original" and family is None:
+        raise UsageError("--layout original", f"{trained.base} has the layout of Transformers", "Leave it out.")
+    if layout == "transformers" and family is not None and family.keeps_layout:
+        raise UsageError("--layout transformers", f"it has no class for {family.title}", "Leave it out.")
+    return layout == "original" or (family is not None and family.keeps_layout)
+
+
+def _family(trained: TrainedModel) -> Family | None:
+    """The family of the base model; None where that is gone, which a model that was trained whole does not need."""
+    if not trained.adapter and not (trained.base / "config.json").is_file():
+        return None
+    return families.family_of(trained.base)
+
+
+def _write(trained: TrainedModel, folder: Path, dtype: torch.dtype | None, *, original: bool) -> dict[str, Any]:
+    if not (trained.adapter or original or dtype):
         _copy_weights(trained.folder, folder)
+    else:
+        model = merge(trained, dtype) if trained.adapter else _trained_whole(trained, dtype)
+        if original:
+            families.save_original(model, trained.base, folder)
+        else:
+            model.save_pretrained(folder)
     for path in sorted(trained.base.glob("*processor_config.json")):  # image and video processors
         shutil.copyfile(path, folder / path.name)
-    note = copy_tokenizer(trained, folder)
+    note = copy_tokenizer(trained, folder, original=original)
     _generation_config(trained, folder)
-    provenance = _provenance(trained, note)
+    provenance = _provenance(trained, folder, note)
     (folder / "README.md").write_text(_readme(provenance), encoding="utf-8")
     text = json.dumps(provenance, ensure_ascii=False, indent=1) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8")
     return provenance
 
 
+def _trained_whole(trained: TrainedModel, dtype: torch.dtype | None) -> Any:
+    family = _family(trained)
+    if family is not None and family.keeps_layout:
+        model = family.native_class().from_pretrained(trained.folder, dtype=dtype or "auto")
+    else:
+        model = load_model(trained.folder, dtype=dtype or "auto")
+    model.config.use_cache = True  # training sets it to false
+    return model
+
+
 def _copy_weights(source: Path, folder: Path) -> None:
     names = [path.name for path in sorted(source.glob("model*.safetensors*"))]
     if not names or not (source / "config.json").is_file():
         raise InputError(str(source), "expected model*.safetensors and config.json, found neither or only one")
-    for name in names:
+    for name in (*names, *(path.name for path in source.glob("*.py"))):  # code of its own, never run here
         shutil.copyfile(source / name, folder / name)
     config = read_json(source / "config.json") | {"use_cache": True}  # training sets it to false
     (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -106,7 +148,7 @@ def _generation_config(trained: TrainedModel, folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _provenance(trained: TrainedModel, note: str) -> dict[str, Any]:
+def _provenance(trained: TrainedModel, folder: Path, note: str) -> dict[str, Any]:
     manifest, run = trained.manifest, trained.run
     named = run["model"]["model"]  # as in the configuration: a folder or a hub id
     keep = ("name", "format", "source", "share", "count", "target", "realized", "files", "sample")
@@ -115,9 +157,12 @@ def _provenance(trained: TrainedModel, note: str) -> dict[str, Any]:
         "made_by": MADE_BY,
         "base_model": Path(named).name if Path(named).is_absolute() else named,
         "base_revision": run["model"]["revision"],
+        "base_digest": run.get("base_digest"),
         "checkpoint": trained.folder.name,
         "step": run["step"],
         "tuning": "lora, merged" if trained.adapter else "full",
+        "dtype": str(stored_dtype(folder)).removeprefix("torch."),
+        "layout": "original" if families.family_of(folder) else "transformers",
         "set": {
             "manifest_digest": manifest["digest"],
             "kind": manifest["kind"],

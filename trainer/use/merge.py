@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from schemas.errors import IntegrityError, UsageError
 from trainer.data.stream import TrainingSet
-from trainer.models.original import families
 from trainer.models.pretrained import load_model, stored_dtype
 from trainer.models.wrappers import evaluating
 from trainer.use.checkpoint import TrainedModel
+from trainer.use.merge_check import MergeCheck
 
 _PROBED = 64
 """Tokens of a trained row on which the merged model must predict what the model with its adapter predicts."""
 _ALLOWED = 1e-3
 """The largest difference of log-probabilities in 32 bits."""
+_BESIDE = "Use the adapter beside its model: cli chat MODEL --adapter CHECKPOINT."
 
 
 def check_mergeable(trained: TrainedModel) -> None:
@@ -32,28 +32,32 @@ def check_mergeable(trained: TrainedModel) -> None:
     raise UsageError(str(trained.folder), f"a {kind} checkpoint {why}", hint)
 
 
-def merge(trained: TrainedModel, folder: Path) -> None:
-    """Write the model with its LoRA merged into `folder`; IntegrityError if its predictions change."""
+def merge(trained: TrainedModel, dtype: torch.dtype | None) -> Any:
+    """The model with its LoRA merged in, of the base's type unless `dtype` is given; IntegrityError if it differs."""
     # In 32 bits: in 16, the right merge differs as much as a wrong one (the base alone by 1.1 between both).
     model = load_model(trained.base, trained.folder, dtype=torch.float32)
-    stored = stored_dtype(trained.base)
+    stored = dtype or stored_dtype(trained.base)
     probe = torch.tensor([_first_row(trained)[:_PROBED]])
     before = _log_probs(model, probe)
     _untie(model)
+    check = MergeCheck(model, trained.folder, trained.adapter or {})
     try:
         merged = model.merge_and_unload(safe_merge=True)
     except ValueError as error:  # a NaN in the adapter
         raise IntegrityError(str(trained.folder), f"cannot be merged: {error}") from error
+    if wrong := check.differing(merged):
+        what = f"the merged weight of {wrong[0]} is not that of the base and its adapter ({len(wrong)} such)"
+        raise IntegrityError(str(trained.folder), what, _BESIDE)
     difference = (before - _log_probs(merged, probe)).abs().max().item()
     if not difference <= _ALLOWED:
         raise IntegrityError(
             str(trained.folder),
             f"the merged model predicts something else: log-probabilities differ by up to {difference:.3g}",
-            "Use the adapter beside its model: cli chat MODEL --adapter CHECKPOINT.",
+            _BESIDE,
         )
     merged = merged.to(stored)
     merged.config.use_cache = True
-    families.save(merged, trained.base, folder)
+    return merged
 
 
 def _untie(model: Any) -> None:

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import registry
 from schemas.errors import IntegrityError
-from schemas.manifest import Manifest, files_of
+from schemas.manifest import CONVERTED, Manifest, files_of
 from trainer.use.checkpoint import TrainedModel
 
+_CONVERTED = f"{CONVERTED}/"
+_CALLS = re.compile(r"\{%- for tool_call in .*?\{%- endfor -%\}", re.DOTALL)
+_NO_CALLS = "{%- if message.tool_calls -%}{{ raise_exception('this template cannot write calls') }}{%- endif -%}"
 
-def copy_tokenizer(trained: TrainedModel, folder: Path) -> str:
-    """Copy the set's tokenizer files, digests checked, and a card's chat template; return a note about the template."""
-    for name, digest in trained.manifest["files"].items():
-        if name.startswith("tokenizer/"):
-            source = files_of(trained.set, trained.manifest) / name
-            data = source.read_bytes()
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise IntegrityError(str(source), "is damaged or was edited", "Compile the set again.")
-            target = folder / name.removeprefix("tokenizer/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(_switched(target.name, data, trained.manifest))
+
+def copy_tokenizer(trained: TrainedModel, folder: Path, *, original: bool = False) -> str:
+    """Copy the set's tokenizer files, digests checked, and a card's chat template; return a note about the template.
+
+    Of a vocabulary file alone they are what it was converted to, unless they are to be `original`.
+    """
+    files = trained.manifest["files"]
+    wanted = {name.removeprefix("tokenizer/"): name for name in files if name.startswith("tokenizer/")}
+    converted = {name.removeprefix(_CONVERTED): name for name in files if name.startswith(_CONVERTED)}
+    wanted = {name: path for name, path in wanted.items() if path not in converted.values()}
+    for name, path in (wanted | ({} if original else converted)).items():
+        source = files_of(trained.set, trained.manifest) / path
+        data = source.read_bytes()
+        if hashlib.sha256(data).hexdigest() != files[path]:
+            raise IntegrityError(str(source), "is damaged or was edited", "Compile the set again.")
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(_switched(target.name, data, trained.manifest))
     template, note = card_template(trained.manifest)
     if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -31,7 +42,7 @@ def copy_tokenizer(trained: TrainedModel, folder: Path) -> str:
 
 
 def card_template(manifest: Manifest) -> tuple[str | None, str]:
-    """The chat template that replaces the tokenizer's own (None = keep that, "" = none at all), and a note about it.
+    """The chat template that replaces the tokenizer's own (None = keep that), and a note about it.
 
     A card's Jinja becomes a Transformers template by leaving out its marks for where text is cut before encoding.
     """
@@ -41,16 +52,16 @@ def card_template(manifest: Manifest) -> tuple[str | None, str]:
     if name == "auto":
         return None, "The chat template is the tokenizer's own." + _said(manifest)
     text = registry.template_source(registry.template(name)["chat_template"])
+    said = ""
     if "python_arguments" in text:
-        note = f"No chat template was written: {name} writes calls as Python, which Transformers' templates cannot."
-        return "", note
-    plain = _with_variables(_pictures(manifest) + text.replace("{{ cut }}", ""), manifest)
-    cut = (
-        " A text that begins with a line break may be encoded otherwise than in training."
-        if "{{ cut }}" in text
-        else ""
-    )
-    return plain, f"The chat template is the card {name}.{cut}{_said(manifest)}"
+        text = _CALLS.sub(_NO_CALLS, text)
+        said = " It refuses messages with calls, which it would have to write as Python; results of tools it writes."
+    # Sentencepiece puts a space before a text that it encodes alone.
+    space = " " if f"{_CONVERTED}tokenizer.json" in manifest["files"] and name == "chatglm3" else ""
+    if "{{ cut }}" in text and not space:
+        said += " A text that begins with a line break may be encoded otherwise than in training."
+    plain = _with_variables(_pictures(manifest) + text.replace("{{ cut }}", space), manifest)
+    return plain, f"The chat template is the card {name}.{said}{_said(manifest)}"
 
 
 _PARTS = """\

@@ -153,11 +153,14 @@ class GlmEyesForConditionalGeneration(GlmPreTrainedModel, GenerationMixin):  # t
         self.post_init()  # type: ignore[no-untyped-call]
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The position of each token, int64 [rows, length]: all placeholders of a picture share one."""
+        """The position of each token, int64 [rows, length]: all placeholders of a picture share one.
+
+        A mask that is longer, by a prefix before the tokens, changes nothing: the original counts from 0 then too.
+        """
         begins, inside, _ = self._pictures(ids)
         first = begins.roll(1, -1)  # the last token of a row is no begin of the next: a picture has an end
         first[:, 0] = False
-        counts = mask.long() * (~inside | first).long()
+        counts = mask[:, -ids.shape[1] :].long() * (~inside | first).long()
         return (counts.cumsum(-1) - 1).clamp(min=0)
 
     def _pictures(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -192,9 +195,12 @@ class GlmEyesForConditionalGeneration(GlmPreTrainedModel, GenerationMixin):  # t
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits float [rows, length, vocabulary], and the loss where `labels` are given."""
+        prefix = kwargs.pop("past_key_values", None)  # PEFT's name for it; in the steps of `generate` it is a cache
         if input_ids is not None and inputs_embeds is None:
-            if attention_mask is None and cache is None:
-                attention_mask = torch.ones_like(input_ids)  # without one, shared positions look like packed rows
+            if attention_mask is None and cache is None:  # without one, shared positions look like packed rows
+                attention_mask = torch.ones_like(input_ids)
+                if prefix is not None:
+                    attention_mask = nn.functional.pad(attention_mask, (prefix.get_seq_length(), 0), value=1)
             if position_ids is None and cache is None:
                 assert attention_mask is not None
                 position_ids = self.positions(input_ids, attention_mask)
@@ -205,7 +211,7 @@ class GlmEyesForConditionalGeneration(GlmPreTrainedModel, GenerationMixin):  # t
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=cache,
+            cache=cache if prefix is None else prefix,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,

@@ -10,7 +10,7 @@ from typing import Any
 from schemas.errors import InputError
 from trainer.models.original import baichuan, chatglm, cogagent, internlm2, qwen
 from trainer.models.original.family import Family
-from trainer.models.original.weights import original_names, read
+from trainer.models.original.weights import ignored, original_names, read
 
 FAMILIES = (chatglm.FAMILY, cogagent.FAMILY, qwen.FAMILY, internlm2.FAMILY, baichuan.FAMILY)
 
@@ -38,16 +38,21 @@ def configuration(folder: Path, family: Family) -> Any:
     return family.configure(config_of(folder), folder)
 
 
-def save(model: Any, base: Path, folder: Path) -> None:
-    """Save a model as Transformers does, or in the layout of its base where Transformers has no class for it."""
-    family = family_of(base)
-    if family is None or not family.keeps_layout:
-        model.save_pretrained(folder)
-        return
+def save_original(model: Any, base: Path, folder: Path) -> None:
+    """Save a model in the layout of its base: names and joined tensors, config.json, code and sentencepiece model."""
     from huggingface_hub import save_torch_state_dict
 
-    save_torch_state_dict(original_names(family, model.config, model.state_dict()), folder)
-    shutil.copyfile(base / "config.json", folder / "config.json")
+    family = family_of(base)
+    assert family is not None
+    tensors = original_names(family, model.config, model.state_dict())
+    save_torch_state_dict(tensors | ignored(base, family), folder)
+    for path in (base / "config.json", base / "tokenizer.model", *sorted(base.glob("*.py"))):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    config, dtype = config_of(base), str(model.dtype).removeprefix("torch.")
+    if config.get("torch_dtype", dtype) != dtype:
+        text = json.dumps(config | {"torch_dtype": dtype}, ensure_ascii=False, indent=2) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def load(folder: Path, family: Family, **settings: Any) -> Any:

@@ -31,6 +31,13 @@ def read(folder: Path, family: Family, config: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+def ignored(folder: Path, family: Family) -> dict[str, torch.Tensor]:
+    """The tensors of an original folder that hold no weights."""
+    return {
+        name: tensor for name, tensor in _tensors(folder) if any(fnmatch(name, pattern) for pattern in family.ignored)
+    }
+
+
 def original_names(family: Family, config: Any, native: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Native tensors under the names of the original folder, joined as they were there."""
     found: dict[str, torch.Tensor] = {}
