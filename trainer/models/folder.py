@@ -16,6 +16,7 @@ from trainer.models import demo
 from trainer.models.digest import digest_of
 from trainer.models.original import families
 from trainer.models.original.family import Family
+from trainer.models.original.weights import files_of
 from trainer.models.safetensors import need_safetensors
 
 
@@ -94,6 +95,7 @@ def find(config: TrainConfig) -> ModelFolder:
     if not (folder / "config.json").is_file():
         raise UsageError(str(folder), "no config.json: not the folder of a model", "Give the folder of a model.")
     need_safetensors(folder)
+    files_of(folder)  # names a shard that is missing
     record: dict[str, Any] = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}
     if config.trust_remote_code:
         record["remote_code"] = {
@@ -115,15 +117,19 @@ def find(config: TrainConfig) -> ModelFolder:
 def _download(name: str, revision: str | None, remote_code: bool) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(f"model_name_or_path: {name}", "no such folder", "Give the model's folder or a hub id.")
-    if remote_code and not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        what = "code from a hub is run only from a fixed commit"
-        raise UsageError("model_revision", what, "Set it to the full hash of a commit that you have reviewed.")
     from huggingface_hub import snapshot_download
 
+    pinned = re.fullmatch("[0-9a-f]{40}", revision or "") is not None
+    ignored = ["*.bin", "*.pt", "*.pth", "*.gguf", *([] if pinned else ["*.py"])]
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
+        folder = Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
     except Exception as error:  # whatever fails in the client is one error to the user
         raise InputError(
             f"model_name_or_path: {name}", f"no such folder, and the download failed: {str(error).splitlines()[0]}",
             "Give the model's folder.",
         ) from error  # fmt: skip
+    # Many configurations trust code where a model has none; then there is nothing to pin.
+    if remote_code and not pinned and (folder / "config.json").is_file() and "auto_map" in families.config_of(folder):
+        what = f"{name} comes with code, and code from a hub is run only from a fixed commit"
+        raise UsageError("model_revision", what, "Set it to the full hash of a commit that you have reviewed.")
+    return folder

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,7 +71,7 @@ def _kept(plan: RunPlan, path: Path, rows: dict[str, int]) -> tuple[ReferenceLog
     """What an earlier start of the run has left in the file, and a remark if that is not what was expected."""
     facts = {
         "set": plan.set.manifest["digest"],
-        "model": _digest(plan.source.folder),
+        "model": plan.source.digest,
         "precision": "bf16" if plan.bf16 else "fp16" if plan.fp16 else "fp32",
     }
     if not path.is_file():
@@ -85,19 +84,6 @@ def _kept(plan: RunPlan, path: Path, rows: dict[str, int]) -> tuple[ReferenceLog
         what = f"its {other} is {found.facts.get(other)}, that of this run is {facts[other]}"
         raise UsageError(str(path), what, "Resume with the same settings, or start a new run in another output_dir.")
     return ReferenceLogProbs(rows, facts, {}), f": the file was that of another {other}"
-
-
-def _digest(model: Path) -> str:
-    """The digest of a model's configuration and weights; it reads the first and last megabyte of each file of them."""
-    digest = hashlib.sha256((model / "config.json").read_bytes())
-    for path in sorted(model.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read())
-    return digest.hexdigest()
 
 
 def _made(plan: RunPlan) -> set[str]:

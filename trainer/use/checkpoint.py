@@ -31,13 +31,7 @@ class TrainedModel:
 
 def open_checkpoint(folder: Path, *, data: AnyPath | None = None, base: Path | None = None) -> TrainedModel:
     """Open the checkpoint in `folder`; `data` and `base` say where set and model are if they have moved."""
-    if not (folder / RUN).is_file():
-        what = "no such folder" if not folder.is_dir() else f"no {RUN} in it: not a checkpoint"
-        raise InputError(str(folder), what, "Give a folder OUTPUT_DIR/checkpoint-N.")
-    if not (folder / COMPLETE).is_file():
-        what = f"no {COMPLETE} file: the checkpoint is unfinished"
-        raise IntegrityError(str(folder), what, "Use an earlier checkpoint.")
-    run = read_json(folder / RUN)
+    run = _run_of(folder)
     where = data or path_of(run["provenance"]["out"])
     try:
         manifest = read_manifest(where)
@@ -51,20 +45,32 @@ def open_checkpoint(folder: Path, *, data: AnyPath | None = None, base: Path | N
     adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
     trained = TrainedModel(folder, run, where, manifest, base or Path(run["base_model"]), adapter)
     if adapter:
-        _check_base(trained)
+        check_base(folder, trained.base)
     return trained
 
 
-def _check_base(trained: TrainedModel) -> None:
-    """Raise unless the base model is the one that the adapter was trained on, as far as its digest tells."""
-    wanted, base = trained.run.get("base_digest"), trained.base  # earlier versions wrote none
+def _run_of(folder: Path) -> dict[str, Any]:
+    """The run.json of a complete checkpoint."""
+    if not (folder / RUN).is_file():
+        what = "no such folder" if not folder.is_dir() else f"no {RUN} in it: not a checkpoint"
+        raise InputError(str(folder), what, "Give a folder OUTPUT_DIR/checkpoint-N.")
+    if not (folder / COMPLETE).is_file():
+        what = f"no {COMPLETE} file: the checkpoint is unfinished"
+        raise IntegrityError(str(folder), what, "Use an earlier checkpoint.")
+    return read_json(folder / RUN)
+
+
+def check_base(adapter: Path, base: Path) -> None:
+    """Raise unless a base model is the one that a checkpoint's adapter was trained on, as far as its digest tells."""
+    run = _run_of(adapter)
+    wanted = run.get("base_digest")  # earlier versions wrote none
     if wanted is None or not (base / "config.json").is_file():  # then it cannot be loaded, which is said later
         return
     if (found := digest_of(base)) != wanted:
-        what = f"expected the model {wanted[:16]} that {trained.folder} was trained on, found {found[:16]}"
+        what = f"expected the model {wanted[:16]} that {adapter} was trained on, found {found[:16]}"
         if (base / PROVENANCE).is_file():
             what += " (an export: it may hold the adapter already)"
-        raise IntegrityError(str(base), what, f"It was {trained.run['base_model']}. Give the folder it is in now.")
+        raise IntegrityError(str(base), what, f"It was {run['base_model']}. Give the folder it is in now.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from schemas.errors import InputError, IntegrityError, UsageError
-from schemas.manifest import Manifest, files_of
+from schemas.manifest import CONVERTED, Manifest
 from trainer.data.images import Images, images_of
 from trainer.data.media import find_folder
 from trainer.data.stream import SplitRows, TrainingSet
 from trainer.data.vision.find import eyes_of
-from trainer.models.pretrained import load_model, load_tokenizer
+from trainer.models.pretrained import load_model, tokenizer_of
 from trainer.predict.generate import Prediction, ReplyPrompt, predict, prompts, stop_ids, stop_words
 from trainer.predict.metrics import score
+from trainer.use.checkpoint import check_base
 
 CLI = Path(__file__).parents[2] / "cli.py"
 
@@ -70,11 +70,13 @@ def replies(
     """
     manifest = opened.manifest
     _check_tokenizer(manifest, model)
+    if adapter:
+        check_base(adapter, model)
     loaded = load_model(model, adapter)
     if torch.accelerator.is_available():
         loaded.to(torch.accelerator.current_accelerator())
     found = predict(
-        loaded, _tokenizer(opened), asked, stops=stop_ids(manifest), words=[*stop_words(manifest), *words],
+        loaded, tokenizer_of(opened, model), asked, stops=stop_ids(manifest), words=[*stop_words(manifest), *words],
         progress=progress, eyes=_eyes(opened, loaded.config, model, media_dir), **settings,
     )  # fmt: skip
     name = f"{model} with {adapter}" if adapter else str(model)
@@ -91,22 +93,13 @@ def _eyes(opened: TrainingSet, config: Any, model: Path, media_dir: str | None) 
 def _check_tokenizer(manifest: Manifest, model: Path) -> None:
     """Raise unless the model's tokenizer is the set's, by the file that decides ids; a chat template may differ."""
     for name in ("tokenizer.json", "tokenizer.model"):
-        path, digest = model / name, manifest["files"].get(f"tokenizer/{name}")
-        if path.is_file() and digest is not None:
-            if hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+        path, files = model / name, manifest["files"]
+        known = {files[place] for place in (f"tokenizer/{name}", f"{CONVERTED}/{name}") if place in files}
+        if path.is_file() and known:
+            if hashlib.sha256(path.read_bytes()).hexdigest() in known:
                 return
             hint = f"Compile the rows with --tokenizer {model}, or give the file of rows itself."
             raise IntegrityError(str(path), "not the tokenizer that the set was compiled with", hint)
-
-
-def _tokenizer(opened: TrainingSet) -> Any:
-    """The set's own tokenizer; the set may be in an object store."""
-    source = files_of(opened.folder, opened.manifest)
-    with TemporaryDirectory() as copy:
-        for name in opened.manifest["files"]:
-            if name.startswith("tokenizer/"):
-                (Path(copy) / name.removeprefix("tokenizer/")).write_bytes((source / name).read_bytes())
-        return load_tokenizer(Path(copy))
 
 
 def write(found: Sequence[Predicted], path: Path) -> None:
