@@ -19,6 +19,7 @@ import trainer.models
 from cli import main
 from tests.support.command import runner
 from tests.support.original import save_original
+from tests.support.serve import serving
 from tests.support.sets import rows
 from tests.support.shared import shared
 from tests.support.trained import compile_set
@@ -125,3 +126,16 @@ def test_it_chats_merged_and_with_its_prefix(here: Here, trained: dict[str, Path
         done = runner().invoke(main, asked, input="你好\n再见\n")
         assert done.exit_code == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2
+
+
+def test_a_server_answers_chats(trained: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    openai = pytest.importorskip("openai", reason="needs the openai client")
+    run("export", trained["lora"], tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=False)
+    asked = [{"role": "system", "content": "简短"}, {"role": "user", "content": "你好"}]
+    ids = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    with serving(tmp_path / "out") as address, openai.OpenAI(base_url=address, api_key="EMPTY", timeout=90) as client:
+        model = client.models.list().data[0].id
+        said = client.chat.completions.create(model=model, messages=asked, temperature=0, max_tokens=4)
+    assert said.usage.prompt_tokens == len(ids)
+    assert said.choices[0].finish_reason in ("stop", "length")

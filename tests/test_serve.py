@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.agent import FIRE, SYSTEM, Agent, checkpoint
+from tests.support.serve import SECONDS, serving
 from trainer.models.pretrained import load_model
 from trainer.use.checkpoint import open_checkpoint
 from trainer.use.export import export
@@ -24,7 +20,6 @@ for _needed in ("fastapi", "uvicorn"):
     pytest.importorskip(_needed, reason="needs transformers[serving]")
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 90
 ASKED = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Is /tmp/1.jpg on fire?"}]
 
 
@@ -33,31 +28,8 @@ def server(agent: Agent, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     """Serve an export on a free port of the loopback; return its address and the folder it was started in."""
     folder = tmp_path_factory.mktemp("served")
     export(open_checkpoint(checkpoint(agent, folder, load_model(agent.model))), folder / "exported")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "transformers"), "serve", "./exported"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"],
-            cwd=folder, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-    try:
-        until = time.monotonic() + SECONDS
-        while True:
-            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text(encoding="utf-8")
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1", folder
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(timeout=20)
+    with serving(folder / "exported") as address:
+        yield address, folder
 
 
 @pytest.fixture
