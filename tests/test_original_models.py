@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+import registry
 import trainer.models
 from schemas.errors import InputError, UsageError
 from tests.support.shared import shared
+from trainer.commands import libraries
 from trainer.models.original import families
 from trainer.models.original.weights import original_names
+from trainer.models.pretrained import load_tokenizer
 
 NAMES = ("baichuan", "chatglm2", "chatglm3", "cogagent", "glm-4-9b", "glm-4v-9b", "internlm2", "qwen")
 INPUTS = ("input_ids", "attention_mask", "position_ids", "pixel_values")
@@ -187,3 +191,20 @@ def test_baichuan_2_has_a_head_of_rows_of_length_one(tmp_path: Path) -> None:
     own = tensors_of(folder)["lm_head.weight"]
     assert torch.allclose(head.norm(dim=1), torch.ones(len(head)), atol=1e-6)
     assert torch.allclose(head, own / own.norm(dim=1, keepdim=True))
+
+
+def test_the_tokenizer_of_an_original_folder_is_read_without_a_warning(tmp_path: Path) -> None:
+    """Transformers takes its configuration for that of another model, which is no news to the user."""
+    shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "glm")
+    (tmp_path / "glm" / "config.json").write_text('{"model_type": "chatglm", "vision_config": {}}')
+    said: list[str] = []
+    listener = logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    library = logging.getLogger("transformers.configuration_utils")
+    library.addHandler(listener)
+    libraries.need("chat", "transformers")
+    try:
+        assert load_tokenizer(tmp_path / "glm").decode([8002]) == "<|im_end|>"
+    finally:
+        library.removeHandler(listener)
+    assert said == []

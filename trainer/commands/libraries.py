@@ -36,11 +36,17 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every layer that casts its input
     logging.getLogger("DeepSpeed").addFilter(_is_news)
+    logging.getLogger("transformers.configuration_utils").addFilter(_is_of_another_model)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line of DeepSpeed, which goes to stdout, says more than that there is no GPU."""
     return record.levelno >= logging.WARNING and "Setting accelerator to CPU" not in record.getMessage()
+
+
+def _is_of_another_model(record: logging.LogRecord) -> bool:
+    """Whether a line says more than that a tokenizer lies beside a configuration that Transformers does not know."""
+    return "You are using a model of type `chatglm`" not in record.getMessage()
 
 
 def quiet(*, bars: bool = sys.stderr.isatty()) -> None:
