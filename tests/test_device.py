@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from schemas.errors import UsageError
+from tests.support.command import GROUP
 from trainer import device
 
-GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 Give = Callable[..., types.ModuleType]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 import cli
 from schemas.arrow import SHARD
+from tests.support.command import outside
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +32,7 @@ def test_ci_calls_the_two_commands_of_the_readme() -> None:
 def test_the_tour_runs_as_it_stands(tmp_path: Path) -> None:
     tour = "\n".join(BLOCKS[2:])
     assert tour.count("cli ") >= 6
-    environment = os.environ | {
+    environment = outside() | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
     }

@@ -12,10 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -1096,8 +1098,9 @@ cli.main([*arguments, "--cache", sys.argv[1] + "/cache", *sys.argv[2:]])
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody who may not write")
 @pytest.mark.parametrize("place", ["private", "private/out", "readonly", "readonly/out"])
 def test_an_output_one_may_not_write_is_an_input_output_error(tmp_path: Path, place: str) -> None:
-    for parent in [tmp_path, *list(tmp_path.parents)[:2]]:
-        parent.chmod(0o755)
+    above = takewhile(lambda parent: parent != Path(tempfile.gettempdir()).resolve(), tmp_path.resolve().parents)
+    for folder in (tmp_path, *above):
+        folder.chmod(0o755)
     alpaca(tmp_path / "x.jsonl", ["a"])
     for name, mode in (("private", 0o700), ("readonly", 0o755)):
         (tmp_path / name).mkdir()

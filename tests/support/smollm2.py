@@ -29,7 +29,7 @@ def fetch(packages: Path) -> str:
 def run(*arguments: object, packages: Path | None = None) -> Any:
     """Run this script and return what it printed as JSON."""
     path = {"PYTHONPATH": str(packages)} if packages else {}
-    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # as a script it imports nothing of ours
     environment = {name: value for name, value in os.environ.items() if name not in group} | path
     done = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)],

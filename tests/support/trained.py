@@ -25,6 +25,7 @@ import registry
 from cli import main
 from schemas.arrow import MANIFEST
 from schemas.manifest import manifest_digest
+from tests.support import command
 from tests.support.command import runner
 
 VOCABULARY = 8005
@@ -173,9 +174,8 @@ def losses(config_file: Path) -> dict[int, float]:
 
 
 def outside() -> dict[str, str]:
-    """The environment of a process that does not belong to this one's process group."""
-    group = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    return {name: value for name, value in os.environ.items() if name not in group} | NO_SPACE
+    """The same as `command.outside`, for processes that share this machine with tests."""
+    return command.outside() | NO_SPACE
 
 
 @contextlib.contextmanager
