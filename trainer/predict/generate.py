@@ -228,10 +228,15 @@ def _until(
 
 def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
     """Write predictions.jsonl, completely or not at all."""
+    write_lines(map(asdict, predictions), path)
+
+
+def write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write JSON lines, completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)

@@ -16,7 +16,7 @@ output.py       the output folder: locked, and what a replaced run leaves in it
 best.py         the best evaluation, and when to stop early
 stop.py         SIGTERM
 memory.py       running out of memory, as one message
-peers.py       the end of another process of the run, as a message
+peers.py        the end of another process of the run, as a message
 readme.py       what a checkpoint is, for people
 log.py          log.jsonl, the screen, loss.png, trackers
 """

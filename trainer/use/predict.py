@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +20,7 @@ from trainer.data.media import find_folder
 from trainer.data.stream import SplitRows, TrainingSet
 from trainer.data.vision.find import eyes_of
 from trainer.models.pretrained import load_model, tokenizer_of
-from trainer.predict.generate import Prediction, ReplyPrompt, predict, prompts, stop_ids, stop_words
+from trainer.predict.generate import Prediction, ReplyPrompt, predict, prompts, stop_ids, stop_words, write_lines
 from trainer.predict.metrics import score
 from trainer.use.checkpoint import check_base
 
@@ -104,18 +102,13 @@ def _check_tokenizer(manifest: Manifest, model: Path) -> None:
 
 def write(found: Sequence[Predicted], path: Path) -> None:
     """Write a line for each prompt, completely or not at all; the other model's reply is `compared`."""
-    partial = path.with_name(f".{path.name}.partial")
+    lines = []
+    for first, *others in zip(*(one.predictions for one in found), strict=True):
+        lines.append(asdict(first))
+        for other in others:
+            lines[-1] |= {"compared": other.prediction, "compared_stopped": other.stopped}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for same in zip(*(one.predictions for one in found), strict=True):
-                line = asdict(same[0])
-                if len(same) > 1:
-                    line |= {"compared": same[1].prediction, "compared_stopped": same[1].stopped}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_lines(lines, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(str(path), f"cannot be written: {error.strerror or error}", "Choose another -o.") from error
