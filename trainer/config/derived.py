@@ -23,10 +23,7 @@ def _seq2seq(values: Values, found: Values) -> tuple[dict[str, Any], list[str]]:
 
 
 def _chatglm3(values: Values, found: Values) -> tuple[dict[str, Any], list[str]]:
-    del found
-    if values.get("tuning") == "prefix":
-        return {}, ["gradient_checkpointing is off, though their code switches it on: recomputed layers would see the "
-                    "prefix twice"]  # fmt: skip
+    del values, found
     return {"gradient_checkpointing": True}, []
 
 
