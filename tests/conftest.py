@@ -79,6 +79,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         _stores.clear()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a test after its parameter's name where the value is bytes: packed bytes can hold the time of packing.
+
+    Workers that run tests side by side must find the same names.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a test before which the store died."""
