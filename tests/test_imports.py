@@ -29,7 +29,7 @@ FLOORS = [
     compiler.pipeline compiler.inspect                                      trainer.train trainer.use
     compiler.sets                                                           trainer.run
     compiler.units                                                          trainer.data
-    compiler.proof                                                          trainer.predict trainer.objectives
+    compiler.proof                                        trainer.predict trainer.objectives trainer.follow
     compiler.datasets                               compiler.encode         trainer.models
     compiler.rows                                   compiler.templates      trainer.config trainer.device trainer.doctor
     compiler.formats compiler.media                 compiler.tokenizer      trainer.progress

@@ -10,6 +10,7 @@ from click.testing import Result
 
 from tests.support.shared import shared
 
+ROOT = Path(__file__).parent.parent
 SANITY = re.compile(r"'(.*?)': +(\d+) -> +(-?\d+)")
 
 
@@ -93,3 +94,51 @@ def test_tools_of_seed_004_stand_in_a_system_block_before_the_rows_own(
     )
     assert tools < shown.index('"weather"') < system < user
     assert shown.count("‹|system|›") == 2
+
+
+STARTS = (
+    "pip ", "git ", "cd ", "python ", "torchrun", "swift ", "export ", "vim ", "./", "OMP_", "MODEL_PATH=", "source ",
+    "nproc_per_node=", "PYTHONPATH=", "--", "<<<",
+)  # fmt: skip
+"""How a line begins that people type."""
+
+
+def typed(text: str) -> list[str]:
+    """The lines of a document that people type, without the frame of its page, comments and continued lines' signs."""
+    found: list[str] = []
+    for line in text.splitlines():
+        bare = re.sub(r"\s+", " ", re.sub(r"^\| ?| ?\|( \|)?$", "", line.strip()).partition(" # ")[0]).strip()
+        joined = bool(found) and found[-1].endswith("\\") and found[-1].startswith("python ")
+        bare = bare.strip()
+        if joined:
+            found[-1] = f"{found[-1][:-1].strip()} {bare}"
+        elif bare.startswith(STARTS) and not re.match(r"-+\|", bare):
+            found.append(bare)
+    return [re.sub(r" *\\$", "", one) for one in found]
+
+
+def test_every_command_of_the_documents_stands_in_the_table() -> None:
+    page = re.sub(r"\s+", " ", (ROOT / "docs" / "documents.md").read_text(encoding="utf-8"))
+    counts = {}
+    for path in sorted(shared("seeds").glob("*.txt")):
+        lines = [line for line in typed(path.read_text(encoding="utf-8")) if not is_talk(line)]
+        counts[path.name[:3]] = len(lines)
+        missing = [line for line in lines if line not in page]
+        assert not missing, f"{path.name}: {missing}"
+    assert counts == {"001": 3, "002": 6, "003": 50, "004": 13}
+
+
+def is_talk(line: str) -> bool:
+    """Whether a line is what someone says to a model, or a mark of the sanity check."""
+    said = line.removeprefix("<<<").removeprefix("[MS]").strip()
+    return line.startswith("<<<") and not re.match(r"(\[M\] ?)?(reset-system|multi-line)", said)
+
+
+def test_every_key_of_the_documents_files_stands_in_the_table() -> None:
+    page = (ROOT / "docs" / "documents.md").read_text(encoding="utf-8")
+    text = {path.name[:3]: path.read_text(encoding="utf-8") for path in shared("seeds").glob("*.txt")}
+    yaml = text["002"].partition("### model\n")[2].partition("eval_steps: 500")[0]
+    keys = re.findall(r"^(\w+): ", yaml, re.M) + re.findall(r"^ +\+ (\w+): ", text["001"], re.M)
+    keys += re.findall(r"• ([a-z_]+)[:(]", text["002"])
+    assert len(keys) > 55
+    assert [key for key in keys if f"`{key}`" not in page] == []

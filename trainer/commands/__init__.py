@@ -4,6 +4,7 @@ train.py        cli train
 export.py       cli export
 chat.py         cli chat
 predict.py      cli predict
+follow.py       cli follow
 safetensors.py  cli safetensors
 doctor.py       cli doctor
 libraries.py    whether the extra `train` is installed, and how much its libraries print
@@ -12,9 +13,12 @@ libraries.py    whether the extra `train` is installed, and how much its librari
 from trainer.commands.chat import chat_command
 from trainer.commands.doctor import doctor_command
 from trainer.commands.export import export_command
+from trainer.commands.follow import follow_command
 from trainer.commands.predict import predict_command
 from trainer.commands.safetensors import safetensors_command
 from trainer.commands.train import train
 
-COMMANDS = (train, export_command, chat_command, predict_command, safetensors_command, doctor_command)
+COMMANDS = (
+    train, follow_command, export_command, chat_command, predict_command, safetensors_command, doctor_command,
+)  # fmt: skip
 """What cli.py adds to its own commands."""

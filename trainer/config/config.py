@@ -178,33 +178,38 @@ _IDLE: Sequence[Idle] = (
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Load a YAML or shell file and apply `KEY=VALUE` overrides (our names, YAML values; null unsets a key)."""
-    call = shell.read(path) if shell.is_shell(path) else shell.ShellCall(yaml.read(path), (), {}, [])
-    file = dialects.translate(call.raw, str(path), call.tools)
+    asked = shell.read(path) if shell.is_shell(path) else shell.Asked(yaml.read(path), (), {}, [])
+    return of(asked, str(path), overrides)
+
+
+def of(call: shell.Asked, path: str, overrides: Sequence[str] = ()) -> Loaded:
+    """The configuration that a file or a call asks for; `path` is its name in messages."""
+    file = dialects.translate(call.raw, path, call.tables)
     if file.dialect == dialects.OWN and call.raw and not set(call.raw) & set(schema("train_config")["properties"]):
         what = f"none of its keys is one of a training configuration; the first is {next(iter(call.raw))!r}"
-        raise UsageError(str(path), what, "docs/train.md has examples.")
+        raise UsageError(path, what, "docs/train.md has examples.")
     values = {key: dict(value) if isinstance(value, dict) else value for key, value in file.values.items()}
     overridden = {_override(values, override) for override in overrides}
     values = forms.normal(values)
-    asked = set(values)
+    given = set(values)
     _fill(values, file.defaults | call.defaults, overridden)
     made, remarks = derived.defaults(file.rule, values, file.found)
     _fill(values, made, overridden)
     if "model_name_or_path" not in values:
-        raise UsageError(str(path), "it names no model", "Add --model DIR, or model_name_or_path: DIR to the file.")
-    check_config(values, "train_config", str(path))
+        raise UsageError(path, "it names no model", "Add --model DIR, or model_name_or_path: DIR to the file.")
+    check_config(values, "train_config", path)
     config = _build(values)
-    _check_together(config, str(path))
+    _check_together(config, path)
     if config.tuning == "prefix" and config.gradient_checkpointing:
         config = dataclasses.replace(config, gradient_checkpointing=False)
         why = "recomputed layers would see the keys and values of the prefix twice, and PEFT refuses both together"
         remarks = [*remarks, f"gradient_checkpointing is off, as tuning is prefix: {why}"]
-    idle = [(k, why) for k, when, why in _IDLE if k in asked and _is_set(config, k) and when(config)]
+    idle = [(k, why) for k, when, why in _IDLE if k in given and _is_set(config, k) and when(config)]
     for key, why in idle:  # a key that an override made idle is no mistake
         if key in {one.partition(".")[0] for one in overridden} or (file.dialect == dialects.OWN and not overridden):
             raise UsageError(f"{path}#/{key}", f"it has no effect: {why}", "Leave it out.")
     said = (*call.remarks, *file.remarks, *remarks, *(f"{key} has no effect: {why}" for key, why in idle))
-    return Loaded(config, str(path), file.dialect, said)
+    return Loaded(config, path, file.dialect, said)
 
 
 def _fill(values: dict[str, Any], defaults: dict[str, Any], overridden: set[str]) -> None:

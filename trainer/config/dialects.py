@@ -43,7 +43,7 @@ def translate(raw: dict[str, Any], where: str, tools: Sequence[str] = ()) -> Tra
 
     One UsageError names all keys that are unknown or have a value without equivalent here, each with its reason.
     """
-    name = _recognise(raw, tools)
+    name = recognise(raw, tools)
     table = registry.train_config(name)
     keys = table["keys"]
     values, others = _split(raw, keys) if name == OWN else ({}, raw)
@@ -91,7 +91,7 @@ def _split(raw: dict[str, Any], keys: Mapping[str, Entry]) -> tuple[dict[str, An
     return ours, others
 
 
-def _recognise(raw: dict[str, Any], tools: Sequence[str]) -> str:
+def recognise(raw: dict[str, Any], tools: Sequence[str]) -> str:
     """The tool a file is for: the one of whose marks it has most; our own where it has none, or as many of ours."""
     names = tools or sorted(registry.train_config_names(), key=lambda name: name != OWN)
     marks = {name: registry.train_config(name).get("recognised_by", ()) for name in names}

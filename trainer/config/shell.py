@@ -7,7 +7,6 @@ depends on it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,31 +14,40 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from schemas.errors import InputError, UsageError
+from trainer.config import call as calls
+from trainer.config.call import ASSIGNED, Call
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
-_ASSIGNED = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)", re.DOTALL)
 _SUM = re.compile(r"\d+(\s*(/|\\?\*)\s*\d+)*|\d+(\s*[-+]\s*\d+)*")
 """Integers with operators of one rank, which a shell works out from left to right."""
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+_CALL = re.compile(
+    r"(^|\s)((swift|llamafactory-cli)\s+\w+|\S*\b(src/train|(llm_)?(sft|pt|rlhf|finetune(_hf)?))\.py)(\s|$)"
+)
 _BLOCKS = ("if", "for", "while", "until", "case", "function", "select")
 _ENDS = "|&;<>()"
-_CALL = re.compile(r"(^|\s)(swift\s+\w+|\S*\b(llm_)?(sft|pt|rlhf|finetune)\.py)(\s|$)")
-_OBJECTIVES = {"sft": "sft", "pt": "pretrain", "rlhf": "dpo"}
-"""By the command of ms-swift: the objective, if no option says another one."""
-_LAUNCHERS = ("python", "python3", "torchrun", "deepspeed", "accelerate", "swift")
 
 
-class ShellCall(NamedTuple):
-    """The call that a shell file makes."""
+class Asked(NamedTuple):
+    """What a call asks a trainer for."""
 
     raw: dict[str, Any]
     """Its arguments, as a configuration file would have them."""
-    tools: tuple[str, ...]
-    """The tables in registry/train_configs that it may be for."""
+    tables: tuple[str, ...]
+    """The tables in registry/train_configs that it may be for; () for any."""
     defaults: dict[str, Any]
     """What the name of the command says, in our names."""
     remarks: list[str]
-    """What of the file is not taken over."""
+    """What of it is not taken over."""
+
+
+class Found(NamedTuple):
+    """The call of a shell file."""
+
+    call: Call
+    rest: str
+    """What follows it in its line: `2>&1 | tee log`."""
+    remarks: list[str]
+    """What of the file is not read."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,26 @@ def is_shell(path: Path) -> bool:
         return False  # told when it is read as YAML
 
 
-def read(path: Path) -> ShellCall:
+def read(path: Path) -> Asked:
+    """What the call that trains in a shell file asks for; UsageError if it takes its settings from another file."""
+    call, rest, remarks = find(path)
+    raw, loose = calls.options(call.words)
+    if loose:
+        named = f"{call.command} takes its settings from {' '.join(loose)}"
+        hint = f"Give the configuration file itself (cli train SET FILE --model MODEL), or run cli follow {path}."
+        raise UsageError(str(path), named, hint)
+    if call.environment:
+        what = "is not taken over: set for cli train what it should see"
+        remarks.insert(0, f"the environment of the call ({', '.join(call.environment)}) {what}")
+    if len(call.launcher) > 1:
+        first = call.launcher[0]
+        remarks.insert(0, f"the options of {first} are not taken over: start cli train with {first} in the same way")
+    if rest.strip():
+        remarks.append(f"what follows the call is not run: {rest.strip()}")
+    return Asked(raw, call.tables, call.defaults, remarks)
+
+
+def find(path: Path) -> Found:
     """Find the call that trains in a shell file; UsageError if there is none, several, or one that needs a shell."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -83,36 +110,45 @@ def read(path: Path) -> ShellCall:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"cannot be read: {error}") from error
     file = _File(path)
-    calls: list[tuple[int, ShellCall]] = []
+    found: list[tuple[int, Call, str]] = []
     skipped: list[str] = []
     for number, line in _lines(text):
         file.line = number
-        first, assigned = line.split(None, 1)[0], _ASSIGNED.fullmatch(line)
+        first, assigned = line.split(None, 1)[0], ASSIGNED.fullmatch(line)
         if first.startswith("--"):
             what = f"{first} stands in a line of its own: a comment, or a missing backslash, ends the call before it"
             raise file.refuse(what, "Join it to the call.")
         if first in _BLOCKS or re.match(r"\w+\s*\(\)", line):
             raise file.refuse(f"{first} needs a shell", "Leave one plain call in the file, with its values.")
-        if _CALL.search(line) and (call := _call(file, line)) is not None:
-            calls.append((number, call))
+        if (one := _call(file, line)) is not None:
+            found.append((number, *one))
         elif assigned and (value := _assigned(file, assigned[2])) is not None:
             file.known[assigned[1]] = value
         else:
             skipped.append(f"{first} (line {number})")
-    if not calls:
+    if not found:
         what = "no call that trains is in it: swift sft, swift pt, swift rlhf or ChatGLM3's finetune.py"
         raise UsageError(str(path), what, "Give the file that makes the call, or a YAML file.")
-    if len(calls) > 1:
-        what = f"{len(calls)} calls train, in lines {', '.join(str(number) for number, _ in calls)}"
+    if len(found) > 1:
+        what = f"{len(found)} calls train, in lines {', '.join(str(number) for number, _, _ in found)}"
         raise UsageError(str(path), what, "Put each of them into a file of its own.")
-    _, call = calls[0]
+    remarks = []
     if skipped:
-        call.remarks.append(
+        remarks.append(
             f"{path.name} is read, not run: {', '.join(skipped)} {'is' if len(skipped) == 1 else 'are'} left out"
         )
     if file.dated:
-        call.remarks.append("the date of the start is the word date here, so that --resume finds the folder")
-    return call
+        remarks.append("the date of the start is the word date here, so that --resume finds the folder")
+    return Found(*found[0][1:], remarks)
+
+
+def _call(file: _File, line: str) -> tuple[Call, str] | None:
+    """(the call that trains, what follows it) in a line; None for any other line, whose words may need a shell."""
+    if not _CALL.search(line):
+        return None
+    words, rest = _words(file, line)
+    call = calls.parse(words)
+    return (call, rest) if call is not None and call.trains else None
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -142,79 +178,6 @@ def _assigned(file: _File, text: str) -> str | _Unknown | None:
     except UsageError as error:
         return _Unknown(error.what)
     return None if len(words) > 1 or rest else "".join(words)
-
-
-def _call(file: _File, line: str) -> ShellCall | None:
-    """The call in a line; None if the line calls something that does not train."""
-    words, rest = _words(file, line)
-    environment = []
-    while words and (assigned := _ASSIGNED.fullmatch(words[0])):
-        environment.append(assigned[1])
-        words = words[1:]
-    if not words or Path(words[0]).name not in _LAUNCHERS:
-        return None
-    place, command = _command(words)
-    if command is None:
-        return None
-    raw, loose = _options(words[place + 1 :])
-    if loose:
-        named = f"{command} takes its settings from {' '.join(loose)}"
-        raise file.refuse(named, "Give the configuration file itself: cli train SET FILE --model MODEL.")
-    remarks = []
-    if environment:
-        what = "is not taken over: set for cli train what it should see"
-        remarks.append(f"the environment of the call ({', '.join(environment)}) {what}")
-    if place > 1 and words[0] != "swift":
-        remarks.append(f"the options of {words[0]} are not taken over: start cli train with {words[0]} in the same way")
-    if rest.strip():
-        remarks.append(f"what follows the call is not run: {rest.strip()}")
-    objective = _OBJECTIVES.get(command)
-    tools = ("chatglm3",) if command == "finetune" else ("ms_swift", "ms_swift_1")
-    return ShellCall(raw, tools, {"objective": objective} if objective else {}, remarks)
-
-
-def _command(words: list[str]) -> tuple[int, str | None]:
-    """(place of the word, what it calls) in the words of a call; the second is None if that does not train."""
-    if Path(words[0]).name == "swift":
-        name = words[1] if len(words) > 1 else ""
-        return 1, name if name in _OBJECTIVES else None
-    for place, word in enumerate(words):
-        name = Path(word).stem.removeprefix("llm_")
-        if word.endswith(".py") and name in (*_OBJECTIVES, "finetune"):
-            return place, name
-    return 0, None
-
-
-def _options(words: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """(values by option, words that belong to none): `--a 1 --b x y --c` is a: 1, b: [x, y], c: true."""
-    found: dict[str, list[str]] = {}
-    loose: list[str] = []
-    name: str | None = None
-    for word in words:
-        if word.startswith("--") and len(word) > 2:
-            name, sign, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            found[name] = [value] if sign else []
-        elif name is None:
-            loose.append(word)
-        else:
-            found[name].append(word)
-    values = {key: [_typed(one) for one in some] for key, some in found.items()}
-    return {key: some[0] if len(some) == 1 else some or True for key, some in values.items()}, loose
-
-
-def _typed(text: str) -> Any:
-    """A word of a command line as the value it stands for."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if _NUMBER.fullmatch(text):
-        return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
-    if text[:1] in ("{", "["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-    return text
 
 
 def _words(file: _File, line: str) -> tuple[list[str], str]:
