@@ -33,7 +33,7 @@ _TABLES = {"swift": ("ms_swift", "ms_swift_1"), "chatglm3": ("chatglm3",), "llam
 """By tool: the tables in registry/train_configs that its options may be of."""
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     """A call of another tool."""
 
     environment: dict[str, str]
@@ -63,7 +63,7 @@ class Call(NamedTuple):
         return {"objective": objective} if objective else {}
 
 
-def parse(words: Sequence[str]) -> Call | None:
+def parse(words: Sequence[str]) -> ToolCall | None:
     """The call that words make; None if it is none of a tool that is known here."""
     environment: dict[str, str] = {}
     while words and (assigned := ASSIGNED.fullmatch(words[0])):
@@ -73,12 +73,12 @@ def parse(words: Sequence[str]) -> Call | None:
         return None
     first = Path(words[0]).name
     if first in _PROGRAMS:
-        return Call(environment, (), _PROGRAMS[first], words[1], tuple(words[2:])) if len(words) > 1 else None
+        return ToolCall(environment, (), _PROGRAMS[first], words[1], tuple(words[2:])) if len(words) > 1 else None
     for place, word in enumerate(words):
         name = "src/train.py" if word.endswith("src/train.py") else Path(word).name
         if name in _SCRIPTS and (place == 0 or first in _LAUNCHERS):
             launcher = tuple(words[:place]) if first not in ("python", "python3") or place > 1 else ()
-            return Call(environment, launcher, *_SCRIPTS[name], tuple(words[place + 1 :]))
+            return ToolCall(environment, launcher, *_SCRIPTS[name], tuple(words[place + 1 :]))
     return None
 
 

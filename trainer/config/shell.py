@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from schemas.errors import InputError, UsageError
 from trainer.config import call as calls
-from trainer.config.call import ASSIGNED, Call
+from trainer.config.call import ASSIGNED, ToolCall
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _SUM = re.compile(r"\d+(\s*(/|\\?\*)\s*\d+)*|\d+(\s*[-+]\s*\d+)*")
@@ -43,7 +43,7 @@ class Asked(NamedTuple):
 class Found(NamedTuple):
     """The call of a shell file."""
 
-    call: Call
+    call: ToolCall
     rest: str
     """What follows it in its line: `2>&1 | tee log`."""
     remarks: list[str]
@@ -110,7 +110,7 @@ def find(path: Path) -> Found:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"cannot be read: {error}") from error
     file = _File(path)
-    found: list[tuple[int, Call, str]] = []
+    found: list[tuple[int, ToolCall, str]] = []
     skipped: list[str] = []
     for number, line in _lines(text):
         file.line = number
@@ -142,7 +142,7 @@ def find(path: Path) -> Found:
     return Found(*found[0][1:], remarks)
 
 
-def _call(file: _File, line: str) -> tuple[Call, str] | None:
+def _call(file: _File, line: str) -> tuple[ToolCall, str] | None:
     """(the call that trains, what follows it) in a line; None for any other line, whose words may need a shell."""
     if not _CALL.search(line):
         return None

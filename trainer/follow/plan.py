@@ -18,7 +18,7 @@ import registry
 from schemas.errors import UsageError
 from trainer.config import call as calls
 from trainer.config import shell
-from trainer.config.call import Call
+from trainer.config.call import ToolCall
 from trainer.follow import data, options, start, training
 from trainer.follow.training import Training
 
@@ -93,7 +93,7 @@ def of(words: Sequence[str], out: str, file: Path, more_compile: str = "", more_
     )  # fmt: skip
 
 
-def _call(words: Sequence[str]) -> tuple[Call, list[str]]:
+def _call(words: Sequence[str]) -> tuple[ToolCall, list[str]]:
     """(the call that words make, or that the shell file makes which they name; notes on what of it is left out)."""
     named = words[1:] if words and words[0] in ("bash", "sh", "source", ".") else words
     if named and len(named) == 1 and shell.is_shell(Path(named[0])):

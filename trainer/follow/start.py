@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from schemas.errors import UsageError
-from trainer.config.call import Call
+from trainer.config.call import ToolCall
 
 _PIXELS = ("MAX_PIXELS", "MIN_PIXELS", "SIZE_FACTOR", "FPS", "FPS_MAX_FRAMES", "VIDEO_MAX_PIXELS", "NFRAMES")
 _RENDEZVOUS = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -22,7 +22,7 @@ class Start(NamedTuple):
     notes: list[str]
 
 
-def of(call: Call, around: Mapping[str, str] = os.environ) -> Start:
+def of(call: ToolCall, around: Mapping[str, str] = os.environ) -> Start:
     """How the processes of a call are started; `around` is the environment that it is made in."""
     environment, notes = dict(call.environment), []
     for name in ("PYTHONPATH", *_PIXELS):

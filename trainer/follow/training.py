@@ -13,7 +13,7 @@ from schemas.errors import UsageError
 from trainer.config import call as calls
 from trainer.config import config as configs
 from trainer.config import dialects, yaml
-from trainer.config.call import Call
+from trainer.config.call import ToolCall
 from trainer.config.shell import Asked
 
 _ARGUMENTS = "finetune.py DATA MODEL CONFIG [yes|N]"
@@ -39,7 +39,7 @@ class Training:
     resume: str | None = None
 
 
-def of(call: Call) -> Training:
+def of(call: ToolCall) -> Training:
     """What a call asks for; UsageError for one that is incomplete or that mixes the calls of two tools."""
     given, loose = calls.options(call.words)
     if call.tool == "chatglm3" and (loose or not given):
@@ -53,7 +53,7 @@ def of(call: Call) -> Training:
     return _made(call, raw, file)
 
 
-def _of_documents(call: Call, given: dict[str, Any], words: Sequence[str]) -> Training:
+def _of_documents(call: ToolCall, given: dict[str, Any], words: Sequence[str]) -> Training:
     """The training of CogAgent's and ChatGLM3's `finetune.py DATA MODEL CONFIG [yes|N]`."""
     if given:
         what = f"it takes {_ARGUMENTS}, or options such as --train_file, and this call has both: --{next(iter(given))}"
@@ -75,7 +75,7 @@ def _of_documents(call: Call, given: dict[str, Any], words: Sequence[str]) -> Tr
     return replace(made, data=data, model=model, resume=resume)
 
 
-def _file(call: Call, loose: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+def _file(call: ToolCall, loose: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """(the settings file that a call names, the KEY=VALUE behind it)."""
     file, *others = loose
     changes: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def _file(call: Call, loose: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     return Path(file), changes
 
 
-def _made(call: Call, raw: dict[str, Any], file: Path | None, overrides: Sequence[str] = ()) -> Training:
+def _made(call: ToolCall, raw: dict[str, Any], file: Path | None, overrides: Sequence[str] = ()) -> Training:
     tables = call.tables if call.tool != "chatglm3" or file is None else ()
     table = dialects.recognise(raw, tables)
     keys = registry.train_config(table)["keys"]
