@@ -336,7 +336,7 @@ REFUSED = {  # by the part of the path that says what they are examples of
 OTHERS = {  # what a call of ms-swift may need that is not here
     "task_type", "num_labels", "loss_type", "loss_weights", "tuner_type", "tuner_backend", "external_plugins", "fsdp",
     "optimizer", "use_galore", "lisa_activated_layers", "init_weights", "quant_method", "sequence_parallel_size",
-    "new_special_tokens", "eval_use_evalscope", "max_epochs", "router_aux_loss_coef",
+    "new_special_tokens", "eval_use_evalscope", "max_epochs",
 }  # fmt: skip
 
 

@@ -9,11 +9,25 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from click.testing import Result
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.support.trained import config, losses, run_to_end, save_model, small_set, train
+from tests.support.sets import rows as set_rows
+from tests.support.tiny import weights_of
+from tests.support.trained import (
+    compile_set,
+    config,
+    losses,
+    records,
+    rows,
+    run_to_end,
+    save_model,
+    small_set,
+    train,
+    write,
+)  # fmt: skip
 
 Run = Callable[..., Result]
 
@@ -140,3 +154,46 @@ def test_a_router_is_adapted_by_its_name(data: Path, tmp_path: Path) -> None:
     train(data, file)
     found = {name.split(".", 3)[-1] for name in adapted(tmp_path / "run" / "checkpoint-1")}
     assert found == {"self_attn.q_proj.weight", "mlp.gate.weight"}
+
+
+@pytest.mark.parametrize("passes", [1, 4])
+@pytest.mark.parametrize("kind", ["olmoe", "mixtral"])
+def test_the_balancing_loss_is_trained_as_the_mean_over_the_passes(kind: str, passes: int, tmp_path: Path) -> None:
+    model = moe(tmp_path / "model", kind)
+    four = compile_set(tmp_path / "set", write(tmp_path / "four.jsonl", rows(4, 1)))
+    norms = {}
+    for share in (0.0, 5.0):
+        file = config(
+            tmp_path / f"{share}.json", model, tuning="full", lora=None, max_steps=1, router_aux_loss_coef=share,
+            per_device_train_batch_size=4 // passes, gradient_accumulation_steps=passes,
+        )  # fmt: skip
+        train(four, file)
+        norms[share] = records(file)[0]["grad_norm"]
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    examples = set_rows(four)
+    longest = max(len(one["input_ids"]) for one in examples)
+    weights = sum(sum(weights_of(one)[1:]) for one in examples)
+    loss = torch.zeros(())
+    groups = [examples] if passes == 1 else [[one] for one in examples]
+    for group in groups:
+        width = longest if passes == 1 else len(group[0]["input_ids"])
+        ids = torch.tensor([one["input_ids"] + [0] * (width - len(one["input_ids"])) for one in group])
+        mask = torch.tensor([[1] * len(one["input_ids"]) + [0] * (width - len(one["input_ids"])) for one in group])
+        said = plain(input_ids=ids, attention_mask=mask, output_router_logits=True)
+        for i, one in enumerate(group):
+            logs = torch.log_softmax(said.logits[i].float(), -1)
+            for place, (token, weight) in enumerate(zip(one["input_ids"], weights_of(one), strict=True)):
+                if weight and place:
+                    loss = loss - weight * logs[place - 1, token] / weights
+        loss = loss + 5.0 * said.aux_loss / passes
+    loss.backward()
+    expected = torch.stack([p.grad.norm() for p in plain.parameters() if p.grad is not None]).norm()
+    assert norms[5.0] == pytest.approx(float(expected), rel=1e-4)
+    assert norms[5.0] != pytest.approx(norms[0.0], rel=1e-2)
+
+
+def test_a_model_without_a_balancing_loss_is_named(data: Path, tmp_path: Path) -> None:
+    model = moe(tmp_path / "model", "glm4_moe")
+    said = train(data, config(tmp_path / "run.json", model, router_aux_loss_coef=0.01), code=2).stderr
+    assert "run.json#/router_aux_loss_coef: Glm4MoeForCausalLM has no balancing loss" in said

@@ -96,6 +96,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     label_smoothing_factor: float = 0.0
     neftune_noise_alpha: float | None = None
+    router_aux_loss_coef: float = 0.0
     bf16: bool | str = "auto"
     fp16: bool = False
     gradient_checkpointing: bool = False
@@ -263,6 +264,10 @@ def _check_together(c: TrainConfig, where: str) -> None:
             "Use tuning: lora.",
         ),
         (bool(c.freeze and c.trainable), "trainable", "freeze and trainable exclude each other", "Use one."),
+        (
+            bool(c.router_aux_loss_coef) and c.fp16, "router_aux_loss_coef",
+            "the balancing loss is not scaled as fp16 needs it", "Use bf16.",
+        ),
         (c.max_steps == 0, "max_steps", "0 steps would train nothing", "Leave it out, or give a number above 0."),
         (
             c.tuning == "prefix" and c.freeze_vision is True, "freeze_vision",

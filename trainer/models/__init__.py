@@ -11,6 +11,7 @@ parts.py        the vision tower, the projector and the language model, each of 
 initial.py      adapters that begin with a part of the weights (PiSSA, OLoRA)
 loraplus.py     the groups of the optimizer for LoRA+
 noise.py        NEFTune
+router.py       the balancing loss of experts
 experts.py      LoRA on fused experts, which are parameters
 pretrained.py   a model and tokenizer for use after training
 wrappers.py     the model inside DeepSpeed, DDP and PEFT

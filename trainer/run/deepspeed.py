@@ -12,6 +12,7 @@ from trainer.config.config import TrainConfig
 from trainer.models import initial
 from trainer.models.training import load
 from trainer.models.tune import count
+from trainer.models.wrappers import transformers_model
 from trainer.run import checkpoints
 from trainer.run.plan import RunPlan
 
@@ -27,6 +28,10 @@ def wrap(plan: RunPlan) -> Any:
     if _is_moved(plan):
         settings["checkpoint"] = {"load_universal": True}
     model = _load(plan, settings)
+    if plan.config.router_aux_loss_coef:
+        from trainer.models import router
+
+        router.balance(transformers_model(model), plan.config.router_aux_loss_coef / plan.accumulation, plan.where)
     if zero.stage(settings) < 3:  # the default takes a gigabyte even for a small adapter
         settings["zero_optimization"].setdefault("reduce_bucket_size", min(5 * 10**8, count(model)[1]))
     wrapped, *_ = deepspeed.initialize(
