@@ -187,14 +187,15 @@ def test_only_what_is_asked_for_is_trained(data: Path, model: Path, make: Make, 
         assert not settings.get("trainable") or "mlp" in name
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "tuning"), [(4, "lora"), (8, "lora"), (4, "prefix")])
 def test_an_evaluation_in_between_changes_nothing_of_quantized_weights(
-    data: Path, make: Make, monkeypatch: pytest.MonkeyPatch, bits: int
+    data: Path, make: Make, monkeypatch: pytest.MonkeyPatch, bits: int, tuning: str
 ) -> None:
     """As on a CPU with AVX512-BF16, where bitsandbytes packs weights of 4 bits for evaluations."""
     modules = pytest.importorskip("bitsandbytes.nn.modules")
     monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
-    settings: dict[str, Any] = {"quantization_bit": bits, "learning_rate": 1e-2}
+    settings: dict[str, Any] = {"quantization_bit": bits, "learning_rate": 1e-2, "tuning": tuning}
+    settings |= {"lora": None, "prefix": {"num_virtual_tokens": 4}} if tuning == "prefix" else {}
     plain = make("plain", **settings)
     settings |= {"eval_strategy": "steps", "eval_steps": 1, "predict_with_generate": True}
     evaluated = make("evaluated", generation_max_new_tokens=2, **settings)

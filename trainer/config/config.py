@@ -259,9 +259,9 @@ def _check_together(c: TrainConfig, where: str) -> None:
     refused: list[tuple[bool, str, str, str]] = [
         (c.bf16 is True and c.fp16, "bf16", "bf16 and fp16 cannot both be true", "Choose one."),
         (
-            c.quantization_bit is not None and c.tuning != "lora", "quantization_bit",
-            f"weights of {c.quantization_bit} bits cannot be trained, as tuning: {c.tuning} would",
-            "Use tuning: lora.",
+            c.quantization_bit is not None and c.tuning == "full", "quantization_bit",
+            f"weights of {c.quantization_bit} bits cannot be trained, as tuning: full would",
+            "Use tuning: lora or prefix.",
         ),
         (bool(c.freeze and c.trainable), "trainable", "freeze and trainable exclude each other", "Use one."),
         (
