@@ -204,6 +204,19 @@ def test_options_of_data_become_those_of_cli_compile(run: Run, call: str, expect
     assert " ".join(lines[0]) == f"cli compile {expected} -o shards"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "finetune.py data/tools THUDM/chatglm3-6b configs/chatglm3_lora.yaml",
+        "llamafactory-cli train configs/qwen2.5_14B_lora_sft.yaml",
+        "swift sft --tuner_type lora --dataset a.jsonl",
+    ],
+)
+def test_a_local_model_takes_the_place_of_the_one_that_is_named(run: Run, call: str) -> None:
+    lines, _ = plan(run, "--model", "./mine", *words(call))
+    assert all("--tokenizer ./mine" in " ".join(line) or line[-2:] == ["--model", "./mine"] for line in lines)
+
+
 def test_the_settings_of_a_call_without_a_file_are_printed_as_one(run: Run) -> None:
     call = "swift sft --model M --tuner_type lora --dataset a.jsonl --learning_rate 1e-5 --lora_rank 4"
     printed = run("follow", "--print", *words(call)).stdout

@@ -28,13 +28,14 @@ _MODULES = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launche
     "--config", default="follow.yaml", show_default=True, type=click.Path(path_type=Path), metavar="FILE",
     help="Where the settings of a call without a file of its own are written.",
 )  # fmt: skip
+@click.option("--model", metavar="DIR", help="The model's folder, in place of the one that COMMAND names.")
 @click.option("--compile", "more_compile", default="", metavar="OPTIONS", help="More options for cli compile.")
 @click.option("--train", "more_train", default="", metavar="OPTIONS", help="More options for cli train.")
 @click.option("--json", "as_json", is_flag=True, help="Print the two calls as JSON, and do not run them.")
 @click.pass_context
 def follow_command(
-    ctx: click.Context, command: tuple[str, ...], only_print: bool, out: str, config: Path, more_compile: str,
-    more_train: str, as_json: bool,
+    ctx: click.Context, command: tuple[str, ...], only_print: bool, out: str, config: Path, model: str | None,
+    more_compile: str, more_train: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Do what a call of CogAgent, ChatGLM3, LLaMA-Factory or ms-swift does, with cli compile and cli train.
 
@@ -51,7 +52,7 @@ def follow_command(
     libraries.need("follow", "yaml")
     from trainer.follow import plan as plans
 
-    plan = plans.of(command, out, config, more_compile, more_train)
+    plan = plans.of(command, out, config, model, more_compile, more_train)
     if as_json:
         click.echo(json.dumps(plan.as_dict(), ensure_ascii=False))
         return

@@ -72,11 +72,16 @@ class Plan:
         return [shlex.join([*words, "cli", *self.compile]), shlex.join([*words, *self.launcher, "cli", *self.train])]
 
 
-def of(words: Sequence[str], out: str, file: Path, more_compile: str = "", more_train: str = "") -> Plan:
-    """The plan for a call that writes its set to `out`, and its configuration, if it has no file, to `file`."""
+def of(
+    words: Sequence[str], out: str, file: Path, model: str | None = None, more_compile: str = "", more_train: str = ""
+) -> Plan:
+    """The plan for a call that writes its set to `out`, and its configuration, if it has no file, to `file`.
+
+    `model` takes the place of the call's own.
+    """
     call, notes = _call(words)
     began = start.of(call)
-    asked = training.of(call)
+    asked = training.of(call, model)
     others, without = options.of(asked.table, asked.found)
     found = data.of(asked)
     card, why = _template(asked, found.options + shlex.split(more_compile))

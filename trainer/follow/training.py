@@ -35,44 +35,47 @@ class Training:
     data: Path | None = None
     """The folder of its data files, if the call names one."""
     model: str | None = None
-    """The model, if the call names it outside its settings."""
+    """The model, if its settings do not name it."""
     resume: str | None = None
 
 
-def of(call: ToolCall) -> Training:
-    """What a call asks for; UsageError for one that is incomplete or that mixes the calls of two tools."""
+def of(call: ToolCall, model: str | None = None) -> Training:
+    """What a call asks for, with `model` in place of its own if that is given.
+
+    UsageError for a call that is incomplete, or that mixes those of two tools.
+    """
     given, loose = calls.options(call.words)
     if call.tool == "chatglm3" and (loose or not given):
-        return _of_documents(call, given, loose)
+        return _of_documents(call, given, loose, model)
     file: Path | None = None
     raw = given
     if loose:
         file, changes = _file(call, loose)
         raw = yaml.read(file) | changes | given
         file = None if changes or given else file
-    return _made(call, raw, file)
+    return _made(call, raw, file, model)
 
 
-def _of_documents(call: ToolCall, given: dict[str, Any], words: Sequence[str]) -> Training:
+def _of_documents(call: ToolCall, given: dict[str, Any], words: Sequence[str], model: str | None = None) -> Training:
     """The training of CogAgent's and ChatGLM3's `finetune.py DATA MODEL CONFIG [yes|N]`."""
     if given:
         what = f"it takes {_ARGUMENTS}, or options such as --train_file, and this call has both: --{next(iter(given))}"
         raise UsageError("finetune.py", what, "Use one of the two.")
     if not 3 <= len(words) <= 4:
         raise UsageError("finetune.py", f"expected {_ARGUMENTS}, found {len(words)} arguments", "Name all of them.")
-    data, model, file = Path(words[0]), words[1], Path(words[2])
+    data, file = Path(words[0]), Path(words[2])
     resume = words[3] if len(words) == 4 and words[3] else None
     if resume not in (None, "yes") and not str(resume).isdigit():
         what = f"the fourth argument is {resume!r}; expected yes, or the number of a checkpoint"
         raise UsageError("finetune.py", what, "Leave it out to start anew.")
     if not data.is_dir():
         raise UsageError(words[0], "no such folder", f"{_ARGUMENTS}: DATA is the folder of the data files.")
-    made = _made(call, yaml.read(file), file, [f"model_name_or_path={json.dumps(model)}"])
+    made = _made(call, yaml.read(file), file, model or words[1])
     if made.table != "seq2seq":
         title = registry.train_config(made.table)["title"] if made.table != dialects.OWN else "cli train"
         what = f"it is a file of {title}, not one of CogAgent or ChatGLM3, whose finetune.py is called"
         raise UsageError(str(file), what, "Call the tool that the file is for.")
-    return replace(made, data=data, model=model, resume=resume)
+    return replace(made, data=data, resume=resume)
 
 
 def _file(call: ToolCall, loose: Sequence[str]) -> tuple[Path, dict[str, Any]]:
@@ -87,7 +90,7 @@ def _file(call: ToolCall, loose: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     return Path(file), changes
 
 
-def _made(call: ToolCall, raw: dict[str, Any], file: Path | None, overrides: Sequence[str] = ()) -> Training:
+def _made(call: ToolCall, raw: dict[str, Any], file: Path | None, model: str | None) -> Training:
     tables = call.tables if call.tool != "chatglm3" or file is None else ()
     table = dialects.recognise(raw, tables)
     keys = registry.train_config(table)["keys"]
@@ -99,7 +102,8 @@ def _made(call: ToolCall, raw: dict[str, Any], file: Path | None, overrides: Seq
     kept = {key: value for key, value in raw.items() if key not in ours}
     refused = any("remark" not in entries[key] for key in ours)
     rest = kept if file is None or refused else raw
-    config = configs.of(Asked(rest, (table,), call.defaults, []), where, overrides)
+    named = [f"model_name_or_path={json.dumps(model)}"] if model else []
+    config = configs.of(Asked(rest, (table,), call.defaults, []), where, named)
     done = {f"{key} has no effect" for key in ours}
     remarks = tuple(said for said in config.remarks if said.partition(":")[0] not in done)
-    return Training(table, found, replace(config, remarks=remarks), None if refused else file, rest)
+    return Training(table, found, replace(config, remarks=remarks), None if refused else file, rest, model=model)
