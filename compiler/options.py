@@ -139,6 +139,10 @@ class CompileOptions:
     name: str = DEMO_NAME
     author: str = DEMO_AUTHOR
     tokenizer: Path = registry.DEMO_TOKENIZER
+    tokenizer_source: dict[str, Any] = field(default_factory=dict)
+    """The hub, the repository and the commit that it was downloaded from; {} = it was given as a folder."""
+    hub: str | None = None
+    """The hub that is preferred; None = what the environment chooses, else Hugging Face."""
     template: str = "auto"
     weights: str = "auto"
     units: UnitOptions = field(default_factory=UnitOptions)

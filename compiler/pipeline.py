@@ -95,7 +95,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
             "options": options_entry(options),
             "datasets": entries,
             "balance": total_balance(entries),
-            "run": run_entry(compiled, options.out),
+            "run": run_entry(compiled, options),
             "splits": {
                 name: split_entry(write_split(output.partial / name, split, rows, kind, watcher.linked))
                 for name, split in splits.items()

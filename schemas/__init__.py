@@ -10,6 +10,7 @@ order.py       seeded orders, the same on every machine
 stores.py      object stores
 disk.py        durable writes, digests of files
 errors.py      errors that a user can fix, and reasons of rejects
+hub.py         repositories of the hubs
 install.py     the command that installs an extra
 """
 # finetune-data-compiler: by this name cli.py knows its own packages.

@@ -193,6 +193,8 @@ class RunEntry(TypedDict):
     """
 
     encoders: NotRequired[dict[str, EncoderEntry]]
+    tokenizer: NotRequired[dict[str, Any]]
+    """The hub, repository and commit that the tokenizer was downloaded from; absent where it was given as a folder."""
     media: NotRequired[dict[str, str]]
     """By dataset, the folder of its images and videos, as seen from the set's folder. Not for sets in object stores."""
     folder: NotRequired[str]

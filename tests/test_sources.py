@@ -908,7 +908,7 @@ def test_a_file_called_like_the_self_cognition_pool_is_an_ordinary_file(run: Run
 @pytest.fixture
 def no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make both hub clients as if they were not installed."""
-    for client in ("modelscope", "huggingface_hub"):
+    for client in ("modelscope_hub", "huggingface_hub"):
         monkeypatch.setitem(sys.modules, client, None)
 
 
@@ -916,13 +916,13 @@ def no_client(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_dataset_without_a_copy_and_without_a_client_says_what_to_do(run: Run, tmp_path: Path) -> None:
     result = run("compile", "--mix", "ms-agent:1,ms-bench:2", "-o", tmp_path / "out", code=2)
     assert result.stderr == (
-        "error: dataset ms-agent: there is no local copy of iic/ms_agent, and modelscope is not installed\n"
-        "  Put its files into DIR/iic/ms_agent and add --registry DIR; or install the [hub] extra to download it "
-        f"(pip install -e '{DATA.parent.parent}[hub]'). The embedded samples are called agent and bench.\n"
+        "error: dataset ms-agent: modelscope_hub, which downloads it from ModelScope, is not installed\n"
+        "  The embedded samples are called agent and bench. Put its files into DIR/iic/ms_agent and add --registry DIR, "
+        f"or install it: pip install -e '{DATA.parent.parent}[hub]'\n"
     )
     folder = info(tmp_path / "reg", remote={"hf_hub_url": "org/remote"})
     result = run("compile", "--mix", "remote", "--registry", folder, "-o", tmp_path / "out", code=2)
-    assert "there is no local copy of org/remote, and huggingface_hub is not installed" in result.stderr
+    assert "huggingface_hub, which downloads it from Hugging Face, is not installed" in result.stderr
     assert "DIR/org/remote" in result.stderr
 
 

@@ -563,28 +563,6 @@ def test_a_model_without_safetensors_is_refused(tmp_path: Path, data: Path, mode
     assert "it ran" not in said
 
 
-def test_code_of_a_hub_needs_a_commit_and_a_model_without_code_needs_none(
-    tmp_path: Path, data: Path, model: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    asked: list[Any] = []
-
-    def download(name: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
-        asked.append((name, revision, "*.py" in ignore_patterns))
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    shutil.copytree(model, tmp_path / "snapshot")
-    run = make(model="maker/tiny", trust_remote_code=True)
-    train(data, run, "--dry-run")
-    path = tmp_path / "snapshot" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoConfig": "code.Config"}}))
-    said = train(data, run, "--dry-run", code=2).stderr
-    assert "maker/tiny comes with code, and code from a hub is run only from a fixed commit" in said
-    assert asked == [("maker/tiny", None, True)] * 2
-
-
 def test_a_shard_of_a_model_that_is_missing_is_named_before_the_run(
     tmp_path: Path, data: Path, model: Path, make: Make
 ) -> None:

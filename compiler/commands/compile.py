@@ -90,6 +90,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
     """The options of a compile, after the checks that need no files."""
     from compiler.datasets import files, hub
     from compiler.options import CompileOptions, MixOptions, UnitOptions, parse_keys, parse_mix, parse_names, parse_part
+    from schemas.hub import chosen
 
     _check(given)
     _check_engine(given)
@@ -101,7 +102,10 @@ def _options(given: dict[str, Any]) -> CompileOptions:
     given |= {name: parse_names(f"--{name}", tuple(map(files.readable, given[name]))) for name in ("columns", "tags")}
     given["mix"] = parse_mix(files.readable(",".join(given["mix"]))) if given["mix"] else ()
     given |= {key: files.readable(given[key]) if given[key] else None for key in ("name", "author")}
-    given["tokenizer"] = None if given["tokenizer"] is None else hub.tokenizer_folder(given["tokenizer"])
+    if given["hub"] is not None:
+        chosen(given["hub"], "--hub")  # a contradiction is said before anything is downloaded
+    if given["tokenizer"] is not None:
+        given["tokenizer"], given["tokenizer_source"] = hub.tokenizer(given["tokenizer"], given["hub"])
     given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else _workers())
     given["only"] = None if given["only"] is None else parse_part(given["only"])
     given |= {"units": _filled(UnitOptions, given), "mixing": _filled(MixOptions, given)}

@@ -20,6 +20,10 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Folder with a dataset_info.json and its data, or with hub datasets. Can be repeated.",
         ),
         click.Option(
+            ["--hub"], type=click.Choice(["huggingface", "modelscope"]),
+            help="Hub of datasets and tokenizers.  [default: $USE_MODELSCOPE_HUB=1 or Hugging Face]",
+        ),
+        click.Option(
             ["--format"], default="auto", show_default=True, metavar="auto|NAME",
             shell_complete=names(format_names), help="Format of FILES; see cli formats.",
         ),
@@ -76,7 +80,7 @@ SECTIONS: dict[str, list[click.Option]] = {
     ],
     "Template and masks": [
         click.Option(
-            ["--tokenizer"], metavar="DIR|ID",
+            ["--tokenizer"], metavar="DIR|ID[@REVISION]",
             help="Folder with a tokenizer.json, or a hub id.  [default: the embedded demo tokenizer]",
         ),
         click.Option(

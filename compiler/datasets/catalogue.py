@@ -85,20 +85,22 @@ class Catalogue:
     def _from_card(self, card: dict[str, Any]) -> Dataset:
         format_ = formats.get(card["format"], f"dataset {card['name']}")
         source: dict[str, Any] = {"license": card["license"]} if "license" in card else {}
+        notes: list[str] = []
         if "files" in card:
             folder = registry.ROOT
             files = [File(folder / file, file) for file in card["files"]]
         else:
-            folder, revision = hub.find(card["name"], card["hub"], self.options.registries)
+            folder, found, notes = hub.find(card["name"], card["hub"], self.options)
             files = data_files(folder, card["name"], {})
-            source |= {"hub": card["hub"]} | ({"revision": revision} if revision else {})
+            source |= found
         weights = card.get("weights", format_.weights)
         options = DatasetOptions(
             card["format"], dict(format_.columns), dict(format_.tags), weights_of(self.options, weights),
             react=format_.react and card.get("weights") != "none", clean=card.get("clean", {}),
             media=media_of(self.options, folder),
         )  # fmt: skip
-        return Dataset(card["name"], files, options, sample=card.get("sample", False), source=source)
+        sample = card.get("sample", False)
+        return Dataset(card["name"], files, options, sample=sample, source=source, notes=notes)
 
     def self_cognition(self) -> Dataset:
         """The pool of self-cognition rows, the user's or the embedded one, with the name and author to fill in."""

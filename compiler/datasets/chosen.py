@@ -27,6 +27,8 @@ def choose_datasets(options: CompileOptions) -> list[tuple[Dataset, Request]]:
         if any(dataset.name == SELF_COGNITION for dataset, _ in chosen):
             raise UsageError("--self-cognition", f"another dataset is called {SELF_COGNITION!r}", "Rename that one.")
         chosen.append((catalogue.self_cognition(), Request(SELF_COGNITION, count=options.self_cognition, repeats=True)))
+    if options.hub and not options.tokenizer_source and all("revision" not in one.source for one, _ in chosen):
+        raise UsageError(f"--hub {options.hub}", "nothing of this compile is downloaded from a hub", "Leave it out.")
     for dataset, _ in chosen:
         policy = registry.weights(dataset.options.weights)
         dataset.options = replace(dataset.options, weights=policy["name"], policy=policy)

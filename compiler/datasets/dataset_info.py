@@ -45,9 +45,9 @@ def from_entry(name: str, entry: dict[str, Any], folder: Path, asked: CompileOpt
     source: dict[str, Any] = {}
     hubs = {hub_name: entry[key] for hub_name, key in hub.KEYS.items() if key in entry}
     media: AnyPath = folder
+    notes: list[str] = []
     if hubs:
-        path, revision = hub.find(name, hubs, asked.registries)
-        source = {"hub": hubs} | ({"revision": revision} if revision else {})
+        path, source, notes = hub.find(name, hubs, asked)
         files, media = data_files(path, where, entry), path
     elif (cloud := entry.get("cloud_file_name", "")).startswith(SCHEME):  # before file_name, as upstream has it
         files = _named(cloud, where, entry, folder)
@@ -59,7 +59,7 @@ def from_entry(name: str, entry: dict[str, Any], folder: Path, asked: CompileOpt
         format_.name, columns, _names(format_.tags, entry.get("tags")), weights_of(asked, format_.weights), kind,
         react=format_.react, media=media_of(asked, media),
     )  # fmt: skip
-    return Dataset(name, files, options, num_samples=entry.get("num_samples"), source=source)
+    return Dataset(name, files, options, num_samples=entry.get("num_samples"), source=source, notes=notes)
 
 
 def _named(place: str, where: str, entry: dict[str, Any], folder: Path) -> list[File]:

@@ -47,7 +47,7 @@ from schemas.manifest import (
 )
 from schemas.order import Ints
 from schemas.places import LINES
-from schemas.stores import SCHEME, AnyPath
+from schemas.stores import SCHEME
 
 
 def versions() -> dict[str, str]:
@@ -129,9 +129,12 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
     return found | {"max_rejects": options.max_rejects, "persona": persona}
 
 
-def run_entry(compiled: list[CompiledDataset], out: AnyPath) -> RunEntry:
-    """What made the set that is written to `out`."""
+def run_entry(compiled: list[CompiledDataset], options: CompileOptions) -> RunEntry:
+    """What made the set that is written to `options.out`."""
+    out = options.out
     entry: RunEntry = {"encoders": encoders_entry(compiled)}
+    if options.tokenizer_source:
+        entry["tokenizer"] = options.tokenizer_source
     with_files = [one.dataset for one in compiled if any(unit.info["files"] for unit in one.loaded)]
     if with_files and isinstance(out, Path):
         here = out.resolve()

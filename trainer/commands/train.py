@@ -23,6 +23,11 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml"
     "--model", metavar="DIR", help="The model's folder, if CONFIG names none; same as --set model_name_or_path=DIR."
 )
 @click.option(
+    "--hub",
+    type=click.Choice(["huggingface", "modelscope"]),
+    help="The hub it is downloaded from; same as --set hub=NAME.",
+)
+@click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
     help="Override a key (in the names of cli train's own files); null unsets it. Can be repeated.",
 )  # fmt: skip
@@ -33,6 +38,7 @@ def train(
     out: str,
     config: Path,
     model: str | None,
+    hub: str | None,
     overrides: tuple[str, ...],
     resume: str | None,
     dry_run: bool,
@@ -56,7 +62,8 @@ def train(
     from trainer import device
     from trainer.config import config as configs
 
-    given = [*([f"model_name_or_path={json.dumps(model)}"] if model else []), *overrides]
+    named = {"model_name_or_path": model, "hub": hub}
+    given = [*(f"{key}={json.dumps(value)}" for key, value in named.items() if value), *overrides]
     try:
         loaded = configs.load(config, given)
         with Heartbeat("importing libraries", silent=device.launched()[0] > 0) as beat:

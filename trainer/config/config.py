@@ -10,7 +10,8 @@ from typing import Any
 
 from yaml import YAMLError
 
-from schemas import check_config, schema
+import registry
+from schemas import check_config, hub, schema
 from schemas.errors import UsageError, nearest
 from trainer.config import derived, dialects, forms, shell, yaml
 
@@ -58,6 +59,7 @@ class TrainConfig:
     model_name_or_path: str
     output_dir: str
     model_revision: str | None = None
+    hub: str | None = None
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     quantization_bit: int | None = None
@@ -149,6 +151,13 @@ class Loaded:
 
 _CONSTANT = "the rate of lr_scheduler_type: constant never changes; constant_with_warmup has a warm-up"
 _PLAIN = ("constant", "constant_with_warmup")
+
+
+def _is_here(model: str) -> bool:
+    """Whether a model is a folder, or the embedded one."""
+    return model == registry.DEMO_MODEL.name or Path(model).is_dir()
+
+
 Idle = tuple[str, Callable[[TrainConfig], bool], str]
 _IDLE: Sequence[Idle] = (
     ("bnb_4bit_quant_type", lambda c: c.quantization_bit != 4, "quantization_bit is not 4"),
@@ -172,7 +181,8 @@ _IDLE: Sequence[Idle] = (
     ("warmup_steps", lambda c: c.lr_scheduler_type == "constant", _CONSTANT),
     ("lr_scheduler_kwargs", lambda c: c.lr_scheduler_type in _PLAIN, "the lr_scheduler_type takes no arguments"),
     ("num_train_epochs", lambda c: c.max_steps > 0, "max_steps is set"),
-    ("model_revision", lambda c: Path(c.model_name_or_path).is_dir(), "the model is a folder"),
+    ("model_revision", lambda c: _is_here(c.model_name_or_path), "the model is not from a hub"),
+    ("hub", lambda c: _is_here(c.model_name_or_path), "the model is not from a hub"),
 )
 """(key, when it has no effect, why): such a key is an error in our own file and a remark in another tool's."""
 
@@ -193,7 +203,10 @@ def of(call: shell.Asked, path: str, overrides: Sequence[str] = ()) -> Loaded:
     overridden = {_override(values, override) for override in overrides}
     values = forms.normal(values)
     given = set(values)
-    _fill(values, file.defaults | call.defaults, overridden)
+    defaults = file.defaults | call.defaults
+    if "hub" in defaults and (_is_here(values.get("model_name_or_path", "")) or hub.of_environment() is not None):
+        del defaults["hub"]  # a tool's own default: what the user says in the environment takes precedence
+    _fill(values, defaults, overridden)
     made, remarks = derived.defaults(file.rule, values, file.found)
     _fill(values, made, overridden)
     if "model_name_or_path" not in values:

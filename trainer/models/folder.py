@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from schemas.errors import InputError, UsageError
+from schemas import hub
+from schemas.errors import UsageError
 from trainer.config.config import TrainConfig
 from trainer.models import demo
 from trainer.models.digest import digest_of
@@ -28,7 +28,7 @@ class ModelFolder:
     config: Any
     """The Transformers configuration."""
     record: dict[str, Any]
-    """For checkpoints: name, revision, and digests of remote code if it is run."""
+    """For checkpoints: name, revision (of a hub, the commit), the hub, and digests of remote code if it is run."""
     family: Family | None = None
     """For a folder in the layout of code of its own: what it becomes."""
 
@@ -83,20 +83,24 @@ def find(config: TrainConfig) -> ModelFolder:
     """Find the model that a configuration names, or download it; UsageError if there is none."""
     import transformers
 
-    name, revision = config.model_name_or_path, config.model_revision
+    name, revision, source = config.model_name_or_path, config.model_revision, None
     folder = Path(name)
     if not folder.is_dir() and name == demo.NAME:
         folder = demo.folder()
     elif not folder.is_dir():
-        folder = _download(name, revision, config.trust_remote_code)
+        snapshot = _download(config)
+        folder, revision, source = snapshot.folder, snapshot.commit, snapshot.hub
         if not any(folder.glob("*.safetensors")):
-            hint = f"Download it whole, and convert it: hf download {name} --local-dir DIR; cli safetensors DIR"
+            fetch = "modelscope download" if source == hub.MODELSCOPE else "hf download"
+            hint = f"Download it whole, and convert it: {fetch} {name} --local-dir DIR; cli safetensors DIR"
             raise UsageError(f"model_name_or_path: {name}", "it has no *.safetensors files", hint)
     if not (folder / "config.json").is_file():
         raise UsageError(str(folder), "no config.json: not the folder of a model", "Give the folder of a model.")
     need_safetensors(folder)
     files_of(folder)  # names a shard that is missing
     record: dict[str, Any] = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}
+    if source is not None:
+        record["hub"] = source
     if config.trust_remote_code:
         record["remote_code"] = {
             p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.glob("*.py"))
@@ -114,22 +118,24 @@ def find(config: TrainConfig) -> ModelFolder:
     return ModelFolder(folder, loaded, record)
 
 
-def _download(name: str, revision: str | None, remote_code: bool) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"model_name_or_path: {name}", "no such folder", "Give the model's folder or a hub id.")
-    from huggingface_hub import snapshot_download
-
-    pinned = re.fullmatch("[0-9a-f]{40}", revision or "") is not None
+def _download(config: TrainConfig) -> hub.Snapshot:
+    name, revision = config.model_name_or_path, config.model_revision
+    where = f"model_name_or_path: {name}"
+    if not hub.is_id(name):
+        raise UsageError(where, "no such folder", "Give the model's folder or a hub id.")
+    repository, inside = hub.parse_id(name)
+    if inside is not None:
+        raise UsageError(
+            where, "the revision has a key of its own", f"Write {repository}, and model_revision: {inside}."
+        )
+    chosen = hub.chosen(config.hub, "hub:") or hub.HUBS[0]
+    pinned = hub.is_commit(revision)
     ignored = ["*.bin", "*.pt", "*.pth", "*.gguf", *([] if pinned else ["*.py"])]
-    try:
-        folder = Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
-    except Exception as error:  # whatever fails in the client is one error to the user
-        raise InputError(
-            f"model_name_or_path: {name}", f"no such folder, and the download failed: {str(error).splitlines()[0]}",
-            "Give the model's folder.",
-        ) from error  # fmt: skip
+    snapshot = hub.download(chosen, name, revision, "model", where, "Give the model's folder", without=ignored)
+    folder = snapshot.folder
     # Many configurations trust code where a model has none; then there is nothing to pin.
-    if remote_code and not pinned and (folder / "config.json").is_file() and "auto_map" in families.config_of(folder):
+    trusted = config.trust_remote_code and not pinned
+    if trusted and (folder / "config.json").is_file() and "auto_map" in families.config_of(folder):
         what = f"{name} comes with code, and code from a hub is run only from a fixed commit"
         raise UsageError("model_revision", what, "Set it to the full hash of a commit that you have reviewed.")
-    return folder
+    return snapshot

@@ -14,8 +14,8 @@ from trainer.run.checkpoints import Checkpoint
 from trainer.run.schedule import learning_rate
 
 _FREE = frozenset({
-    "model_name_or_path", "model_revision", "trust_remote_code", "output_dir", "overwrite_output_dir", "media_dir",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "fp16",
+    "model_name_or_path", "model_revision", "hub", "trust_remote_code", "output_dir", "overwrite_output_dir",
+    "media_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "fp16",
     "zero_stage", "deepspeed", "use_cpu", "ddp_timeout", "group_by_length", "dataloader_num_workers", "logging_steps",
     "report_to", "run_name", "plot_loss", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
     "eval_steps", "per_device_eval_batch_size", "predict_with_generate", "generation_max_new_tokens",
