@@ -917,8 +917,8 @@ def test_a_hub_dataset_without_a_copy_and_without_a_client_says_what_to_do(run: 
     result = run("compile", "--mix", "ms-agent:1,ms-bench:2", "-o", tmp_path / "out", code=2)
     assert result.stderr == (
         "error: dataset ms-agent: modelscope_hub, which downloads it from ModelScope, is not installed\n"
-        "  The embedded samples are called agent and bench. Put its files into DIR/iic/ms_agent and add --registry DIR, "
-        f"or install it: pip install -e '{DATA.parent.parent}[hub]'\n"
+        "  The embedded samples are called agent and bench. Put its files into DIR/iic/ms_agent and add --registry DIR"
+        f", or install it: pip install -e '{DATA.parent.parent}[hub]'\n"
     )
     folder = info(tmp_path / "reg", remote={"hf_hub_url": "org/remote"})
     result = run("compile", "--mix", "remote", "--registry", folder, "-o", tmp_path / "out", code=2)
