@@ -227,6 +227,26 @@ def test_a_revision_inside_the_name_of_a_model_is_told_its_key() -> None:
         folder.find(TrainConfig("maker/tiny@v1", "out"))
 
 
+def test_a_key_that_contradicts_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer.config.config import TrainConfig
+    from trainer.models import folder
+
+    monkeypatch.setenv("USE_HF", "1")
+    with pytest.raises(UsageError, match="hub: modelscope: USE_HF=1 in the environment chooses huggingface"):
+        folder.find(TrainConfig("maker/tiny", "out", hub="modelscope"))
+
+
+@pytest.mark.parametrize("key", ["hub", "model_revision"])
+def test_a_model_that_is_from_no_hub_needs_no_hub_and_no_revision(tmp_path: Path, key: str) -> None:
+    from trainer.config import config as configs
+
+    for model in ("demo", str(tmp_path)):
+        values = {"model_name_or_path": model, "output_dir": "out", key: "modelscope"}
+        (tmp_path / "run.yaml").write_text(json.dumps(values), encoding="utf-8")
+        with pytest.raises(UsageError, match=f"#/{key}: it has no effect: the model is not from a hub"):
+            configs.load(tmp_path / "run.yaml")
+
+
 # -- which hub --
 
 

@@ -21,7 +21,7 @@ SECTIONS: dict[str, list[click.Option]] = {
         ),
         click.Option(
             ["--hub"], type=click.Choice(["huggingface", "modelscope"]),
-            help="Hub of datasets and tokenizers.  [default: $USE_MODELSCOPE_HUB=1 or Hugging Face]",
+            help="Hub of datasets and tokenizers.  [default: modelscope with USE_MODELSCOPE_HUB=1, else huggingface]",
         ),
         click.Option(
             ["--format"], default="auto", show_default=True, metavar="auto|NAME",

@@ -20,12 +20,14 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml"
 @click.argument("out")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option(
-    "--model", metavar="DIR", help="The model's folder, if CONFIG names none; same as --set model_name_or_path=DIR."
+    "--model",
+    metavar="DIR|ID",
+    help="The model's folder or hub id, if CONFIG names none; same as --set model_name_or_path=DIR.",
 )
 @click.option(
     "--hub",
     type=click.Choice(["huggingface", "modelscope"]),
-    help="The hub it is downloaded from; same as --set hub=NAME.",
+    help="Hub of a model that is no folder; same as --set hub=NAME.",
 )
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE",
