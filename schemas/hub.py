@@ -65,11 +65,11 @@ class _Wanted(NamedTuple):
     without: list[str] | None
 
 
-def of_environment() -> str | None:
-    """The hub that the environment chooses; None where it chooses none. UsageError if it chooses two."""
+def of_environment(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The hub that an environment chooses; None where it chooses none. UsageError if it chooses two."""
     asked = {}
     for variable, hub in _VARIABLES.items():
-        value = os.environ.get(variable, "").strip().lower()
+        value = environment.get(variable, "").strip().lower()
         if value not in (*_YES, *_NO):
             raise UsageError(f"{variable}={value}", "expected 1 or 0", f"Unset it, or choose with --hub {hub}.")
         if value in _YES:

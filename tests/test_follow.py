@@ -107,13 +107,27 @@ def test_the_published_call_of_ms_swift_is_followed(run: Run) -> None:
     lines, said = plan(run, "-o", "out/agent", "run.sh")
     assert " ".join(lines[0]) == (
         "cli compile --mix ms-agent:1,ms-bench:2 --val-size 0.01 --self-cognition 3000 --name 卡卡罗特 --author 陶白白 "
-        "--tokenizer qwen/Qwen-7B-Chat --template qwen --max-length 2048 -o out/agent"
+        "--tokenizer qwen/Qwen-7B-Chat --hub modelscope --template qwen --max-length 2048 -o out/agent"
     )
     assert " ".join(lines[1]) == (
         "torchrun --nproc_per_node=8 --master_port 29500 --no-python cli train out/agent follow.yaml"
     )
     assert "PYTHONPATH is not set: no code of that tool runs" in said
     assert not Path("follow.yaml").exists()  # it was only printed
+
+
+def test_the_tokenizer_of_a_call_is_of_the_models_hub_and_revision(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("USE_HF", "USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"):
+        monkeypatch.delenv(variable, raising=False)
+    Path("rows.jsonl").write_text("", encoding="utf-8")
+    call = words("swift sft --model a/b --model_revision v2 --dataset rows.jsonl --output_dir o")
+    ours = {
+        tuple(before + after): " ".join(plan(run, *before, *call, *after)[0][0])
+        for before in ([], ["USE_HF=1"]) for after in ([], ["--use_hf", "true"])
+    }  # fmt: skip
+    assert "--tokenizer a/b@v2 --hub modelscope" in ours[()]
+    assert "--tokenizer a/b@v2 --hub huggingface" in ours["--use_hf", "true"]
+    assert ours["USE_HF=1",].startswith("USE_HF=1 cli compile ") and "--hub" not in ours["USE_HF=1",]
 
 
 def test_llama_factorys_call_is_followed(run: Run) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import yaml as pyyaml
 
 import registry
+from schemas import hub
 from schemas.errors import UsageError
 from trainer.config import call as calls
 from trainer.config import shell
@@ -86,7 +88,7 @@ def of(
     found = data.of(asked)
     card, why = _template(asked, found.options + shlex.split(more_compile))
     made = [*found.files, *(["--mix", ",".join(found.mix)] if found.mix else []), *found.options, *others]
-    made += ["--tokenizer", asked.config.config.model_name_or_path, *(["--template", card] if card else [])]
+    made += [*_tokenizer(asked, began.environment), *(["--template", card] if card else [])]
     made += [*_expected(asked, card, made), *shlex.split(more_compile), "-o", out]
     where, written = (str(asked.file), None) if asked.file else (str(file), (file, _text(asked, words)))
     trained = [out, where, *(["--model", asked.model] if asked.model else [])]
@@ -112,6 +114,17 @@ def _call(words: Sequence[str]) -> tuple[ToolCall, list[str]]:
     other = next((ours for theirs, ours in _OTHERS.items() if re.search(theirs, text)), "")
     what = "it does not train, and is followed by hand" if other else "it is no call that is known here"
     raise UsageError(text[:200], what, f"Type {other}." if other else f"Known are {_KNOWN}.")
+
+
+def _tokenizer(asked: Training, environment: Mapping[str, str]) -> list[str]:
+    """The options that name the model's tokenizer, of the model's hub where the model is from one."""
+    config = asked.config.config
+    name = config.model_name_or_path
+    if Path(name).is_dir() or not hub.is_id(name):
+        return ["--tokenizer", name]
+    chosen = config.hub if hub.of_environment({**os.environ, **environment}) is None else None
+    revision = f"@{config.model_revision}" if config.model_revision else ""
+    return ["--tokenizer", name + revision, *(["--hub", chosen] if chosen else [])]
 
 
 def _template(asked: Training, given: Sequence[str]) -> tuple[str | None, list[str]]:
