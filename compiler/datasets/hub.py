@@ -16,7 +16,7 @@ KEYS = {hub.MODELSCOPE: "ms_hub_url", hub.HUGGING_FACE: "hf_hub_url", hub.OPENMI
 """The keys of dataset_info.json, by hub."""
 
 
-class Found(NamedTuple):
+class HubDataset(NamedTuple):
     """The files of a hub's dataset."""
 
     folder: Path
@@ -30,7 +30,7 @@ def named(entry: Mapping[str, Any]) -> bool:
     return any(key in entry for key in KEYS.values())
 
 
-def find(name: str, hubs: Mapping[str, str], asked: CompileOptions) -> Found:
+def find(name: str, hubs: Mapping[str, str], asked: CompileOptions) -> HubDataset:
     """Find a dataset by its ids (ID or ID@REVISION) on hubs: a local copy if there is one, else a download."""
     ids = {one: hub.parse_id(text) for one, text in hubs.items()}
     for repository, revision in ids.values():
@@ -38,7 +38,7 @@ def find(name: str, hubs: Mapping[str, str], asked: CompileOptions) -> Found:
             for candidate in (folder / repository, folder / repository.split("/")[-1], folder / name):
                 if candidate.is_dir():
                     note = f"{candidate} is read; whether it is the revision {revision} is not checked"
-                    return Found(
+                    return HubDataset(
                         candidate, {"hub": {one: i for one, (i, _) in ids.items()}}, [note] if revision else []
                     )
     preferred = hub.chosen(asked.hub, "--hub")
@@ -51,7 +51,7 @@ def find(name: str, hubs: Mapping[str, str], asked: CompileOptions) -> Found:
     notes = [f"it is from {one}: its entry names no repository of {preferred}"] if preferred not in (None, one) else []
     repository, revision = ids[one]
     snapshot = hub.download(one, repository, revision, "dataset", f"dataset {name}", _advice(name, {one: repository}))
-    return Found(snapshot.folder, snapshot.source, notes)
+    return HubDataset(snapshot.folder, snapshot.source, notes)
 
 
 def _advice(name: str, hubs: Mapping[str, str]) -> str:
