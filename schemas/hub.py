@@ -1,6 +1,6 @@
 """Repositories of the hubs: which hub is meant, and the files of one commit of a model, a tokenizer or a dataset.
 
-Each hub's own client downloads, into its own cache. The clients are in the extra `hub`, and imported only here.
+Each hub's own client downloads, into its own cache. The clients are in the extra `hub`, and only this module asks them.
 """
 
 from __future__ import annotations

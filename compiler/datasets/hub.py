@@ -38,14 +38,13 @@ def find(name: str, hubs: Mapping[str, str], asked: CompileOptions) -> HubDatase
             for candidate in (folder / repository, folder / repository.split("/")[-1], folder / name):
                 if candidate.is_dir():
                     note = f"{candidate} is read; whether it is the revision {revision} is not checked"
-                    return HubDataset(
-                        candidate, {"hub": {one: i for one, (i, _) in ids.items()}}, [note] if revision else []
-                    )
+                    source = {"hub": {one: plain for one, (plain, _) in ids.items()}}
+                    return HubDataset(candidate, source, [note] if revision else [])
     preferred = hub.chosen(asked.hub, "--hub")
     able = [one for one in hub.HUBS if one in ids]
     if not able:
         raise UsageError(
-            f"dataset {name}", f"it is on no hub that is read, only on {', '.join(ids)}", _advice(name, hubs)
+            f"dataset {name}", f"it is on no hub that is read, only on {', '.join(ids)}", f"{_advice(name, hubs)}."
         )
     one = preferred if preferred in able else able[0]
     notes = [f"it is from {one}: its entry names no repository of {preferred}"] if preferred not in (None, one) else []
