@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ SCHEME = "s3://"
 QUERY = ("endpoint_override", "scheme", "region", "force_virtual_addressing")
 BUFFER = 4 << 20
 """Bytes of one request when a file is read from beginning to end."""
+CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
+"""How long a store may take to accept a connection, and to answer; then the request is tried again (`tries`)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -167,17 +170,29 @@ def address_of(query: str) -> tuple[str | None, str | None, bool]:
 @lru_cache(maxsize=32)
 def _filesystem(bucket: str, endpoint: str | None, region: str | None, virtual: bool) -> Any:
     try:
-        from pyarrow.fs import S3FileSystem, resolve_s3_region
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
     except ImportError as error:
         what = "this build of pyarrow cannot read object stores"
         raise UsageError("pyarrow", what, "Install it from PyPI: pip install --force-reinstall pyarrow.") from error
+    patience: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS, "request_timeout": ANSWER_SECONDS,
+        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=tries()),
+    }  # fmt: skip
     if endpoint is None:
-        return S3FileSystem(region=region or resolve_s3_region(bucket))
+        return S3FileSystem(region=region or resolve_s3_region(bucket), **patience)
     scheme, _, host = endpoint.partition("://")
     return S3FileSystem(
         endpoint_override=host.rstrip("/"), scheme=scheme, region=region or "us-east-1",
-        force_virtual_addressing=virtual,
+        force_virtual_addressing=virtual, **patience,
     )  # fmt: skip
+
+
+def tries() -> int:
+    """How often a request is made before the store counts as out of reach: AWS_MAX_ATTEMPTS, as for AWS's tools."""
+    given = os.environ.get("AWS_MAX_ATTEMPTS", "3")
+    if not re.fullmatch("[1-9][0-9]?", given):
+        raise UsageError(f"AWS_MAX_ATTEMPTS={given}", "expected a number from 1 to 99", "Unset it for 3.")
+    return int(given)
 
 
 class _Ranges(io.RawIOBase):

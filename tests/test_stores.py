@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -731,3 +732,89 @@ def test_a_path_in_a_store_has_the_parts_of_a_path() -> None:
     assert path_of("data/a.jsonl") == Path("data/a.jsonl")
     with pytest.raises(UsageError):
         path_of("s3://b/a#b")
+
+
+# -- patience, and a store that answers late --
+
+
+@pytest.fixture
+def stopped(store: Store) -> Iterator[Callable[[bool], None]]:
+    """A function that stops the store's process, or lets it go on."""
+
+    def stop(yes: bool) -> None:
+        store.server.send_signal(signal.SIGSTOP if yes else signal.SIGCONT)
+
+    yield stop
+    stop(False)
+
+
+@pytest.mark.slow
+def test_a_manifest_that_is_put_late_finds_its_files(
+    store: Store, prefix: str, compile_: Compile, rows: Path, cache: Path, stopped: Callable[[bool], None]
+) -> None:
+    """The store stands still while the manifest is on its way, and the user does not wait."""
+    uri, path = target(prefix)
+    compile_(rows, "-o", uri)
+    sent = threading.Event()
+    with wire_to(store) as wire:
+
+        def stand_still(method: str, path: str) -> None:
+            if method == "PUT" and path.endswith("manifest.json") and not sent.is_set():
+                stopped(True)
+                sent.set()
+
+        wire.on_request = stand_still
+        command = [sys.executable, "-m", "cli", "compile", str(rows), "-o", f"{uri}{wire.query}", "--seed", "1"]
+        with subprocess.Popen(
+            [*command, "--workers", "1", "--cache", str(cache)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert sent.wait(60)
+            time.sleep(2.5)  # the client sends the body when it has waited a second for an answer to the header
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=30)[1]
+        stopped(False)
+    assert "the store did not say whether the set is published" in said and "interrupted" in said
+    deadline = time.monotonic() + 30
+    while CompiledSet.open(path).manifest["seed"] != 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    opened = CompiledSet.open(path)
+    assert (opened.manifest["seed"], find_damage(opened)) == (1, [])
+
+
+def test_a_wire_that_is_cut_at_the_trial_of_a_condition_is_one_message(
+    store: Store, prefix: str, compile_: Compile, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, _ = target(prefix)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    seen: list[str] = []
+
+    def cut(method: str, path: str) -> str | None:
+        again = method == "PUT" and path.endswith("README.md") and path in seen
+        seen.append(path)
+        return "request" if again else None
+
+    with wire_to(store) as wire:
+        wire.on_request = cut
+        said = text_of(compile_(rows, "-o", f"{uri}{wire.query}", code=5))
+    assert "the store cannot be reached" in said
+    assert store.keys(f"{prefix}/set") == []  # what was put is removed
+
+
+@pytest.mark.slow
+def test_reading_waits_for_a_store_that_is_silent_for_a_while(
+    store: Store, prefix: str, stopped: Callable[[bool], None]
+) -> None:
+    path = path_of(store.put(f"{prefix}/data", b"x" * 1000))
+    stopped(True)
+    threading.Timer(20, stopped, [False]).start()
+    began = time.monotonic()
+    assert path.read_bytes() == b"x" * 1000
+    assert time.monotonic() - began > 15
+
+
+def test_how_often_a_request_is_made_is_a_setting_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "7")
+    assert stores.tries() == 7
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
+    with pytest.raises(UsageError, match="AWS_MAX_ATTEMPTS=many: expected a number from 1 to 99"):
+        stores.tries()
