@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
+from schemas import kept
 from schemas.errors import InputError, UsageError
 
 SCHEME = "s3://"
@@ -93,7 +94,7 @@ class StorePath:
 
     def is_file(self) -> bool:
         """Whether there is a file of this name."""
-        return bool(self.info().is_file)
+        return kept.size(self.key) is not None or bool(self.info().is_file)
 
     def exists(self) -> bool:
         """Whether there is a file or folder of this name."""
@@ -110,13 +111,18 @@ class StorePath:
         store, name = self.filesystem()
         with in_words(self):
             found = store.get_file_info(FileSelector(name, recursive=True, allow_not_found=True))
-        files = [replace(self, key=PurePosixPath(info.path)) for info in found if info.is_file]
+        files = []
+        for info in (one for one in found if one.is_file):
+            files.append(replace(self, key=PurePosixPath(info.path)))
+            kept.listed(files[-1].key, info.size)
         return [file for file in files if file.key.match(pattern)]
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Open the file for reading by range; FileNotFoundError if there is none, as in pathlib."""
         if mode != "rb":
             raise ValueError(f"a file in a store is opened with mode 'rb', not {mode!r}")
+        if (found := kept.fetch(self)) is not None:
+            return io.BytesIO(found[0])
         store, name = self.filesystem()
         with in_words(self):
             return io.BufferedReader(_Ranges(self, store.open_input_file(name)), BUFFER)
@@ -128,10 +134,16 @@ class StorePath:
 
     def stamp(self) -> tuple[int, str]:
         """Size and ETag, which change when the file is written; FileNotFoundError if there is none."""
+        found = kept.fetch(self)
+        return self.whole(-1)[1] if found is None else found[1]
+
+    def whole(self, largest: int) -> tuple[bytes | None, tuple[int, str]]:
+        """(the bytes, None of a file that is larger, and its size and ETag); FileNotFoundError if there is none."""
         store, name = self.filesystem()
         with in_words(self), store.open_input_file(name) as file:
             found = file.metadata()
-            return file.size(), (found.get("ETag") or found["Last-Modified"]).decode()
+            stamp = file.size(), (found.get("ETag") or found["Last-Modified"]).decode()
+            return (bytes(file.read()) if stamp[0] <= largest else None), stamp
 
 
 AnyPath = Path | StorePath

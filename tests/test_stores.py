@@ -818,3 +818,73 @@ def test_how_often_a_request_is_made_is_a_setting_of_aws(monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
     with pytest.raises(UsageError, match="AWS_MAX_ATTEMPTS=many: expected a number from 1 to 99"):
         stores.tries()
+
+
+# -- many small files --
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "jsonl.gz"])
+def test_a_small_file_takes_two_requests_and_many_are_fetched_at_once(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path, kind: str
+) -> None:
+    for n in range(12):
+        row = {"instruction": f"Question {n}?", "output": "An answer."}
+        table = pa.Table.from_pylist([row])
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        line = json.dumps(row).encode() + b"\n"
+        data = {"jsonl": line, "parquet": sink.getvalue(), "jsonl.gz": gzip.compress(line)}[kind]
+        store.put(f"{prefix}/many/{n:02}.{kind}", data)
+    waiting: list[int] = [0, 0]
+    with wire_to(store) as wire:
+
+        def slowly(_method: str, path: str) -> None:
+            waiting[0] += 1
+            waiting[1] = max(waiting)
+            time.sleep(0.05 if f".{kind}" in path else 0)
+            waiting[0] -= 1
+
+        wire.on_request = slowly
+        given = [f"many=s3://{BUCKET}/{prefix}/many{wire.query}", "-o", tmp_path / "out"]
+        compile_(*given, cache=tmp_path / "cache")
+        asked = [path for _, path in wire.requests if f".{kind}" in path]
+        assert len(asked) == 2 * 12
+        compile_(*given, cache=tmp_path / "cache")  # everything is in the cache, and files are looked at anew
+        assert len([path for _, path in wire.requests if f".{kind}" in path]) == 4 * 12
+    assert waiting[1] > 3  # at the same time
+    assert CompiledSet.open(tmp_path / "out").manifest["splits"]["train"]["rows"] == 12
+
+
+def test_a_small_file_is_read_anew_by_the_next_run(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path
+) -> None:
+    for answer in ("one", "two"):
+        line = json.dumps({"instruction": "Which?", "output": answer}).encode() + b"\n"
+        uri = store.put(f"{prefix}/which.jsonl", line)
+        compile_(uri, "-o", tmp_path / answer)
+    one, two = (CompiledSet.open(tmp_path / answer).manifest["digest"] for answer in ("one", "two"))
+    assert one != two
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_bytes_that_arrive_damaged_are_noticed(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path, times: int
+) -> None:
+    uri = store.put(f"{prefix}/rows.jsonl", LINES)
+    left = iter(range(times))
+    with wire_to(store) as wire:
+
+        def flip(data: bytes) -> bytes:
+            at = data.find(b"Question")
+            number = next(left, None) if at >= 0 else None
+            return data if number is None else data[: at + 2] + bytes([65 + number % 20]) + data[at + 3 :]
+
+        wire.on_answer = flip
+        done = compile_(uri + wire.query, "-o", tmp_path / "out", code=0 if times == 1 else 5)
+    if times == 1:
+        compile_(uri, "-o", tmp_path / "right")
+        splits = [CompiledSet.open(tmp_path / name).manifest["splits"] for name in ("out", "right")]
+        assert splits[0] == splits[1]
+        assert find_damage(CompiledSet.open(tmp_path / "out")) == []
+    else:
+        assert "the store's answers differ" in text_of(done)
