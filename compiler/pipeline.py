@@ -50,6 +50,7 @@ from compiler.units.task import Setup
 from schemas import install
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION
 from schemas.errors import UsageError
+from schemas.kept import keeping
 from schemas.manifest import Manifest
 from schemas.stores import StorePath
 
@@ -66,6 +67,7 @@ class CompileResult:
     cached: int
 
 
+@keeping()
 def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
     """Compile, link and publish. Every problem leaves what was compiled in the cache."""
     run, kind, template = begin(options, watcher)
@@ -113,6 +115,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
     return CompileResult(manifest, plan.done.compiled, plan.done.cached)
 
 
+@keeping()
 def compile_part(options: CompileOptions, watcher: Watcher) -> Done:
     """Compile the part of the units that `options.only` names into the cache, for a later `compile_set` to link."""
     with in_use(options.cache, watcher.say):

@@ -8,6 +8,7 @@ packs.py       the examples in a row of a packed set
 places.py      places in source files, as messages print them
 order.py       seeded orders, the same on every machine
 stores.py      object stores
+kept.py        their small files, in memory while a run lasts
 disk.py        durable writes, digests of files
 errors.py      errors that a user can fix, and reasons of rejects
 hub.py         repositories of the hubs

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,12 +25,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, urlsplit
 
+from schemas import kept
 from schemas.errors import InputError, UsageError
 
 SCHEME = "s3://"
 QUERY = ("endpoint_override", "scheme", "region", "force_virtual_addressing")
 BUFFER = 4 << 20
 """Bytes of one request when a file is read from beginning to end."""
+CONNECT_SECONDS, ANSWER_SECONDS = 10, 60
+"""How long a store may take to accept a connection, and to answer; then the request is tried again (`tries`)."""
 
 
 @dataclass(frozen=True, order=True)
@@ -90,7 +94,7 @@ class StorePath:
 
     def is_file(self) -> bool:
         """Whether there is a file of this name."""
-        return bool(self.info().is_file)
+        return kept.size(self.key) is not None or bool(self.info().is_file)
 
     def exists(self) -> bool:
         """Whether there is a file or folder of this name."""
@@ -107,13 +111,18 @@ class StorePath:
         store, name = self.filesystem()
         with in_words(self):
             found = store.get_file_info(FileSelector(name, recursive=True, allow_not_found=True))
-        files = [replace(self, key=PurePosixPath(info.path)) for info in found if info.is_file]
+        files = []
+        for info in (one for one in found if one.is_file):
+            files.append(replace(self, key=PurePosixPath(info.path)))
+            kept.listed(files[-1].key, info.size)
         return [file for file in files if file.key.match(pattern)]
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """Open the file for reading by range; FileNotFoundError if there is none, as in pathlib."""
         if mode != "rb":
             raise ValueError(f"a file in a store is opened with mode 'rb', not {mode!r}")
+        if (found := kept.fetch(self)) is not None:
+            return io.BytesIO(found[0])
         store, name = self.filesystem()
         with in_words(self):
             return io.BufferedReader(_Ranges(self, store.open_input_file(name)), BUFFER)
@@ -125,10 +134,16 @@ class StorePath:
 
     def stamp(self) -> tuple[int, str]:
         """Size and ETag, which change when the file is written; FileNotFoundError if there is none."""
+        found = kept.fetch(self)
+        return self.whole(-1)[1] if found is None else found[1]
+
+    def whole(self, largest: int) -> tuple[bytes | None, tuple[int, str]]:
+        """(the bytes, None of a file that is larger, and its size and ETag); FileNotFoundError if there is none."""
         store, name = self.filesystem()
         with in_words(self), store.open_input_file(name) as file:
             found = file.metadata()
-            return file.size(), (found.get("ETag") or found["Last-Modified"]).decode()
+            stamp = file.size(), (found.get("ETag") or found["Last-Modified"]).decode()
+            return (bytes(file.read()) if stamp[0] <= largest else None), stamp
 
 
 AnyPath = Path | StorePath
@@ -167,17 +182,29 @@ def address_of(query: str) -> tuple[str | None, str | None, bool]:
 @lru_cache(maxsize=32)
 def _filesystem(bucket: str, endpoint: str | None, region: str | None, virtual: bool) -> Any:
     try:
-        from pyarrow.fs import S3FileSystem, resolve_s3_region
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
     except ImportError as error:
         what = "this build of pyarrow cannot read object stores"
         raise UsageError("pyarrow", what, "Install it from PyPI: pip install --force-reinstall pyarrow.") from error
+    patience: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS, "request_timeout": ANSWER_SECONDS,
+        "retry_strategy": AwsStandardS3RetryStrategy(max_attempts=tries()),
+    }  # fmt: skip
     if endpoint is None:
-        return S3FileSystem(region=region or resolve_s3_region(bucket))
+        return S3FileSystem(region=region or resolve_s3_region(bucket), **patience)
     scheme, _, host = endpoint.partition("://")
     return S3FileSystem(
         endpoint_override=host.rstrip("/"), scheme=scheme, region=region or "us-east-1",
-        force_virtual_addressing=virtual,
+        force_virtual_addressing=virtual, **patience,
     )  # fmt: skip
+
+
+def tries() -> int:
+    """How often a request is made before the store counts as out of reach: AWS_MAX_ATTEMPTS, as for AWS's tools."""
+    given = os.environ.get("AWS_MAX_ATTEMPTS", "3")
+    if not re.fullmatch("[1-9][0-9]?", given):
+        raise UsageError(f"AWS_MAX_ATTEMPTS={given}", "expected a number from 1 to 99", "Unset it for 3.")
+    return int(given)
 
 
 class _Ranges(io.RawIOBase):

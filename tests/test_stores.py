@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -731,3 +732,159 @@ def test_a_path_in_a_store_has_the_parts_of_a_path() -> None:
     assert path_of("data/a.jsonl") == Path("data/a.jsonl")
     with pytest.raises(UsageError):
         path_of("s3://b/a#b")
+
+
+# -- patience, and a store that answers late --
+
+
+@pytest.fixture
+def stopped(store: Store) -> Iterator[Callable[[bool], None]]:
+    """A function that stops the store's process, or lets it go on."""
+
+    def stop(yes: bool) -> None:
+        store.server.send_signal(signal.SIGSTOP if yes else signal.SIGCONT)
+
+    yield stop
+    stop(False)
+
+
+@pytest.mark.slow
+def test_a_manifest_that_is_put_late_finds_its_files(
+    store: Store, prefix: str, compile_: Compile, rows: Path, cache: Path, stopped: Callable[[bool], None]
+) -> None:
+    """The store stands still while the manifest is on its way, and the user does not wait."""
+    uri, path = target(prefix)
+    compile_(rows, "-o", uri)
+    sent = threading.Event()
+    with wire_to(store) as wire:
+
+        def stand_still(method: str, path: str) -> None:
+            if method == "PUT" and path.endswith("manifest.json") and not sent.is_set():
+                stopped(True)
+                sent.set()
+
+        wire.on_request = stand_still
+        command = [sys.executable, "-m", "cli", "compile", str(rows), "-o", f"{uri}{wire.query}", "--seed", "1"]
+        with subprocess.Popen(
+            [*command, "--workers", "1", "--cache", str(cache)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert sent.wait(60)
+            time.sleep(2.5)  # the client sends the body when it has waited a second for an answer to the header
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=30)[1]
+        stopped(False)
+    assert "the store did not say whether the set is published" in said and "interrupted" in said
+    deadline = time.monotonic() + 30
+    while CompiledSet.open(path).manifest["seed"] != 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    opened = CompiledSet.open(path)
+    assert (opened.manifest["seed"], find_damage(opened)) == (1, [])
+
+
+def test_a_wire_that_is_cut_at_the_trial_of_a_condition_is_one_message(
+    store: Store, prefix: str, compile_: Compile, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, _ = target(prefix)
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    seen: list[str] = []
+
+    def cut(method: str, path: str) -> str | None:
+        again = method == "PUT" and path.endswith("README.md") and path in seen
+        seen.append(path)
+        return "request" if again else None
+
+    with wire_to(store) as wire:
+        wire.on_request = cut
+        said = text_of(compile_(rows, "-o", f"{uri}{wire.query}", code=5))
+    assert "the store cannot be reached" in said
+    assert store.keys(f"{prefix}/set") == []  # what was put is removed
+
+
+@pytest.mark.slow
+def test_reading_waits_for_a_store_that_is_silent_for_a_while(
+    store: Store, prefix: str, stopped: Callable[[bool], None]
+) -> None:
+    path = path_of(store.put(f"{prefix}/data", b"x" * 1000))
+    stopped(True)
+    threading.Timer(20, stopped, [False]).start()
+    began = time.monotonic()
+    assert path.read_bytes() == b"x" * 1000
+    assert time.monotonic() - began > 15
+
+
+def test_how_often_a_request_is_made_is_a_setting_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "7")
+    assert stores.tries() == 7
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
+    with pytest.raises(UsageError, match="AWS_MAX_ATTEMPTS=many: expected a number from 1 to 99"):
+        stores.tries()
+
+
+# -- many small files --
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "jsonl.gz"])
+def test_a_small_file_takes_two_requests_and_many_are_fetched_at_once(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path, kind: str
+) -> None:
+    for n in range(12):
+        row = {"instruction": f"Question {n}?", "output": "An answer."}
+        table = pa.Table.from_pylist([row])
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        line = json.dumps(row).encode() + b"\n"
+        data = {"jsonl": line, "parquet": sink.getvalue(), "jsonl.gz": gzip.compress(line)}[kind]
+        store.put(f"{prefix}/many/{n:02}.{kind}", data)
+    waiting: list[int] = [0, 0]
+    with wire_to(store) as wire:
+
+        def slowly(_method: str, path: str) -> None:
+            waiting[0] += 1
+            waiting[1] = max(waiting)
+            time.sleep(0.05 if f".{kind}" in path else 0)
+            waiting[0] -= 1
+
+        wire.on_request = slowly
+        given = [f"many=s3://{BUCKET}/{prefix}/many{wire.query}", "-o", tmp_path / "out"]
+        compile_(*given, cache=tmp_path / "cache")
+        asked = [path for _, path in wire.requests if f".{kind}" in path]
+        assert len(asked) == 2 * 12
+        compile_(*given, cache=tmp_path / "cache")  # everything is in the cache, and files are looked at anew
+        assert len([path for _, path in wire.requests if f".{kind}" in path]) == 4 * 12
+    assert waiting[1] > 3  # at the same time
+    assert CompiledSet.open(tmp_path / "out").manifest["splits"]["train"]["rows"] == 12
+
+
+def test_a_small_file_is_read_anew_by_the_next_run(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path
+) -> None:
+    for answer in ("one", "two"):
+        line = json.dumps({"instruction": "Which?", "output": answer}).encode() + b"\n"
+        uri = store.put(f"{prefix}/which.jsonl", line)
+        compile_(uri, "-o", tmp_path / answer)
+    one, two = (CompiledSet.open(tmp_path / answer).manifest["digest"] for answer in ("one", "two"))
+    assert one != two
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_bytes_that_arrive_damaged_are_noticed(
+    store: Store, prefix: str, compile_: Compile, tmp_path: Path, times: int
+) -> None:
+    uri = store.put(f"{prefix}/rows.jsonl", LINES)
+    left = iter(range(times))
+    with wire_to(store) as wire:
+
+        def flip(data: bytes) -> bytes:
+            at = data.find(b"Question")
+            number = next(left, None) if at >= 0 else None
+            return data if number is None else data[: at + 2] + bytes([65 + number % 20]) + data[at + 3 :]
+
+        wire.on_answer = flip
+        done = compile_(uri + wire.query, "-o", tmp_path / "out", code=0 if times == 1 else 5)
+    if times == 1:
+        compile_(uri, "-o", tmp_path / "right")
+        splits = [CompiledSet.open(tmp_path / name).manifest["splits"] for name in ("out", "right")]
+        assert splits[0] == splits[1]
+        assert find_damage(CompiledSet.open(tmp_path / "out")) == []
+    else:
+        assert "the store's answers differ" in text_of(done)

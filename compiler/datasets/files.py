@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from compiler.read import open_source
+from schemas import kept
 from schemas.errors import InputError, UsageError
 from schemas.stores import AnyPath, StorePath, no_such
 
@@ -59,6 +60,7 @@ def data_files(path: AnyPath, where: str, entry: dict[str, Any], label: str | No
             "Data files are .json .jsonl .csv .parquet .arrow .xlsx .txt, also .gz and .zst.",
         )
     found = _of_split(found, split, where)
+    kept.prefetch(p for p in found if isinstance(p, StorePath))
     kinds = {open_source(p).kind for p in found}
     if len(kinds) > 1:
         raise UsageError(

@@ -17,6 +17,7 @@ import zstandard
 
 from compiler.read.elements import BRACKETS, OPEN_STRING
 from compiler.read.model import COLUMNAR, FileKind, SourceFile, no_rows, open_file, unreadable
+from schemas import kept
 from schemas.errors import InputError
 from schemas.stores import AnyPath, StorePath, no_such, path_of
 
@@ -122,9 +123,10 @@ def _check_is_file(path: AnyPath) -> None:
 
 
 def _check_is_in_store(path: StorePath) -> None:
-    found = path.info()
-    if found.is_file:
-        if not found.size:
+    size = kept.size(path.key)
+    found = path.info() if size is None else None
+    if found is None or found.is_file:
+        if not (size if found is None else found.size):
             raise no_rows(path)
     elif found.type.name == "Directory":
         raise InputError(str(path), "is a folder", "Name the files in it, one by one.")

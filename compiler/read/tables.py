@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from compiler.read.cells import mapped, values_of
 from compiler.read.model import FileKind, SourceFile, Unit, changed, stamp_of, unreadable
 from compiler.read.value import escape
+from schemas import kept
 from schemas.errors import InputError, Reject
 from schemas.stores import StorePath, path_of, problem
 
@@ -117,6 +118,8 @@ def _buffer(path: str, data: bytes | None) -> Any:
         return pa.BufferReader(data)
     place = path_of(path)
     if isinstance(place, StorePath):
+        if (found := kept.fetch(place)) is not None:
+            return pa.BufferReader(found[0])
         store, name = place.filesystem()
         return store.open_input_file(name)
     return pa.OSFile(path)

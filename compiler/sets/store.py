@@ -33,7 +33,7 @@ from compiler.units.progress import Watcher
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, LockedError, Problem, UsageError
 from schemas.manifest import Manifest, sealed
-from schemas.stores import StorePath, address_of, problem
+from schemas.stores import ANSWER_SECONDS, CONNECT_SECONDS, StorePath, address_of, problem, tries
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,6 +54,8 @@ class StoreOutput:
         self._client = _client(target)
         self._etag: str | None = None
         """ETag of the manifest that was there when the compile began; None if there was none."""
+        self._on_its_way = False
+        """Whether the manifest was sent and not definitely refused: the store may still put it."""
 
     @property
     def partial(self) -> Path:
@@ -85,7 +87,10 @@ class StoreOutput:
             raise foreign(self.target, {other.split("/")[0]})
 
     def publish(self, manifest: Manifest) -> None:
-        """Put all files, the manifest last. If that fails, what was put is removed again."""
+        """Put all files, the manifest last. If that fails, what was put is removed again.
+
+        Nothing is removed once the manifest is on its way: the store may put it later, and it needs its files.
+        """
         folder = f"{secrets.token_hex(8)}-{secrets.token_hex(4)}"
         manifest["run"]["folder"] = folder
         data = sealed(manifest)
@@ -99,7 +104,10 @@ class StoreOutput:
             self._check_conditional_puts(f"{folder}/README.md")
             self._put_manifest(data)
         except BaseException as error:
-            self._withdraw(folder, data, error)
+            if self._on_its_way:
+                self._leave(folder, error)
+            else:
+                self._withdraw(folder, error)
             raise
         try:
             self._remove(old)
@@ -133,11 +141,13 @@ class StoreOutput:
 
     def _put_manifest(self, data: bytes) -> None:
         condition = {"IfMatch": self._etag} if self._etag else {"IfNoneMatch": "*"}
+        self._on_its_way = True
         try:
             self._client.put_object(**self._key(MANIFEST), Body=data, ContentType="application/json", **condition)
         except (ClientError, BotoCoreError) as error:
             if self._manifest()[0] == data:
                 return  # it was put, but the answer got lost, and the client's second try found it there
+            self._on_its_way = not _is_refusal(error)
             if _status(error) in _LOST:
                 raise self._locked("another compile published there, or removed the set, while this one ran") from error
             raise problem(self.target / MANIFEST, str(error)) from error
@@ -150,19 +160,31 @@ class StoreOutput:
             if _status(error) in _LOST:
                 return
             raise problem(self.target, str(error)) from error
+        except BotoCoreError as error:
+            raise problem(self.target, str(error)) from error
         what = "the store ignores the condition of a put, so that two compiles could overwrite each other unseen"
         raise InputError(str(self.target), what, "Compile into a folder of this machine, and copy that.")
 
-    def _withdraw(self, folder: str, data: bytes, error: BaseException) -> None:
-        """Remove what was put, unless it was published after all. If that fails, say so."""
+    def _withdraw(self, folder: str, error: BaseException) -> None:
+        """Remove what was put. If that fails, say so."""
         try:
-            if self._manifest()[0] != data:
-                self._remove(self._keys(f"{folder}/"))
+            self._remove(self._keys(f"{folder}/"))
         except Problem:
-            what = f"what was put into {self.target / folder} could not be removed"
-            if isinstance(error, Problem):
-                raise type(error)(error.where, error.what, f"{error.hint}\n  {what}.".lstrip()) from error
-            self._watcher.say(what)
+            self._tell(error, f"what was put into {self.target / folder} could not be removed")
+
+    def _leave(self, folder: str, error: BaseException) -> None:
+        """Say that the set may be published, or be published yet."""
+        self._tell(
+            error,
+            "the store did not say whether the set is published: cli verify tells. If it is not, what was put into "
+            f"{self.target / folder} remains until the next compile that publishes there",
+        )
+
+    def _tell(self, error: BaseException, what: str) -> None:
+        """Add a sentence to an error, or say it beside one that has no message."""
+        if isinstance(error, Problem):
+            raise type(error)(error.where, error.what, f"{error.hint}\n  {what}.".lstrip()) from error
+        self._watcher.say(what)
 
     def _remove(self, names: Iterable[str]) -> None:
         with self._client_errors():
@@ -189,8 +211,9 @@ def _client(target: StorePath) -> Any:
     endpoint, region, virtual = address_of(target.query)
     style = "virtual" if virtual else "path" if endpoint else "auto"
     config = Config(
-        retries={"max_attempts": 3, "mode": "standard"},
-        connect_timeout=10,
+        retries={"max_attempts": tries(), "mode": "standard"},
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=ANSWER_SECONDS,
         s3={"addressing_style": style},
         ignore_configured_endpoint_urls=True,
     )
@@ -209,6 +232,15 @@ def _in_parallel(do: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         yield from pool.map(do, items)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a put was refused for good: its condition failed, or its only try was turned down."""
+    status = _status(error)
+    if status in _LOST:
+        return True
+    tries = error.response["ResponseMetadata"].get("RetryAttempts", 1) if isinstance(error, ClientError) else 1
+    return status is not None and 400 <= status < 500 and not tries
 
 
 def _status(error: Exception) -> int | None:

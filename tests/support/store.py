@@ -145,6 +145,8 @@ class Wire:
 
     upstream: str
     on_request: Callable[[str, str], str | None] = lambda _method, _path: None
+    on_answer: Callable[[bytes], bytes] = lambda data: data
+    """What becomes of a piece of an answer."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     received: int = 0
     """Bytes that the store sent."""
@@ -180,7 +182,7 @@ class Wire:
                 if mute.is_set() and b"100 Continue" not in data:
                     client.shutdown(socket.SHUT_RDWR)
                     return
-                client.sendall(data)
+                client.sendall(self.on_answer(data))
 
 
 @contextmanager
