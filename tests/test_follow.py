@@ -130,6 +130,23 @@ def test_the_tokenizer_of_a_call_is_of_the_models_hub_and_revision(run: Run, mon
     assert ours["USE_HF=1",].startswith("USE_HF=1 cli compile ") and "--hub" not in ours["USE_HF=1",]
 
 
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("a/b#5", "--mix a/b#5 --tokenizer . --hub modelscope"),
+        ("HF::a/b", "--mix a/b --tokenizer . --hub huggingface"),
+        ("rows.jsonl", "rows.jsonl --tokenizer ."),
+    ],
+)
+def test_datasets_of_a_call_are_of_its_hub(
+    run: Run, monkeypatch: pytest.MonkeyPatch, dataset: str, expected: str
+) -> None:
+    for variable in ("USE_HF", "USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"):
+        monkeypatch.delenv(variable, raising=False)
+    lines, _ = plan(run, *words(f"swift sft --model . --tuner_type lora --dataset {dataset} --output_dir o"))
+    assert " ".join(lines[0]).startswith(f"cli compile {expected}")
+
+
 def test_llama_factorys_call_is_followed(run: Run) -> None:
     text = seed("002")
     start = text.index("### model\n")
@@ -189,7 +206,7 @@ def test_a_script_of_chatglm3_is_read_and_not_run(run: Run, form: str) -> None:
             "swift sft --model M --tuner_type lora --dataset AI/zh#500 swift/self-cognition#300 --model_name 小黄 Huang"
             " --model_author 魔搭 MS --loss_scale hermes --truncation_strategy delete --split_dataset_ratio 0.1",
             "--mix AI/zh#500 --self-cognition 300 --name 小黄,Huang --author 魔搭,MS --weights hermes "
-            "--overlength reject --max-rejects 100% --tokenizer M --val-size 0.1",
+            "--overlength reject --max-rejects 100% --tokenizer M --hub modelscope --val-size 0.1",
         ),
         (
             "swift sft --model M --tuner_type lora --dataset a.jsonl b.jsonl#5 --val_dataset c.jsonl --packing true "
@@ -288,6 +305,7 @@ def test_every_key_about_the_data_is_followed_or_has_its_reason() -> None:
         ("swift sft --model M --tuner_type lora --dataset A/b:c", "subsets of a hub dataset are not told apart"),
         ("swift sft --model M --tuner_type boft --dataset a.jsonl", "'boft' is not supported"),
         ("swift sft --tuner_type lora --dataset a.jsonl", "it names no model"),
+        ("swift sft --tuner_type lora --model a/b --dataset HF::c/d", "huggingface and modelscope: the model and the"),
         ("accelerate launch finetune.py data/tools M configs/chatglm3_lora.yaml", "started by torchrun or deepspeed"),
         ("run.sh", "run.sh: no such file"),
     ],

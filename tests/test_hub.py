@@ -83,6 +83,15 @@ def test_the_commit_of_a_branch_is_in_the_manifest(hub: Hub, name: str, tmp_path
     assert dataset["source"] == {"hub": {name: "maker/chats"}, "revision": NEW}
 
 
+def test_a_dataset_is_named_by_its_id_and_its_format_is_recognised(hub: Hub, name: str, tmp_path: Path) -> None:
+    done = compile_(hub, tmp_path, "--mix", "maker/chats@v1#2", "--hub", name)
+    assert done.returncode == 0, done.stderr
+    assert "maker/chats@v1: recognised as" in done.stderr
+    dataset = json.loads(done.stdout)["datasets"][0]
+    assert dataset["realized"]["rows"] == 2
+    assert dataset["source"] == {"hub": {name: "maker/chats"}, "revision": OLD}
+
+
 def test_a_tag_of_a_dataset_and_of_a_tokenizer_is_read_at_its_commit(hub: Hub, name: str, tmp_path: Path) -> None:
     both = {"hf_hub_url": "maker/chats@v1", "ms_hub_url": "maker/chats@v1"}
     arguments = ("--mix", "far", "--registry", info(tmp_path / "registry", far=both), "--hub", name)

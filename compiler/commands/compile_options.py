@@ -130,7 +130,7 @@ SECTIONS: dict[str, list[click.Option]] = {
     "Mix": [
         click.Option(
             ["--mix"], multiple=True, metavar="NAME:SHARE,...",
-            help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME for all its rows. Can be repeated.",
+            help="Datasets and their shares: NAME:SHARE, NAME#ROWS, or NAME; a hub's id is a name. Can be repeated.",
         ),
         click.Option(
             ["--mix-unit"], type=click.Choice(["rows", "tokens", "trained_tokens"]), default="rows", show_default=True,

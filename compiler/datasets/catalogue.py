@@ -1,12 +1,12 @@
 """Datasets by name: files of the command line, entries of a dataset_info.json, cards of the registry.
 
 A name is looked for in this order: the files of this command line (NAME=FILE, or the stem), the user's registries
-(--registry), the shipped cards.
+(--registry), the shipped cards, and, where it looks like one, as an id of a hub.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from compiler.options import CompileOptions, DatasetOptions, Request, quoted
 from compiler.rows.persona import COLUMNS, persona
 from schemas.arrow import TEST, TRAIN, VAL
 from schemas.errors import UsageError, nearest
+from schemas.hub import HUBS, chosen, is_id
 
 SELF_COGNITION = "self-cognition"
 
@@ -79,8 +80,16 @@ class Catalogue:
         cards = registry.datasets()
         if name in cards:
             return self._from_card(cards[name])
+        if is_id(name):
+            return self._from_hub(name)
         known = [*self.given, *(key for _, info in infos for key in info), *cards]
         raise UsageError(f"--mix {name}", "unknown dataset", nearest(name, known))
+
+    def _from_hub(self, name: str) -> Dataset:
+        """The dataset of a hub's id, in the format that its first rows look like."""
+        found = hub.find(name, {chosen(self.options.hub, "--hub") or HUBS[0]: name}, self.options)
+        given = Given(name, data_files(found.folder, name, {}), found.folder, found.notes)
+        return replace(from_files(name, given, self.options), source=found.source)
 
     def _from_card(self, card: dict[str, Any]) -> Dataset:
         format_ = formats.get(card["format"], f"dataset {card['name']}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from schemas import hub
 from schemas.errors import UsageError
 from trainer.follow.training import Training
 
@@ -20,6 +21,8 @@ class Data:
     mix: list[str] = field(default_factory=list)
     """NAME, NAME:SHARE or NAME#ROWS."""
     options: list[str] = field(default_factory=list)
+    hubs: set[str | None] = field(default_factory=set)
+    """The hubs of its datasets; None is the call's own."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -110,6 +113,7 @@ def _ms_swift(training: Training) -> Data:
             made.mix.append(f"{_stem(one.name)}#{one.rows}" if one.rows else _stem(one.name))
         else:
             made.mix.append(f"{one.name}#{one.rows}" if one.rows else one.name)
+            made.hubs.add(one.hub)
     if found.get("interleave_prob"):
         odds = _words(found["interleave_prob"])
         if len(odds) != len(made.mix) or any(one.rows for one in given):
@@ -126,12 +130,17 @@ def _ms_swift(training: Training) -> Data:
     return made
 
 
+_HUBS = {"HF::": hub.HUGGING_FACE, "MS::": hub.MODELSCOPE}
+
+
 class _Source(NamedTuple):
     """A dataset as ms-swift names it: `HF::ORG/NAME:SUBSET#ROWS` or `FILE#ROWS`."""
 
     word: str
     name: str
     rows: int | None
+    hub: str | None = None
+    """The hub, if the name says which."""
 
     @property
     def is_file(self) -> bool:
@@ -142,9 +151,9 @@ class _Source(NamedTuple):
         name, sign, rows = word.rpartition("#")
         if not (sign and rows.isdigit()):
             name, rows = word, ""
-        for hub in ("HF::", "MS::"):
-            name = name.removeprefix(hub)
-        made = cls(word, name, int(rows) if rows else None)
+        mark = name[:4] if name[:4] in _HUBS else ""
+        made = cls(word, name.removeprefix(mark), int(rows) if rows else None, _HUBS.get(mark))
+        name = made.name
         if ":" in name and not made.is_file:
             what = "subsets of a hub dataset are not told apart"
             raise UsageError(f"--dataset {word}", what, "Download it, and give the files of the subset.")

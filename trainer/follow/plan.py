@@ -22,6 +22,7 @@ from trainer.config import call as calls
 from trainer.config import shell
 from trainer.config.call import ToolCall
 from trainer.follow import data, options, start, training
+from trainer.follow.data import Data
 from trainer.follow.training import Training
 
 WRITTEN = "# Written by cli follow. Its source: "
@@ -88,7 +89,7 @@ def of(
     found = data.of(asked)
     card, why = _template(asked, found.options + shlex.split(more_compile))
     made = [*found.files, *(["--mix", ",".join(found.mix)] if found.mix else []), *found.options, *others]
-    made += [*_tokenizer(asked, began.environment), *(["--template", card] if card else [])]
+    made += [*_from(asked, found, began.environment), *(["--template", card] if card else [])]
     made += [*_expected(asked, card, made), *shlex.split(more_compile), "-o", out]
     where, written = (str(asked.file), None) if asked.file else (str(file), (file, _text(asked, words)))
     trained = [out, where, *(["--model", asked.model] if asked.model else [])]
@@ -116,15 +117,21 @@ def _call(words: Sequence[str]) -> tuple[ToolCall, list[str]]:
     raise UsageError(text[:200], what, f"Type {other}." if other else f"Known are {_KNOWN}.")
 
 
-def _tokenizer(asked: Training, environment: Mapping[str, str]) -> list[str]:
-    """The options that name the model's tokenizer, of the model's hub where the model is from one."""
+def _from(asked: Training, found: Data, environment: Mapping[str, str]) -> list[str]:
+    """The options that name the model's tokenizer, and the hub of what is from one."""
     config = asked.config.config
-    name = config.model_name_or_path
-    if Path(name).is_dir() or not hub.is_id(name):
-        return ["--tokenizer", name]
-    chosen = config.hub if hub.of_environment({**os.environ, **environment}) is None else None
-    revision = f"@{config.model_revision}" if config.model_revision else ""
-    return ["--tokenizer", name + revision, *(["--hub", chosen] if chosen else [])]
+    name, hubs = config.model_name_or_path, set(found.hubs)
+    made = ["--tokenizer", name]
+    if not Path(name).is_dir() and hub.is_id(name):
+        made = ["--tokenizer", f"{name}@{config.model_revision}" if config.model_revision else name]
+        hubs.add(None)
+    around = hub.of_environment({**os.environ, **environment})
+    own = around or config.hub or registry.train_config(asked.table)["defaults"].get("hub")
+    wanted = sorted({one or own or hub.HUBS[0] for one in hubs})
+    if len(wanted) > 1:
+        what = "the model and the datasets are from two hubs, and a compile asks one"
+        raise UsageError(" and ".join(wanted), what, "Download one of them, and give its folder or files.")
+    return [*made, *(["--hub", wanted[0]] if wanted and wanted[0] != around and (own or None not in hubs) else [])]
 
 
 def _template(asked: Training, given: Sequence[str]) -> tuple[str | None, list[str]]:

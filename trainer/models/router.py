@@ -40,7 +40,8 @@ def balance(model: nn.Module, share: float, where: str) -> None:
 
     def add(_: nn.Module, __: Any, output: Any) -> Any:
         if torch.is_grad_enabled() and output.logits.requires_grad:
-            output.logits = _Beside.apply(output.logits, output.aux_loss, share)
+            beside: Any = _Beside.apply  # untyped
+            output.logits = beside(output.logits, output.aux_loss, share)
         return output
 
     model.register_forward_hook(add)
