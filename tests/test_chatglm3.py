@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trainer.models
 from cli import main
 from tests.support.command import runner
+from tests.support.documents import FILES
 from tests.support.original import save_original
 from tests.support.serve import serving
 from tests.support.sets import rows
@@ -26,7 +25,6 @@ from tests.support.trained import compile_set
 
 Run = Callable[..., Result]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "chatglm3"
-CONFIGS = Path(__file__).parent / "data" / "train"
 SMALL = {
     "use_cpu": "true", "max_steps": 2, "eval_steps": 2, "generation_max_new_tokens": 3, "per_device_eval_batch_size": 2,
 }  # fmt: skip
@@ -48,7 +46,6 @@ class Here:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
     folder = tmp_path_factory.mktemp("chatglm3")
-    shutil.copytree(CONFIGS, folder / "configs")
     sizes = {"padded_vocab_size": 65024, "seq_length": 8192}
     model = save_original(folder / "chatglm3-6b", "chatglm3", shared("tokenizers", "chatglm3"), **sizes)
     given = ["--tokenizer", model, "--template", "chatglm3", "--val-size", 2, "--no-shuffle"]
@@ -62,16 +59,11 @@ def trained(here: Here) -> dict[str, Path]:
     found = {}
     for name in ("lora", "ptuning_v2", "sft"):
         out = here.folder / name
-        file = here.folder / "configs" / f"chatglm3_{name}.yaml"
         changed = [
             f"--set={key}={value}" for key, value in (SMALL | {"output_dir": out, "learning_rate": 1e-2}).items()
         ]
-        before = Path.cwd()
-        os.chdir(file.parent)  # it names ds_zero_3.json
-        try:
-            done = runner().invoke(main, ["train", str(here.data), str(file), "--model", str(here.model), *changed])
-        finally:
-            os.chdir(before)
+        given = ["train", str(here.data), str(FILES[f"chatglm3_{name}"]), "--model", str(here.model), *changed]
+        done = runner().invoke(main, given)
         assert done.exit_code == 0, done.stderr
         assert "'<|assistant|>'" in done.stderr  # the first sequence, in words
         predicted = [json.loads(line) for line in (out / "predictions-2.jsonl").read_text("utf-8").splitlines()]
