@@ -22,6 +22,7 @@ from tests.support.serve import serving
 from tests.support.sets import rows
 from tests.support.shared import shared
 from tests.support.trained import compile_set
+from trainer.models.pretrained import load_model
 
 Run = Callable[..., Result]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "chatglm3"
@@ -111,9 +112,13 @@ def test_the_exported_tokenizer_and_template_give_the_tokens_of_the_set(
 
 
 def test_it_chats_merged_and_with_its_prefix(here: Here, trained: dict[str, Path], tmp_path: Path) -> None:
-    exported = runner().invoke(main, ["export", str(trained["lora"]), str(tmp_path / "out")])
-    assert exported.exit_code == 0, exported.stderr
-    for model, more in ((tmp_path / "out", []), (here.model, ["--adapter", str(trained["ptuning_v2"])])):
+    adapter = ["--adapter", str(trained["ptuning_v2"])]
+    for name, layout in (("out", []), ("own", ["--layout", "original"])):
+        exported = runner().invoke(main, ["export", str(trained["lora"]), str(tmp_path / name), *layout])
+        assert exported.exit_code == 0, exported.stderr
+        stops = load_model(tmp_path / name).generation_config.eos_token_id
+        assert set(stops) == {2, 64795, 64797}  # </s>, <|user|>, <|observation|>
+    for model, more in ((tmp_path / "out", []), (here.model, adapter)):
         asked = ["chat", str(model), *more, "--json", "--max-new-tokens", "4"]
         done = runner().invoke(main, asked, input="你好\n再见\n")
         assert done.exit_code == 0, done.stderr
