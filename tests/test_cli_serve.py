@@ -198,6 +198,14 @@ def test_what_the_model_sees_is_what_it_saw_in_training(agent: Agent, tmp_path: 
         assert reply["content"] + choice["message"]["content"] == "".join(FIRE)
 
 
+def test_a_token_that_goes_beyond_a_stop_word_is_cut_there() -> None:
+    from trainer.use.serve import _Task
+
+    task = _Task(Chat(None, None, [], words=["Observation:", "End"]), None, "", "")
+    assert task.visible("Action: a\nObservation:\n[ End") == "Action: a\nObservation:"
+    assert task.visible("Action: a\nObs") == "Action: a\nObs"
+
+
 @pytest.fixture
 def ask(agent: Agent) -> Callable[..., Any]:
     """A function that sends a request to a server in this process."""
