@@ -224,7 +224,7 @@ def test_options_of_data_become_those_of_cli_compile(run: Run, call: str, expect
     "call",
     [
         "finetune.py data/tools THUDM/chatglm3-6b configs/chatglm3_lora.yaml",
-        "llamafactory-cli train configs/qwen2.5_14B_lora_sft.yaml",
+        "llamafactory-cli train configs/llama_factory.yaml",
         "swift sft --tuner_type lora --dataset a.jsonl",
     ],
 )
