@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import trainer.models
 from cli import main
 from tests.support.command import runner
+from tests.support.documents import FILES
 from tests.support.original import save_original
 from tests.support.serve import serving
 from tests.support.sets import rows
 from tests.support.shared import shared
 from tests.support.trained import compile_set
+from trainer.models.pretrained import load_model
 
 Run = Callable[..., Result]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "chatglm3"
-CONFIGS = Path(__file__).parent / "data" / "train"
 SMALL = {
     "use_cpu": "true", "max_steps": 2, "eval_steps": 2, "generation_max_new_tokens": 3, "per_device_eval_batch_size": 2,
 }  # fmt: skip
@@ -48,7 +47,6 @@ class Here:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Here:
     folder = tmp_path_factory.mktemp("chatglm3")
-    shutil.copytree(CONFIGS, folder / "configs")
     sizes = {"padded_vocab_size": 65024, "seq_length": 8192}
     model = save_original(folder / "chatglm3-6b", "chatglm3", shared("tokenizers", "chatglm3"), **sizes)
     given = ["--tokenizer", model, "--template", "chatglm3", "--val-size", 2, "--no-shuffle"]
@@ -62,16 +60,11 @@ def trained(here: Here) -> dict[str, Path]:
     found = {}
     for name in ("lora", "ptuning_v2", "sft"):
         out = here.folder / name
-        file = here.folder / "configs" / f"chatglm3_{name}.yaml"
         changed = [
             f"--set={key}={value}" for key, value in (SMALL | {"output_dir": out, "learning_rate": 1e-2}).items()
         ]
-        before = Path.cwd()
-        os.chdir(file.parent)  # it names ds_zero_3.json
-        try:
-            done = runner().invoke(main, ["train", str(here.data), str(file), "--model", str(here.model), *changed])
-        finally:
-            os.chdir(before)
+        given = ["train", str(here.data), str(FILES[f"chatglm3_{name}"]), "--model", str(here.model), *changed]
+        done = runner().invoke(main, given)
         assert done.exit_code == 0, done.stderr
         assert "'<|assistant|>'" in done.stderr  # the first sequence, in words
         predicted = [json.loads(line) for line in (out / "predictions-2.jsonl").read_text("utf-8").splitlines()]
@@ -119,9 +112,13 @@ def test_the_exported_tokenizer_and_template_give_the_tokens_of_the_set(
 
 
 def test_it_chats_merged_and_with_its_prefix(here: Here, trained: dict[str, Path], tmp_path: Path) -> None:
-    exported = runner().invoke(main, ["export", str(trained["lora"]), str(tmp_path / "out")])
-    assert exported.exit_code == 0, exported.stderr
-    for model, more in ((tmp_path / "out", []), (here.model, ["--adapter", str(trained["ptuning_v2"])])):
+    adapter = ["--adapter", str(trained["ptuning_v2"])]
+    for name, layout in (("out", []), ("own", ["--layout", "original"])):
+        exported = runner().invoke(main, ["export", str(trained["lora"]), str(tmp_path / name), *layout])
+        assert exported.exit_code == 0, exported.stderr
+        stops = load_model(tmp_path / name).generation_config.eos_token_id
+        assert set(stops) == {2, 64795, 64797}  # </s>, <|user|>, <|observation|>
+    for model, more in ((tmp_path / "out", []), (here.model, adapter)):
         asked = ["chat", str(model), *more, "--json", "--max-new-tokens", "4"]
         done = runner().invoke(main, asked, input="你好\n再见\n")
         assert done.exit_code == 0, done.stderr

@@ -15,6 +15,7 @@ from click.testing import Result
 
 from cli import main
 from tests.support.command import runner
+from tests.support.documents import FILES
 from tests.support.eyes import Asked
 from tests.support.original import save_cogagent
 from tests.support.sets import rows
@@ -35,45 +36,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_process"),
 ]
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cogagent"
-YAML = """\
-data_config:
-  train_file: train.jsonl
-  val_file: dev.jsonl
-  test_file: dev.jsonl
-  num_proc: 1
-combine: True
-freezeV: {freeze}
-max_input_length: 512
-max_output_length: 512
-training_args:
-  output_dir: {output}
-  max_steps: {steps}
-  learning_rate: {rate}
-  per_device_train_batch_size: 1
-  dataloader_num_workers: 1
-  remove_unused_columns: false
-  save_strategy: steps
-  save_steps: {save}
-  log_level: info
-  logging_strategy: steps
-  logging_steps: 1
-  per_device_eval_batch_size: 4
-  eval_strategy: steps
-  eval_steps: {steps}
-  predict_with_generate: true
-  generation_config:
-    max_new_tokens: 8
-"""
-"""What the document's lora.yaml and sft.yaml have in common."""
-LORA = """\
-peft_config:
-  peft_type: LORA
-  task_type: CAUSAL_LM
-  r: 8
-  lora_alpha: 32
-  lora_dropout: 0.1
-  target_modules: ["query_key_value"]
-"""
 NEXT = {"images/notes-0.png": "CLICK", "images/music-0.png": "CLICK", "images/pay-1.png": "CLICK"}
 """Screenshots and what is to be done there."""
 
@@ -82,12 +44,13 @@ NEXT = {"images/notes-0.png": "CLICK", "images/music-0.png": "CLICK", "images/pa
 class Trained:
     model: Path
     data: Path
-    settings: list[object]
+    settings: dict[str, object]
 
-    def settled(self, path: Path, more: str = "", **numbers: object) -> Path:
-        """Write the document's configuration; its output goes beside it."""
-        path.write_text(YAML.format(output=path.with_suffix(""), **numbers) + more)
-        return path
+    def given(self, name: str, output: Path, **changed: object) -> tuple[object, ...]:
+        """What `cli train` is given to run a file of the document, with what is changed for a short run."""
+        values = self.settings | {"output_dir": output} | changed
+        settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+        return (self.data, FILES[f"cogagent_{name}"], "--model", self.model, *settings)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +64,11 @@ def screens(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     ]  # fmt: skip
     options = ["--tokenizer", model, "--template", "cogagent", "--media-dir", EXAMPLE, "--val-size", 1]
     data = compile_set(folder / "set", write(folder / "train.jsonl", made), *options)
-    given = {"model_name_or_path": model, "media_dir": EXAMPLE, "use_cpu": "true"}
-    return Trained(model, data, [part for key, value in given.items() for part in ("--set", f"{key}={value}")])
+    settings = {
+        "media_dir": EXAMPLE, "use_cpu": "true", "dataloader_num_workers": 1, "logging_steps": 1,
+        "generation_max_new_tokens": 8,
+    }  # fmt: skip
+    return Trained(model, data, settings)
 
 
 def wait_until_free(lock: Path) -> None:
@@ -119,21 +85,20 @@ def wait_until_free(lock: Path) -> None:
 
 def said(run: Path) -> dict[int, float]:
     """The losses of a run by step."""
-    lines = (run.with_suffix("") / "log.jsonl").read_text().splitlines()
+    lines = (run / "log.jsonl").read_text().splitlines()
     return {one["step"]: one["loss"] for one in map(json.loads, lines) if "loss" in one}
 
 
 def test_lora_is_killed_resumed_exported_and_shown_a_picture(screens: Trained, tmp_path: Path, run: Run) -> None:
-    numbers = {"freeze": False, "steps": 6, "rate": "5e-4", "save": 2}
-    whole = screens.settled(tmp_path / "whole.yaml", LORA, **numbers)
-    train(screens.data, whole, *screens.settings)
-    broken = screens.settled(tmp_path / "broken.yaml", LORA, **numbers)
-    kill_after(3, 1, screens.data, broken, *screens.settings, output=broken.with_suffix(""))
-    wait_until_free(broken.with_suffix("") / ".lock")
+    numbers = {"max_steps": 6, "save_steps": 2, "eval_steps": 6}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(*screens.given("lora", whole, **numbers))
+    kill_after(3, 1, *screens.given("lora", broken, **numbers), output=broken)
+    wait_until_free(broken / ".lock")
     for resume in ("yes", "4"):
-        train(screens.data, broken, *screens.settings, "--resume", resume)
+        train(*screens.given("lora", broken, **numbers), "--resume", resume)
         assert said(broken) == said(whole)
-    run("export", broken.with_suffix("") / "checkpoint-6", tmp_path / "out")
+    run("export", broken / "checkpoint-6", tmp_path / "out")
     chat = open_chat(tmp_path / "out", None, None)
     chat.model = asked = Asked(chat.model, chat.stops[0])
     opened, source = TrainingSet.open(str(screens.data)), find(TrainConfig(str(screens.model), "x"))
@@ -150,10 +115,11 @@ def test_lora_is_killed_resumed_exported_and_shown_a_picture(screens: Trained, t
 
 def test_the_loss_falls_and_the_stop_is_learnt(screens: Trained, tmp_path: Path, run: Run) -> None:
     """With sft.yaml: everything but the eyes is trained."""
-    file = screens.settled(tmp_path / "sft.yaml", freeze=True, steps=50, rate="1e-2", save=50)
-    train(screens.data, file, *screens.settings)
-    assert said(file)[50] < 0.1 * said(file)[1]
-    run("export", file.with_suffix("") / "checkpoint-50", tmp_path / "out")
+    numbers = {"max_steps": 50, "save_steps": 50, "eval_steps": 50, "learning_rate": "1e-2"}
+    ran = tmp_path / "sft"
+    train(*screens.given("sft", ran, **numbers))
+    assert said(ran)[50] < 0.1 * said(ran)[1]
+    run("export", ran / "checkpoint-50", tmp_path / "out")
     first = next(image["uri"] for row in rows(screens.data) for image in row["images"])
     typed = f"/image {EXAMPLE / first}\nWhat is next?\n"
     result = runner().invoke(main, ["chat", str(tmp_path / "out"), "--json"], input=typed, catch_exceptions=False)

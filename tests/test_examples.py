@@ -5,6 +5,7 @@ The masks are checked against rules written here from the ids alone: which token
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 import registry
+from tests.support.command import runner
 from tests.support.shared import shared
 from tests.support.vision import vision_model
 
@@ -169,7 +171,7 @@ def test_a_command_runs_and_prints_what_the_readme_shows(
 
 @pytest.mark.parametrize("example", NAMES)
 def test_a_readme_is_short_and_its_files_are_small(example: str) -> None:
-    assert len((EXAMPLES / example / "README.md").read_text(encoding="utf-8").splitlines()) < 80
+    assert len((EXAMPLES / example / "README.md").read_text(encoding="utf-8").splitlines()) < 110
     files = [path for path in (EXAMPLES / example).rglob("*") if path.is_file() and "out" not in path.parts]
     assert [path for path in files if path.stat().st_size > 10_000 or path.suffix in (".mp4", ".pyc")] == []
 
@@ -356,3 +358,104 @@ def test_chatglm3s_pairs_have_no_role_token_and_train_the_response(walk: Callabl
         assert first > 2
         assert row["labels"] == [-100] * first + row["input_ids"][first:]
         assert row["labels"][-1] == 2
+
+
+# -- the document's own files --
+
+RUNS = [
+    (example, command)
+    for example in NAMES
+    for command in re.findall(
+        r'(cli train [^`]+) --model "\$MODEL"`', (EXAMPLES / example / "README.md").read_text(encoding="utf-8")
+    )
+]
+STEPS = {
+    "configs/lora.yaml": 3000, "configs/ptuning_v2.yaml": 3000, "configs/sft.yaml": 3000,
+    "scripts/finetune_ds.sh": 500, "scripts/finetune_ds_multiturn.sh": 200,
+    "scripts/finetune_pt.sh": 1000, "scripts/finetune_pt_multiturn.sh": 1000,
+    "train_lora/qwen2.5_14B_lora_sft.yaml": 3 * 2,  # three epochs of 9 rows, 8 a step
+    "run.sh": 2 * 374,  # two epochs of 2,987 rows, 2 x 4 a step
+}  # fmt: skip
+"""By file: the steps that it makes of the example's rows on one device."""
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model for an example's sets, in the layout of the document's."""
+    from tests.support.original import EYES, save_original
+    from tests.support.trained import save_model
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def make(example: str) -> Path:
+        path = folder / example
+        if path.exists():
+            return path
+        if example == "chatglm3":
+            return save_original(path, "chatglm3", shared("tokenizers", "chatglm3"), padded_vocab_size=65024)
+        if example == "cogagent":
+            sizes = {"padded_vocab_size": 151552, "seq_length": 8192, "vision_config": EYES, "pad_token_id": 151329}
+            eyes = {"boi_token_id": 151339, "eoi_token_id": 151340, "eos_token_id": [151329, 151336, 151338]}
+            return save_original(path, "cogagent", shared("tokenizers", "glm4"), **sizes, **eyes)
+        if example == "llama_factory":
+            return save_model(path, max_position_embeddings=2048)
+        return save_original(path, "qwen", seq_length=2048)
+
+    return make
+
+
+def cli_in(folder: Path, *arguments: object, typed: str | None = None) -> str:
+    """What the command line prints on stdout, in this process, started in a folder."""
+    from cli import main
+
+    with contextlib.chdir(folder):
+        done = runner().invoke(main, [*map(str, arguments)], input=typed, catch_exceptions=False)
+    assert done.exit_code == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore")  # of libraries about their own future
+@pytest.mark.parametrize(("example", "command"), RUNS)
+def test_an_unchanged_file_of_the_document_plans_its_run(
+    walk: Callable[[str], Walk], model_of: Callable[[str], Path], example: str, command: str
+) -> None:
+    here = walk(example)
+    here.to(len(here.blocks) - 1)
+    *given, file = command.split()[1:]
+    half = "--fp16" in (here.folder / file).read_text(encoding="utf-8")
+    more = ["--set", "fp16=false"] if half else []  # a CPU does not compute in it
+    said = cli_in(here.folder, *given, file, "--model", model_of(example), "--dry-run", "--json", *more)
+    assert json.loads(said)["steps"] == STEPS[file]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("example", "made", "short", "export"),
+    [
+        ("llama_factory", "saves/llama3-8b/lora/sft/checkpoint-6", [], []),
+        ("ms_swift_agent", "output/checkpoint-2", ["--set", "max_steps=2"], ["--layout", "original"]),
+    ],
+)
+def test_an_example_becomes_a_model_that_answers(
+    walk: Callable[[str], Walk],
+    model_of: Callable[[str], Path],
+    example: str,
+    made: str,
+    short: list[str],
+    export: list[str],
+) -> None:
+    """Those of ChatGLM3 and CogAgent do in tests of their own."""
+    here = walk(example)
+    here.to(len(here.blocks) - 1)
+    command = next(command for name, command in RUNS if name == example)
+    cli_in(here.folder, *command.split()[1:], "--model", model_of(example), *short)
+    cli_in(here.folder, "export", made, "exported", *export)
+    said = cli_in(here.folder, "chat", "exported", "--json", "--max-new-tokens", 3, typed="你是谁?\n")
+    assert json.loads(said)["new_tokens"] > 0
+    if export:
+        kept = (model_of(example) / "config.json").read_bytes()
+        assert (here.folder / "exported" / "config.json").read_bytes() == kept

@@ -17,13 +17,13 @@ from click.testing import Result
 
 import registry
 from tests.support.command import outside
+from tests.support.documents import FILES
 from tests.support.original import save_original
 from tests.support.shared import shared
 from tests.support.trained import rows, save_model
 from trainer.follow import data as follow_data
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = Path(__file__).parent / "data" / "train"
 Run = Callable[..., Result]
 
 pytestmark = [
@@ -38,7 +38,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "FORCE_TORCHRUN"):
         monkeypatch.delenv(name, raising=False)
-    shutil.copytree(CONFIGS, "configs")
+    Path("configs").mkdir()
+    for name, path in FILES.items():
+        shutil.copy(path, f"configs/{name}.yaml")
     for folder, names in (
         ("data/CogAgentData", ("train.jsonl", "dev.jsonl")),
         ("data/tools", ("train.json", "dev.json")),
@@ -239,7 +241,7 @@ def test_options_of_data_become_those_of_cli_compile(run: Run, call: str, expect
     "call",
     [
         "finetune.py data/tools THUDM/chatglm3-6b configs/chatglm3_lora.yaml",
-        "llamafactory-cli train configs/qwen2.5_14B_lora_sft.yaml",
+        "llamafactory-cli train configs/llama_factory.yaml",
         "swift sft --tuner_type lora --dataset a.jsonl",
     ],
 )

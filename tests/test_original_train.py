@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import trainer.models
+from tests.support.documents import FILES
 from tests.support.original import CONFIGS, save_original
 from tests.support.trained import config, losses, run_to_end, small_set, train
 
 Run = Callable[..., Result]
-DATA = Path(__file__).parent / "data" / "train"
 
 pytestmark = [
     pytest.mark.slow,
@@ -178,7 +178,7 @@ def test_a_prefix_is_trained(name: str, data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "tuning"), [("lora", "lora"), ("ptuning_v2", "prefix"), ("sft", "full")])
 def test_chatglm3s_own_files_need_nothing_set(name: str, tuning: str, data: Path, tmp_path: Path) -> None:
     original = save_original(tmp_path / "original", "chatglm3", hidden_size=64)
-    facts = json.loads(train(data, DATA / f"chatglm3_{name}.yaml", "--model", original, "--dry-run", "--json").stdout)
+    facts = json.loads(train(data, FILES[f"chatglm3_{name}"], "--model", original, "--dry-run", "--json").stdout)
     assert (facts["config"]["tuning"], facts["steps"], facts["step_rows"]) == (tuning, 3000, 4)
     assert facts["config"]["gradient_checkpointing"] == (tuning != "prefix"), "as their code switches it on"
     assert facts["zero_stage"] == (3 if name == "sft" else 2)

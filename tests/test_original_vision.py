@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 import trainer.models
+from tests.support.documents import FILES
 from tests.support.original import save_cogagent
 from tests.support.sets import rows
 from tests.support.trained import compile_set, config, losses, run_to_end, train
 
 Run = Callable[..., Result]
 
-DATA = Path(__file__).parent / "data" / "train"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "cogagent"
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP."""
@@ -182,12 +181,8 @@ def test_the_documents_files_need_nothing_set(screens: Screens, tmp_path: Path) 
     tokenizer = screens.model.parent / "tokenizer"
     options = ["--tokenizer", tokenizer, "--template", "cogagent", "--val-size", 1]
     data = compile_set(tmp_path / "set", EXAMPLE / "train.jsonl", *options)
-    folder = tmp_path / "finetune" / "configs"
-    folder.mkdir(parents=True)
-    shutil.copy(DATA / "ds_zero_3.json", folder)
     for name, tuning, stage in (("lora", "lora", 2), ("sft", "full", 3)):
-        shutil.copy(DATA / f"cogagent_{name}.yaml", folder / f"{name}.yaml")
-        said = train(data, folder / f"{name}.yaml", "--model", screens.model, "--dry-run", "--json").stdout
+        said = train(data, FILES[f"cogagent_{name}"], "--model", screens.model, "--dry-run", "--json").stdout
         facts = json.loads(said)
         assert (facts["config"]["tuning"], facts["zero_stage"], facts["steps"]) == (tuning, stage, 3000)
         assert facts["config"]["media_dir"] == str(EXAMPLE)

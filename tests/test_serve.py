@@ -66,9 +66,8 @@ def test_the_documented_agent_loop_works_as_it_stands(
     server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(server[1])
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "after-training.md").read_text(encoding="utf-8"), re.DOTALL
-    )
+    text = (ROOT / "docs" / "after-training.md").read_text(encoding="utf-8")
+    code = next(c for c in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "client.completions" in c)
     names: dict[str, Any] = {}
     exec(code.replace("http://localhost:8000/v1", server[0]), names)
     seen: list[str] = []

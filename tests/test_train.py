@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cli import main
 from tests.support.command import runner
+from tests.support.documents import FILES, ZERO
 from tests.support.trained import (
     compile_set,
     config,
@@ -43,7 +44,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_process"),
 ]
 Make = Callable[..., Path]
-DATA = Path(__file__).parent / "data" / "train"
+OFFLOAD = Path(__file__).parent / "data" / "train" / "ds_zero_3_offload.json"
 PROJECTED = {"num_virtual_tokens": 4, "prefix_projection": True}
 
 
@@ -704,24 +705,24 @@ def test_a_set_that_is_not_what_a_configuration_expects_is_named(data: Path, mak
 # -- the files that users have --
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in DATA.glob("*.yaml")))
+@pytest.mark.parametrize("name", FILES)
 def test_the_files_that_users_have_run(data: Path, model: Path, tmp_path: Path, name: str) -> None:
     """Unchanged, but for model, sizes and paths on the command line."""
-    shutil.copytree(DATA, tmp_path / "configs", dirs_exist_ok=True)
     changed = {
         "output_dir": tmp_path / "out", "max_steps": 2, "use_cpu": "true", "eval_steps": 2, "expect.datasets": "null",
         "expect.val_size": "null", "dataloader_num_workers": 1,
     }  # fmt: skip
-    if "query_key_value" in (DATA / f"{name}.yaml").read_text():
+    text = FILES[name].read_text()
+    if "query_key_value" in text:
         changed["lora.target_modules"] = "[q_proj, k_proj, v_proj]"
     if name == "cogagent_sft":
-        changed |= {"freeze_vision": "false", "deepspeed": "ds_zero_3.json"}
+        changed |= {"freeze_vision": "false", "deepspeed": ZERO / "ds_zero_3.json"}
     if name == "chatglm3_sft":
-        changed["deepspeed"] = "ds_zero_3_offload.json"
-    if "predict_with_generate" in (DATA / f"{name}.yaml").read_text():
+        changed["deepspeed"] = OFFLOAD
+    if "predict_with_generate" in text:
         changed["generation_max_new_tokens"] = 4
     overrides = [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
-    said = train(data, tmp_path / "configs" / f"{name}.yaml", "--model", model, *overrides)
+    said = train(data, FILES[name], "--model", model, *overrides)
     lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 2]
     if "generation_max_new_tokens" in changed:

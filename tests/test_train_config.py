@@ -15,11 +15,12 @@ import yaml as pyyaml
 import registry
 from schemas import check_config, schema
 from schemas.errors import Problem, UsageError
+from tests.support.documents import FILES, ZERO
 from trainer.config import config as configs
 from trainer.config import dialects, yaml, zero
 from trainer.config.config import Expect, Loaded, Lora, Prefix, TrainConfig
 
-DATA = Path(__file__).parent / "data" / "train"
+OFFLOAD = Path(__file__).parent / "data" / "train" / "ds_zero_3_offload.json"
 MODEL = "model_name_or_path=m"
 NEED = {"model_name_or_path": "m", "output_dir": "out"}
 
@@ -259,7 +260,7 @@ def test_every_table_leads_to_keys_of_ours(name: str) -> None:
 
 
 def test_cogagents_files_say_the_same_here() -> None:
-    lora = configs.load(DATA / "cogagent_lora.yaml", [MODEL])
+    lora = configs.load(FILES["cogagent_lora"], [MODEL])
     c = lora.config
     assert lora.dialect == "seq2seq"
     assert (c.tuning, c.lora.r, c.lora.lora_alpha, c.lora.lora_dropout) == ("lora", 8, 32, 0.1)
@@ -269,14 +270,14 @@ def test_cogagents_files_say_the_same_here() -> None:
     assert (c.save_strategy, c.save_steps, c.logging_steps, c.dataloader_num_workers) == ("steps", 500, 10, 16)
     assert (c.predict_with_generate, c.generation_max_new_tokens) == (True, 512)
     assert (c.freeze_vision, c.expect.max_length, c.output_dir) == (False, 1024, "./output")
-    full = configs.load(DATA / "cogagent_sft.yaml", [MODEL]).config
+    full = configs.load(FILES["cogagent_sft"], [MODEL]).config
     assert (full.tuning, full.freeze_vision, full.learning_rate) == ("full", True, 5e-5)
     assert full.deepspeed == "configs/ds_zero_3.json"
 
 
 def test_chatglm3s_files_say_the_same_here() -> None:
     lora, prefix, full = (
-        configs.load(DATA / f"chatglm3_{name}.yaml", [MODEL]).config for name in ("lora", "ptuning_v2", "sft")
+        configs.load(FILES[f"chatglm3_{name}"], [MODEL]).config for name in ("lora", "ptuning_v2", "sft")
     )
     assert (lora.tuning, prefix.tuning, full.tuning) == ("lora", "prefix", "full")
     assert prefix.prefix == Prefix(num_virtual_tokens=128)
@@ -287,7 +288,7 @@ def test_chatglm3s_files_say_the_same_here() -> None:
 
 
 def test_llama_factorys_file_says_the_same_here() -> None:
-    loaded = configs.load(DATA / "qwen2.5_14B_lora_sft.yaml")
+    loaded = configs.load(FILES["llama_factory"])
     c = loaded.config
     assert loaded.dialect == "llama_factory"
     assert c.model_name_or_path == "Qwen/Qwen2.5-14B-Instruct"
@@ -299,11 +300,11 @@ def test_llama_factorys_file_says_the_same_here() -> None:
     assert [line.split()[0] for line in loaded.remarks] == ["overwrite_cache", "preprocessing_num_workers"]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in DATA.glob("*.yaml")))
+@pytest.mark.parametrize("name", FILES)
 def test_every_key_of_such_a_file_is_taken_over_or_named(name: str) -> None:
     """Changed one at a time, every key changes the configuration, or is refused, or a remark names it."""
-    raw = yaml.read(DATA / name)
-    before = configs.load(DATA / name, [MODEL])
+    raw = yaml.read(FILES[name])
+    before = configs.load(FILES[name], [MODEL])
     for key, _ in dialects.flat(raw, registry.train_config(before.dialect)["keys"]):
         entry = registry.train_config(before.dialect)["keys"][key]
         assert "to" in entry or "only" in entry or any(line.startswith(f"{key} ") for line in before.remarks), key
@@ -312,31 +313,31 @@ def test_every_key_of_such_a_file_is_taken_over_or_named(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("cogagent_lora.yaml", ("freezeV:", "freezeVision:"), "did you mean 'freezeV'"),
-        ("chatglm3_lora.yaml", ("learning_rate", "learnig_rate"), "training_args/learnig_rate.*\n.*'learning_rate'"),
-        ("chatglm3_lora.yaml", ("LORA", "IA3"), "'IA3' is not supported"),
-        ("chatglm3_lora.yaml", ("task_type: CAUSAL_LM", "task_type: SEQ_CLS"), "causal language models"),
-        ("qwen2.5_14B_lora_sft.yaml", ("cutoff_len", "cutof_len"), "did you mean 'cutoff_len'"),
-        ("qwen2.5_14B_lora_sft.yaml", ("stage: sft", "stage: ppo"), "'ppo' is not supported"),
-        ("qwen2.5_14B_lora_sft.yaml", ("finetuning_type: lora", "finetuning_type: oft"), "'oft' is not supported"),
-        ("qwen2.5_14B_lora_sft.yaml", ("do_train: true", "do_train: false"), "this command only trains"),
+        ("cogagent_lora", ("freezeV:", "freezeVision:"), "did you mean 'freezeV'"),
+        ("chatglm3_lora", ("learning_rate", "learnig_rate"), "training_args/learnig_rate.*\n.*'learning_rate'"),
+        ("chatglm3_lora", ("LORA", "IA3"), "'IA3' is not supported"),
+        ("chatglm3_lora", ("task_type: CAUSAL_LM", "task_type: SEQ_CLS"), "causal language models"),
+        ("llama_factory", ("cutoff_len", "cutof_len"), "did you mean 'cutoff_len'"),
+        ("llama_factory", ("stage: sft", "stage: ppo"), "'ppo' is not supported"),
+        ("llama_factory", ("finetuning_type: lora", "finetuning_type: oft"), "'oft' is not supported"),
+        ("llama_factory", ("do_train: true", "do_train: false"), "this command only trains"),
     ],
 )
 def test_what_cannot_be_had_is_refused(tmp_path: Path, name: str, change: tuple[str, str], said: str) -> None:
-    path = tmp_path / name
-    path.write_text((DATA / name).read_text().replace(*change))
+    path = tmp_path / "run.yaml"
+    path.write_text(FILES[name].read_text().replace(*change))
     with pytest.raises(UsageError, match=said):
         configs.load(path, [MODEL])
 
 
 def test_a_file_without_a_model_says_how_to_name_one() -> None:
     with pytest.raises(UsageError, match="Add --model DIR"):
-        configs.load(DATA / "chatglm3_lora.yaml")
+        configs.load(FILES["chatglm3_lora"])
 
 
 def test_pyyaml_alone_would_read_the_files_wrongly() -> None:
     """Why there is a reader of our own."""
-    assert pyyaml.safe_load((DATA / "cogagent_lora.yaml").read_text())["training_args"]["learning_rate"] == "5e-4"
+    assert pyyaml.safe_load((FILES["cogagent_lora"]).read_text())["training_args"]["learning_rate"] == "5e-4"
 
 
 # -- DeepSpeed --
@@ -344,15 +345,18 @@ def test_pyyaml_alone_would_read_the_files_wrongly() -> None:
 SIZES = zero.Sizes(world=2, micro=4, accumulation=8, hidden=64, bf16=True, fp16=False)
 
 
-def completed(name: str | dict[str, Any], **settings: Any) -> dict[str, Any]:
-    given: Any = str(DATA / name) if isinstance(name, str) else name
+def completed(name: Path | dict[str, Any], **settings: Any) -> dict[str, Any]:
+    given: Any = str(name) if isinstance(name, Path) else name
     config = TrainConfig(**NEED, deepspeed=given, **settings)
     return zero.complete(zero.read(config, "run.yaml"), config, SIZES, "run.yaml")
 
 
-@pytest.mark.parametrize("name", ["ds_zero_2.json", "ds_zero_3.json", "ds_zero_3_offload.json"])
-def test_every_auto_is_filled_in(name: str) -> None:
-    done = completed(name)
+ZEROS = [ZERO / "ds_zero_2.json", ZERO / "ds_zero_3.json", OFFLOAD]
+
+
+@pytest.mark.parametrize("file", ZEROS, ids=lambda file: file.stem)
+def test_every_auto_is_filled_in(file: Path) -> None:
+    done = completed(file)
     assert "auto" not in json.dumps(done)
     assert done["train_batch_size"] == 64
     assert (done["train_micro_batch_size_per_gpu"], done["gradient_accumulation_steps"]) == (4, 8)
@@ -362,7 +366,7 @@ def test_every_auto_is_filled_in(name: str) -> None:
     if section["stage"] == 3:
         assert section["reduce_bucket_size"] == 64 * 64
         assert section["stage3_max_live_parameters"] == 10**9
-    given = json.loads((DATA / name).read_text())
+    given = json.loads(file.read_text())
     for key, value in given["zero_optimization"].items():
         assert value in ("auto", section[key])
 
@@ -394,7 +398,7 @@ def test_ms_swifts_zero_files_fit() -> None:
 
 
 def test_a_deepspeed_file_is_found_beside_the_configuration(tmp_path: Path) -> None:
-    shutil.copy(DATA / "ds_zero_3.json", tmp_path)
+    shutil.copy(ZERO / "ds_zero_3.json", tmp_path)
     config = TrainConfig(**NEED, deepspeed="ds_zero_3.json")
     assert zero.stage(zero.read(config, str(tmp_path / "run.yaml"))) == 3
     with pytest.raises(Problem, match="neither here nor beside or above"):

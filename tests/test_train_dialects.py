@@ -17,13 +17,13 @@ import transformers
 
 import registry
 from schemas.errors import Problem, UsageError
+from tests.support.documents import AGENT, FILES, SCRIPTS
 from tests.support.shared import shared
 from trainer.config import config as configs
 from trainer.config import dialects, shell
 from trainer.config.config import Loaded, Lora, Prefix
 
-DATA = Path(__file__).parent / "data" / "train"
-TOOLS = DATA / "tools"
+TOOLS = Path(__file__).parent / "data" / "train" / "tools"
 MODEL = "model_name_or_path=m"
 
 
@@ -46,7 +46,7 @@ def script(tmp_path: Path) -> Path:
 
 
 def test_the_agent_call_of_ms_swift_1_says_the_same_here() -> None:
-    loaded = configs.load(TOOLS / "qwen_7b_agent.sh")
+    loaded = configs.load(AGENT)
     c = loaded.config
     assert loaded.dialect == "ms_swift_1"
     assert (c.model_name_or_path, c.model_revision, c.output_dir) == ("qwen/Qwen-7B-Chat", None, "output")
@@ -77,7 +77,7 @@ def test_a_call_of_ms_swift_reads_modelscope_unless_it_or_the_environment_says_o
 
 
 def test_a_script_of_chatglm3_says_the_same_here() -> None:
-    loaded = configs.load(TOOLS / "chatglm3_pt_multiturn.sh")
+    loaded = configs.load(SCRIPTS / "finetune_pt_multiturn.sh")
     c = loaded.config
     assert loaded.dialect == "chatglm3"
     assert (c.tuning, c.prefix) == ("prefix", Prefix(num_virtual_tokens=128))
@@ -92,19 +92,23 @@ def test_a_script_of_chatglm3_says_the_same_here() -> None:
 
 
 def test_a_full_run_of_chatglm3_recomputes_as_there() -> None:
-    c = configs.load(TOOLS / "chatglm3_ds_multiturn.sh").config
+    c = configs.load(SCRIPTS / "finetune_ds_multiturn.sh").config
     assert (c.tuning, c.gradient_checkpointing, c.fp16, c.deepspeed) == ("full", True, True, "configs/deepspeed.json")
     assert c.learning_rate == 5e-5, "the script gives none: that of TrainingArguments"
 
 
 def test_gradient_checkpointing_is_on_where_their_code_switches_it_on() -> None:
     """ChatGLM3's finetune_hf.py does before every run; CogAgent's finetune.py only before it resumes."""
-    on = {path.stem: configs.load(path, [MODEL]).config.gradient_checkpointing for path in DATA.glob("c*.yaml")}
+    on = {
+        name: configs.load(path, [MODEL]).config.gradient_checkpointing
+        for name, path in FILES.items()
+        if name != "llama_factory"
+    }
     assert on == {
         "cogagent_lora": False, "cogagent_sft": False,
         "chatglm3_lora": True, "chatglm3_ptuning_v2": False, "chatglm3_sft": True,
     }  # fmt: skip
-    assert not any(configs.load(path, [MODEL]).config.group_by_length for path in DATA.glob("*.yaml"))
+    assert not any(configs.load(path, [MODEL]).config.group_by_length for path in FILES.values())
 
 
 # -- what nobody wrote down: the tools' defaults --

@@ -45,11 +45,11 @@ class Agent:
     model: Path
 
 
-def compile_set(folder: Path, *options: str) -> Path:
+def compile_set(folder: Path, *options: str, chats: list[list[tuple[str, str]]] = CHATS) -> Path:
     from cli import main
 
     source = folder / "chats.jsonl"
-    lines = [json.dumps({"conversations": [{"from": a, "value": b} for a, b in chat]}) for chat in CHATS]
+    lines = [json.dumps({"conversations": [{"from": a, "value": b} for a, b in chat]}) for chat in chats]
     source.write_text("\n".join(lines) + "\n", encoding="utf-8")
     arguments = ["compile", str(source), "--format", "ms_agent", "-o", str(folder / "set")]
     arguments += ["--cache", str(folder / "cache"), "--workers", "1", *options]
@@ -58,15 +58,15 @@ def compile_set(folder: Path, *options: str) -> Path:
     return folder / "set"
 
 
-def learn(model: nn.Module, rows: list[Row], steps: int, rate: float) -> float:
-    """Train on all rows at once until the loss is nearly 0. Returns the loss."""
+def learn(model: nn.Module, rows: list[Row], steps: int, rate: float, until: float = 0.05) -> float:
+    """Train on all rows at once until the loss is below `until`. Returns the loss."""
     batch, loss = padded(rows), float("inf")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     for _ in range(steps):
         parts = SFT.loss(model, batch)
         value = parts.loss_sum / parts.weight_sum
         loss = value.item()
-        if loss < 0.05:
+        if loss < until:
             break
         optimizer.zero_grad()
         value.backward()
@@ -74,12 +74,12 @@ def learn(model: nn.Module, rows: list[Row], steps: int, rate: float) -> float:
     return loss
 
 
-def make(folder: Path) -> Agent:
-    compiled = compile_set(folder)
+def make(folder: Path, chats: list[list[tuple[str, str]]] = CHATS, until: float = 0.05) -> Agent:
+    compiled = compile_set(folder, chats=chats)
     opened = CompiledSet.open(compiled)
     rows = list(opened.rows("train"))
     model = qwen2(8005, eos_token_id=8000)
-    assert learn(model, rows, 200, 1e-2) < 0.05
+    assert learn(model, rows, 200, 1e-2, until) < until
     model.generation_config.repetition_penalty = 1.0
     model.save_pretrained(folder / "model")
     return Agent(compiled, opened.manifest, rows, folder / "model")

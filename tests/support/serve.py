@@ -1,15 +1,18 @@
-"""`transformers serve` on a free port of the loopback."""
+"""`transformers serve` and `cli serve` on a free port of the loopback."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.support.command import outside
 
 SECONDS = 90
 
@@ -43,3 +46,27 @@ def serving(model: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(timeout=20)
+
+
+@contextlib.contextmanager
+def cli_serve(model: Path, *options: object) -> Iterator[str]:
+    """Run `cli serve` on a model's folder; give the address that it prints."""
+    command = [str(Path(sys.executable).parent / "cli"), "serve", str(model), "--port", "0", *map(str, options)]
+    said = model.parent / "serve.log"
+    with said.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True,
+            env=outside() | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line.startswith(f"serving {model.name} at "), said.read_text(encoding="utf-8")
+        yield line.split(" at ")[1].strip()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0, said.read_text(encoding="utf-8")
+        assert said.read_text(encoding="utf-8") == ""
+    finally:
+        process.kill()
+        process.wait(timeout=20)
+        process.stdout.close()

@@ -10,20 +10,13 @@ from typing import Any
 
 import click
 
-from schemas.errors import EXIT_CODES, Problem, UsageError
-from schemas.stores import AnyPath, path_of
+from schemas.errors import EXIT_CODES, Problem
 from trainer.commands import libraries
+from trainer.commands.options import check, writes
 
 
 @click.command("chat", epilog=EXIT_CODES)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--adapter",
-    type=click.Path(path_type=Path),
-    metavar="CHECKPOINT",
-    help="Put this LoRA or prefix checkpoint on MODEL, with the tokenizer and stop tokens it was trained with.",
-)
-@click.option("--set", "data", type=path_of, metavar="DIR", help="With --adapter: where its set is, if it has moved.")
 @click.option(
     "--stop",
     "words",
@@ -32,43 +25,14 @@ from trainer.commands import libraries
     help="Stop after this text and let the user write what follows. Can be repeated.",
 )
 @click.option("--system", default="", metavar="TEXT|@FILE", help="The system message.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    metavar="N",
-    help="Longest reply; a note says when a reply is cut.",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    default=0.0,
-    show_default=True,
-    metavar="T",
-    help="Above 0: sample tokens instead of taking the most likely one.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    metavar="P",
-    help="With --temperature: sample from the most likely tokens that together have this probability.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed for sampling.")
+@writes
 @click.option("--json", "as_json", is_flag=True, help="Print each finished reply as one JSON object.")
 def chat_command(
     model: Path,
-    adapter: Path | None,
-    data: AnyPath | None,
     words: tuple[str, ...],
     system: str,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Chat with MODEL, a folder written by cli export or Transformers, in its own chat template.
 
@@ -87,12 +51,8 @@ def chat_command(
     libraries.quiet()
     from trainer.use.chat import ChatReply, converse, open_chat
 
-    if data and not adapter:
-        raise UsageError("--set", "it says where the set of an adapter is", "Add --adapter CHECKPOINT.")
-    if top_p < 1 and not temperature:
-        raise UsageError(f"--top-p {top_p:g}", "nothing is sampled at --temperature 0", "Add, say, --temperature 0.7.")
-    drawn: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    chat = open_chat(model, adapter, data, words=words, **drawn)
+    check(**given)
+    chat = open_chat(model, given.pop("adapter"), given.pop("data"), words=words, **given)
     chat.system(Path(system[1:]).read_text(encoding="utf-8").strip() if system.startswith("@") else system)
 
     def show(text: str) -> None:
@@ -105,7 +65,7 @@ def chat_command(
             return
         click.echo()
         if reply.ended == "length":
-            click.echo(f"[cut after --max-new-tokens {max_new_tokens}]", err=True)
+            click.echo(f"[cut after --max-new-tokens {given['max_new_tokens']}]", err=True)
 
     def wrong(problem: Problem) -> None:
         click.echo(str(problem), err=True)

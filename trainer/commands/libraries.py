@@ -1,4 +1,4 @@
-"""The libraries of the [train] extra: whether they are there, and how much they print."""
+"""The libraries of the extras: whether they are there, and how much they print."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from schemas import install
 from schemas.errors import UsageError
 
 
-def need(command: str, *names: str) -> None:
+def need(command: str, *names: str, extra: str = "train") -> None:
     """Raise a UsageError that names every package that is not installed; make those that are less talkative."""
     _hush()
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise UsageError(command, f"not installed: {', '.join(missing)}", install.extra("train"))
+        raise UsageError(command, f"not installed: {', '.join(missing)}", install.extra(extra))
 
 
-def load(command: str, *names: str) -> None:
-    """Import packages; a UsageError names one that is missing or broken."""
-    need(command, *names)
+def load(command: str, *names: str, extra: str = "train") -> None:
+    """Import packages; a UsageError names one that is missing, with the extra that brings it, or broken."""
+    need(command, *names, extra=extra)
     for name in names:
         try:
             importlib.import_module(name)

@@ -35,6 +35,10 @@ def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -
     try:
         family = families.family_of(folder)
         model = _native(folder, dtype) if family is None else families.load(folder, family, dtype=dtype)
+        if family is not None and (folder / "generation_config.json").is_file():
+            import transformers
+
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
         if adapter is not None:
             import peft
 

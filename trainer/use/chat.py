@@ -104,6 +104,10 @@ class Chat:
                 content = [*({"type": "image"} for _ in range(self.attached)), {"type": "text", "text": text}]
             self.messages.append({"role": "user", "content": content})
             self.attached = 0
+        return self.write(show)
+
+    def write(self, show: Callable[[str], object] = lambda _: None) -> ChatReply:
+        """The model's reply to the conversation as it stands, or the rest of an unfinished one."""
         ids, seen = self._prompt()
         stream = _Stream(self.tokenizer, self.stops, show)
         draw = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
@@ -146,7 +150,7 @@ class Chat:
         if limit and len(ids) + self.max_new_tokens > limit:
             raise UsageError(
                 "the conversation", f"{len(ids):,} tokens and up to {self.max_new_tokens:,} new ones are more than the "
-                f"model's {limit:,}", "Start over with /clear, or lower --max-new-tokens.",
+                f"model's {limit:,}", "Start over (/clear), or allow fewer new tokens (--max-new-tokens).",
             )  # fmt: skip
         if seen:
             seen |= self._eyes("a picture").types(torch.tensor([ids]))

@@ -1,4 +1,4 @@
-# Experimental environment: A100
+# The call of the document, for 8 A100.
 nproc_per_node=8
 PYTHONPATH=../../.. \
 torchrun \
