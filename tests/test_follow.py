@@ -198,6 +198,15 @@ def test_a_script_of_chatglm3_is_read_and_not_run(run: Run, form: str) -> None:
     assert "what follows the call is not run" in said
 
 
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "examples").rglob("*.sh")), ids=lambda path: str(path.relative_to(ROOT / "examples"))
+)
+def test_every_script_of_the_examples_is_followed(run: Run, script: Path) -> None:
+    lines, _ = plan(run, "--model", "./mine", script)
+    assert lines[0][:2] == ["cli", "compile"] and "./mine" in lines[0]
+    assert lines[1][0] == "torchrun" and lines[1][-5:] == ["train", "shards", "follow.yaml", "--model", "./mine"]
+
+
 # -- ms-swift today, LLaMA-Factory's other keys --
 
 

@@ -37,9 +37,7 @@ _OTHERS = {
         "let it answer data"
     ),
     r"\bstreamlit run\b|\bllamafactory-cli webchat\b|\bswift app\b": "cli chat MODEL [--adapter CHECKPOINT]",
-    r"\bswift deploy\b|\bllamafactory-cli api\b": (
-        "transformers serve on the folder that cli export wrote (docs/after-training.md)"
-    ),
+    r"\bswift deploy\b|\bllamafactory-cli api\b": "cli serve MODEL [--stop Observation:]",
     r"\bllamafactory-cli export\b|\bswift export\b|\bswift merge-lora\b": "cli export CHECKPOINT OUT",
     r"format_tool_alpaca\.py|format_advertise_gen\.py": "cli compile on the file itself: its format is known",
 }
