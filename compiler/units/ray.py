@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -22,12 +24,14 @@ from compiler.units.machines import Terms, check, check_name, marked, portable, 
 from compiler.units.task import OnOutcome, Outcome, Task, Trouble
 from compiler.units.unit import run_unit
 from schemas import install
-from schemas.errors import InputError, Problem, UsageError
+from schemas.errors import InputError, Problem, Terminated, UsageError
 
 TRIES = 4
 """How often a unit is started, if workers or nodes are lost while they compile it, before the run ends."""
 STARTING = 60.0
 """Seconds that a node has to start its first worker."""
+LOOKING = 2.0
+"""Seconds between two looks at which nodes there are: one that joins and is lost in between is not missed."""
 PATIENCE = 10.0
 """Seconds without a result after which lost nodes are looked for."""
 CONNECTING = 10.0
@@ -82,10 +86,17 @@ def _connected(address: str, workers: int) -> Iterator[Any]:
             ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **({"address": address} if address else own))
         except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
             raise _unreachable(where, str(error).splitlines()[0]) from error
+        before = signal.signal(signal.SIGTERM, _terminated)  # Ray's own handler prints a C++ stack and exits with 15
         try:
             yield ray
         finally:
             ray.shutdown()
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(*_: object) -> None:
+    hint = "What was compiled is in the cache: run the same command again."
+    raise Terminated("--engine ray", "SIGTERM ended the run", hint)
 
 
 def _check_address(where: str, address: str) -> None:
@@ -192,6 +203,8 @@ class _Flight:
         self.compile = ray.remote(_compile).options(num_cpus=1, max_retries=0)
         self.flying: dict[Any, tuple[Task, int]] = {}
         self.nodes = set(_nodes(ray))
+        """All nodes that were seen and are not known to be lost."""
+        self.looked = time.monotonic()
 
     def run(self, tasks: Iterable[Task], limit: int) -> Trouble | None:
         for task in tasks:
@@ -229,6 +242,9 @@ class _Flight:
                 continue
             if trouble := self.on_outcome(task, outcome):
                 return trouble
+        if time.monotonic() - self.looked > LOOKING:
+            self.looked = time.monotonic()
+            self.nodes |= set(_nodes(self.ray))  # one that joined during the run may have tasks too
         return None
 
     def _look_for_lost_nodes(self) -> None:
