@@ -1,4 +1,4 @@
-"""Files: waiting until one is on disk, locks, and one digest of several."""
+"""Files: waiting until one is on disk, locks, names that files give, and one digest of several."""
 
 from __future__ import annotations
 
@@ -42,3 +42,8 @@ def digest_of(files: Iterable[tuple[str, bytes]]) -> str:
         total.update(f"{name}\0{len(data)}\0".encode())
         total.update(data)
     return total.hexdigest()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a file gives is one of something below a folder: no way up, no root, no hidden character."""
+    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
+from schemas.checkpoint import MADE_BY
 from schemas.errors import Terminated
 from trainer.data.collate import Collator, pad_id
 from trainer.data.images import Images, images_of
@@ -37,7 +38,7 @@ def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
         return _run(plan, None, beat)
     c = plan.config
     with output.locked(plan.output, beat.write):
-        output.begin(plan.output, replaces=plan.checkpoint is None)
+        output.begin(plan.output, beat.write, replaces=plan.checkpoint is None)
         trackers = log.open_trackers(c.report_to, plan.output, c.run_name, c.as_dict(), beat.write)
         with log.watch(plan.output, plan.start, trackers, beat) as shown:
             return _run(plan, shown, beat)
@@ -245,6 +246,8 @@ def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
     """The contents of a checkpoint's run.json: the run, its data and its model."""
     manifest = plan.set.manifest
     return plan.facts | {
+        "made_by": MADE_BY,
+        "run": plan.run,
         "step": done,
         "steps": plan.steps,
         "step_rows": plan.order.step_rows,

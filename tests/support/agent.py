@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from schemas import checkpoint as files
 from schemas.reader import CompiledSet
 from tests.support.command import runner
 from tests.support.tiny import Row, padded, qwen2
@@ -88,9 +89,20 @@ def make(folder: Path, chats: list[list[tuple[str, str]]] = CHATS, until: float 
 def checkpoint(agent: Agent, folder: Path, model: nn.Module, *, base: Path | None = None, step: int = 7) -> Path:
     """Write a checkpoint as the trainer does: the model's or adapter's own files, run.json, and the mark last."""
     path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
     model.save_pretrained(path)  # type: ignore[operator]
     run = {
+        "made_by": files.MADE_BY,
+        "run": f"{step:032x}",
         "step": step,
+        "steps": step,
+        "step_rows": 1,
+        "steps_per_epoch": 1,
+        "tokens": 1,
+        "world": 1,
+        "resumes": 0,
+        "replaces": 0,
+        "config": {},
         "base_model": str(base or agent.model),
         "base_digest": digest_of(base or agent.model) if (base or agent.model).exists() else digest_of(agent.model),
         "model": {"model": "maker/tiny", "revision": None},
@@ -99,5 +111,12 @@ def checkpoint(agent: Agent, folder: Path, model: nn.Module, *, base: Path | Non
     }
     (path / "run.json").write_text(json.dumps(run), encoding="utf-8")
     (path / "deepspeed").mkdir()
-    (path / "COMPLETE").touch()
+    return seal(path)
+
+
+def seal(path: Path) -> Path:
+    """Write a checkpoint's COMPLETE again, after files of it were changed: as a forger would."""
+    run = json.loads((path / "run.json").read_text(encoding="utf-8"))["run"]
+    entries = {name: files.digest(path / name) for name in files.files(path)}
+    (path / files.COMPLETE).write_bytes(files.sealed(run, entries))
     return path

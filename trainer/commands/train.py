@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +93,27 @@ def _train(
 ) -> dict[str, Any] | None:
     from trainer import device
     from trainer.run import plan, report
+    from trainer.run import resume as resumes
 
     found = device.find(use_cpu=loaded.config.use_cpu)
     beat.doing("checking the set and the model")
-    decided = plan.make(out, loaded, resume, found)
+    again = partial(plan.make, out, loaded, resume, found)
+    decided = again()
     if dry_run:
+        decided = resumes.whole(decided, again)
         beat.doing("counting tokens and parameters")
         click.echo(json.dumps(report.facts(decided), ensure_ascii=False) if as_json else report.text(decided))
         return None
-    if found.rank == 0:
-        for line in (*decided.remarks, *report.lints(decided)):
-            click.echo(f"note: {line}", err=True)
     from trainer.train import train as run
 
     libraries.quiet(bars=False)
     beat.doing("starting DeepSpeed")
     with device.process_group(found, loaded.config.ddp_timeout):
+        if decided.checkpoint:
+            beat.doing("checking the checkpoint")
+            decided = resumes.whole(decided, again)
+        if found.rank == 0:
+            for line in (*decided.remarks, *report.lints(decided)):
+                click.echo(f"note: {line}", err=True)
         summary = run(decided, beat)
     return summary if found.rank == 0 else None

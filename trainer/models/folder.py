@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas import hub
+from schemas.checkpoint import COMPLETE
+from schemas.checkpoint import check as check_checkpoint
 from schemas.errors import UsageError
 from trainer.config.config import TrainConfig
 from trainer.models import demo
@@ -96,6 +98,8 @@ def find(config: TrainConfig) -> ModelFolder:
             raise UsageError(f"model_name_or_path: {name}", "it has no *.safetensors files", hint)
     if not (folder / "config.json").is_file():
         raise UsageError(str(folder), "no config.json: not the folder of a model", "Give the folder of a model.")
+    if (folder / COMPLETE).is_file():  # a checkpoint of a whole model
+        check_checkpoint(folder)
     need_safetensors(folder)
     files_of(folder)  # names a shard that is missing
     record: dict[str, Any] = {"model": name, "revision": revision, "trust_remote_code": config.trust_remote_code}

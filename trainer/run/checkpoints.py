@@ -1,35 +1,37 @@
 """Checkpoints: the folder `checkpoint-N`. It counts only with its file COMPLETE, which is written last.
 
-It is written as `.checkpoint-N.partial` and renamed.
+It is written as `.checkpoint-N.partial` and renamed; to be removed it is renamed to `.checkpoint-N.removed` first.
 
+run.json      configuration, set, model, step, seed, provenance of the data, and the trainer's mark; written first
 adapter_model.safetensors + adapter_config.json, or model*.safetensors + config.json
 tokenizer files of the model, unchanged
 deepspeed/    DeepSpeed's state, for resuming
-run.json      configuration, set, model, step, seed, provenance of the data
-COMPLETE      written when everything else is on disk
+COMPLETE      sizes and digests of all files, when they are on disk
 """
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from schemas import checkpoint as files
+from schemas import own
+from schemas.checkpoint import COMPLETE, MADE_BY, RUN, STATE
 from schemas.disk import flush
-from schemas.errors import InputError, UsageError
+from schemas.errors import InputError, IntegrityError, UsageError
 from trainer.models import initial
+from trainer.run import unpickle
 
-COMPLETE = "COMPLETE"
-RUN, STATE, TAG = "run.json", "deepspeed", "state"
+TAG = "state"
+_OF_RANK = re.compile(r"(?:pp_rank_|/rank)(\d+)")
+"""What names of DeepSpeed's files have if a process other than the first wrote them."""
 
 
 @dataclass(frozen=True)
@@ -46,39 +48,60 @@ def folder(output: Path, step: int) -> Path:
     return output / f"checkpoint-{step}"
 
 
-def complete(output: Path) -> list[Checkpoint]:
+def complete(output: Path, damaged: dict[Path, str] | None = None) -> list[Checkpoint]:
     """The complete checkpoints, in the order in which they were written.
 
     The last one may not have the highest step: after `--resume 600`, a checkpoint of step 900 belongs to the abandoned
-    run.
+    run. Those in `damaged` are left out, and those whose run.json cannot be read get into it.
     """
-    found = [read(path) for path in output.glob("checkpoint-*") if (path / COMPLETE).is_file()]
+    found, damaged = [], {} if damaged is None else damaged
+    for path in output.glob("checkpoint-*"):
+        if (path / COMPLETE).is_file() and path not in damaged:
+            try:
+                found.append(read(path))
+            except (InputError, IntegrityError) as error:
+                damaged[path] = f"{RUN}: {error.what}"
     return sorted(found, key=lambda one: (one.run["resumes"], one.step))
 
 
-def find(output: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint for `--resume`: "yes" is the last complete one (None if there is none), "N" that of step N."""
-    known = complete(output)
+def find(output: Path, resume: str, remarks: list[str], known_damage: Mapping[Path, str]) -> Checkpoint | None:
+    """The checkpoint for `--resume`: "yes" is the last whole one (None if there is none), "N" that of step N."""
+    damaged = dict(known_damage)
+    known = complete(output, damaged)
+    steps = ", ".join(str(one.step) for one in known) or "none"
     if resume == "yes":
+        if damaged and not known:
+            path, what = next(iter(damaged.items()))
+            raise IntegrityError(str(path), what, "No checkpoint is whole. Start again in another output_dir.")
+        remarks += [f"{path}: {what}; the run goes on from {known[-1].path}" for path, what in damaged.items()]
         return known[-1] if known else None
-    if not resume.isdigit():
+    if not (resume.isascii() and resume.isdigit() and len(resume) < 20):
         raise UsageError(f"--resume {resume}", "expected yes or the number of a checkpoint", "--resume yes")
-    for one in known:
+    hint = f"Complete ones: {steps}. --resume yes takes the last of them."
+    for one in reversed(known):
         if one.step == int(resume):
             return one
     path = folder(output, int(resume))
-    what = "it was never completed" if path.exists() else "there is no such checkpoint"
-    steps = ", ".join(str(one.step) for one in known) or "none"
-    raise UsageError(str(path), what, f"Complete ones: {steps}. --resume yes takes the last of them.")
+    if path in damaged:
+        raise IntegrityError(str(path), damaged[path], hint)
+    raise UsageError(str(path), "it was never completed" if path.exists() else "there is no such checkpoint", hint)
 
 
 def read(path: Path) -> Checkpoint:
     """Read the checkpoint in a folder."""
-    try:
-        run = json.loads((path / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(str(path / RUN), f"cannot be read: {error}", "Remove the checkpoint.") from error
-    return Checkpoint(path, int(run["step"]), run)
+    run = files.read_run(path)
+    return Checkpoint(path, run["step"], run)
+
+
+def damage(checkpoint: Checkpoint) -> str:
+    """What is wrong in a checkpoint, "" if it is whole; processes call it together, and each reads a part of it."""
+    several = torch.distributed.is_initialized()
+    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several else (0, 1)
+    found = [files.damage(checkpoint.path, part=rank, parts=world)]
+    if several:
+        found = [found[0] for _ in range(world)]
+        torch.distributed.all_gather_object(found, found[0])
+    return next((one for some in found for one in some), "")
 
 
 def save(
@@ -98,18 +121,21 @@ def save(
     path = folder(output, run["step"])
     partial = path.with_name(f".{path.name}.partial")
     first = torch.distributed.get_rank() == 0
-    if first:
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
-        partial.mkdir(parents=True)
-    torch.distributed.barrier()
     try:
-        _write(wrapped, partial, run, model_files, first)
+        if first:
+            _clear(partial)
+            own.make(partial, RUN, run)
+        torch.distributed.barrier()
+        _write(wrapped, partial, model_files, first)
+        torch.distributed.barrier()
+        mine = _digests(partial)
     except (OSError, RuntimeError) as error:  # for a full disk torch's archive writer raises a RuntimeError
         raise _unwritten(output, path, partial, error) from error
-    torch.distributed.barrier()
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, mine)
     if first:
         try:
-            _publish(partial, path)
+            _publish(partial, path, files.sealed(run["run"], {k: v for one in gathered for k, v in one.items()}))
         except OSError as error:
             raise _unwritten(output, path, partial, error) from error
         for old in _too_many(complete(output), run, keep, best):
@@ -118,37 +144,71 @@ def save(
     return path
 
 
-def _publish(partial: Path, path: Path) -> None:
-    """Mark a checkpoint as complete and give it its name; one that has the name is moved aside first."""
-    for file in partial.rglob("*"):
-        flush(file)
-    (partial / COMPLETE).touch()
-    flush(partial)
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+def _digests(path: Path) -> dict[str, files.Entry]:
+    """The digests of the files that this process has written, when they are on disk."""
+    rank, world, found = torch.distributed.get_rank(), torch.distributed.get_world_size(), {}
+    for name in files.files(path):
+        of = _OF_RANK.search(name)
+        if (int(of[1]) % world if of else 0) == rank:
+            flush(path / name)
+            found[name] = files.digest(path / name)
+    return found
+
+
+def _publish(partial: Path, path: Path, sealed: bytes) -> None:
+    """Mark a checkpoint as complete and give it its name; one that has the name counts until then, and is removed."""
+    (partial / COMPLETE).write_bytes(sealed)
+    for place in (partial / COMPLETE, *(one for one in partial.rglob("*") if one.is_dir()), partial):
+        flush(place)
+    old = path.with_name(f"{path.name}.old")
     if path.exists():
+        if old.exists():  # of a run that was killed here
+            remove(old)
+        _need_ours(path)
         path.rename(old)
     partial.rename(path)
     flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        remove(old)
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, its mark first: a half-removed one must not count."""
-    (path / COMPLETE).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    """Remove a checkpoint of this trainer. It is renamed first: a half-removed one must not count."""
+    _need_ours(path)
+    gone = path.with_name(f".{path.name}.removed")
+    _clear(gone)
+    path.rename(gone)
+    _clear(gone)
+
+
+def _need_ours(path: Path) -> None:
+    if not files.is_ours(path):
+        what = "it is in the way, and was not made by this trainer"
+        raise UsageError(str(path), what, "Move it somewhere else.")
+
+
+def _clear(path: Path) -> None:
+    """Remove what a run has left or is done with, by either mark; UsageError for what this trainer did not make."""
+    if not any(own.clear(path, mark, MADE_BY) for mark in (RUN, COMPLETE)):
+        _need_ours(path)
+
+
+def clear_leftovers(output: Path) -> list[Path]:
+    """Remove what killed runs have left half written or half removed; return what this trainer did not make."""
+    found = [*output.glob(".checkpoint-*.partial"), *output.glob(".checkpoint-*.removed"), *output.glob(".universal-*")]
+    return [path for path in found if not any(own.clear(path, mark, MADE_BY) for mark in (RUN, COMPLETE))]
 
 
 def _too_many(found: list[Checkpoint], run: dict[str, Any], keep: int | None, best: int | None) -> list[Checkpoint]:
     """The checkpoints to remove: those of a replaced run, and the oldest of this one beyond `keep`."""
     replaced = [one for one in found if one.run["resumes"] < run["replaces"]]
-    own = [one for one in found if one not in replaced]
-    kept = [one for one in own if one is own[-1] or one.step == best]
-    others = [one for one in own if one not in kept]
-    return replaced + (others[: max(0, len(own) - max(keep, len(kept)))] if keep else [])
+    mine = [one for one in found if one not in replaced and one.run["run"] == run["run"]]
+    kept = [one for one in mine if one is mine[-1] or one.step == best]
+    others = [one for one in mine if one not in kept]
+    return replaced + (others[: max(0, len(mine) - max(keep, len(kept)))] if keep else [])
 
 
-def _write(wrapped: Any, path: Path, run: dict[str, Any], model_files: dict[str, bytes], first: bool) -> None:
+def _write(wrapped: Any, path: Path, model_files: dict[str, bytes], first: bool) -> None:
     wrapped.save_checkpoint(
         str(path / STATE), tag=TAG, client_state={"universal_checkpoint_info": {}}, exclude_frozen_parameters=True
     )
@@ -156,7 +216,6 @@ def _write(wrapped: Any, path: Path, run: dict[str, Any], model_files: dict[str,
     if first:
         for name, data in model_files.items():
             (path / name).write_bytes(data)
-        (path / RUN).write_text(json.dumps(run, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _unwritten(output: Path, path: Path, partial: Path, error: Exception) -> Exception:
@@ -164,7 +223,8 @@ def _unwritten(output: Path, path: Path, partial: Path, error: Exception) -> Exc
     space = shutil.disk_usage(output).free
     if not isinstance(error, OSError) and not re.search("inline_container|PytorchStreamWriter|iostream", str(error)):
         return error
-    shutil.rmtree(partial, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        own.clear(partial, RUN, MADE_BY)
     kept = complete(output)
     last = f"The last complete one is {kept[-1].path}." if kept else "There is no earlier one."
     reason = getattr(error, "strerror", None) or "a file could not be finished"
@@ -210,22 +270,7 @@ def _buffers(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 def load(wrapped: Any, state: Path) -> None:
     """Restore the wrapped model from a state folder: that of a checkpoint, or a converted one."""
-    found, _ = wrapped.load_checkpoint(str(state), tag=TAG, load_module_strict=False)
+    with unpickle.tensors_only(state):
+        found, _ = wrapped.load_checkpoint(str(state), tag=TAG, load_module_strict=False)
     if found is None:
         raise InputError(str(state), "DeepSpeed's state is missing", "Use another checkpoint.")
-
-
-def convert(checkpoint: Checkpoint, target: Path) -> None:
-    """Convert a checkpoint's state for any number of processes (DeepSpeed's universal checkpoint), into `target`."""
-    shutil.rmtree(target, ignore_errors=True)
-    source = checkpoint.path / STATE / TAG
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    command += ["--input_folder", str(source), "--output_folder", str(target / TAG)]
-    done = subprocess.run(
-        [*command, "--num_extract_workers", "1", "--num_merge_workers", "1"],
-        capture_output=True, text=True, check=False, env=os.environ | {"DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        hint = f"Resume with {checkpoint.run['world']} processes."
-        raise InputError(str(source), f"cannot be converted for another number of processes: {last[0]}", hint)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import torch
 
+from schemas import checkpoint as files
+from schemas import own
 from trainer.config import zero
 from trainer.config.config import TrainConfig
 from trainer.models import initial
 from trainer.models.training import load
 from trainer.models.tune import count
 from trainer.models.wrappers import transformers_model
-from trainer.run import checkpoints
+from trainer.run import checkpoints, unpickle
 from trainer.run.plan import RunPlan
 
 
@@ -102,18 +103,19 @@ def restore(wrapped: Any, plan: RunPlan) -> None:
         return
     initial.check_again(wrapped.module, checkpoint.path)
     if not _is_moved(plan):
-        checkpoints.load(wrapped, checkpoint.path / checkpoints.STATE)
+        checkpoints.load(wrapped, checkpoint.path / files.STATE)
         return
     folder = plan.output / f".universal-{checkpoint.step}"
     if plan.device.rank == 0:
-        checkpoints.convert(checkpoint, folder)
+        own.make(folder, files.RUN, {"made_by": files.MADE_BY, "run": plan.run})
+        unpickle.convert(checkpoint.path / files.STATE / checkpoints.TAG, folder / checkpoints.TAG)
     torch.distributed.barrier()
     groups = [{**group, "params": None} for group in wrapped.optimizer.param_groups]
     checkpoints.load(wrapped, folder)
     _mend(wrapped.optimizer, groups)
     torch.distributed.barrier()
     if plan.device.rank == 0:
-        shutil.rmtree(folder)
+        own.clear(folder, files.RUN, files.MADE_BY)
 
 
 def _mend(optimizer: Any, groups: list[dict[str, Any]]) -> None:

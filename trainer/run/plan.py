@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,6 +54,8 @@ class RunPlan:
     """Where the run resumes; None = it starts from the beginning."""
     facts: dict[str, Any]
     """What the run is by, for checkpoints: set, seed, precision and more."""
+    run: str
+    """What tells the run from others: a random number that resumes keep."""
     starts: int
     """How often a run in the output folder, with checkpoints in it, was started or resumed before."""
     replaces: int
@@ -99,8 +104,10 @@ class RunPlan:
         return strategy == "steps" and step % every == 0
 
 
-def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunPlan:
-    """Plan a run on the set at `where`; raise a Problem if it is impossible."""
+def make(
+    where: str, loaded: Loaded, resume: str | None, device: Device, damaged: Mapping[Path, str] = MappingProxyType({})
+) -> RunPlan:
+    """Plan a run on the set at `where`, from no `damaged` checkpoint; raise a Problem if it is impossible."""
     config = loaded.config
     opened = stream.TrainingSet.open(where)
     remarks = list(loaded.remarks)
@@ -118,7 +125,7 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
     checks.check_model(opened, source, config, deepspeed, loaded.where)
     checks.check_libraries(source, config, loaded.where)
     bf16, fp16 = _precision(config, device, loaded.where)
-    checkpoint = resumes.find(config, resume, remarks)
+    checkpoint = resumes.find(config, resume, remarks, damaged)
     grouped = config.group_by_length and not opened.is_packed
     accumulation = config.gradient_accumulation_steps
     facts = {
@@ -147,7 +154,8 @@ def make(where: str, loaded: Loaded, resume: str | None, device: Device) -> RunP
         source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
         checkpoint=checkpoint, facts=facts, starts=starts,
-        replaces=checkpoint.run.get("replaces", 0) if checkpoint else starts, remarks=tuple(remarks),
+        run=checkpoint.run["run"] if checkpoint else uuid.uuid4().hex,
+        replaces=checkpoint.run["replaces"] if checkpoint else starts, remarks=tuple(remarks),
     )  # fmt: skip
 
 

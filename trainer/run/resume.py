@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from schemas.errors import UsageError
+from schemas import checkpoint as files
+from schemas.errors import IntegrityError, UsageError
 from trainer.config.config import TrainConfig
 from trainer.device import Device
 from trainer.run import checkpoints
 from trainer.run.checkpoints import Checkpoint
+from trainer.run.output import check_ours
 from trainer.run.schedule import learning_rate
+
+if TYPE_CHECKING:
+    from trainer.run.plan import RunPlan
+
 
 _FREE = frozenset({
     "model_name_or_path", "model_revision", "hub", "trust_remote_code", "output_dir", "overwrite_output_dir",
@@ -31,23 +37,44 @@ _SAID = frozenset({
 """Keys that a resumed run may change, and a remark says so. Any other key must be as it was."""
 
 
-def find(config: TrainConfig, resume: str | None, remarks: list[str]) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a run from the start. UsageError if there are checkpoints unasked."""
+def find(config: TrainConfig, resume: str | None, remarks: list[str], damaged: Mapping[Path, str]) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a run from the start. UsageError if there are checkpoints unasked.
+
+    `damaged` ones, which say what is wrong in them, are not gone on from.
+    """
     output = Path(config.output_dir)
+    check_ours(output)
     if resume is not None:
         if config.overwrite_output_dir:
             remarks.append("overwrite_output_dir has no effect: the run is resumed")
-        found = checkpoints.find(output, resume)
+        found = checkpoints.find(output, resume, remarks, damaged)
         if found is None:
             remarks.append(f"--resume yes: {output} has no complete checkpoint; the run starts from the beginning")
         return found
-    existing = checkpoints.complete(output)
-    if existing and not config.overwrite_output_dir:
+    broken: dict[Path, str] = {}
+    existing = checkpoints.complete(output, broken)
+    if (existing or broken) and not config.overwrite_output_dir:
+        which = f"the last of step {existing[-1].step}" if existing else "all of them damaged"
         raise UsageError(
-            f"output_dir: {output}", f"it has checkpoints, the last of step {existing[-1].step}",
+            f"output_dir: {output}", f"it has checkpoints, {which}",
             "Resume with --resume yes, choose another output_dir, or set overwrite_output_dir: true to replace them.",
         )  # fmt: skip
     return None
+
+
+def whole(plan: RunPlan, again: Callable[[Mapping[Path, str]], RunPlan]) -> RunPlan:
+    """The plan from a checkpoint that is whole: one that is damaged is left out, and the plan made `again` without it.
+
+    All processes call it together, and each reads a part of the files. IntegrityError for a file that does not belong.
+    """
+    damaged: dict[Path, str] = {}
+    while (checkpoint := plan.checkpoint) and (what := checkpoints.damage(checkpoint)):
+        damaged[checkpoint.path] = what
+        plan = again(damaged)
+    if checkpoint and (strangers := files.strangers(checkpoint.path)):
+        what = f"{strangers[0]}: no file of this checkpoint; it was put there later"
+        raise IntegrityError(str(checkpoint.path), what, "Move it somewhere else.")
+    return plan
 
 
 def check(checkpoint: Checkpoint, facts: dict[str, Any], config: TrainConfig, remarks: list[str]) -> None:

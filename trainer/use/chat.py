@@ -23,7 +23,7 @@ from trainer.data.vision.eyes import Eyes
 from trainer.data.vision.find import eyes_of
 from trainer.models.pretrained import can_cache, load_model, load_tokenizer
 from trainer.predict.generate import stop_ids
-from trainer.use.checkpoint import open_checkpoint
+from trainer.use.checkpoint import check_whole, open_checkpoint
 from trainer.use.tokenizer import card_template, copy_tokenizer
 
 
@@ -175,6 +175,7 @@ def open_chat(model: Path, adapter: Path | None, data: AnyPath | None, *, seed: 
 
     `data` says where the adapter's set is if it has moved; `settings` are those of `Chat`.
     """
+    check_whole(model)
     trained = open_checkpoint(adapter, data=data, base=model) if adapter else None
     loaded = load_model(model, adapter)
     with TemporaryDirectory() as copy:  # the set may be in an object store

@@ -22,7 +22,7 @@ from trainer.data.vision.find import eyes_of
 from trainer.models.pretrained import load_model, tokenizer_of
 from trainer.predict.generate import Prediction, ReplyPrompt, predict, prompts, stop_ids, stop_words, write_lines
 from trainer.predict.metrics import score
-from trainer.use.checkpoint import check_base
+from trainer.use.checkpoint import check_base, check_whole
 
 CLI = Path(__file__).parents[2] / "cli.py"
 
@@ -67,6 +67,7 @@ def replies(
     Pictures of the rows are in `media_dir`, or where they were when the set was compiled.
     """
     manifest = opened.manifest
+    check_whole(model)
     _check_tokenizer(manifest, model)
     if adapter:
         check_base(adapter, model)
