@@ -100,25 +100,46 @@ def _opened(out: AnyPath, command: str) -> CompiledSet:
 @click.argument("out", type=path_of)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def verify(out: AnyPath, as_json: bool) -> None:
-    """Check every file of OUT against its digest, and name any damage by file and batch.
+    """Check every file of OUT, a set or a checkpoint, against its digest, and name any damage by file and batch.
 
     \b
     Examples:
       cli verify shards
       cli verify s3://bucket/sets/chats
+      cli verify output/checkpoint-600
     """
+    from schemas import checkpoint
+
+    if isinstance(out, Path) and ((out / checkpoint.COMPLETE).is_file() or (out / checkpoint.RUN).is_file()):
+        _verify_checkpoint(out, as_json=as_json)
+        return
     from compiler.commands import terminal
     from compiler.sets.verify import find_damage
 
     opened = _opened(out, "verify")
     problems = find_damage(opened, lambda shards: terminal.track(shards, "verifying"))
     shards = sum(len(opened.shards(split)) for split in opened.manifest["splits"])
+    whole = f"{shards} shard{'' if shards == 1 else 's'} and {len(opened.manifest['files'])} files are whole"
+    _report(out, {"shards": shards}, problems, whole, as_json=as_json)
+
+
+def _verify_checkpoint(out: Path, *, as_json: bool) -> None:
+    from schemas import checkpoint
+
+    problems = checkpoint.damage(out)
+    names = checkpoint.files(out)
+    if not problems:
+        problems = [f"{name}: not in {checkpoint.COMPLETE}" for name in checkpoint.strangers(out)]
+        checkpoint.read_run(out)
+    _report(out, {"files": len(names)}, problems, f"{len(names)} files are whole", as_json=as_json)
+
+
+def _report(out: AnyPath, counts: dict[str, int], problems: list[str], whole: str, *, as_json: bool) -> None:
+    """Print what was found; the exit code is 4 where something was."""
     if as_json:
-        click.echo(json.dumps({"ok": not problems, "shards": shards, "problems": problems}, ensure_ascii=False))
+        click.echo(json.dumps({"ok": not problems, **counts, "problems": problems}, ensure_ascii=False))
     elif not problems:
-        click.echo(
-            f"{out}: {shards} shard{'' if shards == 1 else 's'} and {len(opened.manifest['files'])} files are whole"
-        )
+        click.echo(f"{out}: {whole}")
     else:
         for problem in problems:
             click.echo(problem, err=True)

@@ -5,6 +5,7 @@ torch reads the files with `weights_only`: a file that asks for anything but ten
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import re
@@ -18,13 +19,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from schemas import own
+from schemas.disk import is_inside
 from schemas.errors import InputError, IntegrityError, UsageError
 
 INDEX = "pytorch_model.bin.index.json"
 SUFFIXES = (".bin", ".pt", ".pth")
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states).*")
 """Files that trainers leave beside weights."""
-_PARTIAL = ".safetensors.partial"
+_PARTIAL, _MARK, _MADE_BY = ".safetensors.partial", ".made-by", "finetune-data-compiler safetensors"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def pickled(folder: Path) -> list[Path]:
         found = [p for p in sorted(folder.iterdir()) if p.suffix in SUFFIXES and not _NO_WEIGHTS.fullmatch(p.name)]
         usual = [path for path in found if path.name.startswith("pytorch_model")]
         return usual or found
-    paths = [folder / name for name in sorted(set(_weight_map(index).values()))]
+    paths = [folder / name for name in sorted(set(weight_map(index).values()))]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing:
         raise InputError(str(missing), f"is missing, and {INDEX} lists it", "Download it again.")
@@ -69,62 +72,67 @@ def convert(folder: Path, out: Path | None = None) -> Converted:
         what = "no such folder" if not folder.is_dir() else "no config.json: not the folder of a model"
         raise InputError(str(folder), what, "Give the folder of a model.")
     target = out or folder
+    partial = target / _PARTIAL
+    if not own.clear(partial, _MARK, _MADE_BY):  # what a killed run left
+        raise UsageError(str(partial), "it is in the way, and no conversion made it", "Move it somewhere else.")
     if any(target.glob("*.safetensors")) or (out and out.is_dir() and any(out.iterdir())):
         raise UsageError(str(target), "it has files of weights already" if out is None else "it is not empty", "")
     paths = pickled(folder)
     if not paths:
         raise UsageError(str(folder), f"no weights to convert: no {', '.join(SUFFIXES)} files", "")
-    partial = target / _PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        own.make(partial, _MARK, {"made_by": _MADE_BY})
         done = _write(paths, partial, target)
         for path in folder.iterdir() if out else ():
             if path.is_file() and path.suffix not in SUFFIXES and path.name != INDEX:
                 shutil.copyfile(path, target / path.name)
-        for path in sorted(
-            partial.iterdir(), key=lambda path: path.suffix
-        ):  # the index first: without the rest it fails
+        made = [path for path in partial.iterdir() if path.name != _MARK]
+        for path in sorted(made, key=lambda path: path.suffix):  # the index first: without the rest it fails
             path.rename(target / path.name)
     except SafetensorError as error:
         raise InputError(str(target), f"cannot be written: {error}", "Make room.") from error
     except OSError as error:
         raise InputError(str(error.filename or target), f"cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            own.clear(partial, _MARK, _MADE_BY)
     return done
 
 
 def _write(paths: list[Path], partial: Path, target: Path) -> Converted:
-    weight_map: dict[str, str] = {}
+    found: dict[str, str] = {}
     total = copied = 0
     names = []
     for number, path in enumerate(paths, 1):
         tensors, more = _alone(_read(path))
-        twice = next((name for name in tensors if name in weight_map), None)
+        twice = next((name for name in tensors if name in found), None)
         if twice:
             raise IntegrityError(str(path), f"the tensor {twice!r} is in another file too", "Remove one of them.")
         name = f"model-{number:05}-of-{len(paths):05}.safetensors" if len(paths) > 1 else "model.safetensors"
         save_file(tensors, partial / name, {"format": "pt"})
         names.append(name)
-        weight_map |= dict.fromkeys(tensors, name)
+        found |= dict.fromkeys(tensors, name)
         total, copied = total + sum(t.nbytes for t in tensors.values()), copied + more
     index = paths[0].parent / INDEX
-    lost = sorted(set(_weight_map(index)) - weight_map.keys()) if index.is_file() else []
+    lost = sorted(set(weight_map(index)) - found.keys()) if index.is_file() else []
     if lost:
         raise IntegrityError(str(index), f"it lists {lost[0]!r}, which no file has", "Download the model again.")
     if len(paths) > 1:
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2, sort_keys=True)
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": found}, indent=2, sort_keys=True)
         (partial / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
-    return Converted(target, names, len(weight_map), total, copied)
+    return Converted(target, names, len(found), total, copied)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
+    """The files of an index of weights by the names of tensors; a Problem for a file that is not beside the index."""
     try:
         found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in found.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = {str(name): str(file) for name, file in found.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(str(index), f"is not an index of weights: {error}", "Download it again.") from error
+    if wrong := next((name for name in names.values() if not is_inside(name)), None):
+        raise IntegrityError(str(index), f"lists {wrong!r}, which leads out of the folder", "Download it again.")
+    return names
 
 
 def _read(path: Path) -> Mapping[str, torch.Tensor]:

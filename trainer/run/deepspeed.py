@@ -106,16 +106,18 @@ def restore(wrapped: Any, plan: RunPlan) -> None:
         checkpoints.load(wrapped, checkpoint.path / files.STATE)
         return
     folder = plan.output / f".universal-{checkpoint.step}"
-    if plan.device.rank == 0:
-        own.make(folder, files.RUN, {"made_by": files.MADE_BY, "run": plan.run})
-        unpickle.convert(checkpoint.path / files.STATE / checkpoints.TAG, folder / checkpoints.TAG)
-    torch.distributed.barrier()
     groups = [{**group, "params": None} for group in wrapped.optimizer.param_groups]
-    checkpoints.load(wrapped, folder)
-    _mend(wrapped.optimizer, groups)
-    torch.distributed.barrier()
-    if plan.device.rank == 0:
-        own.clear(folder, files.RUN, files.MADE_BY)
+    try:
+        if plan.device.rank == 0:
+            own.make(folder, files.RUN, {"made_by": files.MADE_BY, "run": plan.run})
+            unpickle.convert(checkpoint.path / files.STATE / checkpoints.TAG, folder / checkpoints.TAG)
+        torch.distributed.barrier()
+        checkpoints.load(wrapped, folder)
+        _mend(wrapped.optimizer, groups)
+        torch.distributed.barrier()
+    finally:
+        if plan.device.rank == 0:
+            own.clear(folder, files.RUN, files.MADE_BY)
 
 
 def _mend(optimizer: Any, groups: list[dict[str, Any]]) -> None:

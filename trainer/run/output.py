@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from schemas import checkpoint as files
 from schemas import disk, own
 from schemas.checkpoint import MADE_BY
-from schemas.errors import InputError, LockedError, UsageError
+from schemas.errors import LockedError, UsageError
 from trainer.data import reference
 from trainer.run import checkpoints, log
 
@@ -42,13 +41,10 @@ def locked(output: Path, say: Callable[[str], object]) -> Iterator[None]:
     """Lock the output folder: two runs in one folder would destroy each other's checkpoints."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / LOCK
-    try:  # a link is not followed, and a pipe not waited for
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be opened: {error.strerror}", "Choose another output_dir.") from error
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(str(path), "it is no regular file", "Choose another output_dir, or remove it.")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "r+b") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UsageError(str(path), "it is no regular file", "Choose another output_dir.")
         try:
             disk.lock(descriptor, output, say)
         except BlockingIOError:

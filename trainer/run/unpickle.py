@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def _main(source: Path, target: Path) -> None:
 
     with tensors_only(source):
         for path in sorted(source.glob("*.pt")):
-            for name in _names(torch.load(path, map_location="cpu", mmap=True)):
+            for name in _names(torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))):
                 if not is_inside(name) or "/" in name:
                     raise IntegrityError(str(path), f"the name of a parameter leads to another folder: {name!r}")
         given = ["", "--input_folder", str(source), "--output_folder", str(target)]

@@ -10,6 +10,7 @@ The folder is written under another name and renamed: OUT is complete or absent.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from schemas import own
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
 from trainer.models.original import families
@@ -46,36 +48,42 @@ def export(
     check_mergeable(trained)
     original = _is_original(trained, layout)
     _refuse_foreign(out)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, old = (out.with_name(f".{out.name}.{kind}") for kind in ("partial", "old"))
+    if not out.exists() and own.is_ours(old, PROVENANCE, MADE_BY):  # an export was killed as it replaced this one
+        old.rename(out)
+    for path in (partial, old):  # what a killed export left
+        if not own.clear(path, PROVENANCE, MADE_BY):
+            raise UsageError(str(path), "it is in the way, and no export made it", "Move it somewhere else.")
     try:
-        partial.mkdir(parents=True)
+        own.make(partial, PROVENANCE, {"made_by": MADE_BY})
         provenance = _write(trained, partial, dtype, original=original)
         for path in (*partial.rglob("*"), partial):
             flush(path)
-        _replace(out, partial)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        own.clear(old, PROVENANCE, MADE_BY)
     except OSError as error:
         raise InputError(str(error.filename or out), f"cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            own.clear(partial, PROVENANCE, MADE_BY)
     return provenance
 
 
 def _refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(str(out), "expected a folder, found a file")
-    if out.is_dir() and any(out.iterdir()) and not _is_ours(out / PROVENANCE):
-        found = min(path.name for path in out.iterdir())
-        what = f"the folder is not empty and holds no export (found {found!r})"
+    inside = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    if not inside:
+        return
+    if not own.is_ours(out, PROVENANCE, MADE_BY):
+        what = f"the folder is not empty and holds no export (found {inside[0]!r})"
         raise UsageError(str(out), what, "Choose a new folder; nothing in this one was changed.")
-
-
-def _is_ours(mark: Path) -> bool:
-    try:
-        found = json.loads(mark.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("made_by") == MADE_BY
+    exported = {PROVENANCE, *(read_json(out / PROVENANCE).get("files") or ())}
+    if others := [name for name in inside if name not in exported]:
+        what = f"{others[0]!r} is beside the export in it, which is not of the export"
+        raise UsageError(str(out), what, "Move it, or choose a new folder; nothing in this one was changed.")
 
 
 def _is_original(trained: TrainedModel, layout: str | None) -> bool:
@@ -110,6 +118,7 @@ def _write(trained: TrainedModel, folder: Path, dtype: torch.dtype | None, *, or
     _generation_config(trained, folder)
     provenance = _provenance(trained, folder, note)
     (folder / "README.md").write_text(_readme(provenance), encoding="utf-8")
+    provenance["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     text = json.dumps(provenance, ensure_ascii=False, indent=1) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8")
     return provenance
@@ -196,13 +205,3 @@ def _readme(provenance: dict[str, Any]) -> str:
         "`provenance.json` has the digests of every file, of the tokenizer and of the template.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
-
-
-def _replace(out: Path, partial: Path) -> None:
-    """Rename the new folder to `out`; an earlier one is moved away first and removed last."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -20,7 +20,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(str(path), f"cannot be read: {error}", "Give the folder of a model.") from error
     if not isinstance(found, dict):
         raise InputError(str(path), "is not a JSON object", "Give the folder of a model.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -13,6 +12,7 @@ import torch
 
 from schemas.errors import InputError, UsageError
 from trainer.models.original.family import Family, Part
+from trainer.models.safetensors import weight_map
 
 
 def read(folder: Path, family: Family, config: Any) -> dict[str, torch.Tensor]:
@@ -83,7 +83,7 @@ def files_of(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    names = sorted(set(weight_map(index).values()))
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise InputError(str(folder / missing[0]), "is missing, and the index lists it", "Download it again.")
