@@ -18,7 +18,6 @@ import torch
 from schemas import disk
 from tests.support.trained import config, losses, outside, records, save_model, small_set, train
 from trainer.run import checkpoints, evaluate, log, output, step
-from trainer.run.checkpoints import COMPLETE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -179,24 +178,6 @@ def test_a_start_that_fails_removes_nothing_of_the_run_it_was_to_replace(
     train(data, run, *replacing, "--set", "max_steps=2", "--set", "save_steps=3")
     assert (steps(run), sorted(losses(run))) == ([2], [1, 2])
     assert not [path for path in run.with_suffix("").iterdir() if path.name.startswith(".") and path.is_dir()]
-
-
-def test_a_removal_that_is_killed_leaves_no_checkpoint_that_counts(
-    data: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = make(save_strategy="steps", save_steps=1, save_total_limit=1)
-
-    def killed(path: Path, **_: Any) -> None:
-        if path.name.startswith("checkpoint-"):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.shutil, "rmtree", killed)
-        train(data, run, code=130)
-    first = run.with_suffix("") / "checkpoint-1"
-    assert first.is_dir()
-    assert not (first / COMPLETE).exists()
-    assert steps(run) == [2]
 
 
 def test_a_file_system_without_locks_is_noted_and_used(data: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

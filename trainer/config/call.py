@@ -6,6 +6,7 @@ torchrun, and calls ChatGLM3's or CogAgent's `finetune`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -104,11 +105,8 @@ def _typed(text: str) -> Any:
     """A word of a command line as the value it stands for."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if _NUMBER.fullmatch(text):
+    if len(text) < 400 and _NUMBER.fullmatch(text):
         return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
-    if text[:1] in ("{", "["):
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text) if text[:1] in ("{", "[") else text
     return text

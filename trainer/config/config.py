@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
 def of(call: shell.Asked, path: str, overrides: Sequence[str] = ()) -> Loaded:
     """The configuration that a file or a call asks for; `path` is its name in messages."""
+    _check_sizes(call.raw, path)
     file = dialects.translate(call.raw, path, call.tables)
     if file.dialect == dialects.OWN and call.raw and not set(call.raw) & set(schema("train_config")["properties"]):
         what = f"none of its keys is one of a training configuration; the first is {next(iter(call.raw))!r}"
@@ -224,6 +226,24 @@ def of(call: shell.Asked, path: str, overrides: Sequence[str] = ()) -> Loaded:
             raise UsageError(f"{path}#/{key}", f"it has no effect: {why}", "Leave it out.")
     said = (*call.remarks, *file.remarks, *remarks, *(f"{key} has no effect: {why}" for key, why in idle))
     return Loaded(config, path, file.dialect, said)
+
+
+_MOST_KEYS = 1_000
+
+
+def _check_sizes(values: Mapping[str, Any], where: str) -> None:
+    """Raise a UsageError for more keys than any tool has, and for a number that is none."""
+    found, count = [("", values)], 0
+    while found:
+        name, inside = found.pop()
+        for key, value in inside.items():
+            count += 1
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{where}#{name}/{key}", f"expected a number, found {value}")
+            if isinstance(value, dict):
+                found.append((f"{name}/{key}", value))
+    if count > _MOST_KEYS:
+        raise UsageError(where, f"expected at most {_MOST_KEYS:,} keys, found {count:,}")
 
 
 def _fill(values: dict[str, Any], defaults: dict[str, Any], overridden: set[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from schemas.errors import InputError, UsageError
 from trainer.config import call as calls
+from trainer.config import yaml
 from trainer.config.call import ASSIGNED, ToolCall
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -64,6 +65,8 @@ class _File:
     path: Path
     line: int = 0
     known: dict[str, str | _Unknown] = field(default_factory=dict)
+    filled: int = 0
+    """Characters that stand where variables were."""
     dated: bool = False
     """Whether the date stands in a value."""
 
@@ -104,7 +107,7 @@ def read(path: Path) -> Asked:
 def find(path: Path) -> Found:
     """Find the call that trains in a shell file; UsageError if there is none, several, or one that needs a shell."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = yaml.text_of(path)
     except FileNotFoundError:
         raise UsageError(str(path), "no such file", "Give a shell file or a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -257,6 +260,9 @@ def _variable(file: _File, name: str) -> str:
         raise file.refuse(f"${name} is not set in the file", f"Add a line {name}=VALUE in front of the call.")
     if isinstance(value, _Unknown):
         raise file.refuse(f"${name} needs a shell: {value.why}")
+    file.filled += len(value)
+    if file.filled > yaml.LARGEST:
+        raise file.refuse(f"the values of variables make more than {yaml.LARGEST:,} characters")
     return value
 
 
@@ -268,8 +274,8 @@ def _computed(file: _File, inner: str, whole: str) -> str:
     named = r"\$?\{?\b([A-Za-z_]\w*)\}?" if whole.startswith("$((") else r"\$\{?([A-Za-z_]\w*)\}?"
     inner = inner if whole.startswith("$((") else inner.strip().removeprefix("expr ")
     found = _SUM.fullmatch(re.sub(named, lambda one: _variable(file, one[1]), inner).strip())
-    if found is None:
-        raise file.refuse(f"{whole} needs a shell")
+    if found is None or len(found[0]) > 200:
+        raise file.refuse(f"{whole[:200]} needs a shell")
     parts = re.findall(r"\d+|[-+*/]", found[0])
     result = int(parts[0])
     for sign, other in zip(parts[1::2], map(int, parts[2::2]), strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 
 from schemas.errors import InputError, UsageError, nearest
 from trainer.config.config import TrainConfig
+from trainer.config.yaml import text_of
 
 AUTO = "auto"
 PASSED_ON = (
@@ -53,15 +54,18 @@ def read(config: TrainConfig, where: str) -> dict[str, Any]:
             raise UsageError(f"deepspeed: {given}", what, "Give its path, or use zero_stage.")
         where = str(path)
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            given = json.loads(text_of(path))
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(where, f"not a JSON file: {error}") from error
     if not isinstance(given, dict):
         raise UsageError(where, "expected a JSON object")
     for key in given:
         if key not in (*PASSED_ON, *OURS):
             raise UsageError(f"{where}#/{key}", "not a key that is used here", nearest(key, (*PASSED_ON, *OURS)))
-    if given.get("zero_optimization", {}).get("elastic_checkpoint"):
+    optimization = given.get("zero_optimization", {})
+    if not isinstance(optimization, dict):
+        raise UsageError(f"{where}#/zero_optimization", "expected a JSON object")
+    if optimization.get("elastic_checkpoint"):
         what = "DeepSpeed cannot load its elastic checkpoints, not even with the same number of processes"
         raise UsageError(f"{where}#/zero_optimization/elastic_checkpoint", what, "Leave it out: --resume handles it.")
     return given
