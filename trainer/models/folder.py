@@ -14,7 +14,7 @@ from schemas.checkpoint import COMPLETE
 from schemas.checkpoint import check as check_checkpoint
 from schemas.errors import UsageError
 from trainer.config.config import TrainConfig
-from trainer.models import demo
+from trainer.models import demo, reading
 from trainer.models.digest import digest_of
 from trainer.models.original import families
 from trainer.models.original.family import Family
@@ -70,10 +70,11 @@ class ModelFolder:
 
     def made(self, **settings: Any) -> Any:
         """A model of this configuration with new weights; on the meta device it has none."""
-        if self.family is not None:
-            return self.auto_class._from_config(self.config, **settings)
-        settings |= {"trust_remote_code": self.record["trust_remote_code"]}
-        return self.auto_class.from_config(self.config, **settings)
+        with reading.explained(str(self.folder / "config.json"), "no model can be made of it", UsageError):
+            if self.family is not None:
+                return self.auto_class._from_config(self.config, **settings)
+            settings |= {"trust_remote_code": self.record["trust_remote_code"]}
+            return self.auto_class.from_config(self.config, **settings)
 
     @property
     def module_names(self) -> Mapping[str, tuple[str, ...]]:
@@ -112,13 +113,9 @@ def find(config: TrainConfig) -> ModelFolder:
     family = None if config.trust_remote_code else families.family_of(folder)
     if family is not None:
         return ModelFolder(folder, families.configuration(folder, family), record, family)
-    try:
+    hint = "If it comes with its own code and you trust that code, set trust_remote_code: true."
+    with reading.explained(str(folder / "config.json"), "transformers does not know this model", UsageError, hint):
         loaded = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (ValueError, OSError, KeyError) as error:
-        raise UsageError(
-            str(folder / "config.json"), f"transformers does not know this model: {str(error).splitlines()[0]}",
-            "If it comes with its own code and you trust that code, set trust_remote_code: true.",
-        ) from error  # fmt: skip
     return ModelFolder(folder, loaded, record)
 
 

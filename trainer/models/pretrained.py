@@ -11,6 +11,7 @@ import torch
 from schemas.errors import InputError, UsageError
 from schemas.manifest import CONVERTED
 from schemas.reader import CompiledSet
+from trainer.models import reading
 from trainer.models.original import families
 from trainer.models.original.weights import files_of
 from trainer.models.safetensors import need_safetensors
@@ -21,8 +22,6 @@ _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -> Any:
     """Load the model in `folder`, in evaluation mode, with the PEFT adapter in `adapter`."""
-    import safetensors
-
     if (folder / "adapter_config.json").is_file():
         raise UsageError(
             str(folder), "this is an adapter, without the model that it belongs to",
@@ -32,7 +31,9 @@ def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -
         what = "no such folder" if not folder.is_dir() else "no config.json in it: not a model"
         raise InputError(str(folder), what, "Give a folder saved by Transformers.")
     need_safetensors(folder)
-    try:
+    files_of(folder)  # names a file that is missing or cut off
+    where = folder if adapter is None else f"{folder} with {adapter}"
+    with reading.explained(str(where), "cannot be loaded", InputError):
         family = families.family_of(folder)
         model = _native(folder, dtype) if family is None else families.load(folder, family, dtype=dtype)
         if family is not None and (folder / "generation_config.json").is_file():
@@ -43,9 +44,6 @@ def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -
             import peft
 
             model = peft.PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-        where = folder if adapter is None else f"{folder} with {adapter}"
-        raise InputError(str(where), f"cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return model.eval()
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from schemas.errors import UsageError
 from trainer.config.config import TrainConfig
 from trainer.device import Device
+from trainer.models import reading
 from trainer.models.folder import ModelFolder
 from trainer.models.original import families
 from trainer.models.tune import tune
@@ -23,14 +24,12 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
         settings["attn_implementation"] = config.attn_implementation
     if config.quantization_bit:
         settings |= _bits(config, config.quantization_bit, dtype, device)
-    try:
+    with reading.explained(str(source.folder), "cannot be loaded", UsageError):
         if source.family is not None:
             model = families.load(source.folder, source.family, **settings)
         else:
             settings |= {"trust_remote_code": config.trust_remote_code, "use_safetensors": True}
             model = source.auto_class.from_pretrained(source.folder, **settings)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(str(source.folder), f"cannot be loaded: {str(error).splitlines()[0]}") from error
     if config.quantization_bit == 4:
         _keep_unpacked(model)
     model.config.use_cache = False

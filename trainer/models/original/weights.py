@@ -79,12 +79,27 @@ def _tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: those of its index, or all; InputError for one that is missing."""
+    """The safetensors files of a folder: those of its index, or all; InputError for one that is missing or cut off."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return sorted(folder.glob("*.safetensors"))
+        return list(map(_whole, sorted(folder.glob("*.safetensors"))))
     names = sorted(set(weight_map(index).values()))
+    if not names:
+        raise InputError(str(index), "lists no file", "Download it again.")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise InputError(str(folder / missing[0]), "is missing, and the index lists it", "Download it again.")
-    return [folder / name for name in names]
+    return [_whole(folder / name) for name in names]
+
+
+def _whole(path: Path) -> Path:
+    """The path of a safetensors file, if its header fits its length; the numbers in it have no digest."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise InputError(str(path), "is no regular file", "Download it again.")
+    try:
+        with safe_open(str(path), framework="pt"):
+            return path
+    except (SafetensorError, OSError) as error:
+        raise InputError(str(path), f"cannot be read: {error}", "Download it again.") from error
