@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -19,11 +20,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cli import main
-from tests.support.agent import Agent, checkpoint, compile_set
+from schemas import own
+from tests.support.agent import Agent, checkpoint, compile_set, seal
 from tests.support.command import runner
 from tests.support.store import BUCKET, Store
 from tests.support.tiny import lora, qwen2
-from tests.support.trained import outside
+from tests.support.trained import outside, write_manifest
 from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.predict.generate import predict, prompts, stop_ids, stop_words
 from trainer.use import export as export_module
@@ -106,10 +108,12 @@ def test_a_set_in_a_store_serves_export_and_chat(agent: Agent, store: Store, tmp
     run("export", path, tmp_path / "here")
     facts = json.loads((path / "run.json").read_text()) | {"provenance": {"out": uri}}
     (path / "run.json").write_text(json.dumps(facts))
+    seal(path)
     run("export", path, tmp_path / "there")
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
     facts["provenance"]["out"] = str(tmp_path / "nowhere")
     (path / "run.json").write_text(json.dumps(facts))
+    seal(path)
     done = runner().invoke(main, ["chat", str(agent.model), "--adapter", str(path), "--set", uri], input="2 + 2?\n")
     assert done.stdout == "4, of course.\n"
 
@@ -226,10 +230,54 @@ def test_somebodys_folder_is_left_alone_and_an_export_is_replaced(agent: Agent, 
     assert tree(tmp_path) == before
     shutil.rmtree(out)
     run("export", path, out)
-    (out / "stale.safetensors").touch()
+    (out / "notes.txt").write_text("more years", encoding="utf-8")
+    before = tree(tmp_path)
+    assert "'notes.txt' is beside the export in it" in run("export", path, out, code=2).stderr
+    assert tree(tmp_path) == before
+    (out / "notes.txt").unlink()
     run("export", path, out)
-    assert not (out / "stale.safetensors").exists()
+    assert tree(tmp_path) == {name: data for name, data in before.items() if "notes.txt" not in str(name)}
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_what_a_killed_export_left_is_mended_and_what_others_made_is_refused(
+    agent: Agent, tmp_path: Path, run: Run
+) -> None:
+    path, out = checkpoint(agent, tmp_path, load_model(agent.model)), tmp_path / "out"
+    run("export", path, out)
+    exported = tree(out)
+    out.rename(tmp_path / ".out.old")  # killed between the two renames that replace an export
+    own.make(tmp_path / ".out.partial", "provenance.json", {"made_by": export_module.MADE_BY})
+    assert "in the way" not in run("export", path, out).stderr
+    assert tree(out) == exported
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "notes.txt").write_text("theirs", encoding="utf-8")
+    said = run("export", path, out, code=2).stderr
+    assert f"{tmp_path / '.out.partial'}: it is in the way, and no export made it" in said
+    assert tree(out) == exported
+    assert (tmp_path / ".out.partial" / "notes.txt").read_text(encoding="utf-8") == "theirs"
+
+
+def test_a_set_that_names_files_elsewhere_is_refused_before_anything_is_written(
+    agent: Agent, tmp_path: Path, run: Run
+) -> None:
+    path, hostile = checkpoint(agent, tmp_path, load_model(agent.model)), tmp_path / "hostile"
+    shutil.copytree(agent.set, hostile)
+    for name in ("../../up", str(tmp_path / "absolute"), "tokenizer/../../up", "tokenizer/.hidden", "a\\b", ""):
+        manifest = json.loads((agent.set / "manifest.json").read_text(encoding="utf-8"))
+        manifest["files"][name] = hashlib.sha256(b"").hexdigest()
+        write_manifest(hostile, manifest)
+        changed = json.loads((path / "run.json").read_text(encoding="utf-8")) | {"set": manifest["digest"]}
+        (path / "run.json").write_text(json.dumps(changed), encoding="utf-8")
+        seal(path)
+        before = tree(tmp_path)
+        for command in (("export", path, tmp_path / "out", "--set", hostile), ("verify", hostile)):
+            assert "manifest.json: not a manifest: /files: " in run(*command, code=4).stderr
+        assert tree(tmp_path) == before
+    manifest = json.loads((agent.set / "manifest.json").read_text(encoding="utf-8"))
+    manifest["splits"]["../.."] = manifest["splits"]["val"]
+    write_manifest(hostile, manifest)
+    assert "not a manifest: /splits: " in run("verify", hostile, code=4).stderr
 
 
 def test_an_export_that_fails_leaves_the_one_before(
@@ -254,6 +302,7 @@ def test_a_set_that_is_another_or_damaged_or_gone_is_named(agent: Agent, tmp_pat
     settings = json.loads((path / "run.json").read_text(encoding="utf-8"))
     settings["provenance"]["out"] = str(tmp_path / "gone")
     (path / "run.json").write_text(json.dumps(settings), encoding="utf-8")
+    seal(path)
     assert "--set" in run("export", path, tmp_path / "out", code=5).stderr
     run("export", path, tmp_path / "out", "--set", moved)
     other = compile_set(tmp_path, "--seed", "5")
