@@ -74,3 +74,16 @@ def test_what_cannot_be_predicted_is_one_message(agent: Agent, model: Path, tmp_
     (model / "tokenizer.json").write_text("{}")
     assert "not the tokenizer that the set was compiled with" in run("predict", model, agent.set, *out, code=4).stderr
     assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_a_file_that_holds_no_predictions_is_not_replaced(agent: Agent, model: Path, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "answers.jsonl"
+    for theirs in ('{"question": "theirs"}\n', "theirs", "[]\n", "\x00"):
+        out.write_text(theirs)
+        said = run("predict", model, agent.set, "-o", out, code=2).stderr
+        assert f"-o {out}: it is there already, and holds no predictions" in said
+        assert out.read_text() == theirs
+    out.unlink()
+    for _ in range(2):  # predictions are replaced by predictions
+        run("predict", model, agent.set, "-o", out, "--limit", 1, "--max-new-tokens", 1)
+    assert len(lines(out)) == 1

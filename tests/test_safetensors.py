@@ -161,3 +161,28 @@ def test_nothing_asks_on_the_standard_input_or_runs_code_of_a_model(tmp_path: Pa
         assert "y/N" not in done.stdout + done.stderr
         assert "Traceback" not in done.stderr
     assert not mark.exists()
+
+
+def test_what_a_killed_conversion_left_goes_and_what_others_made_stays(tmp_path: Path, run: Run) -> None:
+    model = save_model(tmp_path / "model")
+    wanted = pickled(model)
+    left = tmp_path / "out" / ".safetensors.partial"
+    left.mkdir(parents=True)
+    (left / "notes.txt").write_text("theirs")
+    assert (
+        f"{left}: it is in the way, and no conversion made it" in run("safetensors", model, left.parent, code=2).stderr
+    )
+    assert (left / "notes.txt").read_text() == "theirs"
+    (left / ".made-by").write_text(json.dumps({"made_by": "finetune-data-compiler safetensors"}))
+    run("safetensors", model, left.parent)
+    assert not left.exists()
+    assert written(left.parent).keys() == wanted.keys()
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, run: Run) -> None:
+    model = save_model(tmp_path / "model")
+    pickled(model)
+    for name in ("../secret.bin", "/etc/passwd", "a/../../b.bin"):
+        (model / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+        said = run("safetensors", model, code=4).stderr
+        assert f"pytorch_model.bin.index.json: lists {name!r}, which leads out of the folder" in said

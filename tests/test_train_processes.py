@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
+from schemas import checkpoint
 from tests.support.trained import (
     config,
     kill_after,
@@ -101,6 +103,32 @@ def test_one_process_goes_on_where_two_were_stopped(runs: Runs, tmp_path: Path, 
     after = losses(moved)
     assert sorted(after) == list(range(5, STEPS + 1))
     assert after == pytest.approx({step: losses(runs.whole)[step] for step in after}, abs=2e-5)
+
+
+def test_the_files_of_every_process_are_checked_and_a_resume_falls_back(runs: Runs, tmp_path: Path) -> None:
+    """ZeRO-3: each process has its own files, and each reads a part of all when the run is resumed."""
+    every = {"max_steps": STEPS, "per_device_train_batch_size": 1, "zero_stage": 3}
+    run = config(tmp_path / "run.json", runs.model, **every)
+    output = run.with_suffix("")
+    for step in (8, 10):
+        shutil.copytree(runs.stage3.with_suffix("") / f"checkpoint-{step}", output / f"checkpoint-{step}")
+    last = output / "checkpoint-10"
+    states = [name for name in checkpoint.files(last) if name.endswith(".pt")]
+    assert {"_rank_0_" in name for name in states} == {"_rank_1_" in name for name in states} == {True, False}
+    listed = json.loads((last / checkpoint.COMPLETE).read_text())["files"]
+    assert {name: tuple(entry) for name, entry in listed.items()} == {
+        name: ((last / name).stat().st_size, xxhash.xxh3_128_hexdigest((last / name).read_bytes()))
+        for name in checkpoint.files(last)
+    }
+    name = next(name for name in states if "_rank_1_" in name and "optim" in name)
+    data = bytearray((last / name).read_bytes())
+    data[len(data) // 2] ^= 16
+    (last / name).write_bytes(data)
+    said = run_to_end(2, runs.data, run, "--resume", "yes")
+    note = f"note: {last}: {name}: is damaged or was edited; the run goes on from {output / 'checkpoint-8'}"
+    assert said.count(note) == 1
+    assert losses(run) == {step: losses(runs.stage3)[step] for step in (9, 10)}
+    assert checkpoint.damage(last) == []
 
 
 def test_the_number_of_processes_changes_nothing(runs: Runs, tmp_path: Path) -> None:

@@ -374,6 +374,19 @@ def test_what_torch_is_told_ends_with_the_reading(copied: Path, data: Path, monk
     assert not set(unpickle.allowed()) & set(torch.serialization.get_safe_globals())
 
 
+def test_the_scalers_of_fp16_are_read_back(tmp_path: Path) -> None:
+    """No CPU trains in fp16: what DeepSpeed keeps for it is saved here as DeepSpeed saves it."""
+    from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
+
+    for dynamic in (True, False):
+        scaler = CreateLossScaler(torch.float16, 1024.0, dynamic, {"init_scale": 2.0**16})
+        torch.save({"optimizer_state_dict": {"loss_scaler": scaler}}, tmp_path / "state.pt")
+        with unpickle.tensors_only(tmp_path):
+            found = torch.load(tmp_path / "state.pt", weights_only=False)["optimizer_state_dict"]["loss_scaler"]
+        assert type(found) is type(scaler)
+        assert vars(found) == vars(scaler)
+
+
 def test_no_parameter_leads_out_of_the_folder_of_a_conversion(copied: Path, data: Path) -> None:
     output = copied.with_suffix("")
     path = output / "checkpoint-4"

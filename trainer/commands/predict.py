@@ -89,6 +89,7 @@ def predict_command(
     from trainer.data.stream import TrainingSet
     from trainer.use import predict
 
+    predict.check_out(out)
     with ExitStack() as stack:
         beat = stack.enter_context(Heartbeat("reading the set"))
         if isinstance(data, Path) and data.is_file():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,25 @@ def _check_tokenizer(manifest: Manifest, model: Path) -> None:
                 return
             hint = f"Compile the rows with --tokenizer {model}, or give the file of rows itself."
             raise IntegrityError(str(path), "not the tokenizer that the set was compiled with", hint)
+
+
+def check_out(path: Path) -> None:
+    """Raise a UsageError for a file that holds anything but predictions: it would be replaced."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"-o {path}", "expected a file, found something else", "Choose another -o.")
+    try:
+        with path.open("rb") as file:
+            line = file.readline(2**24)
+        known = not line or {one.name for one in fields(Prediction)} <= json.loads(line).keys()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}", "Choose another -o.") from error
+    except (ValueError, AttributeError, RecursionError):
+        known = False
+    if not known:
+        what = "it is there already, and holds no predictions"
+        raise UsageError(f"-o {path}", what, "Choose another -o; nothing was changed.")
 
 
 def write(found: Sequence[Predicted], path: Path) -> None:
