@@ -3,7 +3,7 @@
     python -m benchmarks.faults                         all, with their own numbers of trials
     python -m benchmarks.faults --only flips --trials 40
 
-Prints a line for each kind of fault: its trials, what came of them, and how many of them are failures. The exit code is
+Prints a line for each kind of fault: its tries, what came of them, and how many of them are failures. The exit code is
 1 if there is one. `--seed` draws other places and moments.
 """
 

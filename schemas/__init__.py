@@ -3,13 +3,15 @@
 *.schema.json  JSON Schemas of source formats, cards, configurations and the manifest
 arrow.py       the columns of a shard
 manifest.py    the manifest of a set
+checkpoint.py  what is in a checkpoint, and whether it is whole
 reader.py      a set opened by its manifest, every batch checked before use
 packs.py       the examples in a row of a packed set
 places.py      places in source files, as messages print them
 order.py       seeded orders, the same on every machine
 stores.py      object stores
 kept.py        their small files, in memory while a run lasts
-disk.py        durable writes, digests of files
+disk.py        durable writes, digests of files, names that files give
+own.py         folders with the mark of the command that made them
 errors.py      errors that a user can fix, and reasons of rejects
 hub.py         repositories of the hubs
 install.py     the command that installs an extra

@@ -40,7 +40,7 @@ def export_command(
 ) -> None:
     """Write CHECKPOINT as a Hugging Face folder OUT: LoRA merged, tokenizer, chat template, stop tokens, provenance.
 
-    OUT is written completely or not at all. An earlier export in OUT is replaced; any other folder is left alone.
+    OUT is written completely or not at all. An earlier export is replaced; a folder with anything else is left alone.
 
     \b
     Examples:

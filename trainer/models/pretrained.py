@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from schemas.errors import InputError, UsageError
+from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import CONVERTED
 from schemas.reader import CompiledSet
 from trainer.models import reading
@@ -43,6 +44,9 @@ def load_model(folder: Path, adapter: Path | None = None, dtype: Any = "auto") -
         if adapter is not None:
             import peft
 
+            if json.loads((adapter / "adapter_config.json").read_bytes()).get("megatron_config"):
+                what = "megatron_config names a module to import, and none is imported here"
+                raise IntegrityError(str(adapter / "adapter_config.json"), what, "Use another checkpoint.")
             model = peft.PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     return model.eval()
 
