@@ -125,7 +125,7 @@ def changed(whole: dict[str, Any]) -> Iterator[str]:
             yield json.dumps(whole | {key: value})
 
 
-@pytest.mark.parametrize("which", [0, 1, 2], ids=["train", "chat", "predict"])
+@pytest.mark.parametrize("which", [0, 1], ids=["train", "chat"])
 def test_no_value_of_a_config_json_ends_in_a_traceback(
     model: Path, good: Path, data: Path, tmp_path: Path, which: int
 ) -> None:

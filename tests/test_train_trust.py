@@ -374,12 +374,30 @@ def test_what_torch_is_told_ends_with_the_reading(copied: Path, data: Path, monk
     assert not set(unpickle.allowed()) & set(torch.serialization.get_safe_globals())
 
 
+def test_no_module_that_an_adapter_names_is_imported(
+    copied: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT imports the module of Megatron that an adapter's configuration names; before 0.21 any module."""
+    path, ran = copied.with_suffix("") / "checkpoint-4", tmp_path / "ran"
+    (tmp_path / "megatron.py").write_text(f"import os; os.mkdir({str(ran)!r})")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    named = {"megatron_config": {"a": 1}, "megatron_core": "megatron"}
+    config_path = path / "adapter_config.json"
+    config_path.write_text(json.dumps(json.loads(config_path.read_text()) | named))
+    seal(path)
+    for command in (("chat", model, "--adapter", path), ("export", path, tmp_path / "out")):
+        assert "adapter_config.json: megatron_config names a module to import" in cli(*command, code=4)
+    assert not ran.exists()
+
+
 def test_the_scalers_of_fp16_are_read_back(tmp_path: Path) -> None:
     """No CPU trains in fp16: what DeepSpeed keeps for it is saved here as DeepSpeed saves it."""
     from deepspeed.runtime.fp16.loss_scaler import CreateLossScaler
 
+    every = {"init_scale": 2.0**16, "scale_window": 1000, "min_scale": 1.0, "delayed_shift": 2}
+
     for dynamic in (True, False):
-        scaler = CreateLossScaler(torch.float16, 1024.0, dynamic, {"init_scale": 2.0**16})
+        scaler = CreateLossScaler(torch.float16, 1024.0, dynamic, every | {"consecutive_hysteresis": True})
         torch.save({"optimizer_state_dict": {"loss_scaler": scaler}}, tmp_path / "state.pt")
         with unpickle.tensors_only(tmp_path):
             found = torch.load(tmp_path / "state.pt", weights_only=False)["optimizer_state_dict"]["loss_scaler"]
