@@ -169,7 +169,7 @@ def test_what_cannot_be_talked_with_is_named(talk: Callable[..., Result], agent:
     (broken / "model.safetensors").write_bytes(b"no")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (broken / name).write_bytes((agent.set / "tokenizer" / name).read_bytes())
-    assert "cannot be loaded" in talk("hi\n", model=broken, code=5).stderr
+    assert "model.safetensors: cannot be read" in talk("hi\n", model=broken, code=5).stderr
 
 
 def test_a_model_without_a_chat_template_is_refused_in_words(

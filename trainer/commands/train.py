@@ -100,6 +100,7 @@ def _train(
     again = partial(plan.make, out, loaded, resume, found)
     decided = again()
     if dry_run:
+        beat.doing("checking the checkpoint")
         decided = resumes.whole(decided, again)
         beat.doing("counting tokens and parameters")
         click.echo(json.dumps(report.facts(decided), ensure_ascii=False) if as_json else report.text(decided))

@@ -69,12 +69,19 @@ class ModelFolder:
         return int(eyes["image_size"] // eyes["patch_size"] // 2) ** 2
 
     def made(self, **settings: Any) -> Any:
-        """A model of this configuration with new weights; on the meta device it has none."""
+        """A model of this configuration with new weights; on the meta device it has none.
+
+        With `settings`, what is raised may be their fault; else it is that of the configuration, and a UsageError.
+        """
+        if settings:
+            return self._made(settings)
         with reading.explained(str(self.folder / "config.json"), "no model can be made of it", UsageError):
-            if self.family is not None:
-                return self.auto_class._from_config(self.config, **settings)
-            settings |= {"trust_remote_code": self.record["trust_remote_code"]}
-            return self.auto_class.from_config(self.config, **settings)
+            return self._made({})
+
+    def _made(self, settings: dict[str, Any]) -> Any:
+        if self.family is not None:
+            return self.auto_class._from_config(self.config, **settings)
+        return self.auto_class.from_config(self.config, **settings, trust_remote_code=self.record["trust_remote_code"])
 
     @property
     def module_names(self) -> Mapping[str, tuple[str, ...]]:
