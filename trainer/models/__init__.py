@@ -3,6 +3,7 @@
 demo.py         the embedded model, for trying things out
 folder.py       the name and configuration of a model, without its weights
 safetensors.py  weights in pickles as safetensors
+reading.py      a folder that a library cannot read, as one message
 digest.py       what tells a model from others
 training.py     a model for training, from safetensors
 original/       models that came with code of their own, as native classes

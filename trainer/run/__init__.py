@@ -11,6 +11,7 @@ step.py         one step: sum of weighted losses over sum of weights
 schedule.py     the learning rate of a step
 evaluate.py     losses on the validation split
 checkpoints.py  checkpoints, complete once their mark is written
+unpickle.py     the state of DeepSpeed, read with nothing in it run
 resume.py       where a run goes on, and whether it is still the same run
 output.py       the output folder: locked, and what a replaced run leaves in it
 best.py         the best evaluation, and when to stop early
