@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cli import main
 from tests.support.command import runner
 from tests.support.trained import config, save_model, small_set
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of libraries about their own future
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
+    pytest.mark.usefixtures("one_process"),
+]
 SECONDS = 20
 
 
@@ -101,6 +105,15 @@ def test_weights_that_are_cut_off_or_corrupt_are_named_by_every_command(
     os.mkfifo(weights)
     for command in commands(model, data, tmp_path):
         assert f"{weights}: is no regular file" in tried(command, (5,))
+
+
+def test_weights_that_are_missing_are_not_made_up(model: Path, data: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    _, chat, predict = commands(model, data, tmp_path)
+    for command in (("train", data, config(tmp_path / "run.json", model, max_steps=1)), chat, predict):
+        assert f"{model}: the weights of model.layers.1.mlp.up_proj.weight are missing\n" in tried(command, (4,))
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def _native(folder: Path, dtype: Any) -> Any:
     found = getattr(transformers, name, None)
     if found is None:
         raise UsageError(str(folder / "config.json"), f"transformers {transformers.__version__} has no class {name}")
-    return found.from_pretrained(folder, dtype=dtype, use_safetensors=True, **settings)
+    return reading.complete(found, folder, dtype=dtype, use_safetensors=True, **settings)
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

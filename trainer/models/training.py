@@ -29,7 +29,7 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
             model = families.load(source.folder, source.family, **settings)
         else:
             settings |= {"trust_remote_code": config.trust_remote_code, "use_safetensors": True}
-            model = source.auto_class.from_pretrained(source.folder, **settings)
+            model = reading.complete(source.auto_class, source.folder, **settings)
     if config.quantization_bit == 4:
         _keep_unpacked(model)
     model.config.use_cache = False
