@@ -147,17 +147,23 @@ def check(folder: Path, *, state: bool = False) -> None:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run.json of a checkpoint, as its schema says; InputError where it cannot be read."""
+    """The run.json of a complete checkpoint, its digest and schema checked; a Problem where it is damaged."""
     import jsonschema_rs  # as for manifests
 
-    path = folder / RUN
+    hint, path = "Use another checkpoint.", folder / COMPLETE
     try:
-        run = json.loads(_read(path))
+        entry = _listed(folder)[RUN]
+        path = folder / RUN
+        run = json.loads(_read(path)) if digest(path) == entry else None
         problem = next(jsonschema_rs.validator_for(schema("checkpoint")).iter_errors(run), None)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(str(path), f"cannot be read: {_said(error)}", "Use another checkpoint.") from error
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {_said(error)}", hint) from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise IntegrityError(str(path), _said(error), hint) from error
+    if run is None:
+        raise IntegrityError(str(path), "is damaged or was edited", hint)
     if problem is not None:
         pointer = "/".join(["", *map(str, problem.instance_path)])
-        raise IntegrityError(f"{path}#{pointer}", problem.message[:200], "Use another checkpoint.")
+        raise IntegrityError(f"{path}#{pointer}", problem.message[:200], hint)
     found: dict[str, Any] = run
     return found

@@ -279,12 +279,20 @@ def test_one_flipped_bit_in_any_file_of_a_checkpoint_is_named(copied: Path) -> N
     assert cli("verify", path, code=4) == "more.safetensors: not in COMPLETE\n"
 
 
-@pytest.mark.parametrize("name", ["deepspeed/state/mp_rank_00_model_states.pt", "run.json", "COMPLETE"])
+@pytest.mark.parametrize(
+    ("name", "bit"),
+    [
+        ("deepspeed/state/mp_rank_00_model_states.pt", None),
+        ("run.json", 8 * len('{\n "set": "')),  # a digit of the set's digest: JSON still, and as the schema says
+        ("run.json", 8),
+        ("COMPLETE", None),
+    ],
+)
 def test_a_resume_falls_back_to_the_newest_whole_checkpoint_and_says_so(
-    copied: Path, data: Path, whole: Path, name: str
+    copied: Path, data: Path, whole: Path, name: str, bit: int | None
 ) -> None:
     output = copied.with_suffix("")
-    flip(output / "checkpoint-4" / name)
+    flip(output / "checkpoint-4" / name, bit)
     named = train(data, copied, "--resume", "4", code=4).stderr
     assert str(output / "checkpoint-4") in named
     assert f"{name}: " in named
@@ -440,7 +448,7 @@ def test_a_run_json_of_another_kind_is_one_message(copied: Path, data: Path, cha
     (path / "run.json").write_text(json.dumps(json.loads((path / "run.json").read_text()) | change))
     seal_with(path, "0" * 32)
     assert said in cli("verify", path, code=4)
-    assert "run.json: " in train(data, copied, "--resume", "4", code=4).stderr
+    assert "checkpoint-4: run.json#/" in train(data, copied, "--resume", "4", code=4).stderr
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "{}", "NaN", "[" * 100_000, '{"made_by": 1}', "\ud800"])

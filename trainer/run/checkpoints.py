@@ -52,7 +52,7 @@ def complete(output: Path, damaged: dict[Path, str] | None = None) -> list[Check
     """The complete checkpoints, in the order in which they were written.
 
     The last one may not have the highest step: after `--resume 600`, a checkpoint of step 900 belongs to the abandoned
-    run. Those in `damaged` are left out, and those whose run.json cannot be read get into it.
+    run. Those in `damaged` are left out, and those whose run.json is damaged get into it.
     """
     found, damaged = [], {} if damaged is None else damaged
     for path in output.glob("checkpoint-*"):
@@ -60,7 +60,7 @@ def complete(output: Path, damaged: dict[Path, str] | None = None) -> list[Check
             try:
                 found.append(read(path))
             except (InputError, IntegrityError) as error:
-                damaged[path] = f"{RUN}: {error.what}"
+                damaged[path] = f"{error.where.removeprefix(f'{path}/')}: {error.what}"
     return sorted(found, key=lambda one: (one.run["resumes"], one.step))
 
 
