@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers.trainer_pt_utils import LabelSmoother
 
 from cli import main
+from tests.support.agent import seal
 from tests.support.command import runner
 from tests.support.trained import compile_set, config, losses, records, rows, save_model, small_set, train, write
 from trainer.data import stream
@@ -237,6 +238,7 @@ def test_a_beginning_that_comes_out_otherwise_is_not_resumed(data: Path, make: M
     weights = load_file(path)
     weights[min(weights)][4:] *= 1.5
     save_file(weights, path)
+    seal(path.parent)
     assert "began otherwise" in train(data, run, "--resume", 1, code=4).stderr
 
 
