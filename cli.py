@@ -97,6 +97,10 @@ class _Group(click.Group):
         except Problem as problem:
             click.echo(f"error: {problem}", err=True)
             ctx.exit(problem.exit_code)
+        except MemoryError:
+            hint = "Allow it more; cli compile needs less with fewer --workers."
+            click.echo(f"error: {InputError('memory', 'the process has none left', hint)}", err=True)
+            ctx.exit(InputError.exit_code)
         except OSError as error:
             if error.errno == errno.EPIPE:  # `cli inspect shards | head`: the reader has what it wanted
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -7,7 +7,8 @@ plan.py      the units of the datasets, and which of them the cache lacks
 run.py       the plan run by an engine, and run again where a proof failed
 task.py      what a unit is compiled with, and the name of its object
 unit.py      one unit compiled: rows to conversations to columns to an object
-local.py     the engine on this machine: this process, or a pool of processes
+local.py     the engine on this machine: this process, or several
+processes.py the processes of that engine, whose death is never waited for
 ray.py       the engine on a Ray cluster
 machines.py  what must be the same on every machine of a cluster
 compiled.py  a dataset's objects, and what was counted while they were made

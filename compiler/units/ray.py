@@ -21,6 +21,7 @@ from typing import Any
 
 from compiler.proof.encoders import Trial
 from compiler.units.machines import Terms, check, check_name, marked, portable, terms_of
+from compiler.units.processes import lost
 from compiler.units.task import OnOutcome, Outcome, Task, Trouble
 from compiler.units.unit import run_unit
 from schemas import install
@@ -160,6 +161,8 @@ def _get(ray: Any, ref: Any, timeout: float | None = None) -> Any:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Problem | OSError):
             raise error.cause from None
+        if isinstance(error.cause, MemoryError):
+            raise lost("a worker process has no memory left") from None
         raise
     except (*_lost(ray), ray.exceptions.GetTimeoutError):
         raise
