@@ -1,4 +1,4 @@
-"""What a compile does when something is killed, fails, or is put in its way: one message, and nothing of others lost."""
+"""What a compile does when something is killed, fails or is in its way: one message, and nothing of others is lost."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -81,13 +83,14 @@ def workers(count: int, setup: Setup) -> Iterator[Workers]:
     started: list[Worker] = []
     threads, idle = ThreadPoolExecutor(count), SimpleQueue[Worker]()
     try:
-        for _ in range(count):
-            started.append(Worker())
-            idle.put(started[-1])
-        engine = Workers(threads, idle, setup, count)
-        for _ in range(count):
-            engine.ask(warm_up, setup)
-        yield engine
+        with _told_of_deaths(started):
+            for _ in range(count):
+                started.append(Worker())
+                idle.put(started[-1])
+            engine = Workers(threads, idle, setup, count)
+            for _ in range(count):
+                engine.ask(warm_up, setup)
+            yield engine
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for worker in started:
@@ -98,6 +101,24 @@ def workers(count: int, setup: Setup) -> Iterator[Workers]:
         threads.shutdown()  # their workers are gone, so none of them waits
         for worker in started:
             worker.close()
+
+
+@contextmanager
+def _told_of_deaths(started: list[Worker]) -> Iterator[None]:
+    """Raise in the main thread as soon as a worker dies: it may be busy for long before it asks that worker."""
+
+    def on_death(*_: object) -> None:
+        for worker in started:
+            worker.check()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, on_death)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _collect(flying: dict[Future[Outcome], Task], on_outcome: OnOutcome) -> Trouble | None:

@@ -18,15 +18,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from schemas.errors import InputError
 
 A = ParamSpec("A")
 R = TypeVar("R")
 
-STOPPING = 5.0
+STOPPING = 3.0
 """Seconds that a worker has to finish its unit when the run ends early."""
+_KILLED = "a worker process was killed, most often for memory"
 _START = "import sys; sys.path[:] = {path!r}; from compiler.units.processes import serve; serve({descriptor})"
 
 
@@ -49,11 +50,16 @@ class Worker:
             self._connection.send((function, args, kwargs))
             error, result = self._connection.recv()
         except (EOFError, OSError) as gone:
-            raise lost("a worker process was killed, most often for memory") from gone
+            raise lost(_KILLED) from gone
         if error is not None:
             raise error
         answer: R = result
         return answer
+
+    def check(self) -> None:
+        """InputError if the worker is gone."""
+        if self._process.poll() is not None:
+            raise lost(_KILLED)
 
     def no_more(self) -> None:
         """Let the worker end after what it is doing."""
@@ -98,12 +104,13 @@ def serve(descriptor: int) -> None:
                 function, args, kwargs = connection.recv()
             except (EOFError, OSError):
                 return
-            error = result = None
+            error: Exception | None = None
+            result: object = None
             try:
                 result = function(*args, **kwargs)
             except MemoryError:
                 error = lost("a worker process has no memory left")
-            except Exception as raised:
+            except Exception as raised:  # noqa: BLE001  # it is raised again where it was asked for
                 error = _portable(raised)
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.send((error, result))
@@ -123,6 +130,6 @@ def _portable(error: Exception) -> Exception:
     error.add_note(f"In a worker process:\n{where}")
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # noqa: BLE001  # an exception may hold anything
         return RuntimeError(where)
     return error
