@@ -1,13 +1,21 @@
-"""Files: waiting until one is on disk, locks, names that files give, and one digest of several."""
+"""Files: waiting until one is on disk, locks, names that files give, two exchanged, and one digest of several."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
 import os
+import platform
+import stat
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from schemas import lease
+from schemas.errors import InputError
+from schemas.lease import LEASE
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What Lustre without `flock`, and NFS without a lock service, answer."""
@@ -25,14 +33,56 @@ def flush(path: Path) -> None:
 def lock(file: int, where: Path, say: Callable[[str], object], *, shared: bool = False, wait: bool = False) -> None:
     """Lock an open file until it is closed; BlockingIOError where another process holds it, unless `wait`.
 
-    Where the file system has no locks, a note says so and the work goes on.
+    Where the file system has no locks, a note says so, and a lease in the folder takes their place (LockedError).
     """
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
             raise
-        say(f"{where}: its file system has no locks ({error.strerror}); see to it that no other command writes there")
+        say(f"{where}: its file system has no locks ({error.strerror}); a lease, {LEASE}, takes their place")
+        lease.take(where, say, shared=shared)
+
+
+def open_lock(path: Path, *, create: bool = True) -> int:
+    """Open a lock file, which must be a regular file: no link is followed, no pipe waited for, and nothing emptied."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
+            raise _no_lock_file(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_lock_file(path)
+    return descriptor
+
+
+def _no_lock_file(path: Path) -> InputError:
+    what = "expected a lock file, found a link, a folder or a special file"
+    return InputError(str(path), what, "Remove it if nobody needs it, or choose another folder.")
+
+
+_EXCHANGE = 2
+"""RENAME_EXCHANGE of renameat2(2)."""
+_NUMBERS = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s390x": 347}
+"""The number of the call where the C library has no function for it."""
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Exchange two names in one step; OSError where the system or the file system cannot do that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here = ctypes.c_int(-100)  # AT_FDCWD
+    names = (here, ctypes.c_char_p(os.fsencode(one)), here, ctypes.c_char_p(os.fsencode(other)))
+    if hasattr(libc, "renameat2"):
+        failed = libc.renameat2(*names, ctypes.c_uint(_EXCHANGE))
+    elif sys.platform == "linux" and (number := _NUMBERS.get(platform.machine())):
+        failed = libc.syscall(ctypes.c_long(number), *names, ctypes.c_uint(_EXCHANGE))
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if failed:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(one), None, str(other))
 
 
 def digest_of(files: Iterable[tuple[str, bytes]]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from schemas import schema
@@ -218,6 +219,17 @@ class Manifest(TypedDict):
     splits: dict[str, SplitEntry]
     files: dict[str, str]
     digest: str
+
+
+REPLACED = ".replaced"
+"""Where in a set's folder the old set is while the files of a new one take its place."""
+
+
+def whole(folder: AnyPath) -> AnyPath:
+    """The folder with the set: `folder` itself, or the old set in it while a new one is moved into its place."""
+    if isinstance(folder, Path) and not (folder / MANIFEST).exists() and (folder / REPLACED / MANIFEST).is_file():
+        return folder / REPLACED
+    return folder
 
 
 def read_manifest(folder: AnyPath) -> Manifest:

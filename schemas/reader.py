@@ -12,6 +12,7 @@ Opening a set costs its manifest alone; a batch costs its bytes (mapped, or one 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,8 @@ import pyarrow as pa
 import xxhash
 
 from schemas.arrow import shard_schema
-from schemas.errors import InputError, IntegrityError
-from schemas.manifest import Manifest, ShardEntry, files_of, read_manifest
+from schemas.errors import InputError, IntegrityError, Problem
+from schemas.manifest import REPLACED, Manifest, ShardEntry, files_of, read_manifest, whole
 from schemas.order import Ints
 from schemas.places import LINES, Places
 from schemas.stores import AnyPath, StorePath, in_words, path_of
@@ -94,6 +95,18 @@ class CompiledSet:
     def open(cls, where: str | AnyPath) -> Self:
         """Open the set in a folder or at a URI; IntegrityError or InputError with one message where there is none."""
         folder = path_of(where)
+        found = whole(folder)
+        if found != folder:
+            try:
+                opened = cls.of(found, read_manifest(found))
+            except InputError:
+                return cls.of(folder, read_manifest(folder))  # the new set came into its place meanwhile
+            how = "Compile into it again, which puts the old set back or the new one in its place."
+            print(
+                f"{folder}: a new set is being put there, or that was cut short; read is the old set\n  {how}",
+                file=sys.stderr,
+            )
+            return opened
         return cls.of(folder, read_manifest(folder))
 
     @classmethod
@@ -147,8 +160,17 @@ class CompiledSet:
             return Places({}, known=False)
         return Places.load(self.read_file(LINES))
 
+    def was_replaced(self) -> bool:
+        """Whether another set is in its place now."""
+        try:
+            return read_manifest(self.folder)["digest"] != self.manifest["digest"]
+        except Problem:
+            return isinstance(self.folder, Path) and self.folder.name == REPLACED and not self.folder.exists()
+
     def damage(self, what: str) -> IntegrityError:
         """The error for something in the set that is not as it was written."""
+        if self.was_replaced():
+            return IntegrityError(str(self.folder), "another set took its place while it was read", "Run again.")
         hint = f"cli verify {self.folder} names every damage. Copy the set again from where it is whole, or compile it."
         return IntegrityError(str(self.folder), what, hint)
 

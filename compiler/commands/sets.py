@@ -116,8 +116,11 @@ def verify(out: AnyPath, as_json: bool) -> None:
     from compiler.commands import terminal
     from compiler.sets.verify import find_damage
 
-    opened = _opened(out, "verify")
-    problems = find_damage(opened, lambda shards: terminal.track(shards, "verifying"))
+    while True:
+        opened = _opened(out, "verify")
+        problems = find_damage(opened, lambda shards: terminal.track(shards, "verifying"))
+        if not problems or not opened.was_replaced():
+            break
     shards = sum(len(opened.shards(split)) for split in opened.manifest["splits"])
     whole = f"{shards} shard{'' if shards == 1 else 's'} and {len(opened.manifest['files'])} files are whole"
     _report(out, {"shards": shards}, problems, whole, as_json=as_json)

@@ -28,7 +28,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from compiler.sets.folder import EMBEDDED_FILE, OWN, Output, foreign, is_ours
+from compiler.sets.folder import EMBEDDED_FILE, LOCK, OWN, Output, foreign, is_ours
 from compiler.units.progress import Watcher
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, LockedError, Problem, UsageError
@@ -95,6 +95,7 @@ class StoreOutput:
         manifest["run"]["folder"] = folder
         data = sealed(manifest)
         files = {path: path.stat().st_size for path in sorted(self.partial.rglob("*")) if path.is_file()}
+        files.pop(self.partial / LOCK)
         old = [key for key in self._keys() if key != MANIFEST and _is_own(key)]
         try:
             done = 0

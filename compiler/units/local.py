@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from compiler.proof.encoders import Trial
-from compiler.units.processes import STOPPING, Worker
+from compiler.units.processes import STOPPING, Worker, interrupts_held
 from compiler.units.task import OnOutcome, Outcome, Setup, Task, Trouble
 from compiler.units.unit import run_unit, trial, warm_up
 
@@ -85,7 +85,8 @@ def workers(count: int, setup: Setup) -> Iterator[Workers]:
     try:
         with _told_of_deaths(started):
             for _ in range(count):
-                started.append(Worker())
+                with interrupts_held():
+                    started.append(Worker())
                 idle.put(started[-1])
             engine = Workers(threads, idle, setup, count)
             for _ in range(count):

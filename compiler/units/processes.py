@@ -38,10 +38,9 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             start = _START.format(path=sys.path, descriptor=theirs.fileno())
-            with _interrupts_held():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", start], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-                )
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", start], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
         self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
 
     def ask(self, function: Callable[A, R], *args: A.args, **kwargs: A.kwargs) -> R:
@@ -86,9 +85,9 @@ def lost(what: str) -> InputError:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Block Ctrl-C while a worker is started. The worker stays blocked, and this process stops it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def interrupts_held() -> Iterator[None]:
+    """Block Ctrl-C, and news of dead workers, while a worker is started; it stays blocked, and this process stops it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGCHLD})
     try:
         yield
     finally:
