@@ -44,9 +44,9 @@ def lock(file: int, where: Path, say: Callable[[str], object], *, shared: bool =
         lease.take(where, say, shared=shared)
 
 
-def open_lock(path: Path, *, create: bool = True) -> int:
+def open_lock(path: Path, *, write: bool = True) -> int:
     """Open a lock file, which must be a regular file: no link is followed, no pipe waited for, and nothing emptied."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_CREAT if create else 0)
+    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags, 0o644)
     except OSError as error:

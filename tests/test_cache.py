@@ -260,8 +260,8 @@ def test_prune_takes_what_killed_runs_left_and_nothing_else(folder: Path, compil
     one = next((folder / "objects").rglob("*.arrow"))
     (one.parent / f".{one.name}.x1y2").write_bytes(b"half")
     (one.parent / f"{'0' * 40}.arrow").write_bytes(b"rows without a record")
-    (folder / "outgoing" / "s" / ".partial").mkdir(parents=True)
-    (folder / "outgoing" / "s" / ".partial" / "shard").write_bytes(b"x" * 100)
+    (folder / "outgoing" / ("5" * 16) / ".partial").mkdir(parents=True)
+    (folder / "outgoing" / ("5" * 16) / ".partial" / "shard").write_bytes(b"x" * 100)
     assert said("list", "--cache", folder)["left_over"] == {"files": 3, "bytes": 4 + 21 + 100}
     assert "belong to killed runs" in run("cache", "list", "--cache", folder).stdout
     assert said("prune", "--cache", folder)["left_over"] == 3

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.faults_kills import workers_of
+from cli import main
+from compiler.cache import objects
 from compiler.units.processes import Worker
+from schemas import lease
 from schemas.errors import InputError
-from tests.support.command import outside
+from tests.support.command import outside, runner
 
 CLI = [sys.executable, "-m", "cli"]
 
@@ -75,3 +82,74 @@ def test_a_process_without_memory_ends_with_one_message(tmp_path: Path) -> None:
     assert done.returncode == 5, done.stderr
     assert "error: memory: the process has none left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- the cache --
+
+
+def test_half_written_files_of_a_killed_run_are_removed_by_the_next_and_those_of_others_are_not(tmp_path: Path) -> None:
+    row, cache = tmp_path / "a.jsonl", tmp_path / "cache"
+    row.write_text('{"instruction": "a", "output": "b"}\n')
+    halves = cache / "objects" / objects.HALVES
+    halves.mkdir(parents=True)
+    for folder in ("objects/00", "media/ab", "outgoing/mine", "stdin"):
+        (cache / folder).mkdir(parents=True, exist_ok=True)
+    others = ["objects/tmp/mine", "objects/00/mine.arrow", "media/ab/photo.png", "outgoing/mine/x", "stdin/mine.txt"]
+    others.append(f"objects/tmp/{'0' * 8}-{'1' * 40}.json-abcd1234")  # of another machine, which may be writing it
+    ours = f"objects/tmp/{objects.machine()}-{'1' * 40}.arrow-abcd1234"
+    for name in (*others, ours):
+        (cache / name).touch()
+    compiled = runner().invoke(main, ["compile", str(row), "--cache", str(cache), "-o", str(tmp_path / "out")])
+    assert compiled.exit_code == 0
+    assert not (cache / ours).exists()
+    with (cache / ".lock").open() as lock:  # a run is at it
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        (cache / ours).touch()
+        again = runner().invoke(main, ["compile", str(row), "--cache", str(cache), "-o", str(tmp_path / "out")])
+        assert again.exit_code == 0
+        assert (cache / ours).exists()
+    assert runner().invoke(main, ["cache", "prune", "--cache", str(cache), "--keep", "0"]).exit_code == 0
+    assert all((cache / name).exists() for name in others[:-1])
+    assert not (cache / ours).exists()
+
+
+# -- file systems without flock --
+
+
+def no_locks(*_: Any) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_file_system_without_locks_gets_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, out, cache = tmp_path / "a.jsonl", tmp_path / "out", tmp_path / "cache"
+    row.write_text('{"instruction": "a", "output": "b"}\n')
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    command = ["compile", str(row), "--cache", str(cache), "-o", str(out)]
+    done = runner().invoke(main, command)
+    assert done.exit_code == 0
+    assert (
+        f"{out}: its file system has no locks (No locks available); a lease, .lease, takes their place" in done.stderr
+    )
+    assert not [*out.glob(".*"), *cache.glob(".lease*")]
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stderr=subprocess.DEVNULL, stdin=subprocess.PIPE) as other:
+        held = lease.holder() | {"pid": other.pid, "start": lease._start(other.pid)}
+        for folder, arguments in ((out, command), (cache, command), (cache, ["cache", "prune", "--cache", str(cache)])):
+            (folder / ".lease").write_text(json.dumps(held))
+            refused = runner().invoke(main, arguments)
+            assert refused.exit_code == 6
+            assert f"it is in use by process {other.pid} on {held['host']}" in refused.stderr
+            assert f"remove {folder}/.lease" in refused.stderr
+            (folder / ".lease").unlink()
+        assert not [*out.glob(".lease*"), *cache.glob(".lease*")]
+        for gone, taken in (({"host": "another"}, False), ({"boot": "before"}, True), ({"start": "1"}, True)):
+            (out / ".lease").write_text(json.dumps(held | gone))
+            done = runner().invoke(main, command)
+            assert done.exit_code == (0 if taken else 6), done.stderr
+            assert ("its holder is gone, and the lease is taken over" in done.stderr) == taken
+            (out / ".lease").unlink(missing_ok=True)
+        (out / ".lease").write_text(json.dumps(held))
+        other.kill()
+        other.wait()
+        assert runner().invoke(main, command).exit_code == 0
+    assert not [*out.glob(".*"), *cache.glob(".lease*")]

@@ -549,7 +549,7 @@ def broken_after(puts: int, error: BaseException) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError(), 1), (InputError("somewhere", "is full"), 5)]
+    ("error", "code"), [(KeyboardInterrupt(), 130), (MemoryError(), 5), (InputError("somewhere", "is full"), 5)]
 )
 def test_an_exception_in_the_middle_publishes_nothing_and_leaves_nothing(
     store: Store, prefix: str, compile_: Compile, rows: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException,

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,8 @@ from schemas.arrow import OBJECT, WORD_LISTS, sha256_of
 from schemas.errors import InputError
 
 ROOT = Path(__file__).parents[2]
+HALVES = "tmp"
+"""The folder beside the files of a kind where they are while they are written."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +256,9 @@ def _write(cache_dir: Path, path: Path, data: Any, mode: int = 0o644) -> None:
 
 
 def _write_atomically(path: Path, data: Any, mode: int) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    halves = path.parent.parent / HALVES
+    halves.mkdir(exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=halves, prefix=f"{machine()}-{path.name}-")
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # a cache may be shared; mkstemp makes files for one user
@@ -263,3 +268,9 @@ def _write_atomically(path: Path, data: Any, mode: int) -> None:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
+
+
+@cache
+def machine() -> str:
+    """What tells this machine from others in the names of half-written files."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from compiler.cache import objects
-from schemas import disk
+from schemas import disk, lease
 from schemas.arrow import EMBEDDED
 from schemas.errors import InputError, LockedError
 
 _LOCK = ".lock"
 _PIPED = "stdin"
+_HALF = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{40}\.(?:arrow|json)|[0-9a-f]{64}\.[a-z]+)-\w+")
+_OBJECT = re.compile(r"[0-9a-f]{40}\.arrow|\.[0-9a-f]{40}\.(arrow|json)\.\w+")
+_IMAGE = re.compile(rf"{EMBEDDED}/[0-9a-f]{{2}}/(?:[0-9a-f]{{64}}\.[a-z]+|\.[0-9a-f]{{64}}\.[a-z]+\.\w+)")
+_PIPED_FILE = re.compile(r"[0-9a-f]{32}\.\w+|\.\w+\.json")
+"""The names that runs give, those of earlier versions too. A file with another name is not the cache's, and stays."""
+_DAY = 86_400.0
 _OUTGOING = "outgoing"
 """Sets that are being put into an object store, see compiler/sets/store.py."""
 
@@ -58,11 +66,12 @@ def in_use(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        file = os.open(folder / _LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
+        file = disk.open_lock(folder / _LOCK, write=False)
     except OSError:
         yield
         return
     try:
+        _remove_halves(folder, file)
         try:
             disk.lock(file, folder, say, shared=True)
         except BlockingIOError:
@@ -71,24 +80,50 @@ def in_use(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+        lease.give_back_all(folder)
+
+
+def _remove_halves(folder: Path, lock: int) -> None:
+    """Remove the files that killed runs had not finished, if no run uses the cache.
+
+    Those of other machines may be being written where their locks do not reach this one: they are removed when old.
+    """
+    found = [path for path in halves_of(folder) if _HALF.fullmatch(path.name)]
+    if not found:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    for path in found:
+        with suppress(OSError):
+            if path.name.startswith(objects.machine()) or time.time() - path.lstat().st_mtime > _DAY:
+                path.unlink()
+
+
+def halves_of(folder: Path) -> Iterator[Path]:
+    """Half-written files, of runs that are at it or were killed."""
+    for kind in ("objects", EMBEDDED):
+        yield from (folder / kind / objects.HALVES).glob("*")
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the cache exclusively; LockedError while a compile uses it."""
     try:
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = disk.open_lock(folder / _LOCK)
     except OSError as error:
         raise InputError(str(folder), f"the cache cannot be written: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            disk.lock(lock, folder, lambda text: print(text, file=sys.stderr))
         except BlockingIOError as error:
             what = "a compile is using the cache"
             raise LockedError(str(folder), what, "Wait for it; nothing was removed.") from error
         yield
     finally:
         os.close(lock)
+        lease.give_back_all(folder)
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -122,14 +157,18 @@ def left_over(folder: Path, found: list[Entry]) -> list[Path]:
 
     Also images that none of the entries `found` lists.
     """
-    inside = (path for path in (folder / "objects").glob("??/*") if path.is_file())
-    halves = [
+    inside = (path for path in (folder / "objects").glob("??/*") if _OBJECT.fullmatch(path.name))
+    rows = [
         path for path in inside
         if path.name.startswith(".") or (path.suffix == ".arrow" and not path.with_suffix(".json").exists())
     ]  # fmt: skip
     listed = images_of(found)
-    images = [path for path in (folder / EMBEDDED).glob("??/*") if path.relative_to(folder).as_posix() not in listed]
-    return sorted([*halves, *images, *(folder / _OUTGOING).glob("*"), *(folder / _PIPED).glob("*")])
+    images = (path.relative_to(folder).as_posix() for path in (folder / EMBEDDED).glob("??/*"))
+    unused = [folder / uri for uri in images if _IMAGE.fullmatch(uri) and uri not in listed]
+    outgoing = (path for path in (folder / _OUTGOING).glob("*") if re.fullmatch("[0-9a-f]{16}", path.name))
+    piped = (path for path in (folder / _PIPED).glob("*") if _PIPED_FILE.fullmatch(path.name))
+    halves = (path for path in halves_of(folder) if _HALF.fullmatch(path.name))
+    return sorted([*rows, *halves, *unused, *outgoing, *piped])
 
 
 def images_of(found: Iterable[Entry]) -> dict[str, int]:

@@ -86,7 +86,7 @@ def lost(what: str) -> InputError:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Block Ctrl-C, and news of dead workers, while a worker is started; it stays blocked, and this process stops it."""
+    """Block Ctrl-C and news of dead workers while one is started. It stays blocked, and this process stops it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGCHLD})
     try:
         yield
