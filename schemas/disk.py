@@ -16,6 +16,7 @@ from pathlib import Path
 from schemas import lease
 from schemas.errors import InputError
 from schemas.lease import LEASE
+from schemas.stores import AnyPath
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What Lustre without `flock`, and NFS without a lock service, answer."""
@@ -28,6 +29,19 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_regular(path: AnyPath) -> bytes:
+    """The bytes of a file; OSError for a pipe or a device, which could be endless or wait for ever."""
+    if isinstance(path, Path):
+        check_regular(path)
+    return path.read_bytes()
+
+
+def check_regular(path: Path) -> None:
+    """OSError unless the path leads to a regular file."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
 
 
 def lock(file: int, where: Path, say: Callable[[str], object], *, shared: bool = False, wait: bool = False) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NotRequired, TypedDict, get_args
 
 from schemas import schema
 from schemas.arrow import FORMAT_VERSION, MANIFEST, PACKED_VERSION
+from schemas.disk import read_regular
 from schemas.errors import InputError, IntegrityError
 from schemas.stores import AnyPath, StorePath, no_such
 
@@ -236,7 +237,7 @@ def read_manifest(folder: AnyPath) -> Manifest:
     """Read the manifest of the set in `folder`; InputError or IntegrityError with one message where there is none."""
     path = folder / MANIFEST
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         if isinstance(folder, StorePath) and not folder.exists():
             raise no_such(folder) from None

@@ -12,6 +12,7 @@ Opening a set costs its manifest alone; a batch costs its bytes (mapped, or one 
 from __future__ import annotations
 
 import hashlib
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ import pyarrow as pa
 import xxhash
 
 from schemas.arrow import shard_schema
+from schemas.checks import read_batch
+from schemas.disk import read_regular
 from schemas.errors import InputError, IntegrityError, Problem
 from schemas.manifest import REPLACED, Manifest, ShardEntry, files_of, read_manifest, whole
 from schemas.order import Ints
@@ -53,9 +56,14 @@ class MappedShards:
         name = shard["file"]
         if name not in self._mapped:
             path = self.folder / name
-            size = path.stat().st_size  # an empty file cannot be mapped
-            _check_size(shard, size)
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise _WrongSizeError("is not a regular file")  # which could be endless, or wait for ever
+            _check_size(shard, found.st_size)
+            if not found.st_size:
+                return pa.py_buffer(b"")  # an empty file cannot be mapped
             self._mapped[name] = pa.memory_map(str(path), "r").read_buffer()
+        _check_end(shard, offset + length)
         return self._mapped[name].slice(offset, length)
 
 
@@ -71,6 +79,7 @@ class StoredShards:
         store, name = path.filesystem()
         with in_words(path), store.open_input_file(name) as file:
             _check_size(shard, file.size())
+            _check_end(shard, offset + length)
             return pa.py_buffer(file.read_at(length, offset))
 
 
@@ -81,6 +90,11 @@ class _WrongSizeError(Exception):
 def _check_size(shard: ShardEntry, size: int) -> None:
     if size != shard["bytes"]:
         raise _WrongSizeError(f"expected {shard['bytes']} bytes, found {size}")
+
+
+def _check_end(shard: ShardEntry, end: int) -> None:
+    if end > shard["bytes"]:
+        raise _WrongSizeError(f"a batch should end at byte {end}, after the file's {shard['bytes']}")
 
 
 @dataclass(frozen=True)
@@ -177,7 +191,7 @@ class CompiledSet:
     def read_file(self, name: str) -> bytes:
         """Read a file beside the shards; IntegrityError unless it is what the manifest says."""
         try:
-            data = (self.files / name).read_bytes()
+            data = read_regular(self.files / name)
         except OSError as error:
             raise self.damage(f"{name}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != self.manifest["files"].get(name):
@@ -219,8 +233,8 @@ class SplitReader:
             first = sum(batch["rows"] for batch in shard["batches"][:inside])
             raise self._damage(number, f"batch {inside} (rows {first} to {first + entry['rows'] - 1}) is damaged")
         try:
-            batch = pa.ipc.read_record_batch(pa.ipc.read_message(data), self.schema)
-        except pa.ArrowException as error:
+            batch = read_batch(data, self.schema)
+        except ValueError as error:
             raise self._damage(number, f"batch {inside} is not as its schema says: {error}") from error
         if batch.num_rows != entry["rows"]:
             raise self._damage(number, f"batch {inside} has {batch.num_rows} rows, expected {entry['rows']}")

@@ -1,5 +1,7 @@
 """Every byte of a published set compared with its manifest: shards by sha256, and where that differs batch by batch.
 
+Then the rows of whole shards are counted, and compared with what the manifest says of them.
+
 Images that rows held themselves are listed in the shards, and named by their sha256.
 """
 
@@ -7,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pyarrow as pa
 import xxhash
 
+from compiler.sets.contents import Rows, wrong_counts
 from compiler.sets.embedded import uris_of
 from schemas.arrow import EMBEDDED, SPLITS, sha256_of
+from schemas.disk import check_regular
+from schemas.errors import IntegrityError
 from schemas.manifest import ShardEntry, embedded_of
 from schemas.reader import CompiledSet
 from schemas.stores import AnyPath, StorePath
@@ -23,10 +29,23 @@ def find_damage(opened: CompiledSet, each: Callable[[list[ShardEntry]], Iterable
 
     `each` may show progress over the shards.
     """
-    problems: list[str] = []
+    problems = list(wrong_counts(opened.manifest))
     shards = [entry for split in SPLITS for entry in opened.shards(split)]
+    rows, readers = Rows(opened), {split: opened.split(split) for split in SPLITS}
+    first: dict[str, int] = dict.fromkeys(SPLITS, 0)
     for entry in each(shards):
-        problems += _verify_shard(opened.files / entry["file"], entry)
+        split = entry["file"].split("/")[0]
+        wrong = _verify_shard(opened.files / entry["file"], entry)
+        numbers = range(first[split], first[split] + len(entry["batches"]))
+        first[split] = numbers.stop
+        if not wrong:
+            try:
+                wrong += rows.count(split, entry, map(readers[split].batch, numbers))
+            except IntegrityError as error:
+                wrong.append(error.what)
+        problems += wrong
+    if not problems:
+        problems += rows.wrong_totals()
     if embedded_of(opened.manifest) and not problems:  # what damaged shards list is not known
         problems += _verify_embedded(opened)
     listed = {entry["file"] for entry in shards}
@@ -54,7 +73,12 @@ def _verify_embedded(opened: CompiledSet) -> list[str]:
 def _verify_shard(path: AnyPath, entry: ShardEntry) -> list[str]:
     name = entry["file"]
     try:
-        if isinstance(path, StorePath) or not path.stat().st_size:  # no memory map is empty
+        size = path.info().size if isinstance(path, StorePath) else path.stat().st_size
+        if isinstance(path, Path):
+            check_regular(path)
+        if size != entry["bytes"] and size is not None:
+            return [f"{name}: expected {entry['bytes']} bytes, found {size}"]
+        if isinstance(path, StorePath) or not size:  # no memory map is empty
             data = memoryview(path.read_bytes())
         else:
             data = memoryview(pa.memory_map(str(path), "r").read_buffer())
@@ -79,7 +103,12 @@ def _place(path: AnyPath) -> str:
 
 def _verify_file(path: AnyPath, name: str, digest: str) -> list[str]:
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if isinstance(path, Path):
+            check_regular(path)
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         return [f"{name}: {error.strerror}"]
     return [] if found == digest else [f"{name}: is damaged or was edited"]
