@@ -10,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.faults_kills import workers_of
 from cli import main
 from compiler.cache import objects
+from compiler.read import cut, open_source, read
 from compiler.units.processes import Worker
 from schemas import lease
 from schemas.errors import InputError
@@ -153,3 +157,39 @@ def test_a_file_system_without_locks_gets_a_lease(tmp_path: Path, monkeypatch: p
         other.wait()
         assert runner().invoke(main, command).exit_code == 0
     assert not [*out.glob(".*"), *cache.glob(".lease*")]
+
+
+# -- sources that change while they are read --
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_table_that_changes_while_its_rows_are_read_is_told_before_anything_is_kept(
+    tmp_path: Path, limited: bool
+) -> None:
+    path = tmp_path / "a.parquet"
+
+    def write(text: str) -> None:
+        pq.write_table(pa.table({"instruction": [f"{text} {n}" for n in range(3000)]}), path)
+
+    write("old")
+    (unit,) = cut(open_source(path))
+    rows = read(replace(unit, rows=2000) if limited else unit)
+    assert next(rows).value == {"instruction": "old 0"}
+    write("new")
+    with pytest.raises(InputError, match="changed since it was cut"):
+        list(rows)
+
+
+def test_a_stream_of_a_table_that_changes_while_it_is_cut_is_told(tmp_path: Path) -> None:
+    path, table = tmp_path / "a.arrow", pa.table({"instruction": ["a"] * 4000})
+
+    def write() -> None:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=1000)
+
+    write()
+    units = cut(open_source(path))
+    next(units)
+    write()
+    with pytest.raises(InputError, match="changed since it was cut"):
+        list(units)

@@ -91,8 +91,13 @@ def cut(source: SourceFile, target_bytes: int = 1 << 20) -> Iterator[Unit]:
 
 
 def read(unit: Unit) -> Iterator[Row]:
-    """Yield the rows of a unit, in order; InputError if the file is no longer the one that was cut."""
-    return islice(_columns().read(unit) if unit.kind in COLUMNAR else text.read(unit), unit.rows)
+    """Yield the rows of a unit, in order; InputError if the file is no longer the one that was cut.
+
+    A table is compared before its first byte is read and after its last: what came of it is only stored after that.
+    """
+    yield from islice(_columns().read(unit) if unit.kind in COLUMNAR else text.read(unit), unit.rows)
+    if unit.stamp is not None and stamp_of(unit.path) != unit.stamp:
+        raise changed(unit.path)
 
 
 def first_rows(units: Iterable[Unit], rows: int) -> Iterator[tuple[Unit, int]]:

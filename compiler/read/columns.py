@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import orjson
 
 from compiler.read import sheets, tables
-from compiler.read.model import FileKind, Row, SourceFile, Stamp, Unit, digest_of_part, stamp_of
+from compiler.read.model import FileKind, Row, SourceFile, Stamp, Unit, changed, digest_of_part, stamp_of
 from compiler.read.source import open_stream
 
 
@@ -33,6 +33,8 @@ def cut(source: SourceFile) -> Iterator[Unit]:
             yield unit(0, data if source.compression else None, header)
         return
     for number, rows, packed in tables.groups(source, data):
+        if packed and data is None and stamp_of(source.path) != stamp:  # it was read again, after it was hashed
+            raise changed(source.path)
         if rows:
             yield unit(number, packed, stamp=None if packed else stamp)
 
