@@ -150,6 +150,8 @@ class CompileOptions:
     pack: int | None = None
     """Tokens of a pack; None = each example is a row of its own."""
     max_rejects: str = "1%"
+    max_expansion: int = 100
+    """Bytes that a compressed file may hold for each of its own."""
     unknown_keys: str = "count"
     """ "error" ends the run where rows have keys that nothing reads."""
     engine: str = "local"

@@ -21,6 +21,7 @@ from compiler.datasets.chosen import choose_datasets, kind_of
 from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request
 from compiler.proof.certificate import certificate_of
+from compiler.read.source import Expansion
 from compiler.rows.persona import named_others, persona
 from compiler.sets.embedded import link_embedded
 from compiler.sets.folder import Output
@@ -151,6 +152,7 @@ def _kept(template: Template) -> str:
 
 def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Template]:
     """Find the datasets, their kind, the tokenizer and the template; nothing is cut or compiled yet."""
+    Expansion.most = options.max_expansion
     datasets = choose_datasets(options)
     for dataset, _ in datasets:
         for note in dataset.notes:

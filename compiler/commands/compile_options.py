@@ -68,6 +68,10 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Rejected rows allowed per dataset.",
         ),
         click.Option(
+            ["--max-expansion"], type=click.IntRange(1), default=100, show_default=True, metavar="N",
+            help="Bytes that a compressed file may hold for each of its own; 16 MiB in any case.",
+        ),
+        click.Option(
             ["--self-cognition"], type=click.IntRange(0, 10**7), default=0, show_default=True, metavar="N",
             help="Add N rows about who the model is, drawn evenly from the embedded pool.",
         ),

@@ -17,6 +17,12 @@ MAX_DEPTH = 256
 """How many objects and arrays may be open at once; `[[1]]` has depth 2."""
 
 
+MAX_ROW = 1 << 27
+"""The most bytes of a row of text. A longer one is no row, but a file without line ends or with an open quote."""
+MAX_COLUMNS = 10_000
+"""The most columns of a table: each is looked at in every row."""
+
+
 class FileKind(StrEnum):
     """What the (decompressed) bytes of a file are."""
 
@@ -170,16 +176,25 @@ def changed(path: str | AnyPath) -> InputError:
     return InputError(str(path), "changed since it was cut into units", "Run again when nothing writes to it.")
 
 
+def too_long(path: str | AnyPath, at: int, most: int) -> InputError:
+    """The InputError for a row that has no end within the limit."""
+    what = f"the row that begins at byte {at} has more than {most >> 20} MiB"
+    return InputError(str(path), what, "Write one row per line, or take that one out.")
+
+
 def check_header(where: str, names: tuple[str, ...]) -> None:
     """Raise InputError unless the column names are non-empty and unique: each becomes a key of every row.
 
     The first may be empty, as pandas writes the index of its rows; see `without_index`.
     """
     hint = "The first row must name every column, each name once."
+    if len(names) > MAX_COLUMNS:
+        raise InputError(where, f"has {len(names):,} columns, and at most {MAX_COLUMNS:,} are read", "Leave some out.")
+    places: dict[str, int] = {}
     for column, name in enumerate(names, start=1):
         if not name.strip() and (column > 1 or len(names) == 1):
             raise InputError(where, f"column {column} of the header has no name", hint)
-        if (first := names.index(name) + 1) < column:
+        if (first := places.setdefault(name, column)) < column:
             what = f"columns {first} and {column} of the header are both named {name!r}"
             raise InputError(where, what, hint)
 

@@ -16,7 +16,7 @@ import orjson
 import zstandard
 
 from compiler.read.elements import BRACKETS, OPEN_STRING
-from compiler.read.model import COLUMNAR, FileKind, SourceFile, no_rows, open_file, unreadable
+from compiler.read.model import COLUMNAR, MAX_ROW, FileKind, SourceFile, no_rows, open_file, unreadable
 from schemas import kept
 from schemas.errors import InputError
 from schemas.stores import AnyPath, StorePath, no_such, path_of
@@ -228,8 +228,8 @@ def _is_array(source: SourceFile) -> bool:
 
 
 def _first_line(stream: BinaryIO) -> bytes:
-    """The next line that is not blank, stripped; b"" at the end of the file."""
-    return next((text for line in stream if (text := line.strip())), b"")
+    """The next line that is not blank, stripped; b"" at the end of the file. Of a line of any length, MAX_ROW bytes."""
+    return next((text for line in iter(lambda: stream.readline(MAX_ROW), b"") if (text := line.strip())), b"")
 
 
 def _closes(line: bytes) -> bool:
@@ -272,6 +272,16 @@ _MEMBERS: dict[str, Callable[[], _Member]] = {
 }
 
 
+class Expansion:
+    """How many bytes a compressed file may hold for each of its own. It is the process's, as the run sets it."""
+
+    most = 100
+
+
+_ALWAYS = 1 << 24
+"""Bytes that a compressed file may hold in any case."""
+
+
 class _Decompressed(io.RawIOBase):
     """The decompressed bytes of a file of any number of members; InputError where it is corrupt or truncated.
 
@@ -283,6 +293,7 @@ class _Decompressed(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, compression: str, where: str) -> None:
         super().__init__()
+        self._read = self._made = 0  # bytes, compressed and not
         self._file, self._compression, self._where = file, compression, where
         self._member: _Member | None = None
         self._rest = b""  # compressed, behind the end of the last member
@@ -297,7 +308,10 @@ class _Decompressed(io.RawIOBase):
     def readinto(self, into: memoryview) -> int:  # type: ignore[override]
         """Fill `into` with what comes next and return how much that was; 0 at the end."""
         while not self._ready:
-            chunk = self._rest or self._file.read(self._CHUNK)
+            chunk = self._rest
+            if not chunk:
+                chunk = self._file.read(self._CHUNK)
+                self._read += len(chunk)
             self._rest = b""
             if not chunk:
                 if self._member is not None:
@@ -322,6 +336,11 @@ class _Decompressed(io.RawIOBase):
             out = self._member.decompress(chunk)
         except (zlib.error, zstandard.ZstdError) as error:
             raise self._broken(f"is not valid {self._compression} data ({error})") from error
+        self._made += len(out)
+        if self._made > max(_ALWAYS, self._read * Expansion.most):
+            what = f"its first {self._read:,} bytes hold {self._made:,}, more than {Expansion.most} times as many"
+            hint = "If that is what it should hold, allow it: --max-expansion N."
+            raise InputError(self._where, what, hint)
         if self._member.eof:
             self._rest, self._member = self._member.unused_data, None
             self._padding = self._compression == "gz"

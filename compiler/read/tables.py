@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compiler.read.cells import mapped, values_of
-from compiler.read.model import FileKind, SourceFile, Unit, changed, stamp_of, unreadable
+from compiler.read.model import MAX_COLUMNS, FileKind, SourceFile, Unit, changed, stamp_of, unreadable
 from compiler.read.value import escape
 from schemas import kept
 from schemas.errors import InputError, Reject
@@ -142,16 +143,18 @@ def _packed(rows: pa.Table | pa.RecordBatch) -> bytes:
 
 def _check_schema(path: str, schema: pa.Schema) -> None:
     """Raise InputError for tables whose rows cannot be JSON objects."""
+    if len(schema) > MAX_COLUMNS:
+        raise InputError(path, f"has {len(schema):,} columns, and at most {MAX_COLUMNS:,} are read", "Leave some out.")
     _check_fields(path, "", list(schema), 1)
 
 
 def _check_fields(path: str, above: str, fields: list[pa.Field], depth: int) -> None:
     if depth > _MAX_TYPE_DEPTH:
         raise InputError(path, f"has columns nested deeper than {_MAX_TYPE_DEPTH} levels", "Flatten them.")
-    names = [field.name for field in fields]
+    names = Counter(field.name for field in fields)
     for field in fields:
         name = f"{above}/{escape(field.name)}"
-        if names.count(field.name) > 1:
+        if names[field.name] > 1:
             raise InputError(path, f"column {name} exists more than once", "Rename or leave out all but one.")
         kind = field.type
         if pa.types.is_union(kind):

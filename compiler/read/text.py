@@ -15,6 +15,7 @@ from typing import BinaryIO
 from compiler.read.elements import Elements
 from compiler.read.model import (
     COUNTED,
+    MAX_ROW,
     FileKind,
     Row,
     SourceFile,
@@ -23,6 +24,7 @@ from compiler.read.model import (
     check_header,
     digest_of,
     open_file,
+    too_long,
     unreadable,
     without_index,
 )
@@ -36,15 +38,15 @@ _DELIMITERS = {FileKind.CSV: ",", FileKind.TSV: "\t"}
 _LINES = frozenset({FileKind.JSONL, FileKind.SESSION, FileKind.TXT})
 _JSON_SPACE = b" \t\r\n"
 
-MAX_FIELD = 1 << 26
-"""The most characters of a CSV field; a longer one means an unclosed quote, found before memory is full."""
+MAX_FIELD = 1 << 25
+"""The most characters of a CSV field, and bytes of a line; more means an open quote, found before memory is full."""
 csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no other setting
 
 
 def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
     """Yield units of consecutive spans of about `target_bytes`."""
     with open_stream(source) as stream:
-        window = _Window(stream, source.start)
+        window = _Window(stream, source.start, str(source.path), MAX_ROW + 2 * target_bytes)
         blocks = window.blocks(max(1, target_bytes // 4))
         header: tuple[str, ...] = ()
         if source.kind in _DELIMITERS:
@@ -111,8 +113,9 @@ def _bytes_of(unit: Unit) -> bytes:
 class _Window:
     """The part of a stream that was read and not yet taken."""
 
-    def __init__(self, stream: BinaryIO, at: int) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, at: int, path: str, most: int) -> None:
+        """Begin at offset `at`; `most` bytes are held, of the units that are not taken yet and the row after them."""
+        self._stream, self._path, self._most = stream, path, most
         self._held = bytearray()
         self._at = at  # offset of the first byte held
 
@@ -120,13 +123,23 @@ class _Window:
         """Yield the stream in blocks of `size` bytes."""
         while block := self._stream.read(size):
             self._held += block
+            self._check()
             yield block
 
     def lines(self) -> Iterator[bytes]:
         """Yield the stream line by line."""
-        for line in self._stream:
+        at = self._at
+        while line := self._stream.readline(MAX_FIELD):
+            if len(line) == MAX_FIELD:
+                raise too_long(self._path, at, MAX_FIELD)
+            at += len(line)
             self._held += line
+            self._check()
             yield line
+
+    def _check(self) -> None:
+        if len(self._held) > self._most:
+            raise too_long(self._path, self._at, MAX_ROW)
 
     def peek(self, begin: int, end: int) -> bytes:
         """The bytes of a range of offsets."""
