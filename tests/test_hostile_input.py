@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import re
+import resource
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
 
+import registry
+from compiler.encode import weigh
+from compiler.encode.weigh import Policy
+from compiler.templates import jinja
+from compiler.tokenizer.tokenizer import Tokenizer
+from schemas.errors import InputError, Reason, RowError
 from tests.support.command import outside
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,3 +129,88 @@ def test_a_header_of_many_columns_takes_no_time(tmp_path: Path, columns: int) ->
     assert code in (2, 3, 5)
     if columns > 10_000:
         assert "has 100,000 columns, and at most 10,000 are read" in said
+
+
+TEMPLATES = {
+    "division": "{{ 1/0 }}",
+    "overflow": "{{ (10**400)|float }}",
+    "power": "{{ 2**100000000 }}",
+    "long text": "{{ 'x' * 10**10 }}",
+    "wide field": "{{ '%{}d'.format(10**10) % 1 }}",
+    "loops": "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "doubling": "{% set n = namespace(x='x'*1000) %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "long output": "{% for a in range(100000) %}{{ 'aaaaaaaa' * 1000 }}{% endfor %}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_that_fails_or_never_ends_refuses_the_row(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja, "SECONDS", 0.5)
+    template = jinja.ChatTemplate(TEMPLATES[name], {}, "template")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    begin = time.process_time()
+    with pytest.raises(RowError) as raised:
+        template.render([{"role": "user", "content": "x"}], None, generation_prompt=False)
+    assert raised.value.reject.reason is Reason.TEMPLATE_REFUSED
+    assert time.process_time() - begin < 5
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before < 1200
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("source", ["{% break %}", "{{" * 200, "{% if " + "(" * 300, "{{ '%1000000000d' % 1 }}"])
+def test_a_template_that_cannot_be_read_is_one_message(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja, "SECONDS", 0.5)
+    with pytest.raises(InputError, match=r"the chat template (cannot be used|took more than|is not valid)"):
+        jinja.ChatTemplate(source, {}, "template")
+
+
+@pytest.mark.parametrize("tail", ["", "</tool_call>", "</tool_call>" * 9 + "<tool_call>" * 20_000])
+def test_marks_of_a_policy_that_never_close_take_linear_time(tail: str) -> None:
+    policy = Policy.from_card(registry.weights("hermes"))
+    begin = time.process_time()
+    found = policy.intervals("<tool_call>" * 20_000 + tail)
+    assert time.process_time() - begin < 1
+    assert len(found) == (1 if tail else 0)
+
+
+def test_a_pattern_that_takes_exponential_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weigh, "SECONDS", 0.5)
+    policy = Policy.from_card({"name": "mine", "patterns": {"a": {"pattern": "(a+)+b", "weight": 2.0}}})
+    with pytest.raises(InputError, match=r"--weights mine: its patterns took more than 0\.5 seconds"):
+        policy.intervals("a" * 40 + "c b")
+
+
+def test_the_plain_end_of_a_pattern_is_that_of_every_match() -> None:
+    ends = {"<a>.+?</a>": "</a>", r"x\bfoo": "foo", "a|b": "", "a+": "", "(?x)a b": "", "ab$": "", r"\d": ""}
+    assert {pattern: weigh._literal_end(re.compile(pattern)) for pattern in ends} == ends
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"added_tokens": [{"id": 1 << 40}]},
+        {"model": []},
+        {"model": {"type": "BPE", "vocab": {"a": 10**12}, "merges": []}},
+        {"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}},
+        {"normalizer": 1},
+        {"decoder": {"type": "nope"}},
+    ],
+    ids=str,
+)
+def test_a_file_that_is_no_tokenizer_is_one_message(tmp_path: Path, change: dict[str, Any]) -> None:
+    shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "t")
+    spec = json.loads((tmp_path / "t" / "tokenizer.json").read_text())
+    (tmp_path / "t" / "tokenizer.json").write_text(json.dumps(spec | change))
+    with pytest.raises(InputError, match="not a tokenizer"):
+        _ = Tokenizer.load(tmp_path / "t").reference
+
+
+def test_padding_of_any_length_is_not_done(tmp_path: Path) -> None:
+    shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "t")
+    spec = json.loads((tmp_path / "t" / "tokenizer.json").read_text())
+    padding = {"strategy": {"Fixed": 10**12}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0}
+    spec["padding"] = padding | {"pad_type_id": 0, "pad_token": "x"}
+    (tmp_path / "t" / "tokenizer.json").write_text(json.dumps(spec))
+    tokenizer = Tokenizer.load(tmp_path / "t")
+    assert tokenizer.official.encode("a").ids == Tokenizer.load(registry.DEMO_TOKENIZER).official.encode("a").ids

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.rows.react.parse import ACTION, ACTION_INPUT, OBSERVATION, parse_reply
+from schemas.errors import InputError
+from schemas.limits import TimeLimitError, limited
 
+SECONDS = 10.0
+"""Seconds of processor time that the patterns of a policy may take for a reply."""
 KEYWORD = "keyword"
 """The key of a policy's own marker words ("Action:" itself, not what follows it)."""
 FAILED = "failed_call"
@@ -140,14 +144,42 @@ class Policy:
         if not self.patterns:
             return found
         start = 0 if reply[:begin].strip() else begin
-        for key, pattern, weight in self.patterns:
-            matches = pattern.finditer(reply[start:])
-            found += [(start + match.start(), start + match.end(), weight, key) for match in matches]
+        try:
+            with limited(SECONDS):
+                for key, pattern, weight in self.patterns:
+                    end = _last_end(pattern, reply)
+                    matches = pattern.finditer(reply[start:end]) if end > start else ()
+                    found += [(start + match.start(), start + match.end(), weight, key) for match in matches]
+        except TimeLimitError as error:
+            what = f"its patterns took more than {SECONDS:g} seconds for a reply of {len(reply):,} characters"
+            hint = "Write them so that they do not try the same text again and again."
+            raise InputError(f"--weights {self.name}", what, hint) from error
         return _apart(found)
 
 
 EVEN = Policy("none", {}, ())
 """The policy that weighs every reply evenly."""
+
+
+_LITERAL_END = re.compile(r"[A-Za-z0-9<>/_ -]+\Z")
+
+
+@cache
+def _literal_end(pattern: re.Pattern[str]) -> str:
+    """The text that every match of a pattern ends with, as far as that is plain; "" where it is not."""
+    found = _LITERAL_END.search(pattern.pattern)
+    if found is None or "|" in pattern.pattern or "(?" in pattern.pattern or pattern.flags & re.VERBOSE:
+        return ""
+    return found[0][1:] if pattern.pattern[: found.start()].endswith("\\") else found[0]
+
+
+def _last_end(pattern: re.Pattern[str], text: str) -> int:
+    """Where the last match of a pattern can end.
+
+    Without it, `<a>.+?</a>` looks from each of many `<a>` to the end of the text for a `</a>` that is not there.
+    """
+    literal = _literal_end(pattern)
+    return text.rfind(literal) + len(literal) if literal in text else 0
 
 
 def _apart(intervals: list[Interval]) -> list[Interval]:

@@ -19,6 +19,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.errors import InputError, Reason, RowError
+from schemas.limits import TimeLimitError, limited
+
+SECONDS = 10.0
+"""Seconds of processor time that a rendering may take; most take a ten-thousandth of one."""
+MOST_TEXT = 1 << 26
+"""The most characters of a rendering."""
+_MOST_BITS = 1 << 16
 
 
 class Slot(Mapping[str, Any]):
@@ -88,9 +95,21 @@ def _raise_exception(message: str) -> None:
     raise jinja2.exceptions.TemplateError(message)
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-)
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, without numbers of any length: time is looked at between the steps of a template, not within one."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Compute, unless the result would be a number with too many digits."""
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * (right if operator == "**" else 1) + right.bit_length()
+            if bits > _MOST_BITS:
+                raise jinja2.exceptions.SecurityError(f"a number of more than {_MOST_BITS} bits")
+        return super().call_binop(context, operator, left, right)
+
+
+_ENVIRONMENT = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
 _ENVIRONMENT.filters["tojson"] = _to_json_filter
 _ENVIRONMENT.filters["python_arguments"] = python_arguments
 _ENVIRONMENT.globals["raise_exception"] = _raise_exception
@@ -101,29 +120,49 @@ class ChatTemplate:
 
     def __init__(self, source: str, names: Mapping[str, Any], where: str) -> None:
         try:
-            self._template = _ENVIRONMENT.from_string(source)
+            with limited(SECONDS):  # what is constant is worked out here
+                self._template = _ENVIRONMENT.from_string(source)
+        except TimeLimitError as error:
+            raise InputError(where, f"the chat template took more than {SECONDS:g} seconds to be read") from error
         except jinja2.TemplateSyntaxError as error:
             raise InputError(
                 where, f"the chat template is not valid Jinja: line {error.lineno}: {error.message}"
             ) from error
+        except Exception as error:  # what jinja2 takes and Python does not: break outside of a loop, deep nesting
+            what = f"the chat template cannot be used: {type(error).__name__}: {str(error)[:200]}"
+            raise InputError(where, what) from error
         self.source = source
         self._names = dict(names)
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, generation_prompt: bool) -> str:
         """The rendered text; a template that refuses the conversation is a RowError with its own words."""
         try:
-            return self._template.render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **self._names,
-            )
+            with limited(SECONDS):
+                return self._written(
+                    messages=messages,
+                    tools=tools,
+                    documents=None,
+                    add_generation_prompt=generation_prompt,
+                    **self._names,
+                )
+        except TimeLimitError as error:
+            what = f"the chat template took more than {SECONDS:g} seconds for it"
+            raise RowError(Reason.TEMPLATE_REFUSED, what) from error
         except jinja2.exceptions.TemplateError as error:
             raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template refused it: {error.message}") from error
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            text = f"the chat template failed on it: {type(error).__name__}: {error}"
-            raise RowError(Reason.TEMPLATE_REFUSED, text) from error
+        except Exception as error:  # a template is a program, and may fail as one
+            what = f"the chat template failed on it: {type(error).__name__}: {str(error)[:500]}"
+            raise RowError(Reason.TEMPLATE_REFUSED, what) from error
+
+    def _written(self, **names: Any) -> str:
+        """Write the text as `Template.render` does, up to a limit."""
+        pieces, left = [], MOST_TEXT
+        for piece in self._template.root_render_func(self._template.new_context(names)):
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise jinja2.exceptions.TemplateError(f"it writes more than {MOST_TEXT:,} characters")
+        return "".join(pieces)
 
     def reads(self, name: str) -> bool:
         """Whether the template reads a variable that it is given."""

@@ -60,7 +60,8 @@ class Specs:
     def of(cls, spec: dict[str, Any], text_tokens: list[dict[str, Any]]) -> Specs:
         """Split a parsed `tokenizer.json`; of its added tokens only the text ones take part in encoding texts."""
         official = {name: part for name, part in spec.items() if name != "model"}
-        fresh = official | {"added_tokens": text_tokens} | dict.fromkeys(("post_processor", "truncation", "padding"))
+        official |= dict.fromkeys(("truncation", "padding"))  # of texts in a batch, and possibly of any length
+        fresh = official | {"added_tokens": text_tokens, "post_processor": None}
         return cls(orjson.dumps(spec["model"]), official, fresh, without_prefix(fresh))
 
     def json(self, spec: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from compiler.tokenizer import encoders
 from compiler.tokenizer.encoders import FAST, REFERENCE, FastEncoder, Ids, ReferenceEncoder, Specs
 from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.vocabulary import Vocabulary
-from schemas.errors import InputError
+from schemas.errors import InputError, Problem
 
 _LOADED: dict[str, Tokenizer] = {}
 """The last tokenizer that was loaded in this process, by the identity of its files: a large one takes a second."""
@@ -50,7 +50,9 @@ class Tokenizer(Vocabulary):
         if files.identity not in _LOADED:
             try:
                 tokenizer = cls(files, files.spec())
-            except (ValueError, KeyError, TypeError) as error:
+            except Problem:
+                raise
+            except Exception as error:  # the file may hold anything
                 raise _broken(files, error) from error
             _trim_memory()
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
@@ -62,7 +64,9 @@ class Tokenizer(Vocabulary):
         """The reference encoder."""
         try:
             found = ReferenceEncoder(self._specs)
-        except Exception as error:  # tokenizers raises bare Exception for what it cannot read
+        except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
+            if isinstance(error, KeyboardInterrupt | SystemExit | Problem):
+                raise
             raise _broken(self.files, error) from error
         _trim_memory()
         return found
@@ -155,8 +159,9 @@ class Tokenizer(Vocabulary):
         return self.official.decode(list(ids), skip_special_tokens=False)
 
 
-def _broken(files: TokenizerFiles, error: Exception) -> InputError:
-    return InputError(str(files.folder / "tokenizer.json"), f"not a tokenizer: {error}")
+def _broken(files: TokenizerFiles, error: BaseException) -> InputError:
+    said = str(error)[:200] if isinstance(error, ValueError) else f"{type(error).__name__}: {str(error)[:200]}"
+    return InputError(str(files.folder / "tokenizer.json"), f"not a tokenizer: {said}")
 
 
 def _trim_memory() -> None:

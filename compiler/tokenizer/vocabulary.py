@@ -74,8 +74,15 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
+MOST = 1 << 24
+"""The most ids of a vocabulary; the largest have a quarter of a million."""
+
+
 def _is_control(spec: dict[str, Any], controls: dict[str, int]) -> npt.NDArray[np.bool_]:
     vocab = spec["model"]["vocab"]
+    ids = [*(vocab.values() if isinstance(vocab, dict) else ()), *controls.values()]
+    if not all(isinstance(number, int) and 0 <= number < MOST for number in ids):
+        raise ValueError(f"an id is not a number from 0 to {MOST:,}")
     last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
     table = np.zeros(max([last, *controls.values()]) + 1, dtype=bool)
     table[list(controls.values())] = True

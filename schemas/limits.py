@@ -1,0 +1,90 @@
+"""A limit of time and memory for code that others wrote: chat templates, and patterns of weights policies."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+
+MEMORY = 1 << 30
+"""Bytes that such code may add to what the process has."""
+_UNTIL_LOOKED = 256
+"""Uses after which the size of the process is looked at again: that takes as long as a short rendering."""
+
+
+class TimeLimitError(BaseException):
+    """The time is over. Not an Exception, so that no handler on the way takes it for another error."""
+
+
+class _State:
+    """What all uses of a process share."""
+
+    __slots__ = ("active", "before", "every", "main", "most", "seen", "uses")
+
+    def __init__(self) -> None:
+        self.uses, self.seen, self.active, self.every = 0, -1, False, 0.0
+        self.most = self.before = (0, 0)
+        self.main = threading.main_thread().ident
+
+
+_STATE = _State()
+
+
+class limited:  # noqa: N801  # used as a function; as a generator it would take as long as what it limits
+    """Raise TimeLimitError in code that takes more than `seconds` of this process's own time, at most twice as many.
+
+    A MemoryError is raised where it asks for much memory. Python looks for the end between two of its own
+    instructions, and `re` every few thousand steps of a search. Signals reach the main thread alone; in others nothing
+    is limited. One timer serves all uses, since they are many and short: at every tick it looks whether the use is
+    still the one of the tick before.
+    """
+
+    __slots__ = ("here", "seconds")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.here = threading.get_ident() == _STATE.main
+
+    def __enter__(self) -> None:
+        if not self.here:
+            return
+        state = _STATE
+        if state.uses % _UNTIL_LOOKED == 0 or state.every != self.seconds:
+            _look(self.seconds)
+        state.uses += 1
+        state.active = True
+        resource.setrlimit(resource.RLIMIT_AS, state.most)
+
+    def __exit__(self, _type: type[BaseException] | None, _error: object, _traceback: TracebackType | None) -> None:
+        if self.here:
+            _STATE.active = False
+            resource.setrlimit(resource.RLIMIT_AS, _STATE.before)
+
+
+def _look(seconds: float) -> None:
+    """Start the timer, and look how large the process is."""
+    _STATE.before = resource.getrlimit(resource.RLIMIT_AS)
+    allowed, hard = _STATE.before
+    size = _size()
+    most = size + MEMORY if size else allowed
+    _STATE.most = (most if allowed == resource.RLIM_INFINITY else min(most, allowed), hard)
+    if _STATE.every != seconds or signal.getitimer(signal.ITIMER_VIRTUAL)[1] != seconds:
+        signal.signal(signal.SIGVTALRM, _tick)
+        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
+        _STATE.every = seconds
+
+
+def _tick(_number: int, _frame: FrameType | None) -> None:
+    if _STATE.active and _STATE.seen == _STATE.uses:
+        raise TimeLimitError
+    _STATE.seen = _STATE.uses
+
+
+def _size() -> int:
+    """The bytes of this process's address space; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError):
+        return 0
