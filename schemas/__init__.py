@@ -10,7 +10,10 @@ places.py      places in source files, as messages print them
 order.py       seeded orders, the same on every machine
 stores.py      object stores
 kept.py        their small files, in memory while a run lasts
-disk.py        durable writes, digests of files, names that files give
+disk.py        durable writes, locks, digests of files, names that files give
+lease.py       locks for file systems that have none
+limits.py      a limit of time and memory for templates and patterns
+checks.py      what a batch must be before it is used
 own.py         folders with the mark of the command that made them
 errors.py      errors that a user can fix, and reasons of rejects
 hub.py         repositories of the hubs

@@ -13,7 +13,9 @@ shard.py       one shard: an Arrow file, hashed while it is written
 manifest.py    the manifest, and the balance that accounts for every row
 rejects.py     rejects.jsonl, and the end of a run with too many of them
 readme.py      README.md of a set, which the `datasets` library reads too
-folder.py      a set in a folder: locked, written aside, published by renames
+folder.py      a set in a folder: locked, written aside, exchanged with the old one
+own.py         what in a folder is a set's own, and what runs leave there
 store.py       a set in an object store: published by one conditional put
 verify.py      every byte of a set against its manifest
+contents.py    the manifest against the rows: counts, tokens, balance, provenance
 """
