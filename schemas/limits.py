@@ -5,13 +5,14 @@ from __future__ import annotations
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType, TracebackType
 
 MEMORY = 1 << 30
 """Bytes that such code may add to what the process has."""
-_UNTIL_LOOKED = 256
-"""Uses after which the size of the process is looked at again: that takes as long as a short rendering."""
+_UNTIL_LOOKED = 0.1
+"""Seconds after which the size of the process is looked at again: that takes as long as a short rendering."""
 
 
 class TimeLimitError(BaseException):
@@ -21,11 +22,12 @@ class TimeLimitError(BaseException):
 class _State:
     """What all uses of a process share."""
 
-    __slots__ = ("active", "before", "every", "main", "most", "seen", "uses")
+    __slots__ = ("active", "before", "every", "looked", "main", "most", "seen", "uses")
 
     def __init__(self) -> None:
         self.uses, self.seen, self.active, self.every = 0, -1, False, 0.0
         self.most = self.before = (0, 0)
+        self.looked = 0.0
         self.main = threading.main_thread().ident
 
 
@@ -51,22 +53,23 @@ class limited:  # noqa: N801  # used as a function; as a generator it would take
         if not self.here:
             return
         state = _STATE
-        if state.uses % _UNTIL_LOOKED == 0 or state.every != self.seconds:
+        if time.monotonic() - state.looked > _UNTIL_LOOKED or state.every != self.seconds:
             _look(self.seconds)
         state.uses += 1
         state.active = True
-        resource.setrlimit(resource.RLIMIT_AS, state.most)
+        resource.setrlimit(resource.RLIMIT_DATA, state.most)
 
     def __exit__(self, _type: type[BaseException] | None, _error: object, _traceback: TracebackType | None) -> None:
         if self.here:
             _STATE.active = False
-            resource.setrlimit(resource.RLIMIT_AS, _STATE.before)
+            resource.setrlimit(resource.RLIMIT_DATA, _STATE.before)
 
 
 def _look(seconds: float) -> None:
     """Start the timer, and look how large the process is."""
-    _STATE.before = resource.getrlimit(resource.RLIMIT_AS)
+    _STATE.before = resource.getrlimit(resource.RLIMIT_DATA)
     allowed, hard = _STATE.before
+    _STATE.looked = time.monotonic()
     size = _size()
     most = size + MEMORY if size else allowed
     _STATE.most = (most if allowed == resource.RLIM_INFINITY else min(most, allowed), hard)
@@ -83,8 +86,8 @@ def _tick(_number: int, _frame: FrameType | None) -> None:
 
 
 def _size() -> int:
-    """The bytes of this process's address space; 0 where the system does not say."""
+    """The bytes that this process has for its data; 0 where the system does not say."""
     try:
-        return int(Path("/proc/self/statm").read_bytes().split()[0]) * resource.getpagesize()
+        return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
     except (OSError, ValueError):
         return 0

@@ -75,10 +75,11 @@ def test_an_allocation_that_fails_in_a_worker_is_told_as_one_that_killed_it() ->
 
 def test_a_process_without_memory_ends_with_one_message(tmp_path: Path) -> None:
     limited = "import resource, cli; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); cli.main()"
-    with (tmp_path / "one.jsonl").open("wb") as file:
-        file.write(b'{"instruction": "a", "output": "b"}\n')
-        file.truncate(3 << 30)  # its last line is of zeros
-    command = [sys.executable, "-c", limited, "compile", "one.jsonl", "--cache", "cache", "-o", "out"]
+    (tmp_path / "one.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (tmp_path / "t").mkdir()
+    with (tmp_path / "t" / "tokenizer.json").open("wb") as file:
+        file.truncate(3 << 30)
+    command = [sys.executable, "-c", limited, "compile", "one.jsonl", "--tokenizer", "t", "--cache", "cache", "-o", "o"]
     root = {"PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
         command, cwd=tmp_path, env=outside() | root, capture_output=True, text=True, timeout=60, check=False

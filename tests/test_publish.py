@@ -43,7 +43,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         (folder / "rows.jsonl").write_text("\n".join(rows) + "\n")
         made.append(folder / f"set{number}")
         arguments = ["compile", folder / "rows.jsonl", *options, "--cache", folder / "cache", "-o", made[-1]]
-        assert runner().invoke(main, [*map(str, arguments)]).exit_code == 0
+        done = runner().invoke(main, [*map(str, arguments)])
+        assert done.exit_code == 0, done.stderr
     return made
 
 

@@ -178,7 +178,7 @@ def changed(path: str | AnyPath) -> InputError:
 
 def too_long(path: str | AnyPath, at: int, most: int) -> InputError:
     """The InputError for a row that has no end within the limit."""
-    what = f"the row that begins at byte {at} has more than {most >> 20} MiB"
+    what = f"a row that begins at byte {at} or later has more than {most >> 20} MiB"
     return InputError(str(path), what, "Write one row per line, or take that one out.")
 
 

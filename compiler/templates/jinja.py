@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.errors import InputError, Reason, RowError
-from schemas.limits import TimeLimitError, limited
+from schemas.limits import MEMORY, TimeLimitError, limited
 
 SECONDS = 10.0
 """Seconds of processor time that a rendering may take; most take a ten-thousandth of one."""
@@ -131,7 +131,7 @@ class ChatTemplate:
         except Exception as error:  # what jinja2 takes and Python does not: break outside of a loop, deep nesting
             what = f"the chat template cannot be used: {type(error).__name__}: {str(error)[:200]}"
             raise InputError(where, what) from error
-        self.source = source
+        self.source, self._where = source, where
         self._names = dict(names)
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, generation_prompt: bool) -> str:
@@ -145,9 +145,10 @@ class ChatTemplate:
                     add_generation_prompt=generation_prompt,
                     **self._names,
                 )
-        except TimeLimitError as error:
-            what = f"the chat template took more than {SECONDS:g} seconds for it"
-            raise RowError(Reason.TEMPLATE_REFUSED, what) from error
+        except (TimeLimitError, MemoryError) as error:  # no reject: what is kept would depend on the machine
+            much = f"{SECONDS:g} seconds" if isinstance(error, TimeLimitError) else f"{MEMORY >> 20} MiB of memory"
+            hint = "Most take a thousandth of that; choose another template, or leave out the longest rows."
+            raise InputError(self._where, f"the chat template takes more than {much} for a row", hint) from error
         except jinja2.exceptions.TemplateError as error:
             raise RowError(Reason.TEMPLATE_REFUSED, f"the chat template refused it: {error.message}") from error
         except Exception as error:  # a template is a program, and may fail as one
