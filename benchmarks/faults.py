@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import faults_flips
+from benchmarks import faults_flips, faults_kills
 
 
 class Bench(NamedTuple):
@@ -29,6 +29,7 @@ class Bench(NamedTuple):
 
 BENCHES = {
     "flips": Bench(faults_flips.run, 400, faults_flips.GOOD),
+    "kills": Bench(faults_kills.run, 200, faults_kills.GOOD),
 }
 
 

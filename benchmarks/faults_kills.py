@@ -23,6 +23,8 @@ from pathlib import Path
 
 from benchmarks import corpus, meter
 
+GOOD = frozenset({"exit 5", "exit 0"})
+"""What a run may come to."""
 LIMIT, HANG = 10.0, 60.0
 """Seconds from the death of a worker to the end of the run, and after which it counts as hanging."""
 
@@ -57,7 +59,7 @@ def run(trials: int = 200, seed: int = 0) -> Counter[str]:
         for one in moments(trials, seed, undisturbed):
             outcome = kill(folder, files, one)
             found[outcome] += 1
-            if outcome not in ("exit 5", "exit 0"):
+            if outcome not in GOOD:
                 print(f"kills: {one}: {outcome}", file=sys.stderr)
     return found
 
@@ -104,7 +106,3 @@ def workers_of(process: int) -> list[int]:
         for path in Path(f"/proc/{process}/task").glob("*/children"):
             found += map(int, path.read_text().split())
     return sorted(found)
-
-
-if __name__ == "__main__":
-    print(dict(run(int(sys.argv[1]) if len(sys.argv) > 1 else 200)))

@@ -15,6 +15,7 @@ prints it and exits with its code. Any other exception that reaches the command 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,6 +32,17 @@ BROKEN_PIPE = 141
 """The same for SIGPIPE: what read our output, such as `head`, ended first."""
 
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys instead of showing them; not the line break and the tab."""
+_CREDENTIALS = re.compile(r"(\w://)[^/\s@]*@")
+
+
+def shown(text: str) -> str:
+    """A text that a terminal shows as it is: control characters as escapes, and `***` for a URL's credentials."""
+    text = _CREDENTIALS.sub(r"\1***@", text)
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class Problem(Exception):
     """A message for the user: `WHERE: WHAT`, and on the next line what to do."""
 
@@ -38,7 +50,7 @@ class Problem(Exception):
 
     def __init__(self, where: str, what: str, hint: str = "") -> None:
         self.where, self.what, self.hint = where, what, hint
-        super().__init__(f"{where}: {what}" + (f"\n  {hint}" if hint else ""))
+        super().__init__(shown(f"{where}: {what}" + (f"\n  {hint}" if hint else "")))
 
     def __reduce__(self) -> tuple[type[Problem], tuple[str, str, str]]:
         # Problems cross process boundaries; by default only the message of an exception is pickled.

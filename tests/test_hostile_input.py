@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
+from click.testing import Result
 
 import registry
 from compiler.encode import weigh
@@ -232,3 +234,25 @@ def test_the_limit_of_memory_follows_a_process_that_grows() -> None:
         with pytest.raises(MemoryError):
             bytearray(1 << 31)
     assert len(bytearray(1 << 31)) == 1 << 31
+
+
+# -- names and messages --
+
+
+def test_a_terminal_is_not_obeyed_through_names_and_no_password_is_shown(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    bad = tmp_path / "a\x1b[31m\x07b.jsonl"
+    bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n', encoding="utf-8")
+    out = tmp_path / "out"
+    said = [
+        run("compile", bad, "-o", out, "--max-rejects", "60%"),
+        run("inspect", out),
+        run("inspect", out, "--rejected"),
+    ]
+    said.append(run("compile", f"{bad}.gz", "-o", out, code=5))
+    for done in said:
+        assert r"a\x1b[31m\x07b" in done.stdout + done.stderr
+        assert not {*"\x1b\x07"} & {*done.stdout, *done.stderr}
+    secret = run("compile", "--mix", "agent", "--tokenizer", "https://me:secret@host/x", "-o", out, code=2).stderr
+    assert "https://***@host/x" in secret and "secret" not in secret

@@ -10,7 +10,7 @@ from typing import Any
 
 from compiler.read import open_source
 from schemas import kept
-from schemas.errors import InputError, UsageError
+from schemas.errors import InputError, UsageError, shown
 from schemas.stores import AnyPath, StorePath, no_such
 
 
@@ -23,8 +23,8 @@ class File:
 
 
 def readable(name: str) -> str:
-    """A file name as text in every locale: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name as text in every locale: bytes that are not UTF-8, and control characters, become escapes."""
+    return shown(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def data_files(path: AnyPath, where: str, entry: dict[str, Any], label: str | None = None) -> list[File]:
