@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import faults_flips, faults_kills
+from benchmarks import faults_flips, faults_kills, faults_mutations
 
 
 class Bench(NamedTuple):
@@ -29,6 +29,7 @@ class Bench(NamedTuple):
 
 BENCHES = {
     "flips": Bench(faults_flips.run, 400, faults_flips.GOOD),
+    "mutations": Bench(faults_mutations.run, 2000, faults_mutations.GOOD),
     "kills": Bench(faults_kills.run, 200, faults_kills.GOOD),
 }
 

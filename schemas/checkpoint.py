@@ -26,6 +26,8 @@ _PIECE = 2**22
 _LARGEST = 2**26
 """Bytes that run.json and COMPLETE may have."""
 _EARLIER = "Make another checkpoint with this version: an earlier one wrote no digests."
+_WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""What JSON of another shape than COMPLETE's or run.json's can raise."""
 Entry = tuple[int, str]
 """The size of a file, and its digest: xxh3 of 128 bits."""
 
@@ -79,7 +81,7 @@ def damage(folder: Path, *, state: bool = True, part: int = 0, parts: int = 1) -
     """
     try:
         listed = _listed(folder)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, *_WRONG) as error:
         return [f"{COMPLETE}: {_said(error)}"]
     problems = []
     for number, (name, entry) in enumerate(sorted(listed.items())):
@@ -158,7 +160,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         problem = next(jsonschema_rs.validator_for(schema("checkpoint")).iter_errors(run), None)
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {_said(error)}", hint) from error
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
+    except _WRONG as error:
         raise IntegrityError(str(path), _said(error), hint) from error
     if run is None:
         raise IntegrityError(str(path), "is damaged or was edited", hint)

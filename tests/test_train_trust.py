@@ -22,6 +22,7 @@ import torch
 from cli import main
 from schemas import checkpoint as files
 from schemas import own
+from schemas.errors import IntegrityError
 from tests.support.agent import seal
 from tests.support.command import runner
 from tests.support.trained import config, losses, outside, save_model, small_set, train
@@ -474,3 +475,13 @@ def test_the_list_of_a_checkpoint_reads_nothing_outside(copied: Path) -> None:
         entries = {one: files.digest(path / one) for one in files.files(path)} | {name: (1, "0" * 32)}
         (path / files.COMPLETE).write_bytes(files.sealed("0" * 32, entries))
         assert cli("verify", path, code=4) == f"COMPLETE: lists {name!r}, which leads out of the folder\n"
+
+
+@pytest.mark.parametrize(
+    "found", [None, [], {"files": []}, {"files": {"a": []}}, {"files": {"a": [float("inf"), "x"]}}, {"files": {"a": 1}}]
+)
+def test_a_list_of_files_in_another_shape_is_damage(tmp_path: Path, found: object) -> None:
+    (tmp_path / files.COMPLETE).write_text(json.dumps(found), encoding="utf-8")
+    assert [line.partition(":")[0] for line in files.damage(tmp_path)] == [files.COMPLETE]
+    with pytest.raises(IntegrityError, match=files.COMPLETE):
+        files.read_run(tmp_path)
