@@ -14,6 +14,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import xxhash
 from click.testing import Result
 from safetensors.torch import load_file
 from torch import nn
@@ -154,7 +155,12 @@ def test_provenance_says_which_data_model_and_checkpoint(agent: Agent, tmp_path:
     (dataset,) = provenance["set"]["datasets"]
     assert dataset["name"] == "chats" and dataset["realized"]["rows"] == 3
     assert dataset["files"] == agent.manifest["datasets"][0]["files"]
-    readme = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    out = tmp_path / "out"
+    assert set(provenance["files"]) == {path.name for path in out.iterdir()} - {"provenance.json"}
+    for name, (size, digest) in provenance["files"].items():
+        data = (out / name).read_bytes()
+        assert (len(data), xxhash.xxh3_128_hexdigest(data)) == (size, digest)
+    readme = (out / "README.md").read_text(encoding="utf-8")
     assert f"| chats | 3 | {dataset['realized']['tokens']:,} |" in readme and "`<|im_end|>`" in readme
     assert agent.manifest["digest"] in readme and str(agent.model) not in readme  # no paths of the machine
 

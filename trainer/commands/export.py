@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -59,6 +60,11 @@ def export_command(
     if as_json:
         click.echo(json.dumps(provenance, ensure_ascii=False))
         return
-    names = ", ".join(entry["name"] for entry in provenance["set"]["datasets"])
+    names = ", ".join(entry["name"] for entry in provenance["set"]["datasets"] if _is_trained(entry["realized"]))
     click.echo(f"{out}: {provenance['base_model']} after {provenance['step']:,} steps on {names}")
     click.echo(provenance["note"])
+
+
+def _is_trained(realized: dict[str, Any]) -> bool:
+    """Whether some rows of a dataset are not held out."""
+    return bool(realized["rows"] > realized["val_rows"] + realized.get("test_rows", 0))

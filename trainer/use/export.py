@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from schemas import own
+from schemas.checkpoint import digest
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
 from trainer.models.original import families
@@ -118,7 +119,8 @@ def _write(trained: TrainedModel, folder: Path, dtype: torch.dtype | None, *, or
     _generation_config(trained, folder)
     provenance = _provenance(trained, folder, note)
     (folder / "README.md").write_text(_readme(provenance), encoding="utf-8")
-    provenance["files"] = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    provenance["files"] = {name: list(digest(path)) for name, path in paths.items() if name != PROVENANCE}
     text = json.dumps(provenance, ensure_ascii=False, indent=1) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8")
     return provenance
@@ -202,6 +204,7 @@ def _readme(provenance: dict[str, Any]) -> str:
         "",
         f"The set is `{data['manifest_digest']}`. Replies end with {', '.join(f'`{stop}`' for stop in data['stops'])}. "
         f"{provenance['note']}", "",
-        "`provenance.json` has the digests of every file, of the tokenizer and of the template.",
+        "`provenance.json` has the size and the digest (xxh3 of 128 bits) of every file, and the digests of the "
+        "tokenizer and the template.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
