@@ -25,6 +25,7 @@ from PIL import Image
 from compiler.cache import objects
 from compiler.conversation import Embedded
 from compiler.read import cut, open_source, read, tables
+from schemas import disk
 from tests.support.sets import chat, manifest, one_message, rejects, rows, write
 from tests.support.shared import shared
 from tests.support.vision import Row, make_model
@@ -561,12 +562,16 @@ def test_a_set_that_is_replaced_loses_its_images_and_one_that_is_not_keeps_them(
     out = compiled(as_urls(tmp_path, pictures))
     rename = Path.rename
 
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
     def fail_at_manifest(self: Path, target: Path) -> Path:
-        if self.name == "manifest.json" and self.parent.name == ".partial":
-            raise OSError(28, "No space left on device")
+        if self.name == "manifest.json":
+            fail()
         return rename(self, target)
 
     one = write(tmp_path / "one.jsonl", openai(["<image>q", "r"], images=[data_url(pictures / "jpg.jpg")]))
+    monkeypatch.setattr(disk, "exchange", fail)
     monkeypatch.setattr(Path, "rename", fail_at_manifest)
     compiled(one, code=5)
     monkeypatch.undo()

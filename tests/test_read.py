@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 
 from compiler.read import MAX_DEPTH, FileKind, Row, Unit, cut, open_source, read
 from compiler.read.elements import Elements
+from compiler.read.source import Expansion
 from schemas.errors import InputError, Reason
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -816,7 +817,10 @@ def test_cutting_a_large_file_takes_little_memory(name: str, suffix: str, tmp_pa
     assert peak < len(data) / 10
 
 
-def test_a_file_that_is_much_larger_than_it_seems_takes_little_memory(tmp_path: Path) -> None:
+def test_a_file_that_is_much_larger_than_it_seems_takes_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Expansion, "most", 10**6)  # as with --max-expansion
     data = (b"x" * 999 + b"\n") * 100_000
     source = open_source(write(tmp_path / "a.txt.zst", zstandard.compress(data)))
     tracemalloc.start()
