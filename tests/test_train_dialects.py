@@ -66,14 +66,14 @@ def test_a_call_of_ms_swift_reads_modelscope_unless_it_or_the_environment_says_o
     """USE_HF and use_hf are its own; without them it reads ModelScope."""
     for variable in ("USE_HF", "USE_MODELSCOPE_HUB", "USE_OPENMIND_HUB"):
         monkeypatch.delenv(variable, raising=False)
-    assert configs.load(TOOLS / "qwen_7b_agent.sh").config.hub == "modelscope"
+    assert configs.load(AGENT).config.hub == "modelscope"
     assert configs.load(TOOLS / "qwen3_dpo.sh").config.hub == "modelscope"
     assert load(script, "swift sft --model a/b --output_dir o --use_hf true\n").config.hub == "huggingface"
     here = load(script, f"swift sft --model {tmp_path} --output_dir o\n")
     assert here.config.hub is None
     assert not [line for line in here.remarks if line.startswith("hub")]
     monkeypatch.setenv("USE_HF", "1")
-    assert configs.load(TOOLS / "qwen_7b_agent.sh").config.hub is None
+    assert configs.load(AGENT).config.hub is None
 
 
 def test_a_script_of_chatglm3_says_the_same_here() -> None:
