@@ -596,6 +596,7 @@ def as_ours(batch: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:OMP_NUM_THREADS:UserWarning")  # accelerate, where a test before joined a group
 @pytest.mark.parametrize(
     ("name", "theirs", "ours"),
     [
@@ -652,6 +653,7 @@ def test_what_has_no_reference_agrees_with_trl(
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:OMP_NUM_THREADS:UserWarning")  # accelerate, where a test before joined a group
 def test_kto_agrees_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, base, batch, theirs = trl_loss("KTO", beta=0.2, desirable_weight=1.5)

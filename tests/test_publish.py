@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from cli import main
+from compiler.sets import own
 from compiler.sets.folder import Output
 from compiler.sets.verify import find_damage
 from schemas import disk
@@ -249,3 +250,33 @@ def test_a_lock_file_that_is_a_link_a_pipe_or_not_ours_is_refused_and_kept(sets:
     assert lock.read_text() == "of another program"
     assert (tmp_path / "target").read_text() == "precious"
     assert find_damage(CompiledSet.open(out)) == []
+
+
+@pytest.mark.parametrize("left", [[], [".lock"]])
+def test_a_scratch_folder_that_was_only_begun_is_a_runs_own(tmp_path: Path, left: list[str]) -> None:
+    """The process was killed before the mark was written."""
+    folder = tmp_path / ".partial"
+    folder.mkdir()
+    for name in left:
+        (folder / name).touch()
+    assert own.is_scratch(folder)
+    own.clear_scratch(folder)
+    assert not folder.exists()
+
+
+def test_the_mark_of_a_scratch_folder_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ".partial"
+    os.close(own.make_scratch(folder, tmp_path))
+    (folder / "train").mkdir()
+    (folder / "train" / "a").touch()
+    (folder / "z").touch()
+    left: list[bool] = []
+    unlink = Path.unlink
+
+    def look(self: Path, missing_ok: bool = False) -> None:
+        left.append(own.is_scratch(folder))
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", look)
+    own.clear_scratch(folder)
+    assert left and all(left) and not folder.exists()

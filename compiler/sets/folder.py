@@ -30,6 +30,7 @@ from compiler.sets.own import (
     OWN,
     PARTIAL,
     check_scratch,
+    clear_scratch,
     discard,
     files_of_set,
     foreign,
@@ -133,7 +134,7 @@ class Output:
 
     def _remove_partial(self) -> None:
         if check_scratch(self.partial):
-            shutil.rmtree(self.partial)
+            clear_scratch(self.partial)
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         state = "The set is published" if self._published else "Nothing was published"

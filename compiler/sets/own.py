@@ -78,8 +78,9 @@ def put_mark(descriptor: int, path: Path, folder: Path) -> None:
     if found and found != _MARK:
         what = "expected a lock file of a compile, found another file of that name"
         raise UsageError(str(path), what, "Move it away, or choose another -o folder.")
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, _MARK + f"{folder.resolve()}, process {os.getpid()}\n".encode(), 0)
+    mark = _MARK + f"{folder.resolve()}, process {os.getpid()}\n".encode()
+    os.pwrite(descriptor, mark, 0)  # in this order a kill leaves a mark
+    os.ftruncate(descriptor, len(mark))
 
 
 def make_scratch(folder: Path, target: Path) -> int:
@@ -91,10 +92,26 @@ def make_scratch(folder: Path, target: Path) -> int:
 
 
 def is_scratch(folder: Path) -> bool:
-    """Whether a folder has the mark, or nothing in it: a run of ours made it."""
+    """Whether a folder has the mark, or nothing in it but an empty lock file: a run of ours made it."""
     if folder.is_symlink() or not folder.is_dir():
         return False
-    return _content(folder / LOCK).startswith(_MARK) or not any(folder.iterdir())
+    if _content(folder / LOCK).startswith(_MARK):
+        return True
+    rest = list(folder.iterdir())
+    return not rest or (rest == [folder / LOCK] and not rest[0].is_symlink() and rest[0].lstat().st_size == 0)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove a scratch folder with all that is in it, its mark last."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def check_scratch(folder: Path) -> bool:
@@ -174,7 +191,7 @@ def discard(folder: Path, *manifests: Path) -> list[str]:
     """Remove a scratch folder with the set in it, its mark last; what else is in it stays, and is named."""
     check_scratch(folder)
     if is_scratch(folder / PARTIAL):
-        shutil.rmtree(folder / PARTIAL)
+        clear_scratch(folder / PARTIAL)
     remove(folder, files_of_set(folder, *manifests))
     rest = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if not rest:
