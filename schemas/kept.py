@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import md5
-from pathlib import PurePosixPath
 from typing import Any
 
 from schemas.errors import InputError
@@ -33,9 +32,9 @@ Stamp = tuple[int, str]
 class _Kept:
     """What is known of files while a run lasts."""
 
-    files: dict[PurePosixPath, tuple[bytes, Stamp]] = field(default_factory=dict)
-    sizes: dict[PurePosixPath, int] = field(default_factory=dict)
-    """Of files that were listed or opened."""
+    files: dict[Any, tuple[bytes, Stamp]] = field(default_factory=dict)
+    sizes: dict[Any, int] = field(default_factory=dict)
+    """Of files that were listed or opened. Both are by StorePath: two stores can have one bucket and key."""
     total: int = 0
 
 
@@ -56,15 +55,15 @@ def keeping() -> Iterator[None]:
         _now.clear()
 
 
-def listed(key: PurePosixPath, size: int) -> None:
+def listed(path: Any, size: int) -> None:
     """Remember that a file was listed with its size."""
     if _now:
-        _now[0].sizes[key] = size
+        _now[0].sizes[path] = size
 
 
-def size(key: PurePosixPath) -> int | None:
+def size(path: Any) -> int | None:
     """The size of a file that was listed or opened in this run."""
-    return _now[0].sizes.get(key) if _now else None
+    return _now[0].sizes.get(path) if _now else None
 
 
 def fetch(path: Any) -> tuple[bytes, Stamp] | None:
@@ -72,19 +71,19 @@ def fetch(path: Any) -> tuple[bytes, Stamp] | None:
     if not _now:
         return None
     now = _now[0]
-    if (found := now.files.get(path.key)) is not None:
+    if (found := now.files.get(path)) is not None:
         return found
-    if now.sizes.get(path.key, 0) > LARGEST:
+    if now.sizes.get(path, 0) > LARGEST:
         return None
     for _ in range(_TRIES):
         data, stamp = path.whole(LARGEST)
-        now.sizes[path.key] = stamp[0]
+        now.sizes[path] = stamp[0]
         if data is None:
             return None
         if _is_one_version(path, data, stamp):
             if now.total + len(data) <= MOST:
                 now.total += len(data)
-                now.files[path.key] = data, stamp
+                now.files[path] = data, stamp
             return data, stamp
     raise InputError(str(path), "the store's answers differ: the file is being written, or its bytes arrive damaged")
 
@@ -103,8 +102,8 @@ def prefetch(paths: Iterable[Any]) -> None:
         return
     wanted, total = [], _now[0].total
     for path in paths:
-        total += size(path.key) or 0
-        if path.key not in _now[0].files and (size(path.key) or 0) <= LARGEST and total <= MOST:
+        total += size(path) or 0
+        if path not in _now[0].files and (size(path) or 0) <= LARGEST and total <= MOST:
             wanted.append(path)
     if len(wanted) > 1:
         with ThreadPoolExecutor(_AT_ONCE) as pool:

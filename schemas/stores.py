@@ -94,7 +94,7 @@ class StorePath:
 
     def is_file(self) -> bool:
         """Whether there is a file of this name."""
-        return kept.size(self.key) is not None or bool(self.info().is_file)
+        return kept.size(self) is not None or bool(self.info().is_file)
 
     def exists(self) -> bool:
         """Whether there is a file or folder of this name."""
@@ -114,7 +114,7 @@ class StorePath:
         files = []
         for info in (one for one in found if one.is_file):
             files.append(replace(self, key=PurePosixPath(info.path)))
-            kept.listed(files[-1].key, info.size)
+            kept.listed(files[-1], info.size)
         return [file for file in files if file.key.match(pattern)]
 
     def open(self, mode: str = "rb") -> BinaryIO:

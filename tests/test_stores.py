@@ -32,7 +32,7 @@ from compiler.read import cut, open_source, read
 from compiler.sets import store as uploads
 from compiler.sets.verify import find_damage
 from compiler.units.progress import Watcher
-from schemas import stores
+from schemas import kept, stores
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.manifest import files_of, read_manifest
 from schemas.reader import CompiledSet
@@ -889,3 +889,13 @@ def test_bytes_that_arrive_damaged_are_noticed(
         assert find_damage(CompiledSet.open(tmp_path / "out")) == []
     else:
         assert "the store's answers differ" in text_of(done)
+
+
+def test_one_key_in_two_stores_is_two_files(store: Store, prefix: str) -> None:
+    """What is kept while a run lasts is by store, bucket and key."""
+    uri = store.put(f"{prefix}/a", b"here")
+    with kept.keeping(), wire_to(store) as wire:
+        assert path_of(uri).read_bytes() == b"here"
+        store.put(f"{prefix}/a", b"there")  # as the other store would have it
+        assert path_of(uri + wire.query).read_bytes() == b"there"
+        assert path_of(uri).read_bytes() == b"here"

@@ -123,7 +123,7 @@ def _check_is_file(path: AnyPath) -> None:
 
 
 def _check_is_in_store(path: StorePath) -> None:
-    size = kept.size(path.key)
+    size = kept.size(path)
     found = path.info() if size is None else None
     if found is None or found.is_file:
         if not (size if found is None else found.size):
