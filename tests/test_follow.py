@@ -328,6 +328,19 @@ def test_a_call_that_cannot_be_followed_is_one_message(run: Run, call: str, said
     assert not Path("follow.yaml").exists() and not Path("shards").exists()
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "null", "[" * 5000])
+def test_a_file_of_a_call_that_is_no_json_object_is_one_message(run: Run, text: str) -> None:
+    Path("model").mkdir()
+    Path("model", "config.json").write_text(text, encoding="utf-8")
+    said = run(
+        "follow", "--print", *words("swift sft --model model --tuner_type lora --dataset a.jsonl"), code=5
+    ).stderr
+    assert said.startswith("error: model/config.json: ")
+    Path("data", "dataset_info.json").write_text(text, encoding="utf-8")
+    call = "llamafactory-cli train --stage sft --model_name_or_path M --dataset a --eval_dataset b --output_dir o"
+    assert run("follow", "--print", *words(call), code=5).stderr.startswith("error: data/dataset_info.json: ")
+
+
 def test_a_file_of_the_users_is_not_written_over(run: Run) -> None:
     Path("follow.yaml").write_text("mine: 1\n", encoding="utf-8")
     done = run("follow", *words("swift sft --model M --tuner_type lora --dataset a.jsonl"), code=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from schemas import hub
-from schemas.errors import UsageError
+from schemas.errors import InputError, UsageError
 from trainer.follow.training import Training
 
 
@@ -88,10 +88,7 @@ def _llama_factory(training: Training) -> Data:
 def _entry_file(folder: Path, name: str, where: str) -> Path:
     """The file of an entry of a dataset_info.json whose rows need no names of their own."""
     path = folder / "dataset_info.json"
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8")).get(name)
-    except (OSError, ValueError) as error:
-        raise UsageError(str(path), f"cannot be read: {error}", "eval_dataset names its entries.") from error
+    entry = read_json(path).get(name)
     if not isinstance(entry, dict) or "file_name" not in entry:
         what = f"{name!r} is no entry with a file_name in {path}"
         raise UsageError(f"{where}#/eval_dataset", what, "Name such an entry, or use val_size.")
@@ -165,28 +162,40 @@ def _ms_swift_1(training: Training) -> Data:
     found, made = training.found, Data()
     names = _words(found.get("dataset"))
     files = _words(found.get("custom_train_dataset_path"))
-    rows, ratio = int(found.get("train_dataset_sample", 20000)), float(found.get("train_dataset_mix_ratio") or 0)
+    rows, ratio = found.get("train_dataset_sample"), float(found.get("train_dataset_mix_ratio") or 0)
+    counted = rows is not None and int(rows) >= 0
     every = [*names, *map(_stem, files)]
     if ratio and len(every) > 1:
         what = "ms-swift mixes so many rows for each row of all datasets together, and a share is one dataset's"
         raise UsageError("--train_dataset_mix_ratio", what, "Give shares: cli compile --mix A:1,B:1,ms-bench:4")
     made.files = list(files)
-    if "train_dataset_sample" in found and rows >= 0:
+    if counted:
         made.mix = [f"{name}#{rows}" for name in every]
     else:
         made.mix = [f"{name}:1" for name in every] if ratio else every if names else []
-        if "train_dataset_sample" not in found:
+        if rows is None:
             made.notes.append("all rows are read; ms-swift 1 takes 20,000 unless --train_dataset_sample says otherwise")
     if ratio:
         other = found.get("train_dataset_mix_ds") or "ms-bench"
-        count = "train_dataset_sample" in found and rows >= 0
-        made.mix.append(f"{other}#{round(rows * ratio)}" if count else f"{other}:{ratio:g}")
+        made.mix.append(f"{other}#{round(int(rows) * ratio)}" if counted else f"{other}:{ratio:g}")
     for file in _words(found.get("custom_val_dataset_path")):
         made.options += ["--val", file]
-    share = found.get("dataset_test_ratio", 0.01)
     if "custom_val_dataset_path" not in found and "dataset_test_ratio" not in found:
-        made.options += ["--val-size", str(share)]
+        made.options += ["--val-size", "0.01"]  # its default
     return made
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; InputError where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            str(path), f"cannot be read: {error}", "The call reads it; mend it, or put it there."
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(str(path), "expected a JSON object", "The call reads it; mend it.")
+    return found
 
 
 def _words(value: Any) -> list[str]:

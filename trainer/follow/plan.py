@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ from trainer.config import call as calls
 from trainer.config import shell
 from trainer.config.call import ToolCall
 from trainer.follow import data, options, start, training
-from trainer.follow.data import Data
+from trainer.follow.data import Data, read_json
 from trainer.follow.training import Training
 
 WRITTEN = "# Written by cli follow. Its source: "
@@ -139,7 +138,7 @@ def _template(asked: Training, given: Sequence[str]) -> tuple[str | None, list[s
     config, folder = asked.config.config, Path(asked.config.config.model_name_or_path)
     original: dict[str, Any] = {}
     if (folder / "config.json").is_file():
-        original = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        original = read_json(folder / "config.json")
     names = [Path(str(name)).name.lower() for name in (folder.resolve().name, original.get("_name_or_path", ""))]
     cards = {name: registry.template(name).get("models", ()) for name in registry.template_names()}
     for name in names:
@@ -158,7 +157,7 @@ def _has_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     path = folder / "tokenizer_config.json"
-    return path.is_file() and "chat_template" in json.loads(path.read_text(encoding="utf-8"))
+    return path.is_file() and "chat_template" in read_json(path)
 
 
 def _expected(asked: Training, card: str | None, given: Sequence[str]) -> list[str]:

@@ -43,5 +43,5 @@ def of(call: ToolCall, around: Mapping[str, str] = os.environ) -> Start:
             environment.pop(name, None)
     if launcher:
         own = ["--no_python", "--no_local_rank"] if launcher[0] == "deepspeed" else ["--no-python"]
-        launcher = [launcher[0], *launcher[1:], *own]
+        launcher += own
     return Start(environment, tuple(launcher), notes)
