@@ -32,7 +32,7 @@ def run(trials: int = 400, seed: int = 0) -> Counter[str]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as name:
         folder = Path(name)
         mix = ("--mix", "agent:0.2", "--workers", "1", "--cache", folder / "cache")
-        _must(_cli("compile", *mix, "-o", folder / "set"))
+        must(cli("compile", *mix, "-o", folder / "set"))
         runs = [_trained(folder, "lora", 1, tuning="lora"), _trained(folder, "full", 2, tuning="full", zero_stage=3)]
         for number in range(trials):
             config, path = runs[number % 2]
@@ -42,7 +42,7 @@ def run(trials: int = 400, seed: int = 0) -> Counter[str]:
             data[at // 8] ^= 1 << at % 8
             whole = (path / file).read_bytes()
             (path / file).write_bytes(data)
-            said = _cli("verify", path)
+            said = cli("verify", path)
             outcomes = {"named" if _names(said, file) else f"verify: exit {said.returncode}"}
             if number % _USED == _USED - 1:
                 outcomes |= _used(folder, config, path, file)
@@ -51,7 +51,7 @@ def run(trials: int = 400, seed: int = 0) -> Counter[str]:
             for outcome in sorted(outcomes - GOOD):
                 print(f"flips: bit {at} of {file}: {outcome}", file=sys.stderr)
         for _, path in runs:
-            _must(_cli("verify", path))  # every bit is back
+            must(cli("verify", path))  # every bit is back
     return found
 
 
@@ -62,7 +62,7 @@ def _used(folder: Path, config: Path, path: Path, file: str) -> set[str]:
     refused = resumed.returncode != 0 and f"{file}: " in resumed.stdout + resumed.stderr
     outcomes = {"refused by a resume" if refused else f"resume: exit {resumed.returncode}"}
     if not file.startswith(f"{checkpoint.STATE}/"):
-        said = _cli("export", path, folder / "out")
+        said = cli("export", path, folder / "out")
         outcomes.add("refused by an export" if said.returncode == 4 and f"{file}: " in said.stderr else "exported")
     return outcomes
 
@@ -75,18 +75,19 @@ def _trained(folder: Path, name: str, processes: int, **settings: object) -> tup
         "save_strategy": "no", "plot_loss": False,
     }  # fmt: skip
     config.write_text(json.dumps(every | settings), encoding="utf-8")
-    _must(_train(folder, config, processes))
+    must(_train(folder, config, processes))
     return config, folder / name / "checkpoint-2"
 
 
 def _train(folder: Path, config: Path, processes: int, *options: str) -> subprocess.CompletedProcess[str]:
     if processes == 1:
-        return _cli("train", folder / "set", config, *options)
+        return cli("train", folder / "set", config, *options)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "cli"]
     return _python(*launch, "train", str(folder / "set"), str(config), *options)
 
 
-def _cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
     return _python("-m", "cli", *map(str, arguments))
 
 
@@ -102,6 +103,7 @@ def _names(said: subprocess.CompletedProcess[str], file: str) -> bool:
     return said.returncode == 4 and said.stderr.startswith(f"{file}: ") and said.stderr.count("\n") == 1
 
 
-def _must(said: subprocess.CompletedProcess[str]) -> None:
+def must(said: subprocess.CompletedProcess[str]) -> None:
+    """Raise unless a command ended well."""
     if said.returncode:
         raise RuntimeError(f"exit {said.returncode}\n{said.stdout}\n{said.stderr}")

@@ -16,7 +16,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import meter
+from benchmarks.faults_flips import cli, must
 
 GOOD = frozenset(f"exit {code}" for code in (0, 2, 3, 4, 5, 6))
 """What a command may come to."""
@@ -96,8 +95,9 @@ def _cases(folder: Path) -> list[Case]:
     }  # fmt: skip
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    _must(("compile", "--mix", "agent:0.1", *cache, "-o", str(place), "--val-size", "2"))
-    _must(("train", str(place), str(config)))
+    # In processes of their own: after the threads of libraries, forks would hang.
+    must(cli("compile", "--mix", "agent:0.1", *cache, "-o", place, "--val-size", "2"))
+    must(cli("train", place, config))
 
     def compiling(*arguments: object) -> tuple[str, ...]:
         return ("compile", *map(str, arguments), *cache, "-o", str(folder / "new"))
@@ -212,14 +212,3 @@ def _in_child(command: Sequence[str], out: int) -> int:
     with io.FileIO(out, "w", closefd=False) as file:
         file.write(f"{done.exit_code}\n{text}".encode("utf-8", "replace"))
     return 0
-
-
-def _must(command: Sequence[str]) -> None:
-    """Run a command that must end well, in a process of its own: after threads of libraries, forks would hang."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", *command], cwd=meter.ROOT, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")

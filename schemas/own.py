@@ -42,10 +42,15 @@ def clear(folder: Path, mark: str, made_by: str) -> bool:
         return True
     if folder.is_symlink() or not folder.is_dir():
         return False
-    inside = list(folder.iterdir())
-    if inside and not is_ours(folder, mark, made_by):
+    if any(folder.iterdir()) and not is_ours(folder, mark, made_by):
         return False
-    for path in inside:
+    remove(folder, mark)
+    return True
+
+
+def remove(folder: Path, mark: str) -> None:
+    """Remove a folder with all that is in it, its mark last."""
+    for path in folder.iterdir():
         if path.name == mark:
             continue
         if path.is_dir() and not path.is_symlink():
@@ -54,4 +59,3 @@ def clear(folder: Path, mark: str, made_by: str) -> bool:
             path.unlink()
     (folder / mark).unlink(missing_ok=True)
     folder.rmdir()
-    return True

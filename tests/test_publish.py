@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from cli import main
-from compiler.sets import own
 from compiler.sets.folder import Output
+from compiler.sets.own import LOCK, is_scratch, make_scratch
 from compiler.sets.verify import find_damage
-from schemas import disk
+from schemas import disk, own
 from schemas.errors import InputError, UsageError
 from schemas.reader import CompiledSet
 from tests.support.command import runner
@@ -259,14 +259,14 @@ def test_a_scratch_folder_that_was_only_begun_is_a_runs_own(tmp_path: Path, left
     folder.mkdir()
     for name in left:
         (folder / name).touch()
-    assert own.is_scratch(folder)
-    own.clear_scratch(folder)
+    assert is_scratch(folder)
+    own.remove(folder, LOCK)
     assert not folder.exists()
 
 
 def test_the_mark_of_a_scratch_folder_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / ".partial"
-    os.close(own.make_scratch(folder, tmp_path))
+    os.close(make_scratch(folder, tmp_path))
     (folder / "train").mkdir()
     (folder / "train" / "a").touch()
     (folder / "z").touch()
@@ -274,9 +274,9 @@ def test_the_mark_of_a_scratch_folder_is_removed_last(tmp_path: Path, monkeypatc
     unlink = Path.unlink
 
     def look(self: Path, missing_ok: bool = False) -> None:
-        left.append(own.is_scratch(folder))
+        left.append(is_scratch(folder))
         unlink(self, missing_ok)
 
     monkeypatch.setattr(Path, "unlink", look)
-    own.clear_scratch(folder)
+    own.remove(folder, LOCK)
     assert left and all(left) and not folder.exists()

@@ -30,7 +30,6 @@ from compiler.sets.own import (
     OWN,
     PARTIAL,
     check_scratch,
-    clear_scratch,
     discard,
     files_of_set,
     foreign,
@@ -46,7 +45,7 @@ from compiler.sets.own import (
     refuse_foreign,
     remove,
 )
-from schemas import disk, lease
+from schemas import disk, lease, own
 from schemas.arrow import EMBEDDED, MANIFEST, TEST
 from schemas.errors import InputError, LockedError, UsageError
 from schemas.manifest import REPLACED, Manifest, sealed
@@ -134,7 +133,7 @@ class Output:
 
     def _remove_partial(self) -> None:
         if check_scratch(self.partial):
-            clear_scratch(self.partial)
+            own.remove(self.partial, LOCK)
 
     def __exit__(self, _type: object, error: BaseException | None, _traceback: object) -> None:
         state = "The set is published" if self._published else "Nothing was published"

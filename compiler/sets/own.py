@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from schemas import disk
+from schemas import disk, own
 from schemas.arrow import EMBEDDED, MANIFEST, SPLITS
 from schemas.errors import UsageError
 from schemas.lease import LEASE
@@ -101,19 +100,6 @@ def is_scratch(folder: Path) -> bool:
     return not rest or (rest == [folder / LOCK] and not rest[0].is_symlink() and rest[0].lstat().st_size == 0)
 
 
-def clear_scratch(folder: Path) -> None:
-    """Remove a scratch folder with all that is in it, its mark last."""
-    for path in folder.iterdir():
-        if path.name == LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    (folder / LOCK).unlink(missing_ok=True)
-    folder.rmdir()
-
-
 def check_scratch(folder: Path) -> bool:
     """Whether there is such a folder; UsageError if it is not a run's."""
     if not os.path.lexists(folder):
@@ -191,7 +177,7 @@ def discard(folder: Path, *manifests: Path) -> list[str]:
     """Remove a scratch folder with the set in it, its mark last; what else is in it stays, and is named."""
     check_scratch(folder)
     if is_scratch(folder / PARTIAL):
-        clear_scratch(folder / PARTIAL)
+        own.remove(folder / PARTIAL, LOCK)
     remove(folder, files_of_set(folder, *manifests))
     rest = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
     if not rest:
