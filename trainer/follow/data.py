@@ -162,8 +162,8 @@ def _ms_swift_1(training: Training) -> Data:
     found, made = training.found, Data()
     names = _words(found.get("dataset"))
     files = _words(found.get("custom_train_dataset_path"))
-    rows, ratio = found.get("train_dataset_sample"), float(found.get("train_dataset_mix_ratio") or 0)
-    counted = rows is not None and int(rows) >= 0
+    rows, ratio = int(found.get("train_dataset_sample", -1)), float(found.get("train_dataset_mix_ratio") or 0)
+    counted = rows >= 0
     every = [*names, *map(_stem, files)]
     if ratio and len(every) > 1:
         what = "ms-swift mixes so many rows for each row of all datasets together, and a share is one dataset's"
@@ -173,11 +173,11 @@ def _ms_swift_1(training: Training) -> Data:
         made.mix = [f"{name}#{rows}" for name in every]
     else:
         made.mix = [f"{name}:1" for name in every] if ratio else every if names else []
-        if rows is None:
+        if "train_dataset_sample" not in found:
             made.notes.append("all rows are read; ms-swift 1 takes 20,000 unless --train_dataset_sample says otherwise")
     if ratio:
         other = found.get("train_dataset_mix_ds") or "ms-bench"
-        made.mix.append(f"{other}#{round(int(rows) * ratio)}" if counted else f"{other}:{ratio:g}")
+        made.mix.append(f"{other}#{round(rows * ratio)}" if counted else f"{other}:{ratio:g}")
     for file in _words(found.get("custom_val_dataset_path")):
         made.options += ["--val", file]
     if "custom_val_dataset_path" not in found and "dataset_test_ratio" not in found:
