@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.machinery
+import os
+import socket
 import sys
 import types
 from collections.abc import Callable
@@ -127,3 +129,20 @@ def test_a_cluster_may_set_no_local_rank(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "head", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert device.launched() == (1, 2, 0)
+
+
+def test_a_run_of_one_process_opens_no_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two runs that start together, one could take the port that the other had just found free."""
+
+    def refuse(*_arguments: object) -> None:
+        raise AssertionError("a port was opened")
+
+    for name in GROUP:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.distributed.distributed_c10d, "rendezvous", refuse)
+    monkeypatch.setattr(socket, "socket", refuse)
+    with device.process_group(device.find(use_cpu=True), 60):
+        one = torch.ones(1)
+        torch.distributed.all_reduce(one)
+        assert (one.item(), torch.distributed.get_world_size()) == (1, 1)
+    assert "RANK" not in os.environ

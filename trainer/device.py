@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -132,22 +131,23 @@ def process_group(device: Device, timeout: int) -> Iterator[None]:
     Collectives that take longer than `timeout` seconds end the run. An existing group is used unchanged.
     """
     import torch.distributed
+    from torch.distributed import HashStore  # type: ignore[attr-defined]  # exists, but is not exported
 
     if torch.distributed.is_initialized():
         yield
         return
     before = {name: os.environ.get(name) for name in _GROUP}
     os.environ |= {"RANK": str(device.rank), "WORLD_SIZE": str(device.world), "LOCAL_RANK": str(device.local_rank)}
+    limit = timedelta(seconds=timeout)
     if device.world == 1 and not (before["MASTER_ADDR"] and before["MASTER_PORT"]):
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        # Alone there is nobody to find. A store on a port that was free a moment ago fails once in thousands of runs.
+        torch.distributed.init_process_group(device.backend, store=HashStore(), rank=0, world_size=1, timeout=limit)
     import deepspeed
 
     if device.kind == "cpu":
         # Otherwise DeepSpeed compiles its shared-memory collectives at the first start: minutes, and a compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend=device.backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout)
-    )
+    deepspeed.init_distributed(dist_backend=device.backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
     try:
         yield
     finally:
@@ -157,12 +157,6 @@ def process_group(device: Device, timeout: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def first_to_say(message: str) -> bool:
