@@ -15,6 +15,8 @@ PACKED_VERSION = 3
 """The version of packed sets. Their rows are several examples; the columns of `OF_SEQUENCES` are lists there."""
 
 MANIFEST = "manifest.json"
+ENCODERS = "encoders.json"
+"""What encoded the units of a set. It depends on what the cache had, so the manifest does not list it."""
 TRAIN, VAL, TEST = SPLITS = ("train", "val", "test")
 
 IGNORED = -100

@@ -22,10 +22,10 @@ class TimeLimitError(BaseException):
 class _State:
     """What all uses of a process share."""
 
-    __slots__ = ("active", "before", "every", "looked", "main", "most", "seen", "uses")
+    __slots__ = ("active", "before", "looked", "main", "most", "ready")
 
     def __init__(self) -> None:
-        self.uses, self.seen, self.active, self.every = 0, -1, False, 0.0
+        self.active = self.ready = False
         self.most = self.before = (0, 0)
         self.looked = 0.0
         self.main = threading.main_thread().ident
@@ -35,12 +35,12 @@ _STATE = _State()
 
 
 class limited:  # noqa: N801  # used as a function; as a generator it would take as long as what it limits
-    """Raise TimeLimitError in code that takes more than `seconds` of this process's own time, at most twice as many.
+    """Raise TimeLimitError in code that takes more than `seconds` of this process's own time.
 
     A MemoryError is raised where it asks for much memory. Python looks for the end between two of its own
     instructions, and `re` every few thousand steps of a search. Signals reach the main thread alone; in others nothing
-    is limited. One timer serves all uses, since they are many and short: at every tick it looks whether the use is
-    still the one of the tick before.
+    is limited. The timer is stopped with the block: a signal that came later would end the process, at its exit or in
+    the program that took its place.
     """
 
     __slots__ = ("here", "seconds")
@@ -53,36 +53,36 @@ class limited:  # noqa: N801  # used as a function; as a generator it would take
         if not self.here:
             return
         state = _STATE
-        if time.monotonic() - state.looked > _UNTIL_LOOKED or state.every != self.seconds:
-            _look(self.seconds)
-        state.uses += 1
+        if time.monotonic() - state.looked > _UNTIL_LOOKED:
+            _look()
         state.active = True
+        signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
         resource.setrlimit(resource.RLIMIT_DATA, state.most)
 
     def __exit__(self, _type: type[BaseException] | None, _error: object, _traceback: TracebackType | None) -> None:
         if self.here:
             _STATE.active = False
-            resource.setrlimit(resource.RLIMIT_DATA, _STATE.before)
+            resource.setrlimit(resource.RLIMIT_DATA, _STATE.before)  # first: what follows needs some memory
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
-def _look(seconds: float) -> None:
-    """Start the timer, and look how large the process is."""
+def _look() -> None:
+    """Look how large the process is, and be ready for the timer."""
     _STATE.before = resource.getrlimit(resource.RLIMIT_DATA)
     allowed, hard = _STATE.before
     _STATE.looked = time.monotonic()
     size = _size()
     most = size + MEMORY if size else allowed
     _STATE.most = (most if allowed == resource.RLIM_INFINITY else min(most, allowed), hard)
-    if _STATE.every != seconds or signal.getitimer(signal.ITIMER_VIRTUAL)[1] != seconds:
-        signal.signal(signal.SIGVTALRM, _tick)
-        signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
-        _STATE.every = seconds
+    if not _STATE.ready:
+        signal.signal(signal.SIGVTALRM, _over)
+        _STATE.ready = True
 
 
-def _tick(_number: int, _frame: FrameType | None) -> None:
-    if _STATE.active and _STATE.seen == _STATE.uses:
+def _over(_number: int, frame: FrameType | None) -> None:
+    """End the block, unless it has just ended: an error in `__exit__` would leave the limit of memory as it is."""
+    if _STATE.active and frame is not None and frame.f_code is not limited.__exit__.__code__:
         raise TimeLimitError
-    _STATE.seen = _STATE.uses
 
 
 def _size() -> int:

@@ -181,20 +181,12 @@ class PackingEntry(TypedDict):
     efficiency: float
 
 
-class EncoderEntry(TypedDict):
-    """What one encoder did."""
-
-    units: int
-    texts_compared: int
-
-
 class RunEntry(TypedDict):
-    """What made the set, and where it was put. No part of the set's digest: another encoder makes the same set, and a
-    set may be published again into another folder. Nothing that a reader trusts depends on it: what is found in
-    `folder` is checked against the digests of shards and files.
+    """Where the parts of the set came from, and where it was put. No part of the set's digest: a set may be published
+    again into another folder. Nothing that a reader trusts depends on it: what is found in `folder` is checked against
+    the digests of shards and files.
     """
 
-    encoders: NotRequired[dict[str, EncoderEntry]]
     tokenizer: NotRequired[dict[str, Any]]
     """The hub, repository and commit that the tokenizer was downloaded from; absent where it was given as a folder."""
     media: NotRequired[dict[str, str]]
@@ -219,6 +211,8 @@ class Manifest(TypedDict):
     balance: Balance
     splits: dict[str, SplitEntry]
     files: dict[str, str]
+    content_digest: NotRequired[str]
+    """What the set holds, whatever made it; absent in sets of earlier versions."""
     digest: str
 
 
@@ -249,7 +243,8 @@ def read_manifest(folder: AnyPath) -> Manifest:
 
 
 def sealed(manifest: Manifest) -> bytes:
-    """The file of a manifest, with its own digest, which is put into it."""
+    """The file of a manifest, with the digests of the content and of itself, which are put into it."""
+    manifest["content_digest"] = content_digest(manifest)
     manifest["digest"] = manifest_digest(manifest)
     return (json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
 
@@ -293,6 +288,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     manifest: Manifest = found
     if not problem and manifest["digest"] != manifest_digest(manifest):
         problem = "its own digest does not match: it is damaged or was edited"
+    if not problem and manifest.get("content_digest", known := content_digest(manifest)) != known:
+        problem = "content_digest is not that of its shards and sources"
     if problem:
         raise IntegrityError(where, f"not a manifest: {problem}", "Compile the set again.")
     return manifest
@@ -301,10 +298,31 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 def manifest_digest(manifest: Manifest) -> str:
     """The sha256 of a manifest's canonical JSON without the digest itself: the identity of the set.
 
-    What made it ("run") is left out: another encoder makes the same set.
+    Where its parts came from ("run") is left out.
     """
-    rest = {key: value for key, value in manifest.items() if key not in ("digest", "run")}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _digest({key: value for key, value in manifest.items() if key not in ("digest", "run")})
+
+
+def content_digest(manifest: Manifest) -> str:
+    """The sha256 of what a set holds: the shards of each split in order, the sources of their rows, what they are for.
+
+    Versions of libraries, and options that had no effect, are in the manifest's digest and not in this one.
+    """
+    return _digest(
+        {
+            "kind": manifest["kind"],
+            "tokenizer": manifest["tokenizer"]["digest"],
+            "template": manifest["template"]["digest"],
+            "sources": [[file["digest"] for file in dataset["files"]] for dataset in manifest["datasets"]],
+            "splits": {
+                name: [shard["sha256"] for shard in split["shards"]] for name, split in manifest["splits"].items()
+            },
+        }
+    )
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _problem(manifest: Any) -> str | None:

@@ -367,6 +367,7 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
         "splits": {"train": split, "val": split},
         "out": None,
         "digest": None,
+        "content_digest": None,
         "units_compiled": None,
         "units_cached": None,
         "remarks": None,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from schemas.errors import UsageError
 from tests.support.agent import FIRE, Agent
@@ -157,6 +158,27 @@ def test_a_prefix_is_not_lost_when_the_model_writes(agent: Agent, tokenizer: Any
     found = predict(model, tokenizer, wanted[:2], stops=[8002], max_new_tokens=5)
     assert [p.prediction for p in found] == [tokenizer.decode(greedy(model, p.prompt_ids, 5)) for p in wanted[:2]]
     assert found[0].prediction != found[0].reference
+
+
+SMALL = {
+    "vocab_size": 8005, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Glm", "Llama", "Qwen2", "Gemma3"])
+def test_prompts_after_a_prefix_begin_where_they_began_in_training(
+    agent: Agent, tokenizer: Any, wanted: list[ReplyPrompt], name: str
+) -> None:
+    """In a batch of several lengths, as each alone: a pass over all tokens for each one, as in training."""
+    torch.manual_seed(3)
+    heads = {"head_dim": 16} if name in ("Glm", "Gemma3") else {}
+    heads |= {"sliding_window": 8, "num_hidden_layers": 6} if name == "Gemma3" else {}  # the last one sees all
+    config = getattr(transformers, {"Gemma3": "Gemma3TextConfig"}.get(name, f"{name}Config"))(**SMALL | heads)
+    model = strong_prefix(getattr(transformers, f"{name}ForCausalLM")(config).eval())
+    model.config.use_cache = False  # as in training
+    found = predict(model, tokenizer, wanted, batch_size=8, **settings(agent) | {"max_new_tokens": 6, "stops": [0]})
+    assert [p.prediction for p in found] == [tokenizer.decode(greedy(model, p.prompt_ids, 6)) for p in wanted]
 
 
 def test_generation_knows_the_rows_of_a_lora_model_too(agent: Agent, tokenizer: Any, wanted: list[ReplyPrompt]) -> None:

@@ -236,6 +236,25 @@ def test_the_limit_of_memory_follows_a_process_that_grows() -> None:
     assert len(bytearray(1 << 31)) == 1 << 31
 
 
+def test_the_time_of_a_template_ends_with_it_also_for_the_program_that_takes_its_place(tmp_path: Path) -> None:
+    """As torchrun takes that of cli follow: a timer outlives its handler there, and at the exit of Python."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "if len(sys.argv) > 1:\n"
+        "    from schemas.limits import limited\n"
+        "    with limited(0.1):\n"
+        "        pass\n"
+        "    os.execv(sys.executable, [sys.executable, *sys.argv[:1]])\n"
+        "while time.process_time() < 0.5:\n"
+        "    pass\n"
+        "print('here')\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, script, "first"], env=outside(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
+
+
 # -- names and messages --
 
 

@@ -390,7 +390,11 @@ def test_a_checkpoint_is_a_model_with_where_it_came_from(
     said = json.loads((saved / "run.json").read_text())
     assert said["provenance"]["datasets"] == ["plain", "other"]
     assert said["provenance"]["stops"] == ["<|im_end|>"]
-    assert (said["step"], said["seed"], said["set"]) == (3, 42, stream.TrainingSet.open(str(data)).manifest["digest"])
+    assert (said["step"], said["seed"], said["set"]) == (
+        3,
+        42,
+        stream.TrainingSet.open(str(data)).manifest["content_digest"],
+    )
     assert said["config"]["tuning"] == "full"
 
 
@@ -481,6 +485,20 @@ def test_a_resume_of_another_run_is_refused(data: Path, packed: Path, make: Make
     assert "the run has 2 steps, 1 when it was saved: the learning rate of step 2 is 0.0005 instead of 0" in said
     assert "gradient_accumulation_steps is 2, so that steps keep their 2 rows" in said
     assert "expected yes or the number" in train(data, run, "--resume", "last", code=2).stderr
+
+
+def test_a_set_that_was_compiled_again_is_the_same_to_a_checkpoint(data: Path, make: Make, tmp_path: Path) -> None:
+    run = make(max_steps=1, save_steps=1)
+    train(data, run)
+    files = [data.parent / f"{name}.jsonl" for name in ("plain", "other")]
+    again = compile_set(tmp_path / "again", *files, "--val-size", 6, "--max-rejects", "2%")
+    manifests = [stream.TrainingSet.open(str(one)).manifest for one in (data, again)]
+    assert manifests[0]["digest"] != manifests[1]["digest"]
+    run = make(max_steps=2, save_steps=1)
+    train(again, run, "--resume", "yes")
+    assert checkpoint(run, 2).is_dir()
+    outcome = runner().invoke(main, ["export", str(checkpoint(run, 2)), str(tmp_path / "out"), "--set", str(data)])
+    assert outcome.exit_code == 0, outcome.stderr
 
 
 def test_a_resume_of_nothing_starts_and_says_so(data: Path, make: Make) -> None:

@@ -72,6 +72,7 @@ def compile_(**given: Any) -> None:
             for name, split in result.manifest["splits"].items()
         }
         summary |= {"out": str(given["out"]), "digest": result.manifest["digest"]}
+        summary["content_digest"] = result.manifest["content_digest"]
         summary |= {"units_compiled": result.compiled, "units_cached": result.cached}
         summary["remarks"] = report.remarks(result.manifest)
         click.echo(json.dumps(summary, ensure_ascii=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from compiler.sets.rows import CompiledRows
 from compiler.templates.load import Template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset
-from schemas.arrow import SPLITS, TEST
+from schemas.arrow import ENCODERS, SPLITS, TEST
 from schemas.errors import IntegrityError
 from schemas.manifest import (
     BALANCE,
@@ -33,7 +34,6 @@ from schemas.manifest import (
     CertificateEntry,
     DatasetEntry,
     EmbeddedEntry,
-    EncoderEntry,
     FileEntry,
     Manifest,
     MediaEntry,
@@ -130,9 +130,9 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
 
 
 def run_entry(compiled: list[CompiledDataset], options: CompileOptions) -> RunEntry:
-    """What made the set that is written to `options.out`."""
+    """Where the parts of the set that is written to `options.out` came from."""
     out = options.out
-    entry: RunEntry = {"encoders": encoders_entry(compiled)}
+    entry: RunEntry = {}
     if options.tokenizer_source:
         entry["tokenizer"] = options.tokenizer_source
     with_files = [one.dataset for one in compiled if any(unit.info["files"] for unit in one.loaded)]
@@ -146,15 +146,18 @@ def run_entry(compiled: list[CompiledDataset], options: CompileOptions) -> RunEn
     return entry
 
 
-def encoders_entry(compiled: Iterable[CompiledDataset]) -> dict[str, EncoderEntry]:
-    """The encoders of the units, and how many of their texts were compared with the reference."""
-    found: dict[str, EncoderEntry] = {}
+def _encoders_json(compiled: Iterable[CompiledDataset]) -> bytes:
+    """The encoders of the units, and how many of their texts were compared with the reference.
+
+    A file of its own, since it depends on what the cache had: the manifest is a function of the set.
+    """
+    found: dict[str, dict[str, int]] = {}
     for one in compiled:
         for unit in one.loaded:
             encoder = found.setdefault(unit.info["encoder"], {"units": 0, "texts_compared": 0})
             encoder["units"] += 1
             encoder["texts_compared"] += unit.info["texts_compared"]
-    return dict(sorted(found.items()))
+    return (json.dumps({"encoders": found}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def split_entry(shards: list[ShardEntry]) -> SplitEntry:
@@ -286,7 +289,10 @@ def check_balance(manifest: Manifest) -> None:
 
 
 def write_files(folder: Path, manifest: Manifest, compiled: list[CompiledDataset], tokenizer: Tokenizer) -> None:
-    """Write the files beside the shards (rejects, lines, README, tokenizer); list their digests in the manifest."""
+    """Write the files beside the shards (rejects, lines, README, tokenizer); list their digests in the manifest.
+
+    `encoders.json` has none there, for the manifest does not depend on it.
+    """
     files = {"rejects.jsonl": rejects_jsonl(compiled), "README.md": readme_text(manifest).encode()}
     files[LINES] = b"".join(line for one in compiled for line in one.places().dump())
     beside = sorted((tokenizer.files.tokenizer | tokenizer.files.processor).items())
@@ -295,4 +301,5 @@ def write_files(folder: Path, manifest: Manifest, compiled: list[CompiledDataset
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
+    (folder / ENCODERS).write_bytes(_encoders_json(compiled))
     manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

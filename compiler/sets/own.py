@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from schemas import disk, own
-from schemas.arrow import EMBEDDED, MANIFEST, SPLITS
+from schemas.arrow import EMBEDDED, ENCODERS, MANIFEST, SPLITS
 from schemas.errors import UsageError
 from schemas.lease import LEASE
 from schemas.manifest import REPLACED
 from schemas.places import LINES
 from schemas.stores import AnyPath
 
-OWN = (*SPLITS, "tokenizer", "rejects.jsonl", LINES, "README.md", MANIFEST)
+OWN = (*SPLITS, "tokenizer", "rejects.jsonl", LINES, "README.md", ENCODERS, MANIFEST)
 """The names in a published folder. Publishing replaces these, and images that rows held, and touches nothing else."""
 EMBEDDED_FILE = re.compile(rf"{EMBEDDED}/[0-9a-f]{{2}}/[0-9a-f]{{64}}\.[a-z]+")
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})/shard-\d+\.arrow")
@@ -115,7 +115,7 @@ def files_of_set(folder: Path, *manifests: Path) -> list[str]:
 
     Shards and images are a set's by their names.
     """
-    named: set[str] = {"rejects.jsonl", LINES, "README.md"}
+    named: set[str] = {"rejects.jsonl", LINES, "README.md", ENCODERS}
     for manifest in (folder / MANIFEST, *manifests):
         if is_ours(data := _content(manifest)):
             named |= {name for name in map(str, json.loads(data).get("files", ())) if _is_below(name)}

@@ -106,7 +106,7 @@ def checkpoint(agent: Agent, folder: Path, model: nn.Module, *, base: Path | Non
         "base_model": str(base or agent.model),
         "base_digest": digest_of(base or agent.model) if (base or agent.model).exists() else digest_of(agent.model),
         "model": {"model": "maker/tiny", "revision": None},
-        "set": agent.manifest["digest"],
+        "set": agent.manifest["content_digest"],
         "provenance": {"out": str(agent.set)},
     }
     (path / "run.json").write_text(json.dumps(run), encoding="utf-8")

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import torch
@@ -24,7 +24,7 @@ from click.testing import Result
 import registry
 from cli import main
 from schemas.arrow import MANIFEST
-from schemas.manifest import manifest_digest
+from schemas.manifest import Manifest, sealed
 from tests.support import command
 from tests.support.command import runner
 
@@ -117,9 +117,8 @@ def rewrite(out: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> No
 
 
 def write_manifest(out: Path, manifest: dict[str, Any]) -> Path:
-    """Write a manifest with its own digest."""
-    manifest["digest"] = manifest_digest(manifest)
-    (out / MANIFEST).write_text(json.dumps(manifest))
+    """Write a manifest with its digests."""
+    (out / MANIFEST).write_bytes(sealed(cast("Manifest", manifest)))
     return out
 
 

@@ -14,6 +14,7 @@ loraplus.py     the groups of the optimizer for LoRA+
 noise.py        NEFTune
 router.py       the balancing loss of experts
 experts.py      LoRA on fused experts, which are parameters
+prefix.py       replies of a model, also of one with a prefix
 pretrained.py   a model and tokenizer for use after training
 wrappers.py     the model inside DeepSpeed, DDP and PEFT
 """

@@ -105,12 +105,3 @@ def tokenizer_of(opened: CompiledSet, model: Path) -> Any:
         for name in names:
             (Path(copy) / Path(name).name).write_bytes(opened.read_file(name))
         return load_tokenizer(Path(copy))
-
-
-def can_cache(model: Any) -> bool:
-    """Whether the model can generate with a cache, which is faster.
-
-    Not with a prefix: PEFT 0.21 passes it as `past_key_values`, which Transformers 5.24 ignores if `generate` makes a
-    cache, so that the base model would reply, with a warning about names at most.
-    """
-    return not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)

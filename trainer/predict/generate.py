@@ -19,7 +19,7 @@ import torch
 
 from schemas.errors import UsageError
 from schemas.manifest import Manifest
-from trainer.models.pretrained import can_cache
+from trainer.models.prefix import generate, takes_padding
 from trainer.models.wrappers import evaluating
 from trainer.predict.metrics import score
 
@@ -152,6 +152,7 @@ def predict(
     if len(longest_first) % world and rank >= len(longest_first) % world:
         mine = [*mine, longest_first[-1]]  # as many as the others: ZeRO-3 generates in step; kept only once
     said: dict[int, tuple[list[int], bool]] = {}
+    batch_size = batch_size if takes_padding(model) else 1
     for start in range(0, len(mine), batch_size):
         chosen = mine[start : start + batch_size]
         written = _generate(
@@ -206,9 +207,9 @@ def _generate(
     if eyes is not None:
         pictures |= eyes.types(input_ids)
     with evaluating(model):
-        written = model.generate(
-            input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0, use_cache=can_cache(model),
+        written = generate(
+            model, input_ids, mask, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
+            temperature=None, top_p=None, top_k=None, repetition_penalty=1.0,
             eos_token_id=list(stops), pad_token_id=stops[0], synced_gpus=synced_gpus,
             **{name: value.to(model.device) for name, value in pictures.items()},
             **({"stop_strings": list(words), "tokenizer": tokenizer} if words else {}),

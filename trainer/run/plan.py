@@ -14,6 +14,7 @@ import torch
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.errors import UsageError
+from schemas.manifest import content_digest
 from trainer.config import zero
 from trainer.config.config import Loaded, TrainConfig
 from trainer.data import media, stream
@@ -129,7 +130,7 @@ def make(
     grouped = config.group_by_length and not opened.is_packed
     accumulation = config.gradient_accumulation_steps
     facts = {
-        "set": opened.manifest["digest"], "seed": config.seed, "grouped": grouped, "tuning": config.tuning,
+        "set": content_digest(opened.manifest), "seed": config.seed, "grouped": grouped, "tuning": config.tuning,
         "zero_stage": zero.stage(deepspeed), "objective": objective.name,
         "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32",
     }  # fmt: skip

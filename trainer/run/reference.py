@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from schemas.errors import UsageError
+from schemas.manifest import content_digest
 from schemas.order import Ints
 from trainer.data.collate import Collator, tensors
 from trainer.data.order import following
@@ -70,7 +71,7 @@ def attach(
 def _kept(plan: RunPlan, path: Path, rows: dict[str, int]) -> tuple[ReferenceLogProbs, str]:
     """What an earlier start of the run has left in the file, and a remark if that is not what was expected."""
     facts = {
-        "set": plan.set.manifest["digest"],
+        "set": content_digest(plan.set.manifest),
         "model": plan.source.digest,
         "precision": "bf16" if plan.bf16 else "fp16" if plan.fp16 else "fp32",
     }

@@ -21,7 +21,8 @@ from schemas.stores import AnyPath
 from trainer.data.images import upright
 from trainer.data.vision.eyes import Eyes
 from trainer.data.vision.find import eyes_of
-from trainer.models.pretrained import can_cache, load_model, load_tokenizer
+from trainer.models.prefix import generate
+from trainer.models.pretrained import load_model, load_tokenizer
 from trainer.predict.generate import stop_ids
 from trainer.use.checkpoint import check_whole, open_checkpoint
 from trainer.use.tokenizer import card_template, copy_tokenizer
@@ -113,11 +114,11 @@ class Chat:
         draw = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         with torch.no_grad():
-            written = self.model.generate(
-                input_ids=torch.tensor([ids], device=self.model.device),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.model.device),
+            written = generate(
+                self.model, torch.tensor([ids], device=self.model.device),
+                torch.ones(1, len(ids), dtype=torch.long, device=self.model.device),
                 max_new_tokens=self.max_new_tokens, eos_token_id=list(self.stops), pad_token_id=self.stops[0],
-                use_cache=can_cache(self.model), streamer=stream, **seen, **(draw if self.temperature else greedy),
+                streamer=stream, **seen, **(draw if self.temperature else greedy),
                 **({"stop_strings": list(self.words), "tokenizer": self.tokenizer} if self.words else {}),
             )[0, len(ids) :].tolist()  # fmt: skip
         content = stream.text

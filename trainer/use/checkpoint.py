@@ -10,7 +10,7 @@ from typing import Any
 from schemas import checkpoint as files
 from schemas.checkpoint import COMPLETE, RUN
 from schemas.errors import InputError, IntegrityError
-from schemas.manifest import Manifest, read_manifest
+from schemas.manifest import Manifest, content_digest, read_manifest
 from schemas.stores import AnyPath, path_of
 from trainer.models.digest import digest_of
 
@@ -38,10 +38,10 @@ def open_checkpoint(folder: Path, *, data: AnyPath | None = None, base: Path | N
         manifest = read_manifest(where)
     except InputError as error:
         raise InputError(error.where, error.what, "Use --set to say where the compiled set is now.") from None
-    if manifest["digest"] != run["set"]:
+    if (found := content_digest(manifest)) != run["set"]:
         raise IntegrityError(
             str(where), f"expected the set {run['set'][:16]} the checkpoint was trained on, "
-            f"found {manifest['digest'][:16]}", "Use --set to say where the right set is.",
+            f"found {found[:16]}", "Use --set to say where the right set is.",
         )  # fmt: skip
     adapter = read_json(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
     trained = TrainedModel(folder, run, where, manifest, base or Path(run["base_model"]), adapter)

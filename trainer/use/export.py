@@ -23,6 +23,7 @@ from schemas import own
 from schemas.checkpoint import digest
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
+from schemas.manifest import content_digest
 from trainer.models.original import families
 from trainer.models.original.family import Family
 from trainer.models.pretrained import load_model, stored_dtype
@@ -176,6 +177,7 @@ def _provenance(trained: TrainedModel, folder: Path, note: str) -> dict[str, Any
         "layout": "original" if families.family_of(folder) else "transformers",
         "set": {
             "manifest_digest": manifest["digest"],
+            "content_digest": content_digest(manifest),
             "kind": manifest["kind"],
             "seed": manifest["seed"],
             "splits": {
