@@ -20,6 +20,7 @@ from cli import main
 from tests.support.command import runner
 from tests.support.eyes import EYES, Asked, eyes_model, processor_of
 from tests.support.sets import rows
+from tests.support.tiny import strong_prefix
 from tests.support.trained import compile_set, config, losses, run_to_end, train, write, write_manifest
 from trainer.config.config import TrainConfig
 from trainer.data.images import Images, images_of
@@ -195,6 +196,33 @@ def test_replies_to_pictures_are_those_of_the_processor_and_generate(eyed: Eyed)
             written = model.generate(**given, **more, eos_token_id=stop)[0, length:].tolist()
             text = tokenizer.decode([t for t in written if t != stop], clean_up_tokenization_spaces=False)
             assert prediction.prediction == text
+
+
+@pytest.mark.usefixtures("one_process")
+def test_replies_to_pictures_after_a_prefix_are_those_of_passes_over_all_tokens(eyed: Eyed, tmp_path: Path) -> None:
+    """Where the family can have both: PEFT does not shift the places of pictures, nor their masks."""
+    if eyed.name != "llava":  # CogAgent has a test of its own
+        given: dict[str, Any] = {"media_dir": str(eyed.pictures), "tuning": "prefix", "lora": None}
+        said = train(eyed.data, config(tmp_path / "run.json", eyed.model, **given), code=2).stderr
+        assert (
+            f"#/tuning: a {EYES[eyed.name].card} model places or masks its pictures as if there were no prefix" in said
+        )
+        return
+    images, split = images_and_rows(eyed)
+    wanted, tokenizer = prompts_of(split), load_tokenizer(eyed.model)
+    model = strong_prefix(transformers.AutoModelForImageTextToText.from_pretrained(eyed.model))
+    found = predict(model, tokenizer, wanted, stops=[2], max_new_tokens=4, eyes=images, batch_size=3)
+    for one, prediction in zip(wanted, found, strict=True):
+        _, [ids], pictures = images.see([one])
+        written: list[int] = []
+        while len(written) < 4 and 2 not in written:
+            tokens = torch.tensor([ids + written])
+            with torch.no_grad():
+                seen = pictures if one.source else {}
+                logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), **seen).logits
+            written.append(int(logits[0, -1].argmax()))
+        text = tokenizer.decode([t for t in written if t != 2], clean_up_tokenization_spaces=False)
+        assert prediction.prediction == text
 
 
 def ask(chat: Chat, images: Images, split: SplitRows, pictures: Path) -> None:

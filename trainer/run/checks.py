@@ -18,6 +18,8 @@ from trainer.run import log
 from trainer.run.schedule import learning_rate
 
 _NEVER_TRIED = ("gptq", "awq", "aqlm")
+_SEE_AFTER_A_PREFIX = ("llava", "cogagent")
+"""Cards of models whose pictures are like other tokens to positions and masks, so that PEFT's prefix fits them."""
 
 
 def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str) -> Objective:
@@ -128,6 +130,10 @@ def check_model(
         if card != media["name"]:
             what = f"its pictures are laid out for models of the class {media['name']}, and this one is a {card}"
             raise UsageError(opened.where, what, "Compile the set with this model's folder as --tokenizer.")
+        if config.tuning == "prefix" and card not in _SEE_AFTER_A_PREFIX:
+            what = f"a {card} model places or masks its pictures as if there were no prefix"
+            hint = f"Use tuning: lora, or a model of the class {' or '.join(_SEE_AFTER_A_PREFIX)}."
+            raise UsageError(f"{where}#/tuning", what, hint)
     objective = objectives.OBJECTIVES[config.objective] if config.objective else objectives.default(opened.kind)
     initial.check(config, zero.stage(deepspeed), objective.needs_reference, where)
     stored = (getattr(source.config, "quantization_config", None) or {}).get("quant_method")
