@@ -298,6 +298,26 @@ def test_a_node_that_does_not_see_the_cache_is_named_in_one_message(
     assert objects_in(cache) == 0
 
 
+def test_what_a_killed_driver_left_in_the_cache_goes_with_the_next_run(files: list[Path], tmp_path: Path) -> None:
+    """The mark by which nodes know the cache; a run that is under way keeps its own."""
+    cache = tmp_path / "cache"
+    script = (
+        f"import sys, pathlib; from compiler.units.machines import marked\nwith marked(pathlib.Path({str(cache)!r})):"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{script}\n    print(flush=True); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+    ) as driver:  # fmt: skip
+        assert driver.stdout is not None
+        driver.stdout.readline()
+        driver.kill()
+    assert len(list((cache / "objects" / "tmp").iterdir())) == 1
+    with marked(cache) as mark:
+        check(terms_of(str(cache), mark, encoders.REFERENCE))
+    cli("compile", files[0], "--cache", cache, "-o", tmp_path / "out", "--workers", 1)
+    assert not list((cache / "objects" / "tmp").iterdir())
+
+
 def test_a_machine_that_does_not_see_the_sources_is_named(tmp_path: Path) -> None:
     missing = str(tmp_path / "a.jsonl")
     with marked(tmp_path) as mark, pytest.raises(InputError, match=f"^{missing} \\(on .*not there"):

@@ -245,14 +245,31 @@ def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
     _write(cache_dir, _paths(cache_dir, key)[1], xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)
 
 
+def begin_half(cache_dir: Path, name: str) -> Path:
+    """Make an empty file among the half-written ones, which the next run removes where this one is killed."""
+    halves = cache_dir / "objects" / HALVES
+    try:
+        halves.mkdir(parents=True, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(dir=halves, prefix=f"{machine()}-{name}-")
+    except OSError as error:
+        raise _not_written(cache_dir, error) from error
+    os.fchmod(descriptor, 0o644)
+    os.close(descriptor)
+    return Path(path)
+
+
 def _write(cache_dir: Path, path: Path, data: Any, mode: int = 0o644) -> None:
     """Write a file as a whole or not at all. It is not flushed to disk: damage is detected when it is loaded."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(path, data, mode)
     except OSError as error:
-        what = f"the cache cannot be written: {error.strerror}"
-        raise InputError(str(cache_dir), what, "Choose another folder with --cache.") from error
+        raise _not_written(cache_dir, error) from error
+
+
+def _not_written(cache_dir: Path, error: OSError) -> InputError:
+    what = f"the cache cannot be written: {error.strerror}"
+    return InputError(str(cache_dir), what, "Choose another folder with --cache.")
 
 
 def _write_atomically(path: Path, data: Any, mode: int) -> None:

@@ -33,7 +33,7 @@ class Terms:
     """(name, version) of each library that decides bytes, and of the encoder."""
     cache: str
     mark: str
-    """The name of a record in the cache. A machine that can read it has the same folder."""
+    """A file in the cache. A machine on which it is there has the same folder."""
     paths: tuple[str, ...] = ()
     """Other paths that must exist."""
 
@@ -48,13 +48,12 @@ def terms_of(cache: str, mark: str, encoder: str, paths: tuple[str, ...] = ()) -
 
 @contextmanager
 def marked(cache: Path) -> Iterator[str]:
-    """Put a mark into the cache for the time of a run."""
-    mark = objects.key_of("mark", uuid.uuid4().hex)
-    objects.store_record(cache, mark, {"host": socket.gethostname()})
+    """Put a mark into the cache for the time of a run. If the run is killed, the next one removes it."""
+    mark = objects.begin_half(cache, f"{objects.key_of('mark', uuid.uuid4().hex)}.json")
     try:
-        yield mark
+        yield str(mark.relative_to(cache))
     finally:
-        objects.remove(cache, mark)
+        mark.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=1)
@@ -91,7 +90,7 @@ def _check_cache(cache: str, mark: str) -> None:
     where = f"{cache} (on {socket.gethostname()})"
     if not Path(cache).is_dir():
         found = "there is no such folder"
-    elif objects.load_record(Path(cache), mark) is None:
+    elif not (Path(cache) / mark).exists():
         found = "this folder is another one"
     else:
         probe = objects.key_of("probe", socket.gethostname(), os.getpid())
