@@ -12,6 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from schemas import lease
 from schemas.errors import InputError
@@ -60,21 +61,37 @@ def lock(file: int, where: Path, say: Callable[[str], object], *, shared: bool =
 
 def open_lock(path: Path, *, write: bool = True) -> int:
     """Open a lock file, which must be a regular file: no link is followed, no pipe waited for, and nothing emptied."""
-    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    return _open_regular(path, os.O_RDWR if write else os.O_RDONLY, "a lock file")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whose name others know too: no link is followed, and no special file opened."""
+    with open_to_write(path) as file:
+        file.truncate(0)
+        file.write(data)
+
+
+def open_to_write(path: Path, *, append: bool = False) -> BinaryIO:
+    """Open such a file, at its beginning or to add to it; what is in it stays."""
+    descriptor = _open_regular(path, os.O_WRONLY | (os.O_APPEND if append else 0), "a file")
+    return os.fdopen(descriptor, "ab" if append else "wb")
+
+
+def _open_regular(path: Path, flags: int, expected: str) -> int:
     try:
-        descriptor = os.open(path, flags, 0o644)
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR):
-            raise _no_lock_file(path) from error
+            raise _not_regular(path, expected) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise _no_lock_file(path)
+        raise _not_regular(path, expected)
     return descriptor
 
 
-def _no_lock_file(path: Path) -> InputError:
-    what = "expected a lock file, found a link, a folder or a special file"
+def _not_regular(path: Path, expected: str) -> InputError:
+    what = f"expected {expected}, found a link, a folder or a special file"
     return InputError(str(path), what, "Remove it if nobody needs it, or choose another folder.")
 
 

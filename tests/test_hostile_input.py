@@ -214,6 +214,19 @@ def test_a_file_that_is_no_tokenizer_is_one_message(tmp_path: Path, change: dict
         _ = Tokenizer.load(tmp_path / "t").reference
 
 
+def test_half_a_character_in_the_settings_of_a_tokenizer_is_one_message(
+    tmp_path: Path, run: Callable[..., Result]
+) -> None:
+    """It was found when the manifest was to be written, which holds what a bos_token is."""
+    shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "t")
+    settings = json.loads((tmp_path / "t" / "tokenizer_config.json").read_text())
+    (tmp_path / "t" / "tokenizer_config.json").write_text(json.dumps(settings | {"unk_token": "\ud800"}))
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    said = run("compile", tmp_path / "a.jsonl", "--tokenizer", tmp_path / "t", "-o", tmp_path / "out", code=5).stderr
+    assert f"error: {tmp_path / 't' / 'tokenizer_config.json'}: not JSON: no low surrogate" in said
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_padding_of_any_length_is_not_done(tmp_path: Path) -> None:
     shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "t")
     spec = json.loads((tmp_path / "t" / "tokenizer.json").read_text())

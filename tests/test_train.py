@@ -682,6 +682,8 @@ def test_wrong_names_are_answered_with_the_nearest(data: Path, make: Make) -> No
     )
     assert "is not a regular expression" in train(data, make(**full, freeze=["("]), code=2).stderr
     assert "nothing is left to train" in train(data, make(**full, freeze=["."]), code=2).stderr
+    said = train(data, make(**full, freeze=["^([a-z0-9._]+)+=$"]), code=2).stderr
+    assert "takes more than 5 seconds for the name " in said
 
 
 def test_two_runs_in_one_folder_are_refused(data: Path, make: Make) -> None:

@@ -131,6 +131,26 @@ def test_a_lock_that_is_something_else_is_refused_and_stays(tmp_path: Path, mode
     assert kind != "a text" or lock.read_text() == "theirs"
 
 
+def test_what_the_trainer_writes_goes_through_no_link(tmp_path: Path, model: Path, data: Path) -> None:
+    """A log and predictions beside checkpoints, in a folder that others may write to as well."""
+    run = config(tmp_path / "run.json", model, max_steps=1, save_strategy="steps", save_steps=1)
+    train(data, run)
+    theirs = tmp_path / "theirs"
+    theirs.write_text("theirs")
+    for name in ("log.jsonl.partial", ".predictions.jsonl.partial"):
+        path = tmp_path / "run" / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(theirs)
+        if name.startswith("log"):
+            said = train(data, config(tmp_path / "run.json", model, max_steps=2), "--resume", "yes", code=5).stderr
+        else:
+            made = ["predict", model, data, "--max-new-tokens", 1, "-o", path.parent / "predictions.jsonl"]
+            said = runner().invoke(main, [str(argument) for argument in made]).stderr
+        assert f"error: {path}: expected a file, found a link" in said
+        assert theirs.read_text() == "theirs"
+        path.unlink()
+
+
 def test_a_checkpoint_of_another_run_in_the_folder_is_not_counted_away(
     tmp_path: Path, data: Path, model: Path, whole: Path
 ) -> None:

@@ -13,7 +13,8 @@ from compiler.read.value import parse
 from compiler.rows.recognise import recognise
 from compiler.sets.readme import not_read
 from compiler.units.compiled import CompiledDataset
-from schemas.errors import Reason, TooManyRejects, UsageError
+from schemas import disk
+from schemas.errors import InputError, Reason, TooManyRejects, UsageError
 from schemas.stores import StorePath
 
 _LOOKED_AT = 20
@@ -91,10 +92,10 @@ def _keep_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> P
     data = rejects_jsonl(compiled)
     *beside, in_cache = _kept_in(options)
     for path in beside:
-        with suppress(OSError):
-            path.write_bytes(data)
+        with suppress(OSError, InputError):  # the next place, so that the message is about the rows
+            disk.write(path, data)
             return path
-    in_cache.write_bytes(data)
+    disk.write(in_cache, data)
     return in_cache
 
 

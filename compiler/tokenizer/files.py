@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +14,7 @@ import registry
 from compiler.tokenizer.convert import to_spec
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.disk import digest_of
-from schemas.errors import UsageError
+from schemas.errors import InputError, UsageError
 from schemas.stores import AnyPath
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -105,7 +104,13 @@ class TokenizerFiles:
         return {"default": template} if template else {}
 
     def _json(self, name: str) -> dict[str, Any]:
-        return json.loads(self.tokenizer.get(name, b"{}"))
+        try:
+            found = orjson.loads(self.tokenizer.get(name, b"{}"))  # it refuses halves of characters, which json takes
+        except orjson.JSONDecodeError as error:
+            raise InputError(str(self.folder / name), f"not JSON: {error}", "Get the file again.") from error
+        if not isinstance(found, dict):
+            raise InputError(str(self.folder / name), "expected a JSON object", "Get the file again.")
+        return found
 
 
 def _read(folder: Path, names: Iterable[str]) -> dict[str, bytes]:

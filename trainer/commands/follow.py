@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from schemas import disk
 from schemas.errors import EXIT_CODES, UsageError
 from trainer.commands import libraries
 
@@ -86,4 +87,4 @@ def _write(path: Path, text: str) -> None:
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(WRITTEN):
         what = "the settings of the call are to be written here, and another file is in the place"
         raise UsageError(str(path), what, "Give another place with --config FILE.")
-    path.write_text(text, encoding="utf-8")
+    disk.write(path, text.encode())

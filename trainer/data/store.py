@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from schemas import disk
 from schemas.manifest import ShardEntry
 from schemas.reader import StoredShards
 from schemas.stores import StorePath
@@ -45,7 +46,7 @@ class CachedShards(StoredShards):
         kept.parent.mkdir(parents=True, exist_ok=True)
         self._make_room(data.size)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-        partial.write_bytes(data)
+        disk.write(partial, data)
         with contextlib.suppress(FileNotFoundError):
             partial.rename(kept)
 

@@ -9,9 +9,12 @@ from typing import Any
 from torch import nn
 
 from schemas.errors import UsageError, nearest
+from schemas.limits import TimeLimitError, limited
 from trainer.config.config import TrainConfig
 from trainer.models import experts, initial, parts
 
+_SECONDS = 5.0
+"""Seconds of processor time that a pattern may take for a name."""
 Names = Mapping[str, tuple[str, ...]]
 """Names of modules that users know -> those in the native class of the model."""
 
@@ -59,8 +62,10 @@ def _freeze(model: nn.Module, config: TrainConfig, parts_frozen: list[str], wher
                 what = f"no parameter's name matches {pattern!r}"
                 raise UsageError(f"{where}#/{key}", what, nearest(pattern, _parts(names)))
     for name, parameter in model.named_parameters():
-        frozen = any(re.search(pattern, name) for pattern in config.freeze)
-        frozen |= bool(config.trainable) and not any(re.search(pattern, name) for pattern in config.trainable)
+        frozen = any(_search(pattern, name, f"{where}#/freeze") for pattern in config.freeze)
+        frozen |= bool(config.trainable) and not any(
+            _search(pattern, name, f"{where}#/trainable") for pattern in config.trainable
+        )
         frozen |= any(re.fullmatch(pattern, name) for pattern in parts_frozen)
         parameter.requires_grad_(not frozen)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -69,7 +74,11 @@ def _freeze(model: nn.Module, config: TrainConfig, parts_frozen: list[str], wher
 
 def _search(pattern: str, name: str, where: str) -> bool:
     try:
-        return re.search(pattern, name) is not None
+        with limited(_SECONDS):
+            return re.search(pattern, name) is not None
+    except TimeLimitError as error:
+        what = f"{pattern!r} takes more than {_SECONDS:g} seconds for the name {name}"
+        raise UsageError(where, what, "Write it without one repetition in another, as in (a+)+.") from error
     except re.error as error:
         raise UsageError(where, f"{pattern!r} is not a regular expression: {error}") from error
 

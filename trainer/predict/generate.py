@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from schemas import disk
 from schemas.errors import UsageError
 from schemas.manifest import Manifest
 from trainer.models.prefix import generate, takes_padding
@@ -235,9 +236,10 @@ def write_predictions(predictions: Iterable[Prediction], path: Path) -> None:
 def write_lines(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write JSON lines, completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with disk.open_to_write(partial) as file:
+        file.truncate(0)
         for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)

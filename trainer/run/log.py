@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from schemas import disk
 from schemas.errors import UsageError
 from trainer.progress import Heartbeat
 
@@ -35,7 +37,7 @@ def keep_until(path: Path, step: int) -> list[Record]:
             if record["step"] <= step:
                 kept.append(record)
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    disk.write(partial, "".join(json.dumps(record) + "\n" for record in kept).encode())
     partial.replace(path)
     return kept
 
@@ -58,7 +60,7 @@ class Log:
         self._trackers, self._progress, self._beat = list(trackers), progress, beat
         self._plot_failed = False
         beat.write = self.say
-        self._file: IO[str] = (output / LOG).open("a", encoding="utf-8")
+        self._file: IO[str] = io.TextIOWrapper(disk.open_to_write(output / LOG, append=True), encoding="utf-8")
         self._task: Any = None
 
     def say(self, text: str) -> None:
