@@ -110,6 +110,10 @@ class DatasetOptions:
     """The weights policy itself, read once: a file of the user's may change meanwhile, or be on this machine alone."""
 
 
+OWN = ("format", "kind", "columns", "tags", "weights", "where", "media_dir")
+"""The fields of CompileOptions that a dataset can have of its own."""
+
+
 @dataclass(frozen=True)
 class CompileOptions:
     """One run of `cli compile`."""
@@ -160,6 +164,10 @@ class CompileOptions:
     """0 = as many as the cluster has."""
     where: str = ""
     """The SQL condition that rows of every dataset must meet; see compiler/rows/where.py."""
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By dataset, what a recipe says of it alone, in place of `OWN` fields above."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """What was asked, for the manifest: paths start from this process's folder. {} = it cannot be asked again."""
     limit: int | None = None
     """The first so many rows of each dataset are compiled, and no others are read; None = all."""
     only: tuple[int, int] | None = None

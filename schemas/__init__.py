@@ -3,6 +3,7 @@
 *.schema.json  JSON Schemas of source formats, cards, configurations and the manifest
 arrow.py       the columns of a shard
 manifest.py    the manifest of a set
+digests.py     what identifies a set
 checkpoint.py  what is in a checkpoint, and whether it is whole
 reader.py      a set opened by its manifest, every batch checked before use
 packs.py       the examples in a row of a packed set
@@ -15,6 +16,7 @@ lease.py       locks for file systems that have none
 limits.py      a limit of time and memory for templates and patterns
 checks.py      what a batch must be before it is used
 own.py         folders with the mark of the command that made them
+yaml.py        YAML 1.2: `5e-4` is a number, `no` is a word
 errors.py      errors that a user can fix, and reasons of rejects
 hub.py         repositories of the hubs
 install.py     the command that installs an extra

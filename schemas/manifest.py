@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, get_args
 
+import orjson
+
 from schemas import schema
 from schemas.arrow import FORMAT_VERSION, MANIFEST, PACKED_VERSION
+from schemas.digests import content_digest, manifest_digest
 from schemas.disk import read_regular
 from schemas.errors import InputError, IntegrityError
 from schemas.stores import AnyPath, StorePath, no_such
@@ -191,6 +193,8 @@ class RunEntry(TypedDict):
     """The hub, repository and commit that the tokenizer was downloaded from; absent where it was given as a folder."""
     media: NotRequired[dict[str, str]]
     """By dataset, the folder of its images and videos, as seen from the set's folder. Not for sets in object stores."""
+    recipe: NotRequired[dict[str, Any]]
+    """What `cli compile` was asked (schemas/recipe.schema.json), for `--from`. Not for sets in object stores."""
     folder: NotRequired[str]
 
 
@@ -275,7 +279,7 @@ def files_of(folder: AnyPath, manifest: Manifest) -> AnyPath:
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """Parse the manifest at `where`; IntegrityError if the bytes are none, or not as they were written."""
     try:
-        found = json.loads(data)
+        found = orjson.loads(data)  # it refuses halves of characters, which json takes
     except ValueError as error:
         raise IntegrityError(where, f"not a manifest: {error}", "Compile the set again.") from error
     version = found.get("format_version") if isinstance(found, dict) else None
@@ -293,36 +297,6 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if problem:
         raise IntegrityError(where, f"not a manifest: {problem}", "Compile the set again.")
     return manifest
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """The sha256 of a manifest's canonical JSON without the digest itself: the identity of the set.
-
-    Where its parts came from ("run") is left out.
-    """
-    return _digest({key: value for key, value in manifest.items() if key not in ("digest", "run")})
-
-
-def content_digest(manifest: Manifest) -> str:
-    """The sha256 of what a set holds: the shards of each split in order, the sources of their rows, what they are for.
-
-    Versions of libraries, and options that had no effect, are in the manifest's digest and not in this one.
-    """
-    return _digest(
-        {
-            "kind": manifest["kind"],
-            "tokenizer": manifest["tokenizer"]["digest"],
-            "template": manifest["template"]["digest"],
-            "sources": [[file["digest"] for file in dataset["files"]] for dataset in manifest["datasets"]],
-            "splits": {
-                name: [shard["sha256"] for shard in split["shards"]] for name, split in manifest["splits"].items()
-            },
-        }
-    )
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _problem(manifest: Any) -> str | None:

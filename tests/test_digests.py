@@ -13,7 +13,7 @@ from click.testing import Result
 from cli import main
 from compiler.cache.objects import library_versions
 from compiler.proof.encoders import refuse
-from schemas.manifest import manifest_digest
+from schemas.digests import manifest_digest
 from tests.support.command import runner
 from tests.support.encoders import long_files
 from tests.support.sets import manifest
@@ -71,6 +71,15 @@ def test_versions_and_options_without_effect_leave_the_digest_of_the_content(
 )  # fmt: skip
 def test_what_changes_the_rows_changes_the_digest_of_the_content(digests: Digests, options: tuple[object, ...]) -> None:
     assert digests()[0] != digests(*options)[0]
+
+
+def test_half_a_character_in_a_manifest_is_one_message(digests: Digests, tmp_path: Path) -> None:
+    digests()
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps(manifest(tmp_path / "out") | {"kind": "\ud800"}))
+    done = runner().invoke(main, ["verify", str(tmp_path / "out")])
+    assert done.exit_code == 4
+    assert f"error: {path}: not a manifest" in done.stderr
 
 
 def test_a_manifest_whose_content_digest_is_another_set_s_is_refused(digests: Digests, tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 import yaml as pyyaml
 
 import registry
-from schemas import check_config, schema
+from schemas import check_config, schema, yaml
 from schemas.errors import Problem, UsageError
 from tests.support.documents import FILES, ZERO
 from trainer.config import config as configs
-from trainer.config import dialects, yaml, zero
+from trainer.config import dialects, zero
 from trainer.config.config import Expect, Loaded, Lora, Prefix, TrainConfig
 
 OFFLOAD = Path(__file__).parent / "data" / "train" / "ds_zero_3_offload.json"

@@ -2,6 +2,7 @@
 
 compile.py          cli compile
 compile_options.py  its options, under the headings of its help
+recipe.py           what it is asked, as a file or as a set remembers it
 sets.py             cli inspect, cli verify
 formats.py          cli formats
 cache.py            cli cache

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import re
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -32,7 +35,8 @@ def compile_(**given: Any) -> None:
 
     Each of FILES is a dataset named by its stem, and all its rows are used unless --mix says otherwise. NAME=FILE
     names it, a folder is a dataset of its files, and so are the files of a pattern: 'NAME=DIR/*.jsonl'. Rejected rows
-    are listed in OUT/rejects.jsonl with the reason and the place; the run goes on.
+    are listed in OUT/rejects.jsonl with the reason and the place; the run goes on. A single FILE.yaml is a recipe: it
+    says all of this.
 
     \b
     Examples:
@@ -44,14 +48,19 @@ def compile_(**given: Any) -> None:
       cli compile chats.jsonl --mix chats#1000,bench:1 --val-size 0.05 --max-length 2048
       cli compile train.jsonl --val dev.jsonl --test test.jsonl --tokenizer DIR
       cli compile chats.jsonl --cache /shared/cache --only $SLURM_ARRAY_TASK_ID/16
+      cli compile recipe.yaml -o out
       cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
     gc.set_threshold(100_000)  # there is little cyclic garbage; looking for it is a twentieth of a small compile
+    with _asked(given) as options:
+        _compile(options, given)
+
+
+def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
 
-    options = _options(given)
     if options.only is not None:
         with terminal.watch() as watcher:
             done = compile_part(options, watcher)
@@ -78,6 +87,30 @@ def compile_(**given: Any) -> None:
         click.echo(json.dumps(summary, ensure_ascii=False))
     else:
         terminal.print_out(report.summary(result, str(given["out"])))
+
+
+@contextlib.contextmanager
+def _asked(given: dict[str, Any]) -> Iterator[CompileOptions]:
+    """The options of a compile, in the folder from which its paths start while the block runs."""
+    from compiler.commands import recipe
+
+    found = None
+    if given["made_from"] is not None:
+        if given["files"]:
+            raise UsageError("--from", "the set says what is compiled", "Leave the files out.")
+        found = recipe.remembered(given["made_from"])
+    elif recipe.is_recipe(given["files"]):
+        found = recipe.read(Path(given["files"][0]))
+    if found is None:
+        asked = recipe.asked_by(given, click.get_current_context())
+    else:
+        given, asked = recipe.apply(found, given, click.get_current_context())
+    saved = given["save_recipe"] and given["save_recipe"].absolute()
+    with contextlib.chdir(found.base) if found else contextlib.nullcontext():
+        if saved:
+            recipe.save(asked, saved)
+        options = _options(given)
+        yield replace(options, recipe=recipe.to_remember(asked, options.tokenizer_source))
 
 
 def _check_engine(given: dict[str, Any]) -> None:

@@ -16,6 +16,10 @@ _MOST = 10**12
 SECTIONS: dict[str, list[click.Option]] = {
     "Sources": [
         click.Option(
+            ["--from", "made_from"], type=path_of, metavar="OUT",
+            help="Compile what a set was compiled of again, as its manifest remembers it.",
+        ),
+        click.Option(
             ["--registry", "registries"], multiple=True, type=click.Path(path_type=Path), metavar="DIR",
             help="Folder with a dataset_info.json and its data, or with hub datasets. Can be repeated.",
         ),
@@ -187,6 +191,10 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Folder to write, here or in an object store (s3://BUCKET/SETS/NAME).",
         ),
         click.Option(["--json", "as_json"], is_flag=True, help="Print the summary as JSON."),
+        click.Option(
+            ["--save-recipe"], type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.yaml",
+            help="Write what is asked as a recipe too, for cli compile FILE.yaml.",
+        ),
     ],
     "Running": [
         click.Option(

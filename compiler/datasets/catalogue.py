@@ -25,6 +25,8 @@ from schemas.errors import UsageError, nearest
 from schemas.hub import HUBS, chosen, is_id
 
 SELF_COGNITION = "self-cognition"
+_OF_FILES = {"format", "kind", "columns", "tags"}
+"""What a dataset of a registry says itself."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class Catalogue:
 
     def resolve(self, name: str) -> Dataset:
         """Find the dataset called `name`."""
+        own = self.options.own.get(name, {})
+        if own.keys() & _OF_FILES and name not in self.given and not is_id(name):
+            key = min(own.keys() & _OF_FILES)
+            what = f"{key} is about files, and {name!r} is a dataset of a registry, whose entry says it itself"
+            raise UsageError(f"datasets/{name}", what, "Give it a path, or leave it out.")
+        return replace(self, options=replace(self.options, **own))._resolve(name) if own else self._resolve(name)
+
+    def _resolve(self, name: str) -> Dataset:
         if name in self.given:
             return from_files(name, self.given[name], self.options)
         infos = [(folder, entries_of(folder)) for folder in self.options.registries]

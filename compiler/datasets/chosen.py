@@ -19,10 +19,11 @@ def choose_datasets(options: CompileOptions) -> list[tuple[Dataset, Request]]:
     requests = catalogue.requests()
     check_mix(requests, options.mixing)
     chosen = [(catalogue.resolve(request.name), request) for request in requests]
-    if options.where:
-        where(options.where)  # a mistake in it is said before anything is compiled
-        for dataset, _ in chosen:
-            dataset.options = replace(dataset.options, where=options.where)
+    for dataset, request in chosen:
+        condition = options.own.get(request.name, {}).get("where", options.where)
+        if condition:
+            where(condition)  # a mistake in it is said before anything is compiled
+            dataset.options = replace(dataset.options, where=condition)
     if options.self_cognition:
         if any(dataset.name == SELF_COGNITION for dataset, _ in chosen):
             raise UsageError("--self-cognition", f"another dataset is called {SELF_COGNITION!r}", "Rename that one.")

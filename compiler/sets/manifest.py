@@ -124,15 +124,25 @@ def options_entry(options: CompileOptions) -> dict[str, Any]:
         "unknown_keys": (options.unknown_keys, "count"),
         "where": (options.where, ""),
         "limit": (options.limit, None),
+        "own": ({name: own | _names(own) for name, own in options.own.items()}, {}),
     }
     found |= {name: value for name, (value, default) in given.items() if value != default}
     return found | {"max_rejects": options.max_rejects, "persona": persona}
+
+
+def _names(own: dict[str, Any]) -> dict[str, Any]:
+    """What a dataset has of its own that is no plain value: names as an object, and the folder of its media."""
+    named = {key: dict(own[key]) for key in ("columns", "tags") if key in own}
+    return named | ({"media_dir": str(own["media_dir"])} if "media_dir" in own else {})
 
 
 def run_entry(compiled: list[CompiledDataset], options: CompileOptions) -> RunEntry:
     """Where the parts of the set that is written to `options.out` came from."""
     out = options.out
     entry: RunEntry = {}
+    if options.recipe and isinstance(out, Path):
+        base = Path(os.path.relpath(Path.cwd(), out.resolve())).as_posix()
+        entry["recipe"] = {"base": base} | options.recipe
     if options.tokenizer_source:
         entry["tokenizer"] = options.tokenizer_source
     with_files = [one.dataset for one in compiled if any(unit.info["files"] for unit in one.loaded)]

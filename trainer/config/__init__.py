@@ -5,6 +5,5 @@ shell.py     the call in a shell file, which is read and never run
 dialects.py  the keys of other tools, by the tables in registry/train_configs
 derived.py   their defaults that depend on other keys
 forms.py     values as people write them: lists with commas, 4.0, all-linear
-yaml.py      YAML 1.2: `5e-4` is a number, `no` is a word
 zero.py      DeepSpeed's configuration, with every `auto` filled in
 """

@@ -12,9 +12,9 @@ from typing import Any
 from yaml import YAMLError
 
 import registry
-from schemas import check_config, hub, schema
+from schemas import check_config, hub, schema, yaml
 from schemas.errors import UsageError, nearest
-from trainer.config import derived, dialects, forms, shell, yaml
+from trainer.config import derived, dialects, forms, shell
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from schemas import yaml
 from schemas.errors import InputError, UsageError
 from trainer.config import call as calls
-from trainer.config import yaml
 from trainer.config.call import ASSIGNED, ToolCall
 
 _NAME = re.compile(r"[A-Za-z_]\w*")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError, UsageError, nearest
+from schemas.yaml import text_of
 from trainer.config.config import TrainConfig
-from trainer.config.yaml import text_of
 
 AUTO = "auto"
 PASSED_ON = (

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import registry
+from schemas import yaml
 from schemas.errors import UsageError
 from trainer.config import call as calls
 from trainer.config import config as configs
-from trainer.config import dialects, yaml
+from trainer.config import dialects
 from trainer.config.call import ToolCall
 from trainer.config.shell import Asked
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
+from schemas.digests import content_digest
 from schemas.errors import UsageError
-from schemas.manifest import content_digest
 from trainer.config import zero
 from trainer.config.config import Loaded, TrainConfig
 from trainer.data import media, stream

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from schemas.digests import content_digest
 from schemas.errors import UsageError
-from schemas.manifest import content_digest
 from schemas.order import Ints
 from trainer.data.collate import Collator, tensors
 from trainer.data.order import following

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.config import yaml, zero
+from schemas import yaml
+from trainer.config import zero
 from trainer.models import tune
 from trainer.run.plan import RunPlan
 from trainer.run.schedule import warmup

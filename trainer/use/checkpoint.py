@@ -9,8 +9,9 @@ from typing import Any
 
 from schemas import checkpoint as files
 from schemas.checkpoint import COMPLETE, RUN
+from schemas.digests import content_digest
 from schemas.errors import InputError, IntegrityError
-from schemas.manifest import Manifest, content_digest, read_manifest
+from schemas.manifest import Manifest, read_manifest
 from schemas.stores import AnyPath, path_of
 from trainer.models.digest import digest_of
 

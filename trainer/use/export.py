@@ -21,9 +21,9 @@ import torch
 
 from schemas import own
 from schemas.checkpoint import digest
+from schemas.digests import content_digest
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
-from schemas.manifest import content_digest
 from trainer.models.original import families
 from trainer.models.original.family import Family
 from trainer.models.pretrained import load_model, stored_dtype

@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = parse(text_of(path))
     except FileNotFoundError:
-        raise UsageError(str(path), "no such file", "Give a YAML file; docs/train.md has examples.") from None
+        raise UsageError(str(path), "no such file", "Give a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), f"cannot be read: {error}") from error
     except yaml.YAMLError as error:
