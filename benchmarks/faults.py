@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import faults_flips, faults_kills, faults_mutations
+from benchmarks import faults_flips, faults_kills, faults_mutations, faults_operations
 
 
 class Bench(NamedTuple):
@@ -30,6 +30,7 @@ class Bench(NamedTuple):
 BENCHES = {
     "flips": Bench(faults_flips.run, 400, faults_flips.GOOD),
     "mutations": Bench(faults_mutations.run, 2000, faults_mutations.GOOD),
+    "operations": Bench(faults_operations.run, 300, faults_operations.GOOD),
     "kills": Bench(faults_kills.run, 200, faults_kills.GOOD),
 }
 

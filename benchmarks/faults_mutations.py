@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,11 +60,11 @@ def run(trials: int = 2000, seed: int = 0) -> Counter[str]:
             changed = _changed(draw, case, whole)
             case.file.write_bytes(changed)
             command = draw.choice(case.commands)
-            outcome, said = _outcome(command)
+            came, said = outcome(command)
             case.file.write_bytes(whole)
-            found[outcome] += 1
-            if outcome not in GOOD:
-                print(f"mutations: {case.file.name} by {' '.join(command)}: {outcome}\n{said}", file=sys.stderr)
+            found[came] += 1
+            if came not in GOOD:
+                print(f"mutations: {case.file.name} by {' '.join(command)}: {came}\n{said}", file=sys.stderr)
                 if keep := os.environ.get("BENCH_KEEP"):
                     (Path(keep) / f"{number}-{case.file.name}").write_bytes(changed)
     return found
@@ -107,6 +107,8 @@ def _cases(folder: Path) -> list[Case]:
     looked = (("verify", str(place)), ("inspect", str(place)), planned)
     used = (("verify", str(checkpoint)), ("export", str(checkpoint), str(folder / "exported")))
     shards = sorted(place.rglob("*.arrow"))
+    kept = sorted(path for path in (folder / "cache" / "objects").glob("??/*") if path.suffix in (".json", ".arrow"))
+    cached = (*(("cache", what, *cache[2:]) for what in ("list", "verify")), compiling("--mix", "agent:0.1"))
     return [
         Case(place / "manifest.json", looked, sealed=True),
         Case(place / "manifest.json", looked),
@@ -128,6 +130,7 @@ def _cases(folder: Path) -> list[Case]:
         Case(tokenizer / "tokenizer.json", (own,)),
         Case(tokenizer / "tokenizer_config.json", (own,)),
         *(Case(path, (own,)) for path in sorted(tokenizer.glob("chat_template*"))),
+        *(Case(next(path for path in kept if path.suffix == kind), cached) for kind in (".json", ".arrow")),
     ]
 
 
@@ -177,11 +180,12 @@ def _replace(draw: random.Random, value: Any) -> None:
         node[key] = draw.choice(_ODD)
 
 
-def _outcome(command: Sequence[str]) -> tuple[str, str]:
-    """(what a command came to in a forked process, the end of what it said)."""
+def outcome(command: Sequence[str], prepare: Callable[[], object] = lambda: None) -> tuple[str, str]:
+    """(what a command came to in a forked process, the end of what it said); `prepare` is called there before it."""
     with tempfile.TemporaryFile("w+") as said:
         child = os.fork()
         if child == 0:
+            prepare()
             os._exit(_in_child(command, said.fileno()))
         began = time.monotonic()
         while os.waitpid(child, os.WNOHANG) == (0, 0):
