@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from schemas import check_config
 from schemas.errors import UsageError, nearest
 
@@ -139,7 +141,7 @@ def _load_weights(name: str) -> dict[str, Any]:
 def _own_weights(file: str) -> dict[str, Any]:
     """The weights policy in a file of the user's."""
     try:
-        card: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        card: dict[str, Any] = orjson.loads(Path(file).read_bytes())  # it refuses halves of characters
     except OSError as error:
         hint = "Give a JSON file that describes a policy, or the name of a shipped one."
         raise UsageError(f"--weights {file}", f"cannot be read: {error.strerror}", hint) from error

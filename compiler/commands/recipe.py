@@ -7,6 +7,7 @@ weights or condition. Paths start from the folder of the recipe, as if the comma
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,7 +107,12 @@ def asked_by(given: Mapping[str, Any], context: click.Context) -> dict[str, Any]
 
 
 def to_remember(asked: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """What the manifest keeps of a recipe; `source` says which commit a downloaded tokenizer is of."""
+    """What the manifest keeps of a recipe; `source` says which commit a downloaded tokenizer is of.
+
+    {} where a file's name is no text: neither JSON nor YAML can hold it.
+    """
+    if not _is_text(asked):
+        return {}
     kept = {key: value for key, value in asked.items() if key not in _NOT_REMEMBERED}
     if source:
         kept["tokenizer"] = f"{kept['tokenizer'].partition('@')[0]}@{source['revision']}"
@@ -117,8 +123,18 @@ def save(asked: Mapping[str, Any], path: Path) -> None:
     """Write a recipe; UsageError where a file is in its place. Paths in it start from this process's folder."""
     if path.exists():
         raise UsageError(f"--save-recipe {path}", "a file of this name is there", "Remove it, or give another name.")
+    if not _is_text(asked):
+        raise UsageError(f"--save-recipe {path}", "a file's name is not UTF-8, which YAML cannot hold", "Rename it.")
     base = Path(os.path.relpath(Path.cwd(), path.resolve().parent)).as_posix()
     disk.write(path, yaml.dump(({} if base == "." else {"base": base}) | dict(asked)).encode())
+
+
+def _is_text(asked: Mapping[str, Any]) -> bool:
+    try:
+        json.dumps(asked, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parsed(option: click.Option, value: Any, where: str, context: click.Context) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from compiler import formats
 from compiler.conversation import Kind
@@ -22,7 +23,7 @@ def entries_of(folder: Path) -> dict[str, Any]:
     """The entries of a folder's `dataset_info.json`, by name; {} where it has none."""
     path = folder / "dataset_info.json"
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
+        info = orjson.loads(path.read_bytes())  # it refuses halves of characters
     except FileNotFoundError:
         return {}  # a folder that only holds data of hub datasets
     except ValueError as error:

@@ -154,9 +154,9 @@ _CONSTANT = "the rate of lr_scheduler_type: constant never changes; constant_wit
 _PLAIN = ("constant", "constant_with_warmup")
 
 
-def _is_here(model: str) -> bool:
-    """Whether a model is a folder, or the embedded one."""
-    return model == registry.DEMO_MODEL.name or Path(model).is_dir()
+def _is_here(model: object) -> bool:
+    """Whether a model is a folder, or the embedded one; what is no text is neither, and the schema says so later."""
+    return isinstance(model, str) and (model == registry.DEMO_MODEL.name or Path(model).is_dir())
 
 
 Idle = tuple[str, Callable[[TrainConfig], bool], str]
