@@ -1,0 +1,6 @@
+"""Questions about finished sets: what became of a source row, how two sets differ, what is in a set or a file.
+
+file         what it knows
+why.py       `cli why`: what became of one source row
+again.py     the plan of a set made again from its sources, where the set alone cannot say
+"""
