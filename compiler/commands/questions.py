@@ -1,4 +1,4 @@
-"""`cli why`: questions about sets. The answers are in compiler/questions."""
+"""`cli why` and `cli diff`: questions about sets. The answers are in compiler/questions."""
 
 from __future__ import annotations
 
@@ -56,3 +56,33 @@ def why(out: AnyPath, place: str, sources: bool, as_json: bool, cache: Path) -> 
     for answer in answers:
         for line in said(answer):
             click.echo(shown(line))
+
+
+@click.command(epilog=EXIT_CODES)
+@click.argument("a", type=path_of)
+@click.argument("b", type=path_of)
+@click.option(
+    "--limit", type=click.IntRange(0), default=3, show_default=True, metavar="N", help="Most rows of each kind."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def diff(a: AnyPath, b: AnyPath, limit: int, as_json: bool) -> None:
+    """Compare the compiled sets A and B: rows added, removed and changed, and what was asked otherwise.
+
+    A row is known by its dataset, file, number, part and repeat. It is changed if its ids, its labels or its weights
+    are others, and moved if it is in another split or in another order with the rows that both sets have. The first
+    line says whether content_digest is equal. The exit code is 0 for sets that differ, too; "equal" of --json tells.
+
+    \b
+    Examples:
+      cli diff shards-monday shards
+      cli diff a b --json | jq .counts
+    """
+    from compiler.questions.diff import diff as compare
+    from compiler.questions.diff import said
+
+    found = compare(opened_set(a, "diff"), opened_set(b, "diff"), limit)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for line in said(found, str(a), str(b)):
+        click.echo(shown(line))

@@ -3,4 +3,6 @@
 file         what it knows
 why.py       `cli why`: what became of one source row
 again.py     the plan of a set made again from its sources, where the set alone cannot say
+    diff.py      `cli diff`: rows and settings of two sets compared
+    prints.py    the examples of a set as numbers: identity, and hashes of text, mask and weights
 """

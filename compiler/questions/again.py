@@ -22,8 +22,9 @@ from compiler.datasets.command_line import from_files
 from compiler.datasets.dataset import Dataset
 from compiler.datasets.files import File
 from compiler.datasets.given import Given
+from compiler.inspect.find import Source
 from compiler.options import CompileOptions, MixOptions, Request, UnitOptions
-from compiler.questions.why import Fate, Source, Unknown
+from compiler.questions.why import Fate, Unknown
 from compiler.sets.manifest import dataset_entry
 from compiler.sets.mix import make_plan
 from compiler.sets.rows import examples_of
