@@ -65,7 +65,8 @@ def prints_of(opened: CompiledSet, files: Files) -> Prints:
             found.append([*columns, *_placed(number, start, rows.num_rows)])
             start += rows.num_rows
     if not found:
-        return Prints(*[np.zeros(0, np.uint64)] * 4, *[np.zeros(0, np.int64)] * 6)
+        none: list[npt.NDArray[Any]] = [np.zeros(0, np.uint64)] * 4
+        return Prints(*none, *[np.zeros(0, np.int64)] * 6)
     return Prints(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
