@@ -35,13 +35,13 @@ def why(out: AnyPath, place: str, sources: bool, as_json: bool, cache: Path) -> 
       cli why shards chats.jsonl:4
       cli why shards data.json#/3 --json
     """
-    from compiler.questions.why import Plan, said
+    from compiler.questions.why import RemadePlan, said
     from compiler.questions.why import why as answers_of
 
     opened = opened_set(out, "why")
-    made: list[Plan] = []
+    made: list[RemadePlan] = []
 
-    def make_again() -> Plan:
+    def make_again() -> RemadePlan:
         from compiler.commands import terminal
         from compiler.commands.compile import workers
         from compiler.questions.again import plan_again

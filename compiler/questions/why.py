@@ -45,7 +45,7 @@ class Fate:
     """The first row with the same conversation, and its part."""
 
 
-class Plan(Protocol):
+class RemadePlan(Protocol):
     """The plan of a set, made again."""
 
     def fates(self, source: Source) -> list[Fate]:
@@ -89,7 +89,9 @@ class Answer:
         }
 
 
-def why(opened: CompiledSet, given: str, make_again: Callable[[], Plan], *, sources: bool = False) -> list[Answer]:
+def why(
+    opened: CompiledSet, given: str, make_again: Callable[[], RemadePlan], *, sources: bool = False
+) -> list[Answer]:
     """What became of the rows at a place: one row, in nearly all files. With `sources` they are always read again."""
     if not parse(given):
         raise UsageError(
@@ -105,7 +107,7 @@ def _answer(
     opened: CompiledSet,
     source: Source,
     refused: list[dict[str, Any]],
-    make_again: Callable[[], Plan],
+    make_again: Callable[[], RemadePlan],
     *,
     sources: bool,
 ) -> Answer:
@@ -141,7 +143,7 @@ def _answer(
 
 
 def _from_sources(
-    opened: CompiledSet, answer: Answer, possible: list[str], make_again: Callable[[], Plan], *, found: bool
+    opened: CompiledSet, answer: Answer, possible: list[str], make_again: Callable[[], RemadePlan], *, found: bool
 ) -> None:
     """Complete an answer with what the sources say."""
     try:
