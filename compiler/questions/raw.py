@@ -41,6 +41,8 @@ from schemas.errors import Problem
 from schemas.order import Ints, hashes
 
 MOST_KEYS, OTHERS = 1000, "(other keys)"
+_SHOWN, _WIDE, _LONG = 30, 60, 200
+"""Keys, characters of a key and characters of a note that the text shows."""
 CONFIDENT = 1.96
 """Standard errors to each side."""
 
@@ -262,14 +264,18 @@ def said(found: dict[str, Any]) -> Iterator[str]:
     for one in found["datasets"]:
         broken = f", {one['unreadable']:,} of them unreadable" if one["unreadable"] else ""
         yield f"{one['name']}: {one['rows']:,} rows{broken}, {one['characters']:,} characters"
-        yield f"  {one['note']}" if one["note"] else f"  format {one['format']}"
+        note = one["note"] or f"format {one['format']}"
+        yield f"  {note if len(note) <= _LONG else note[:_LONG] + '...'}"
         yield from (f"  {line}" for line in _tokens(one))
         rows: list[Cells] = [["key", "rows", "share", "characters"]]
         rows += [
-            [key["key"], f"{key['rows']:,}", f"{key['share']:.1%}", f"{key['characters']:,}"] for key in one["keys"]
+            [key["key"][:_WIDE], f"{key['rows']:,}", f"{key['share']:.1%}", f"{key['characters']:,}"]
+            for key in one["keys"][:_SHOWN]
         ]
         if len(rows) > 1:
             yield from (f"  {line}" for line in table(rows))
+        if len(one["keys"]) > _SHOWN:
+            yield f"  ... {len(one['keys']) - _SHOWN:,} more keys; --json has all"
 
 
 def _tokens(one: dict[str, Any]) -> Iterable[str]:

@@ -179,6 +179,8 @@ def _reasons(opened: CompiledSet, entry: DatasetEntry, outcomes: list[str], poss
         left = entry["balance"]["sampled_out"]
         asked = f"#{entry['count']}" if entry["count"] is not None else f":{entry['share']:g}" if entry["share"] else ""
         how = f"--mix {entry['name']}{asked}" if asked else "a limit of its registry entry"
+        if options.get("persona") and entry["name"] == "self-cognition":
+            how = f"--self-cognition {entry['count']}"
         yield f"{how} drew {entry['realized']['rows']:,} examples and left out {left:,} that could be used"
 
 
