@@ -132,6 +132,28 @@ def test_a_row_of_several_examples_is_answered_with_all_of_them(
     assert "--sources tells" in remark
 
 
+def test_datasets_of_a_recipe_are_read_again_each_with_its_own_columns_and_condition(
+    run: Run, ask: Callable[..., Row], tmp_path: Path
+) -> None:
+    chats = write(tmp_path / "chats.jsonl", *({"q": f"q{n % 8}", "a": "a", "score": n} for n in range(12)))
+    plain = write(tmp_path / "plain.jsonl", *(qa(f"q{n}") for n in range(6)))
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(
+        f"datasets:\n  chats:\n    path: {chats}\n    columns: {{instruction: q, output: a}}\n    where: score >= 3\n"
+        f"    rows: 2\n  plain: {{path: {plain}, rows: 4}}\ndedup: exact\n"
+    )
+    run("compile", recipe, "-o", out)
+    for entry in manifest(out)["datasets"]:
+        (file,) = entry["files"]
+        answers = [ask(out, f"{file['file']}:{row + 1}") for row in range(file["rows"])]
+        found = Counter(outcome for answer in answers for outcome in answer["outcomes"])
+        balance = entry["balance"]
+        assert found["left_out"] == balance.get("left_out", 0)
+        assert (found["sampled_out"], found["duplicate"]) == (balance["sampled_out"], balance["duplicates"])
+    assert manifest(out)["balance"]["left_out"] == 3
+    assert "--where 'score >= 3' left out 3 rows of chats" in ask(out, f"{chats}:1")["remarks"]
+
+
 def test_a_pair_is_answered_with_the_tokens_of_both_sides(run: Run, ask: Callable[..., Row], tmp_path: Path) -> None:
     pairs = write(
         tmp_path / "p.jsonl", *({"instruction": f"q{i}", "chosen": "yes", "rejected": "no"} for i in range(3))

@@ -193,6 +193,15 @@ def _request(entry: DatasetEntry, manifest: Manifest) -> Request:
 def _dataset(entry: DatasetEntry, manifest: Manifest, opened: CompiledSet, options: CompileOptions) -> Dataset:
     """A dataset of the set, found where it was."""
     name = entry["name"]
+    own = manifest["options"].get("own", {}).get(name, {})
+    options = replace(
+        options,
+        format=entry["format"],
+        kind=own.get("kind", options.kind),
+        columns=tuple(own["columns"].items()) if "columns" in own else options.columns,
+        tags=tuple(own["tags"].items()) if "tags" in own else options.tags,
+        where=own.get("where", options.where),
+    )
     if entry["sample"]:
         found = Catalogue(options).resolve(name)
     elif name == SELF_COGNITION and manifest["options"].get("persona"):
@@ -204,19 +213,17 @@ def _dataset(entry: DatasetEntry, manifest: Manifest, opened: CompiledSet, optio
                 raise Unknown(f"{file.label} is not there; names of files start at the current folder")
         given = Given(name, files, files[0].path.parent)
         try:
-            found = from_files(name, given, replace(options, format=entry["format"]))
+            found = from_files(name, given, options)
         except Problem as problem:
             raise Unknown(f"{files[0].label} is not the file that was compiled ({problem.what})") from problem
     media = manifest.get("run", {}).get("media", {}).get(name)
-    folder = found.options.media if media is None or isinstance(opened.folder, str) else str(_beside(opened, media))
+    folder = found.options.media
+    if media is not None and isinstance(opened.folder, Path):
+        folder = str((opened.folder / media).resolve())
     found.options = replace(
         found.options, weights=entry["weights"], policy=entry["policy"], where=options.where, media=folder
     )
     return found
-
-
-def _beside(opened: CompiledSet, media: str) -> Path:
-    return (Path(str(opened.folder)) / media).resolve()
 
 
 def _tokenizer(opened: CompiledSet, stack: ExitStack) -> Path:

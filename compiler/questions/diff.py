@@ -16,8 +16,9 @@ import numpy as np
 from compiler.inspect.rows import SplitExamples
 from compiler.questions.prints import Files, Prints, prints_of
 from schemas.arrow import SPLITS
+from schemas.digests import content_digest
 from schemas.errors import UsageError
-from schemas.manifest import Manifest, content_digest
+from schemas.manifest import Manifest
 from schemas.order import Ints
 from schemas.reader import CompiledSet
 

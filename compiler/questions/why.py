@@ -172,7 +172,8 @@ def _reasons(opened: CompiledSet, entry: DatasetEntry, outcomes: list[str], poss
     every, options = {*outcomes, *possible}, opened.manifest["options"]
     if LEFT_OUT in every:
         left = entry["balance"].get("left_out", 0)
-        yield f"--where {options.get('where')!r} left out {left:,} rows of {entry['name']}"
+        condition = options.get("own", {}).get(entry["name"], {}).get("where", options.get("where"))
+        yield f"--where {condition!r} left out {left:,} rows of {entry['name']}"
     if DUPLICATE in every:
         yield f"--dedup {options.get('dedup')} dropped {entry['balance']['duplicates']:,} examples of {entry['name']}"
     if SAMPLED_OUT in every:
