@@ -111,6 +111,10 @@ def test_sources_that_changed_are_not_believed(run: Run, ask: Callable[..., Row]
     answer = ask(out, f"{a}:{gone + 1}")
     assert answer["outcomes"] == ["unknown"] and answer["possible"] == ["sampled_out", "duplicate"]
     assert f"{a} is not the file that was compiled" in " ".join(answer["remarks"])
+    for left in ([qa("one row")], [], ["no row of any format"]):
+        write(a, *left)
+        answer = ask(out, f"{a}:{gone + 1}")
+        assert answer["outcomes"] == ["unknown"] and str(a) in " ".join(answer["remarks"])
 
 
 def test_a_row_of_several_examples_is_answered_with_all_of_them(

@@ -25,7 +25,7 @@ from compiler.datasets.given import Given
 from compiler.inspect.find import Source
 from compiler.options import CompileOptions, MixOptions, Request, UnitOptions
 from compiler.questions.why import Fate, Unknown
-from compiler.sets.manifest import dataset_entry
+from compiler.sets.manifest import dataset_entry, file_entries
 from compiler.sets.mix import make_plan
 from compiler.sets.rows import examples_of
 from compiler.templates.load import DOCUMENT, Template, load_template
@@ -34,7 +34,7 @@ from compiler.units.progress import Watcher
 from compiler.units.run import UnitRun, compile_units
 from compiler.units.task import Setup
 from schemas.arrow import TEST, TRAIN, VAL
-from schemas.errors import Problem
+from schemas.errors import IntegrityError, Problem
 from schemas.manifest import CONVERTED, DatasetEntry, Manifest
 from schemas.order import Ints
 from schemas.reader import CompiledSet
@@ -89,6 +89,17 @@ class Again:
 
 def plan_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher) -> Again:
     """Make the plan of the set again; Unknown if its sources or its making are not as they were."""
+    try:
+        return _plan_again(opened, cache, workers, watcher)
+    except IntegrityError as problem:
+        if problem.where == str(opened.folder):
+            raise  # the set itself is damaged
+        raise Unknown(f"{problem.where}: {problem.what}") from problem
+    except Problem as problem:  # what a compile says of files that changed, or of a cache that it cannot write
+        raise Unknown(f"{problem.where}: {problem.what}") from problem
+
+
+def _plan_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher) -> Again:
     manifest = opened.manifest
     options = _options(manifest, opened, cache, workers)
     datasets = [
@@ -111,12 +122,14 @@ def plan_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher)
         )
         stack.enter_context(in_use(cache, watcher.say))
         compiled = compile_units(UnitRun(options, datasets, setup, tokenizer, dict, watcher)).load()
+        for one, entry in zip(compiled, manifest["datasets"], strict=True):
+            now = file_entries(one)
+            if changed := [file["file"] for file in entry["files"] if file not in now]:
+                raise Unknown(f"{changed[0]} is not the file that was compiled")
         examples = [examples_of(one) for one in compiled]
         plan = make_plan([one.request for one in compiled], examples, options.mixing)
         for i, (one, entry) in enumerate(zip(compiled, manifest["datasets"], strict=True)):
             found = dataset_entry(i, one, examples[i], plan, scanned=False)
-            if changed := [a["file"] for a, b in zip(found["files"], entry["files"], strict=True) if a != b]:
-                raise Unknown(f"{changed[0]} is not the file that was compiled")
             for key in ("balance", "realized", "rejected"):
                 if found[key] != entry[key]:
                     raise Unknown(f"compiled again, {one.dataset.name} does not give the same rows")

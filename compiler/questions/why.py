@@ -156,7 +156,10 @@ def _from_sources(
             answer.possible = possible
         return
     if not fates and not found:
-        answer.absent = [{"part": None, "outcome": LEFT_OUT, "of": None}]
+        if LEFT_OUT in possible:
+            answer.absent = [{"part": None, "outcome": LEFT_OUT, "of": None}]
+        else:
+            answer.possible = possible
     for fate in fates:
         if not fate.drawn:
             of = None if fate.same_as is None else opened.places.place(*fate.same_as[0])
