@@ -16,16 +16,30 @@ from schemas.arrow import IGNORED, OF_SEQUENCES
 
 def read_batch(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
     """The batch in these bytes; ValueError if they are none, or one that could crash what works with it."""
+    batch = _valid(data, schema, schema.names)
+    for problem in _problems(batch):
+        raise ValueError(problem)
+    return batch
+
+
+def read_columns(data: pa.Buffer, schema: pa.Schema, names: list[str]) -> pa.RecordBatch:
+    """Some columns of the batch in these bytes, and nothing of the others; ValueError as in `read_batch`."""
+    batch = _valid(data, schema, names)
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise ValueError(f"{field.name} has no value in {column.null_count} rows")
+    return batch
+
+
+def _valid(data: pa.Buffer, schema: pa.Schema, names: list[str]) -> pa.RecordBatch:
     try:
         message = pa.ipc.read_message(data)
         if _is_compressed(message.metadata):
             raise ValueError("it is compressed, which no shard is")
-        batch = pa.ipc.read_record_batch(message, schema)
+        batch = pa.ipc.read_record_batch(message, schema).select(names)
         batch.validate(full=True)
     except (pa.ArrowException, OSError, struct.error) as error:
         raise ValueError(str(error)) from error
-    for problem in _problems(batch):
-        raise ValueError(problem)
     return batch
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ import pyarrow as pa
 import xxhash
 
 from schemas.arrow import shard_schema
-from schemas.checks import read_batch
+from schemas.checks import read_batch, read_columns
 from schemas.disk import read_regular
 from schemas.errors import InputError, IntegrityError, Problem
 from schemas.manifest import REPLACED, Manifest, ShardEntry, files_of, read_manifest, whole
@@ -226,36 +227,67 @@ class SplitReader:
 
     def batch(self, number: int) -> pa.RecordBatch:
         """Read one batch; IntegrityError with the shard and the rows if it is not as it was written."""
-        shard, inside = self._places[number]
-        entry = self.entries[number]
         data = self._checked(number)
         if data is None:
-            first = sum(batch["rows"] for batch in shard["batches"][:inside])
-            raise self._damage(number, f"batch {inside} (rows {first} to {first + entry['rows'] - 1}) is damaged")
+            raise self._damaged(number)
+        return self._parsed(number, lambda: read_batch(data, self.schema))
+
+    def columns(self, number: int, names: list[str]) -> pa.RecordBatch:
+        """Read some columns of a batch and no bytes of the others; so they are not compared with the batch's digest.
+
+        It is for searches: what is shown of a row is read with `batch`.
+        """
+        shard, entry = self._places[number][0], self.entries[number]
+        with self._as_problems(number):
+            data = self.opened.source.read(shard, entry["offset"], entry["length"])
+        return self._parsed(number, lambda: read_columns(data, self.schema, names))
+
+    def _parsed(self, number: int, parse: Callable[[], pa.RecordBatch]) -> pa.RecordBatch:
+        inside, rows = self._places[number][1], self.entries[number]["rows"]
         try:
-            batch = read_batch(data, self.schema)
+            batch = parse()
         except ValueError as error:
             raise self._damage(number, f"batch {inside} is not as its schema says: {error}") from error
-        if batch.num_rows != entry["rows"]:
-            raise self._damage(number, f"batch {inside} has {batch.num_rows} rows, expected {entry['rows']}")
+        if batch.num_rows != rows:
+            raise self._damage(number, f"batch {inside} has {batch.num_rows} rows, expected {rows}")
         return batch
+
+    def _damaged(self, number: int) -> IntegrityError:
+        first, rows = self.place(number)[1], self.entries[number]["rows"]
+        return self._damage(number, f"batch {self._places[number][1]} (rows {first} to {first + rows - 1}) is damaged")
+
+    def check(self, number: int) -> None:
+        """Raise IntegrityError unless the bytes of a batch have the manifest's digest."""
+        if self._checked(number) is None:
+            raise self._damaged(number)
+
+    def place(self, number: int) -> tuple[ShardEntry, int]:
+        """The shard that has a batch, and the number of the batch's first row in it."""
+        shard, inside = self._places[number]
+        return shard, sum(batch["rows"] for batch in shard["batches"][:inside])
 
     def _checked(self, number: int) -> pa.Buffer | None:
         """Read the bytes of a batch; None if they do not have the manifest's digest, twice."""
         shard, entry = self._places[number][0], self.entries[number]
-        try:
+        with self._as_problems(number):
             for again in (False, True):
                 data = self.opened.source.read(shard, entry["offset"], entry["length"], again=again)
                 if xxhash.xxh3_128_hexdigest(data) == entry["xxh3"]:
                     return data
+        return None
+
+    @contextmanager
+    def _as_problems(self, number: int) -> Iterator[None]:
+        """Raise what happens while a batch's bytes are read as what the user can do something about."""
+        try:
+            yield
         except FileNotFoundError as error:
             raise self._damage(number, str(error.strerror)) from error
         except _WrongSizeError as error:
             raise self._damage(number, str(error)) from error
         except OSError as error:
-            path = self.opened.files / shard["file"]
+            path = self.opened.files / self._places[number][0]["file"]
             raise InputError(str(path), f"cannot be read: {error.strerror or error}") from error
-        return None
 
     def _damage(self, number: int, what: str) -> IntegrityError:
         return self.opened.damage(f"{self._places[number][0]['file']}: {what}")

@@ -395,7 +395,7 @@ def test_a_set_in_a_store_is_the_local_one(store: Store, prefix: str, compile_: 
         assert store.get(f"{prefix}/set/{folder}/{name}") == (tmp_path / "here" / name).read_bytes()
 
 
-def test_inspect_and_verify_work_on_a_set_in_a_store(
+def test_what_reads_sets_works_on_one_in_a_store(
     store: Store, prefix: str, compile_: Compile, rows: Path, tmp_path: Path
 ) -> None:
     uri, path = target(prefix)
@@ -410,6 +410,9 @@ def test_inspect_and_verify_work_on_a_set_in_a_store(
     for question in (["--row", "3"], ["--find", "Answer 7"], ["--rejected"], ["--assert", "user:0"], ["--sample", "2"]):
         assert said("inspect", uri, *question) == said("inspect", str(tmp_path / "here"), *question)
     assert "are whole" in said("verify", uri)
+    for command, *more in (["why", f"{rows}:4"], ["stats", "--json"]):
+        assert said(command, uri, *more) == said(command, str(tmp_path / "here"), *more)
+    assert said("diff", uri, str(tmp_path / "here")).startswith("equal: ")
     shard = f"{prefix}/set/{read_manifest(path)['run']['folder']}/train/shard-00000.arrow"
     data = bytearray(store.get(shard))
     data[len(data) // 2] ^= 1

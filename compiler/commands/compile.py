@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _workers() -> int:
+def workers() -> int:
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -140,7 +141,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
         chosen(given["hub"], "--hub")  # a contradiction is said before anything is downloaded
     if given["tokenizer"] is not None:
         given["tokenizer"], given["tokenizer_source"] = hub.tokenizer(given["tokenizer"], given["hub"])
-    given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else _workers())
+    given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else workers())
     given["only"] = None if given["only"] is None else parse_part(given["only"])
     given |= {"units": _filled(UnitOptions, given), "mixing": _filled(MixOptions, given)}
     return _filled(CompileOptions, given)

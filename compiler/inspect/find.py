@@ -34,7 +34,7 @@ def by_row(split: SplitExamples, given: str, limit: int) -> tuple[list[int], str
         if not 0 <= int(given) < split.num_rows:
             raise UsageError(where, f"{split.name} has rows 0 to {split.num_rows - 1}")
         return [int(given)], ""
-    sources = _sources(split.opened, given, where)
+    sources = sources_at(split.opened, given, where)
     found = sorted(number for source in sources for number in _of_source(split, source))
     if not found:
         raise UsageError(where, f"it is not in {split.name}", _whereabouts(split, sources))
@@ -45,8 +45,11 @@ def by_row(split: SplitExamples, given: str, limit: int) -> tuple[list[int], str
     return found[:limit], "; ".join(notes)
 
 
-def _sources(opened: CompiledSet, given: str, where: str) -> list[Source]:
-    """The source rows at a place: one, but for objects that begin on one line, or one name of two datasets' files."""
+def sources_at(opened: CompiledSet, given: str, where: str) -> list[Source]:
+    """The source rows at a place: one, but for objects that begin on one line, or one name of two datasets' files.
+
+    `where` is the place as the command line has it: with its option, where it has one.
+    """
     readings = parse(given)
     if not readings:
         hint = "--row 0, --row chats.jsonl:4, --row data.json#/3"
@@ -60,7 +63,7 @@ def _sources(opened: CompiledSet, given: str, where: str) -> list[Source]:
     having = [(dataset, file) for dataset, file in files if file["file"] in found]
     sources = [source for dataset, file in having for source in _at(opened, dataset, file, place)]
     if not sources:
-        raise _no_row(opened, *having[0], place, where)
+        raise _no_row(opened, *having[0], place, where, where.removesuffix(given))
     return sources
 
 
@@ -83,7 +86,7 @@ def _at(opened: CompiledSet, dataset: str, file: FileEntry, place: Place) -> lis
     return [(dataset, name, row) for row in rows]
 
 
-def _no_row(opened: CompiledSet, dataset: str, file: FileEntry, place: Place, where: str) -> UsageError:
+def _no_row(opened: CompiledSet, dataset: str, file: FileEntry, place: Place, where: str, option: str) -> UsageError:
     """The error for a place at which no row of the file begins: where rows are."""
     name, last = file["file"], file["rows"] - 1
     lines = opened.places.lines(dataset, name)
@@ -93,13 +96,15 @@ def _no_row(opened: CompiledSet, dataset: str, file: FileEntry, place: Place, wh
         what = f"{name} is an array or a table, whose rows are counted from 0, not by lines"
         if not opened.places.known:
             what = "an earlier version compiled the set, without the lines of its rows"
-        return UsageError(where, what, f"Name the row by its number: --row {spell(name, min(place.line, last), None)}")
+        return UsageError(
+            where, what, f"Name the row by its number: {option}{spell(name, min(place.line, last), None)}"
+        )
     near = lines.around(place.line)
     what = "no row begins on this line" if place.line else "lines are counted from 1"
     limit = opened.manifest["options"].get("limit")
     if limit is not None and near[-1] < place.line:  # behind what was read
         what += f", of those that --limit {limit} read"
-    return UsageError(where, what, f"The nearest: {' and '.join(f'--row {spell(name, 0, line)}' for line in near)}")
+    return UsageError(where, what, f"The nearest: {' and '.join(f'{option}{spell(name, 0, line)}' for line in near)}")
 
 
 def _of_source(split: SplitExamples, source: Source) -> list[int]:

@@ -229,7 +229,7 @@ def dataset_entry(
         "policy": one.dataset.options.policy,
         "sample": one.dataset.sample,
         "source": one.dataset.source,
-        "files": _files(one),
+        "files": file_entries(one),
         "share": one.request.share,
         "count": one.request.count,
         "target": draw.target,
@@ -253,7 +253,7 @@ def dataset_entry(
     }
 
 
-def _files(one: CompiledDataset) -> list[FileEntry]:
+def file_entries(one: CompiledDataset) -> list[FileEntry]:
     """Each file: its rows, and a digest over the digests of its units."""
     rows: Counter[str] = Counter()
     digests: dict[str, Any] = {}

@@ -1,0 +1,11 @@
+"""Questions about finished sets: what became of a source row, how two sets differ, what is in a set or a file.
+
+file         what it knows
+why.py       `cli why`: what became of one source row
+again.py     the plan of a set made again from its sources, where the set alone cannot say
+    diff.py      `cli diff`: rows and settings of two sets compared
+    prints.py    the examples of a set as numbers: identity, and hashes of text, mask and weights
+    figures.py   `cli stats` of a set
+    raw.py       `cli stats` of files that are not compiled
+    table.py     tables of plain text
+"""
