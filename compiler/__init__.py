@@ -21,6 +21,7 @@
     conversation.py  the types of a row on its way
     options.py       everything that a compile can be asked
     inspect/         what a finished set holds and trains
+    convert/         a finished set in the layouts of other trainers
     commands/        the command line
     api.py           the same from Python: `compiler.compile`, `compiler.open`; docs/python.md
 

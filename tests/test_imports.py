@@ -26,7 +26,7 @@ FLOORS = [
     for line in """
     cli compiler.api
     compiler.commands                                                       trainer.commands
-    compiler.pipeline compiler.inspect                                      trainer.train trainer.use trainer.api
+    compiler.pipeline compiler.inspect compiler.convert                     trainer.train trainer.use trainer.api
     compiler.sets                                                           trainer.run
     compiler.units                                                          trainer.data
     compiler.proof                                        trainer.predict trainer.objectives trainer.follow

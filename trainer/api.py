@@ -89,7 +89,7 @@ class TrainingData(torch.utils.data.Dataset[Row]):
         if not self.drop_weights:
             self._check_weights(rows)
         batch = self.collate(rows)
-        found = {name: batch[name] for name in ("input_ids", "labels", "attention_mask") if name in batch}
+        found: Batch = {name: batch[name] for name in ("input_ids", "labels", "attention_mask") if name in batch}
         if self.collate.packed:
             found["position_ids"] = batch["position_ids"]
             found["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, -100)  # nothing predicts those
