@@ -44,12 +44,12 @@ def convert_command(out: AnyPath, target: str, folder: Path, as_json: bool, **as
       cli convert packed --to megatron-bridge -o packed-parquet --split train
     """
     from compiler.commands import terminal
-    from compiler.convert.convert import Asked, convert
+    from compiler.convert.convert import Choices, convert
     from compiler.convert.targets import TARGETS as TABLE
 
     with terminal.watch("converting") as watcher:
         result = convert(
-            opened_set(out, "convert"), TABLE[target], folder, Asked(**asked), partial(watcher.linked, target)
+            opened_set(out, "convert"), TABLE[target], folder, Choices(**asked), partial(watcher.linked, target)
         )
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))

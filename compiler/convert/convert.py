@@ -27,7 +27,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Asked:
+class Choices:
     """What a conversion was asked for."""
 
     splits: Sequence[str] = ()
@@ -37,7 +37,7 @@ class Asked:
 
 
 def convert(
-    opened: CompiledSet, target: Target, out: Path, asked: Asked, done: Callable[[int, int], None]
+    opened: CompiledSet, target: Target, out: Path, asked: Choices, done: Callable[[int, int], None]
 ) -> dict[str, Any]:
     """Write the set for the target to `out`; return what was written, as `cli convert --json` prints it.
 
@@ -72,7 +72,7 @@ def convert(
     return result | {"out": str(out)}
 
 
-def _job(opened: CompiledSet, target: Target, asked: Asked) -> Job:
+def _job(opened: CompiledSet, target: Target, asked: Choices) -> Job:
     """The conversion, after the checks that need no rows."""
     to = f"--to {target.name}"
     if opened.kind not in target.kinds:
@@ -98,7 +98,7 @@ def _others(kind: str) -> str:
     return f"For {kind} sets: {', '.join(f'--to {name}' for name, one in TARGETS.items() if kind in one.kinds)}."
 
 
-def _splits(opened: CompiledSet, asked: Asked) -> list[str]:
+def _splits(opened: CompiledSet, asked: Choices) -> list[str]:
     found = [name for name in SPLITS if opened.shards(name)]
     for name in asked.splits:
         if name not in found:
@@ -124,7 +124,7 @@ def _batches(split: SplitReader, job: Job, *, follows: bool) -> Iterator[tuple[i
         batch = after
 
 
-def _weighted(batch: pa.RecordBatch, job: Job, asked: Asked) -> int:
+def _weighted(batch: pa.RecordBatch, job: Job, asked: Choices) -> int:
     """The number of rows with weights other than 1 on trained tokens; UsageError unless these may be dropped."""
     weights = batch.column("loss_weights")
     if weights.null_count == len(weights) or job.kind in ("preference", "kto"):
