@@ -22,8 +22,38 @@
     options.py       everything that a compile can be asked
     inspect/         what a finished set holds and trains
     questions/       what became of a row, how two sets differ, figures of sets and of files
+    convert/         a finished set in the layouts of other trainers
     commands/        the command line
+    api.py           the same from Python: `compiler.compile`, `compiler.open`; docs/python.md
 
 docs/architecture.md follows one row through the steps, with printed values.
 """
 # finetune-data-compiler: by this name cli.py knows its own packages.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compiler.api import OpenSet
+    from schemas.stores import AnyPath
+
+
+def open(where: str | AnyPath) -> OpenSet:
+    """Open the compiled set in a folder, or at s3://BUCKET/SETS/NAME. Errors are those of `schemas.errors`."""
+    from compiler.api import open_set  # what it needs is imported when it is called
+
+    return open_set(where)
+
+
+def compile(*files: str | Path, **options: Any) -> OpenSet:
+    """Compile files as `cli compile` does, and open the set that was written.
+
+    `options` are those of the command by their long names: `val_size=0.05`, `mix="chats:1,bench:2"`, `pack=4096`,
+    `shuffle=False`. A list repeats an option. Errors are those of `schemas.errors`; warnings go to stderr.
+    """
+    from compiler.api import compile_files
+
+    return compile_files(files, options)

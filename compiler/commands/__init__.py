@@ -5,6 +5,7 @@ compile_options.py  its options, under the headings of its help
 recipe.py           what it is asked, as a file or as a set remembers it
 sets.py             cli inspect, cli verify
 questions.py        cli why, cli diff, cli stats
+convert.py          cli convert
 formats.py          cli formats
 cache.py            cli cache
 report.py           what cli compile prints at its end
@@ -16,8 +17,9 @@ completion.py       completion in bash, zsh and fish
 
 from compiler.commands.cache import cache
 from compiler.commands.compile import compile_
+from compiler.commands.convert import convert_command
 from compiler.commands.formats import formats
 from compiler.commands.questions import diff, stats, why
 from compiler.commands.sets import inspect, verify
 
-COMMANDS = (compile_, inspect, stats, why, diff, verify, formats, cache)
+COMMANDS = (compile_, inspect, stats, why, diff, verify, convert_command, formats, cache)

@@ -54,7 +54,7 @@ def compile_(**given: Any) -> None:
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
     gc.set_threshold(100_000)  # there is little cyclic garbage; looking for it is a twentieth of a small compile
-    with _asked(given) as options:
+    with asked_options(given) as options:
         _compile(options, given)
 
 
@@ -91,7 +91,7 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _asked(given: dict[str, Any]) -> Iterator[CompileOptions]:
+def asked_options(given: dict[str, Any]) -> Iterator[CompileOptions]:
     """The options of a compile, in the folder from which its paths start while the block runs."""
     from compiler.commands import recipe
 
