@@ -4,6 +4,7 @@ compile.py          cli compile
 compile_options.py  its options, under the headings of its help
 recipe.py           what it is asked, as a file or as a set remembers it
 sets.py             cli inspect, cli verify
+html_report.py      cli report
 formats.py          cli formats
 cache.py            cli cache
 report.py           what cli compile prints at its end
@@ -16,6 +17,7 @@ completion.py       completion in bash, zsh and fish
 from compiler.commands.cache import cache
 from compiler.commands.compile import compile_
 from compiler.commands.formats import formats
+from compiler.commands.html_report import report_
 from compiler.commands.sets import inspect, verify
 
-COMMANDS = (compile_, inspect, verify, formats, cache)
+COMMANDS = (compile_, inspect, report_, verify, formats, cache)

@@ -76,11 +76,11 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
     if as_json and style != "text":
         raise UsageError(f"--json --format {style}", "they do not go together", "Choose one of them.")
     chosen = Query(**query)
-    if not show(_opened(out, "inspect"), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
+    if not show(opened_set(out, "inspect"), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
         sys.exit(4)
 
 
-def _opened(out: AnyPath, command: str) -> CompiledSet:
+def opened_set(out: AnyPath, command: str) -> CompiledSet:
     """Open the set. A file is either rows that are not compiled yet, or a part of a set."""
     from schemas.arrow import MANIFEST
     from schemas.reader import CompiledSet
@@ -117,7 +117,7 @@ def verify(out: AnyPath, as_json: bool) -> None:
     from compiler.sets.verify import find_damage
 
     while True:
-        opened = _opened(out, "verify")
+        opened = opened_set(out, "verify")
         problems = find_damage(opened, lambda shards: terminal.track(shards, "verifying"))
         if not problems or not opened.was_replaced():
             break
