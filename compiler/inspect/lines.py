@@ -65,7 +65,7 @@ class _Writer:
         """Write the lines, with brackets around tokens of one weight."""
         for weight, tokens in groupby(self._tokens, key=lambda token: token.weight):
             if weight:
-                self._put("⟦" if weight == 1 else f"⟦{weight_text(weight)}:", MARK)
+                self._put("⟦" if weight == 1 else f"⟦{_number(weight)}:", MARK)
             self._apart = True
             for token, count in repeated(tokens):
                 self._token(token, CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED, count)
@@ -118,6 +118,5 @@ def repeated(tokens: Iterable[Token]) -> Iterator[tuple[Token, int]]:
             yield from ((token, 1) for token in same)
 
 
-def weight_text(weight: float) -> str:
-    """A weight as it was given."""
+def _number(weight: float) -> str:
     return repr(round(weight, 4))  # 1.1 is 1.100000023841858 as a float32

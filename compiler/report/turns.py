@@ -13,7 +13,7 @@ from itertools import accumulate, groupby
 from typing import Any
 
 from compiler.encode.shapes import TEMPLATE
-from compiler.inspect.lines import repeated, weight_text
+from compiler.inspect.lines import repeated
 from compiler.inspect.marks import NEWLINE, SPACE, glyphs
 from compiler.inspect.tokens import Token
 from schemas.arrow import IGNORED
@@ -120,7 +120,7 @@ def _parts(tokens: list[Token], role: str, media: dict[int, dict[str, Any]], sta
 
 def _runs(tokens: list[Token], media: dict[int, dict[str, Any]], start: int) -> Iterator[Run]:
     for weight, group in groupby(tokens, key=lambda token: token.weight):
-        run = Run(_style(weight), f"×{weight_text(weight)}" if weight not in (0, 1) else "")
+        run = Run(_style(weight), f"×{_number(weight)}" if weight not in (0, 1) else "")
         for token, count in repeated(group):
             text = visible(token.text) if not token.control else visible(token.text).replace("\n", "")
             shown = Shown(text, _title(token), _token_style(token), count, media.get(start))
@@ -137,11 +137,15 @@ def _style(weight: float) -> str:
     return "context" if not weight else "trained" if weight == 1 else "more" if weight > 1 else "less"
 
 
+def _number(weight: float) -> str:
+    return f"{round(weight, 4):g}"  # 1.1 is 1.100000023841858 as a float32
+
+
 def _token_style(token: Token) -> str:
     return "control" if token.control else "alike" if token.looks_like_control else ""
 
 
 def _title(token: Token) -> str:
-    said = f"id {token.id}, label {token.label}, weight {weight_text(token.weight)}"
+    said = f"id {token.id}, label {token.label}, weight {_number(token.weight)}"
     said += f", {visible(token.key)}" if token.key else ""
     return said + (", text that looks like a control token" if token.looks_like_control else "")
