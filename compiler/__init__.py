@@ -21,6 +21,7 @@
     conversation.py  the types of a row on its way
     options.py       everything that a compile can be asked
     inspect/         what a finished set holds and trains
+    report/          the same as one HTML page
     commands/        the command line
 
 docs/architecture.md follows one row through the steps, with printed values.

@@ -59,7 +59,7 @@ def report_(out: AnyPath, output: AnyPath, shown: int, seed: int, open_it: bool,
         seed=seed,
         track=lambda batches: terminal.track(batches, "reading", "batches"),
     )
-    size = write_report(made, path)
+    size = write_report(made.html, path)
     if as_json:
         summary = {
             "version": 1,
@@ -75,5 +75,5 @@ def report_(out: AnyPath, output: AnyPath, shown: int, seed: int, open_it: bool,
     else:
         rejected = f", {made.rejected_shown:,} of {made.rejected:,} rejected rows" if made.rejected else ""
         click.echo(f"wrote {path}: {made.shown:,} of {made.rows:,} rows{rejected}, {size / 1e6:.1f} MB")
-    if open_it and not click.launch(path.absolute().as_uri()) == 0:
+    if open_it and click.launch(path.absolute().as_uri()) != 0:
         click.echo(f"no browser could be opened; open {path} yourself", err=True)

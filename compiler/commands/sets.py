@@ -76,7 +76,9 @@ def inspect(out: AnyPath, rejected: bool, style: str, as_json: bool, checks: tup
     if as_json and style != "text":
         raise UsageError(f"--json --format {style}", "they do not go together", "Choose one of them.")
     chosen = Query(**query)
-    if not show(opened_set(out, "inspect"), chosen, rejected=rejected, checks=checks, style="json" if as_json else style):
+    if not show(
+        opened_set(out, "inspect"), chosen, rejected=rejected, checks=checks, style="json" if as_json else style
+    ):
         sys.exit(4)
 
 

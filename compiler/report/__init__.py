@@ -2,7 +2,7 @@
 
     from compiler.report import make_report, row_html, write_report
     report = make_report(CompiledSet.open("shards"), remarks=[], shown=100, seed=0)
-    write_report(report, Path("report.html"))
+    write_report(report.html, Path("report.html"))
     row_html(row)                 a row that compiler.inspect decoded, as HTML for a page or a notebook
 
 1. All numbers come from the manifest and from one pass over the rows. Memory does not grow with the set.

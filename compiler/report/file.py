@@ -6,7 +6,6 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import Protocol
 
 from schemas.disk import flush
 from schemas.errors import InputError, UsageError
@@ -14,10 +13,6 @@ from schemas.stores import AnyPath
 
 MARK = b"<!doctype html><!-- finetune-data-compiler: report -->"
 """What a report begins with. A file that begins otherwise is not replaced."""
-
-
-class _Page(Protocol):
-    html: str
 
 
 def check_place(path: AnyPath, of_set: AnyPath) -> Path:
@@ -35,17 +30,18 @@ def check_place(path: AnyPath, of_set: AnyPath) -> Path:
     except FileNotFoundError:
         return path
     if not stat.S_ISREG(kind):
-        raise UsageError(where, "expected a file or nothing, found a folder, a link or a device", "Choose another name.")
+        raise UsageError(
+            where, "expected a file or nothing, found a folder, a link or a device", "Choose another name."
+        )
     with path.open("rb") as file:
         if file.read(len(MARK)) != MARK:
             raise UsageError(where, "it exists and is not a report", "Remove it, or choose another name.")
     return path
 
 
-def write_report(report: _Page, path: Path) -> int:
+def write_report(html: str, path: Path) -> int:
     """Write the file beside its place and put it there in one step; return its size."""
-    data = report.html.encode("utf-8", "replace")
-    assert data.startswith(MARK)
+    data = html.encode("utf-8", "replace")
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.absolute().parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

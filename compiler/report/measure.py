@@ -87,8 +87,9 @@ def measure(opened: CompiledSet, shown: int, seed: int, track: Track = iter) -> 
         lambda: (np.empty(0), np.empty(0, np.int64))
     )
     splits = [opened.split(name) for name in opened.manifest["splits"]]
+    names = {entry["name"]: place for place, entry in enumerate(opened.manifest["datasets"])}
     starts = dict.fromkeys(opened.manifest["splits"], 0)
-    for split, number in track([(split, number) for split in splits for number in range(len(split.entries))]):
+    for split, number in track([(one, number) for one in splits for number in range(len(one.entries))]):
         batch = split.batch(number)
         if opened.is_packed:
             found.fills += _fills(batch, opened.manifest["packing"]["length"])
@@ -97,6 +98,8 @@ def measure(opened: CompiledSet, shown: int, seed: int, track: Track = iter) -> 
         keys = generator.random(len(lengths))
         found.too_long += int((lengths > LONGEST).sum())
         for name, rows in _by_dataset(batch):
+            if name not in names:
+                raise opened.damage(f"rows of the dataset {name!r}, which the manifest does not list")
             found.figures.setdefault(name, Figures()).add(lengths[rows], trained[rows], tokens[rows])
             short = rows[lengths[rows] <= LONGEST]
             earlier = drawn[split.name, name]
@@ -107,8 +110,7 @@ def measure(opened: CompiledSet, shown: int, seed: int, track: Track = iter) -> 
         starts[split.name] += len(lengths)
     turns = [(turn, key, int(n)) for key, (_, numbers) in drawn.items() for turn, n in enumerate(numbers)]
     order = {name: place for place, name in enumerate(opened.manifest["splits"])}
-    names = {entry["name"]: place for place, entry in enumerate(opened.manifest["datasets"])}
-    turns.sort(key=lambda one: (one[0], order[one[1][0]], names.get(one[1][1], len(names))))
+    turns.sort(key=lambda one: (one[0], order[one[1][0]], names[one[1][1]]))
     found.drawn = [(split_name, number) for _, (split_name, _), number in turns[:shown]]
     return found
 

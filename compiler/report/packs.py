@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,8 +29,7 @@ class Pack:
         """(begin, width, whether it is this one) of each example, in thousandths of the pack."""
         edges = np.cumsum([0, *self.lengths]) * 1000 / max(self.room, 1)
         return [
-            (round(float(a), 2), round(float(b - a), 2), n == self.here)
-            for n, (a, b) in enumerate(zip(edges, edges[1:], strict=False))
+            (round(float(a), 2), round(float(b - a), 2), n == self.here) for n, (a, b) in enumerate(pairwise(edges))
         ]
 
 

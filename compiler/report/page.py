@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -62,12 +61,16 @@ def make_report(
         "drawn": len(measured.drawn),
     }
     style, script = _asset("row.css") + _asset("page.css"), _asset("page.js")
-    html = _environment().get_template("page.jinja").render(
-        **context,
-        mark=MARK.decode(),
-        style=style,
-        script=script,
-        policy=_policy(style, script),
+    return (
+        _environment()
+        .get_template("page.jinja")
+        .render(
+            **context,
+            mark=MARK.decode(),
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+        )
     )
     counts = sum(reason.rows for reason in reasons), sum(len(reason.first) for reason in reasons)
     return Report(html, context["total"], len(rows), *counts)
@@ -114,21 +117,24 @@ def _row(row: ShownRow, said: Sequence[str], pack: Pack | None, thumbs: dict[int
         common = shared(row.tokens, row.rejected_tokens)
         sides = [("chosen", turns_of(row.tokens, media, common))]
         sides += [("rejected", turns_of(row.rejected_tokens, media, common))]
-    html = _environment().get_template("row.jinja").render(
-        row=row,
-        place=visible(row.place).replace("\n", ""),
-        said=said,
-        pack=pack,
-        turns=turns_of(row.tokens[:common], media),
-        sides=sides,
-        roles=_roles(row),
-        map=trained_map(row),
-        begin=_begin(row),
-        template=TEMPLATE[0],
-        opened=opened,
-        around=(FIRST, LAST),
+    html = (
+        _environment()
+        .get_template("row.jinja")
+        .render(
+            row=row,
+            place=visible(row.place).replace("\n", ""),
+            said=said,
+            pack=pack,
+            turns=turns_of(row.tokens[:common], media),
+            sides=sides,
+            roles=_roles(row),
+            map=trained_map(row),
+            begin=_begin(row),
+            template=TEMPLATE[0],
+            opened=opened,
+            around=(FIRST, LAST),
+        )
     )
-    return html
 
 
 def _roles(row: ShownRow) -> list[str]:
@@ -164,7 +170,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """The page's Content-Security-Policy: its own style and script by their hashes, images in the page, else nothing."""
+    """The page's Content-Security-Policy: its own style and script by their hashes, images in it, nothing else."""
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from compiler.inspect.marks import visible
 from compiler.report.charts import edges_of, fill_chart, length_chart, share_chart
-from compiler.report.measure import Figures, Measured
+from compiler.report.measure import Measured
 from compiler.sets.readme import asked, held_out
 from schemas.manifest import BALANCE, DatasetEntry, Manifest
 from schemas.reader import CompiledSet
@@ -35,7 +35,7 @@ def sections(opened: CompiledSet, measured: Measured, remarks: list[str]) -> dic
     return {
         "title": str(opened.folder),
         "manifest": manifest,
-        "facts": _facts(opened, measured.figures),
+        "facts": _facts(opened),
         "splits": [(name, split) for name, split in manifest["splits"].items()],
         "mix": _mix(manifest, entries),
         "more_datasets": len(manifest["datasets"]) - len(entries),
@@ -54,7 +54,7 @@ def sections(opened: CompiledSet, measured: Measured, remarks: list[str]) -> dic
     }
 
 
-def _facts(opened: CompiledSet, figures: dict[str, Figures]) -> list[tuple[str, str]]:
+def _facts(opened: CompiledSet) -> list[tuple[str, str]]:
     manifest = opened.manifest
     splits = manifest["splits"].values()
     tokens, trained = (sum(split[what] for split in splits) for what in ("tokens", "trained_tokens"))
@@ -69,8 +69,9 @@ def _facts(opened: CompiledSet, figures: dict[str, Figures]) -> list[tuple[str, 
         ("template", manifest["template"]["name"]),
     ]
     if (media := manifest.get("media")) is not None:
-        facts.append(("media", f"{media['name']}: {media.get('images', 0):,} images, {media.get('videos', 0):,} videos"))
-    assert examples == sum(one.rows for one in figures.values())
+        facts.append(
+            ("media", f"{media['name']}: {media.get('images', 0):,} images, {media.get('videos', 0):,} videos")
+        )
     return facts
 
 
