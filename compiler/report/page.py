@@ -61,7 +61,7 @@ def make_report(
         "drawn": len(measured.drawn),
     }
     style, script = _asset("row.css") + _asset("page.css"), _asset("page.js")
-    return (
+    html = (
         _environment()
         .get_template("page.jinja")
         .render(
@@ -117,7 +117,7 @@ def _row(row: ShownRow, said: Sequence[str], pack: Pack | None, thumbs: dict[int
         common = shared(row.tokens, row.rejected_tokens)
         sides = [("chosen", turns_of(row.tokens, media, common))]
         sides += [("rejected", turns_of(row.rejected_tokens, media, common))]
-    html = (
+    return (
         _environment()
         .get_template("row.jinja")
         .render(
