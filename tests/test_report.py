@@ -238,7 +238,7 @@ def test_nothing_of_a_hostile_row_becomes_a_tag_or_an_attribute(hostile: Path) -
     found = Reader(page)
     assert found.tags.count("script") == 1
     assert not {"img", "iframe", "object", "link", "base"} & set(found.tags)
-    assert not [name for name, _ in found.attributes if name.startswith("on") or name in ("href", "src") and False]
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
     assert all(value.startswith("#") for name, value in found.attributes if name == "href")
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", page)
     assert rejects(hostile / "rejects.jsonl")[0]["reason"] in page
@@ -252,7 +252,7 @@ def test_a_hostile_row_runs_nothing_in_a_browser(hostile: Path, browser: Any) ->
     page = Page(browser, hostile.parent / "report.html")
     page.tab.click("#f-open")
     assert page.tab.evaluate("window.hacked") is None
-    assert page.tab.locator(".row").first.locator("i", has_text="script").count() > 0  # it is there, as text
+    assert "<script>window.hacked=1</script>" in page.tab.locator("#list").inner_text()  # it is there, as text
     assert page.said == []
     assert page.asked == [(hostile.parent / "report.html").as_uri()]
     # The policy holds by itself, were something not escaped.
@@ -283,7 +283,7 @@ def test_rows_are_shown_and_filtered_in_a_browser_without_a_request(
     assert page.shown("#list .row") == 0
     page.tab.fill("#f-text", "")
     page.tab.select_option("#f-role", "system")
-    assert 0 < page.shown("#list .row")
+    assert page.shown("#list .row") > 0
     page.tab.select_option("#f-role", "")
     page.tab.keyboard.press("Escape")
     page.tab.locator("h1").click()
