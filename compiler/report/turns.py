@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from compiler.encode.shapes import TEMPLATE
@@ -93,14 +93,24 @@ def visible(text: str) -> str:
 
 
 def _turns(tokens: Sequence[Token], media: dict[int, dict[str, Any]], start: int) -> Iterator[Turn]:
+    texts = dict(enumerate(_texts(tokens), start))
     for role, group in groupby(tokens, key=lambda token: token.role):
         inside = list(group)
         trained = sum(token.label != IGNORED for token in inside)
-        yield Turn(role, list(_parts(inside, role, media, start)), len(inside), trained)
+        yield Turn(role, list(_parts(inside, role, texts, media, start)), len(inside), trained)
         start += len(inside)
 
 
-def _parts(tokens: list[Token], role: str, media: dict[int, dict[str, Any]], start: int) -> Iterator[Part]:
+def _texts(tokens: Sequence[Token]) -> list[str]:
+    """What is shown for each token. Whether a space could be missed depends on its neighbours in other tokens."""
+    shown = [glyph + "\n" if glyph == NEWLINE else glyph for glyph in glyphs("".join(t.text for t in tokens), _MARKS)]
+    ends = [0, *accumulate(len(token.text) for token in tokens)]
+    return ["".join(shown[a:b]) for a, b in pairwise(ends)]
+
+
+def _parts(
+    tokens: list[Token], role: str, texts: dict[int, str], media: dict[int, dict[str, Any]], start: int
+) -> Iterator[Part]:
     """Cut a message at the tags in its text; a token belongs to the part in which it begins."""
     kinds = [""] * len(tokens)
     if role != TEMPLATE[0]:
@@ -114,15 +124,15 @@ def _parts(tokens: list[Token], role: str, media: dict[int, dict[str, Any]], sta
     at = 0
     for kind, group in groupby(kinds):
         count = len(list(group))
-        yield Part(kind, list(_runs(tokens[at : at + count], media, start + at)))
+        yield Part(kind, list(_runs(tokens[at : at + count], texts, media, start + at)))
         at += count
 
 
-def _runs(tokens: list[Token], media: dict[int, dict[str, Any]], start: int) -> Iterator[Run]:
+def _runs(tokens: list[Token], texts: dict[int, str], media: dict[int, dict[str, Any]], start: int) -> Iterator[Run]:
     for weight, group in groupby(tokens, key=lambda token: token.weight):
         run = Run(_style(weight), f"×{_number(weight)}" if weight not in (0, 1) else "")
         for token, count in repeated(group):
-            text = visible(token.text) if not token.control else visible(token.text).replace("\n", "")
+            text = texts[start].replace("\n", "") if token.control else texts[start]
             shown = Shown(text, _title(token), _token_style(token), count, media.get(start))
             start += count
             if shown.text or shown.media:
