@@ -18,7 +18,7 @@ _RAW = 1200
 
 
 @dataclass
-class Reason:
+class RejectedFor:
     """One reason: how often it is given for which dataset, and the first rows."""
 
     name: str
@@ -31,14 +31,14 @@ class Reason:
         return self.datasets.total()
 
 
-def reasons_of(opened: CompiledSet) -> list[Reason]:
+def reasons_of(opened: CompiledSet) -> list[RejectedFor]:
     """The reasons, the most frequent first."""
-    found: dict[str, Reason] = {}
+    found: dict[str, RejectedFor] = {}
     if "rejects.jsonl" not in opened.manifest["files"]:
         return []
     shown = 0
     for entry in rejects(opened):
-        reason = found.setdefault(entry["reason"], Reason(entry["reason"]))
+        reason = found.setdefault(entry["reason"], RejectedFor(entry["reason"]))
         reason.datasets[entry["dataset"]] += 1
         if len(reason.first) < EACH and shown < ALL:
             shown += 1

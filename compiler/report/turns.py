@@ -41,7 +41,7 @@ class Shown:
 
 
 @dataclass
-class Run:
+class TokenRun:
     """Neighbouring tokens of one weight. `mark` is "×2" before a run whose weight is not 1."""
 
     style: str
@@ -50,11 +50,11 @@ class Run:
 
 
 @dataclass
-class Part:
+class MessagePart:
     """A part of a message: thinking, a call, or neither ("")."""
 
     kind: str
-    runs: list[Run] = field(default_factory=list)
+    runs: list[TokenRun] = field(default_factory=list)
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Turn:
     """A message, what the template wrote between two messages, or a gap: so many tokens that are left out."""
 
     role: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[MessagePart] = field(default_factory=list)
     tokens: int = 0
     trained: int = 0
     gap: int = 0
@@ -110,7 +110,7 @@ def _texts(tokens: Sequence[Token]) -> list[str]:
 
 def _parts(
     tokens: list[Token], role: str, texts: dict[int, str], media: dict[int, dict[str, Any]], start: int
-) -> Iterator[Part]:
+) -> Iterator[MessagePart]:
     """Cut a message at the tags in its text; a token belongs to the part in which it begins."""
     kinds = [""] * len(tokens)
     if role != TEMPLATE[0]:
@@ -124,13 +124,15 @@ def _parts(
     at = 0
     for kind, group in groupby(kinds):
         count = len(list(group))
-        yield Part(kind, list(_runs(tokens[at : at + count], texts, media, start + at)))
+        yield MessagePart(kind, list(_runs(tokens[at : at + count], texts, media, start + at)))
         at += count
 
 
-def _runs(tokens: list[Token], texts: dict[int, str], media: dict[int, dict[str, Any]], start: int) -> Iterator[Run]:
+def _runs(
+    tokens: list[Token], texts: dict[int, str], media: dict[int, dict[str, Any]], start: int
+) -> Iterator[TokenRun]:
     for weight, group in groupby(tokens, key=lambda token: token.weight):
-        run = Run(_style(weight), f"×{_number(weight)}" if weight not in (0, 1) else "")
+        run = TokenRun(_style(weight), f"×{_number(weight)}" if weight not in (0, 1) else "")
         for token, count in repeated(group):
             text = texts[start].replace("\n", "") if token.control else texts[start]
             shown = Shown(text, _title(token), _token_style(token), count, media.get(start))
