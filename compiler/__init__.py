@@ -23,6 +23,7 @@
     inspect/         what a finished set holds and trains
     questions/       what became of a row, how two sets differ, figures of sets and of files
     convert/         a finished set in the layouts of other trainers
+    report/          the same as one HTML page
     commands/        the command line
     api.py           the same from Python: `compiler.compile`, `compiler.open`; docs/python.md
 

@@ -26,7 +26,7 @@ FLOORS = [
     for line in """
     cli compiler.api
     compiler.commands                                                       trainer.commands
-    compiler.pipeline compiler.questions compiler.convert                   trainer.train trainer.use trainer.api
+    compiler.pipeline compiler.questions compiler.convert compiler.report   trainer.train trainer.use trainer.api
     compiler.sets compiler.inspect                                          trainer.run
     compiler.units                                                          trainer.data
     compiler.proof                                        trainer.predict trainer.objectives trainer.follow
@@ -196,5 +196,5 @@ def test_the_digest_of_the_code_covers_every_module_that_compiles_a_unit_or_cert
     assert all(next(ROOT.glob(pattern), None) for pattern in DECIDES_BYTES)
     assert len(found) > 60
     assert {modules()[module] for module in found} <= covered
-    for room_ in ("inspect", "questions", "commands", "sets", "datasets"):
+    for room_ in ("inspect", "questions", "convert", "report", "commands", "sets", "datasets"):
         assert not covered & set((ROOT / "compiler" / room_).rglob("*")), room_

@@ -6,6 +6,7 @@ recipe.py           what it is asked, as a file or as a set remembers it
 sets.py             cli inspect, cli verify
 questions.py        cli why, cli diff, cli stats
 convert.py          cli convert
+html_report.py      cli report
 formats.py          cli formats
 cache.py            cli cache
 report.py           what cli compile prints at its end
@@ -19,7 +20,8 @@ from compiler.commands.cache import cache
 from compiler.commands.compile import compile_
 from compiler.commands.convert import convert_command
 from compiler.commands.formats import formats
+from compiler.commands.html_report import report_
 from compiler.commands.questions import diff, stats, why
 from compiler.commands.sets import inspect, verify
 
-COMMANDS = (compile_, inspect, stats, why, diff, verify, convert_command, formats, cache)
+COMMANDS = (compile_, inspect, report_, stats, why, diff, verify, convert_command, formats, cache)

@@ -96,11 +96,11 @@ class _Display(Watcher):
 
         self._at("storing", done / max(total, 1), figures)
 
-    def counted(self, done: int, total: int) -> None:
-        """Say how many of the files are done."""
+    def counted(self, done: int, total: int, what: str) -> None:
+        """Say how many of the files, or of whatever they are, are done."""
 
         def figures(seconds: float) -> list[str]:
-            return [f"{done:,} of {total:,} files", f"{done / seconds:,.1f} files/s"]
+            return [f"{done:,} of {total:,} {what}", f"{done / seconds:,.1f} {what}/s"]
 
         self._at(self.work.name, done / max(total, 1), figures)
 
@@ -192,11 +192,11 @@ def _lines(watcher: _Display) -> Iterator[None]:
         thread.join()
 
 
-def track(items: Sequence[T], name: str = "checking") -> Iterator[T]:
-    """Yield the items, which are files to check, and show how many are done."""
+def track(items: Sequence[T], name: str = "checking", what: str = "files") -> Iterator[T]:
+    """Yield the items, such as files to check, and show how many are done."""
     with watch(name) as watcher:
         for number, item in enumerate(items):
-            watcher.counted(number, len(items))
+            watcher.counted(number, len(items), what)
             yield item
 
 

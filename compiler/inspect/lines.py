@@ -67,7 +67,7 @@ class _Writer:
             if weight:
                 self._put("⟦" if weight == 1 else f"⟦{_number(weight)}:", MARK)
             self._apart = True
-            for token, count in _repeated(tokens):
+            for token, count in repeated(tokens):
                 self._token(token, CONTEXT if not weight else TRAINED if weight == 1 else WEIGHTED, count)
             if weight:
                 self._lines[-1].parts.append(("⟧", MARK))
@@ -108,7 +108,7 @@ class _Writer:
         parts.append((shown, style))
 
 
-def _repeated(tokens: Iterable[Token]) -> Iterator[tuple[Token, int]]:
+def repeated(tokens: Iterable[Token]) -> Iterator[tuple[Token, int]]:
     """Yield each token with 1; a control token that repeats (an image's) comes once, with its number of repeats."""
     for control, run in groupby(tokens, key=lambda token: token.id if token.control else -1):
         same = list(run)

@@ -24,10 +24,10 @@ _MISSED_SPACE = re.compile(r"(?<= ) | (?= )| (?=\n|$)")
 _JOINER = "\u200d"
 
 
-def glyphs(text: str) -> list[str]:
-    """What is shown for each character: all are visible, and none acts on the terminal."""
+def glyphs(text: str, marks: frozenset[str] = _MARKS) -> list[str]:
+    """What is shown for each character: all are visible, and none acts on the terminal or is taken for a mark."""
     missed = {match.start() for match in _MISSED_SPACE.finditer(text)}
-    return [SPACE if i in missed else _glyph(char) for i, char in enumerate(text)]
+    return [SPACE if i in missed else _glyph(char, marks) for i, char in enumerate(text)]
 
 
 def visible(text: str) -> str:
@@ -45,10 +45,10 @@ def occurrences(text: str, find: str | None) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(re.escape(find), text)] if find else []
 
 
-def _glyph(char: str) -> str:
+def _glyph(char: str, marks: frozenset[str]) -> str:
     if char in _PICTURES:
         return _PICTURES[char]
     category = unicodedata.category(char)
     # Cn (unassigned) is shown: newer emoji than this Python knows are Cn.
-    hidden = char in _MARKS or (category[0] in "CZ" and category != "Cn" and char not in (" ", _JOINER))
+    hidden = char in marks or (category[0] in "CZ" and category != "Cn" and char not in (" ", _JOINER))
     return f"<U+{ord(char):04X}>" if hidden else char

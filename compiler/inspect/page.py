@@ -87,8 +87,8 @@ class Page:
         self._print(Text())
         title = (f"━━ {visible(row.place)}", MARK)
         self._print(Text.assemble(title, (f" ━━ {row.dataset} ━━ row {row.row} of {row.split}", QUIET)))
-        self._print(Text(f"   {_facts(row, manifest)}", QUIET))
-        self._print(Text.assemble("   ", (_map(row), TRAINED[0])))
+        self._print(Text(f"   {' · '.join(facts(row, manifest))}", QUIET))
+        self._print(Text.assemble("   ", (trained_map(row), TRAINED[0])))
         for match in _matches(row, find):
             self._print(match)
         self._body(row, find)
@@ -130,21 +130,22 @@ def cut(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[:length]}…"
 
 
-def _facts(row: ShownRow, manifest: Manifest) -> str:
+def facts(row: ShownRow, manifest: Manifest) -> list[str]:
+    """How long a row is, how much of it is trained and by which rules, and what is special about it."""
     weights = next(entry["weights"] for entry in manifest["datasets"] if entry["name"] == row.dataset)
     template = manifest["template"]
     length = row.length + (len(row.rejected_tokens) if row.rejected_tokens else 0)
     seen = length + _unseen(row)
     tokens = f"{length:,} tokens" + (f" ({seen:,} as the model sees them)" if seen != length else "")
-    facts = [tokens, f"{row.num_trained:,} trained ({row.num_trained / length:.1%})"]
+    found = [tokens, f"{row.num_trained:,} trained ({row.num_trained / length:.1%})"]
     provenance = textwrap.shorten(template["provenance"], 60, placeholder=" …")
-    facts += [f"template {template['name']} ({provenance})", f"weights {weights}"]
-    facts += [f"repeat {row.repeat}"] if row.repeat else []
-    facts += [f"example {row.part + 1} of its row"] if row.part else []
-    facts += [f"repaired: {', '.join(row.repairs)}"] if row.repairs else []
-    facts += ["desirable" if row.desirable else "not desirable"] if row.desirable is not None else []
-    facts += [_media(kind, media) for kind, media in (("image", row.images), ("video", row.videos)) if media]
-    return " · ".join(facts)
+    found += [f"template {template['name']} ({provenance})", f"weights {weights}"]
+    found += [f"repeat {row.repeat}"] if row.repeat else []
+    found += [f"example {row.part + 1} of its row"] if row.part else []
+    found += [f"repaired: {', '.join(row.repairs)}"] if row.repairs else []
+    found += ["desirable" if row.desirable else "not desirable"] if row.desirable is not None else []
+    found += [_media(kind, media) for kind, media in (("image", row.images), ("video", row.videos)) if media]
+    return found
 
 
 def _unseen(row: ShownRow) -> int:
@@ -162,7 +163,7 @@ def _media(kind: str, media: list[dict[str, Any]]) -> str:
     return f"{kind}{'s' if len(media) > 1 else ''} {', '.join(shown)}"
 
 
-def _map(row: ShownRow) -> str:
+def trained_map(row: ShownRow) -> str:
     """A map of the row from start to end: the darker, the more of it is trained."""
     trained = np.array([token.weight > 0 for token in row.tokens])
     parts = np.array_split(trained, min(60, len(trained)))

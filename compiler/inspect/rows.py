@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -14,12 +15,12 @@ from schemas.packs import unpacked
 from schemas.reader import CompiledSet
 
 
-def rejects(opened: CompiledSet) -> list[dict[str, Any]]:
-    """The entries of rejects.jsonl, each with its place."""
-    entries: list[dict[str, Any]] = [json.loads(line) for line in opened.read_file("rejects.jsonl").splitlines()]
-    for entry in entries:
+def rejects(opened: CompiledSet) -> Iterator[dict[str, Any]]:
+    """Yield the entries of rejects.jsonl, each with its place."""
+    for line in io.BytesIO(opened.read_file("rejects.jsonl")):
+        entry: dict[str, Any] = json.loads(line)
         entry["place"] = opened.places.place(entry["dataset"], entry["file"], entry["row"], entry["pointer"])
-    return entries
+        yield entry
 
 
 class SplitExamples:

@@ -1,0 +1,79 @@
+"""`cli report`: a set as one HTML file that shows what it is and which tokens are trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from compiler.commands.sets import opened_set
+from schemas.errors import EXIT_CODES
+from schemas.stores import AnyPath, path_of
+
+
+@click.command("report", epilog=EXIT_CODES)
+@click.argument("out", type=path_of)
+@click.option(
+    "-o",
+    "--output",
+    type=path_of,
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+    help="The file to write. One that exists is replaced only if it is a report.",
+)
+@click.option(
+    "--rows",
+    "shown",
+    type=click.IntRange(0, 2000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Most rows to show. The file stays below 5 MB: of long rows fewer are shown, and the page says so.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed by which rows are drawn.")
+@click.option("--open", "open_it", is_flag=True, help="Open the file in the browser.")
+@click.option("--json", "as_json", is_flag=True, help="Print where the report is and what it shows as JSON.")
+def report_(out: AnyPath, output: AnyPath, shown: int, seed: int, open_it: bool, as_json: bool) -> None:
+    """Write a report of the compiled set OUT: one HTML file, which needs no network and runs nothing from the data.
+
+    OUT is a folder, or s3://BUCKET/SETS/NAME. The report shows the mix as it came out, lengths and trained shares,
+    the balance, rejected rows by reason, remarks, and rows with their tokens: which are trained, and with which weight.
+
+    \b
+    Examples:
+      cli report shards
+      cli report shards -o shards.html --rows 300 --open
+    """
+    from compiler.commands import terminal
+    from compiler.commands.report import remarks
+    from compiler.report import check_place, make_report, write_report
+
+    opened = opened_set(out, "report")
+    path: Path = check_place(output, opened.folder)
+    made = make_report(
+        opened,
+        remarks=remarks(opened.manifest),
+        shown=shown,
+        seed=seed,
+        track=lambda batches: terminal.track(batches, "reading", "batches"),
+    )
+    size = write_report(made.html, path)
+    if as_json:
+        summary = {
+            "version": 1,
+            "report": str(path),
+            "bytes": size,
+            "set": opened.manifest["digest"],
+            "rows": made.rows,
+            "rows_shown": made.shown,
+            "rejected": made.rejected,
+            "rejected_shown": made.rejected_shown,
+        }
+        click.echo(json.dumps(summary, ensure_ascii=False))
+    else:
+        rejected = f", {made.rejected_shown:,} of {made.rejected:,} rejected rows" if made.rejected else ""
+        click.echo(f"wrote {path}: {made.shown:,} of {made.rows:,} rows{rejected}, {size / 1e6:.1f} MB")
+    if open_it and click.launch(path.absolute().as_uri()) != 0:
+        click.echo(f"no browser could be opened; open {path} yourself", err=True)
