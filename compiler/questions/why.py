@@ -97,7 +97,7 @@ def why(
         raise UsageError(
             given, "expected FILE:LINE or FILE#/ROW", "chats.jsonl:4 or data.json#/3, as messages name rows"
         )
-    refused = rejects(opened)
+    refused = list(rejects(opened))
     return [
         _answer(opened, source, refused, make_again, sources=sources) for source in sources_at(opened, given, given)
     ]
