@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from compiler.commands.compile_options import SECTIONS
 from schemas import check_config, disk, yaml
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest
-from schemas.stores import AnyPath, StorePath
+from schemas.stores import SCHEME, AnyPath, StorePath
 
 _NOT_IN_IT = ("as_json", "only", "save_recipe", "made_from")
 """Options about one run of a command, by the names of their parameters."""
@@ -29,6 +30,7 @@ _NOT_REMEMBERED = ("out", "cache", "workers", "engine", "ray_address")
 _PATHS = ("registries", "media_dir", "self_cognition_file", "tokenizer", "weights", "cache", "out")
 """Parameters that are paths, or may be."""
 _SPLITS = ("val", "test")
+_QUERY = re.compile(rf"(\b{SCHEME}[^?]+)\?.*")
 
 
 class Recipe(NamedTuple):
@@ -109,14 +111,23 @@ def asked_by(given: Mapping[str, Any], context: click.Context) -> dict[str, Any]
 def to_remember(asked: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest keeps of a recipe; `source` says which commit a downloaded tokenizer is of.
 
-    {} where a file's name is no text: neither JSON nor YAML can hold it.
+    {} where a file's name is no text: neither JSON nor YAML can hold it. Where an object store is reached is left out.
     """
     if not _is_text(asked):
         return {}
-    kept = {key: value for key, value in asked.items() if key not in _NOT_REMEMBERED}
+    kept = {key: _without_query(value) for key, value in asked.items() if key not in _NOT_REMEMBERED}
     if source:
         kept["tokenizer"] = f"{kept['tokenizer'].partition('@')[0]}@{source['revision']}"
     return kept
+
+
+def _without_query(value: Any) -> Any:
+    """The value, in which URIs of object stores have no query."""
+    if isinstance(value, dict):
+        return {key: _without_query(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_query(one) for one in value]
+    return _QUERY.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def save(asked: Mapping[str, Any], path: Path) -> None:
