@@ -488,13 +488,13 @@ def test_a_resume_of_another_run_is_refused(data: Path, packed: Path, make: Make
 
 
 def test_a_set_that_was_compiled_again_is_the_same_to_a_checkpoint(data: Path, make: Make, tmp_path: Path) -> None:
-    run = make(max_steps=1, save_steps=1)
+    run = make(max_steps=1, save_strategy="steps", save_steps=1)
     train(data, run)
     files = [data.parent / f"{name}.jsonl" for name in ("plain", "other")]
     again = compile_set(tmp_path / "again", *files, "--val-size", 6, "--max-rejects", "2%")
     manifests = [stream.TrainingSet.open(str(one)).manifest for one in (data, again)]
     assert manifests[0]["digest"] != manifests[1]["digest"]
-    run = make(max_steps=2, save_steps=1)
+    run = make(max_steps=2, save_strategy="steps", save_steps=1)
     train(again, run, "--resume", "yes")
     assert checkpoint(run, 2).is_dir()
     outcome = runner().invoke(main, ["export", str(checkpoint(run, 2)), str(tmp_path / "out"), "--set", str(data)])
