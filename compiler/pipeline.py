@@ -46,8 +46,7 @@ from compiler.sets.rows import examples_of, rows_of
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.progress import Done, Watcher
-from compiler.units.run import UnitRun, compile_units
-from compiler.units.task import Setup
+from compiler.units.run import UnitRun, compile_units, setup_of
 from schemas import install
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION
 from schemas.errors import UsageError
@@ -169,15 +168,7 @@ def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Temp
     for warning in (_demo_tokenizer(datasets, options), _other_name(template, options)):
         if warning:
             watcher.say(warning)
-    setup = Setup(
-        options=options.units,
-        tokenizer=str(options.tokenizer.resolve()),
-        tokenizer_digest=tokenizer.digest,
-        template=options.template,
-        template_digest=template.digest,
-        documents=documents,
-        vision=template.program.rendering.vision is not None,
-    )
+    setup = setup_of(options, tokenizer, template, documents=documents)
     certify = partial(certificate_of, template, tokenizer, special_text, options.cache)
     return UnitRun(options, datasets, setup, tokenizer, certify, watcher), kind, template
 

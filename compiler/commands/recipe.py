@@ -18,6 +18,8 @@ import click
 from click.core import ParameterSource
 
 from compiler.commands.compile_options import SECTIONS
+from compiler.options import OWN, quoted
+from registry import weights
 from schemas import check_config, disk, yaml
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest
@@ -153,7 +155,7 @@ def _parsed(option: click.Option, value: Any, where: str, context: click.Context
     if value is None:
         return option.get_default(context)
     if isinstance(value, dict):
-        value = [f"{name}={_quoted(key)}" for name, key in value.items()]
+        value = [f"{name}={quoted(key)}" for name, key in value.items()]
     if option.multiple and isinstance(value, str):
         value = [value]
     try:
@@ -164,8 +166,6 @@ def _parsed(option: click.Option, value: Any, where: str, context: click.Context
 
 def _with_datasets(given: dict[str, Any], datasets: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The parameters with the datasets of a recipe as files, shares of the mix, and options of their own."""
-    from compiler.options import quoted
-
     asked: dict[str, dict[str, Any]] = {
         name: {"share": one} if isinstance(one, int | float) else one or {} for name, one in datasets.items()
     }
@@ -180,21 +180,12 @@ def _with_datasets(given: dict[str, Any], datasets: Mapping[str, Any], where: st
     return given | {"own": {name: one for name, one in own.items() if one}}
 
 
-def _quoted(key: str) -> str:
-    from compiler.options import quoted
-
-    return quoted(key)
-
-
 def _amount(one: Mapping[str, Any]) -> str:
     return f":{one['share']}" if "share" in one else f"#{one['rows']}" if "rows" in one else ""
 
 
 def _own(one: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
     """Yield the options of a dataset's own."""
-    from compiler.options import OWN
-    from registry import weights
-
     for key in (key for key in OWN if key in one):
         value = one[key]
         if key in ("columns", "tags"):

@@ -35,8 +35,7 @@ from compiler.templates.load import load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset
 from compiler.units.progress import Watcher
-from compiler.units.run import UnitRun, compile_units
-from compiler.units.task import Setup
+from compiler.units.run import UnitRun, compile_units, setup_of
 from schemas.errors import Problem
 from schemas.order import Ints, hashes
 
@@ -154,15 +153,7 @@ def _compiled(dataset: Dataset, options: CompileOptions, watcher: Watcher) -> Co
     """The dataset's units, compiled."""
     tokenizer, documents = Tokenizer.load(options.tokenizer), dataset.options.kind == Kind.PRETRAIN
     template = load_template(options.template, tokenizer, documents=documents)
-    setup = Setup(
-        options=options.units,
-        tokenizer=str(options.tokenizer.resolve()),
-        tokenizer_digest=tokenizer.digest,
-        template=options.template,
-        template_digest=template.digest,
-        documents=documents,
-        vision=template.program.rendering.vision is not None,
-    )
+    setup = setup_of(options, tokenizer, template, documents=documents)
     with in_use(options.cache, watcher.say):
         run = UnitRun(options, [(dataset, Request(dataset.name))], setup, tokenizer, dict, watcher)
         (found,) = compile_units(run).load()

@@ -18,6 +18,7 @@ from typing import Any
 from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request
 from compiler.proof.encoders import agree, choose, refuse
+from compiler.templates.load import Template
 from compiler.tokenizer.encoders import FAST, REFERENCE
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units import local, ray
@@ -30,6 +31,19 @@ FEW_UNITS = 4
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
 """With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
 about two seconds, when a unit of text takes a fifth of one. Units with images take longer."""
+
+
+def setup_of(options: CompileOptions, tokenizer: Tokenizer, template: Template, *, documents: bool) -> Setup:
+    """What the units of a compile share: its options, tokenizer and template."""
+    return Setup(
+        options=options.units,
+        tokenizer=str(options.tokenizer.resolve()),
+        tokenizer_digest=tokenizer.digest,
+        template=options.template,
+        template_digest=template.digest,
+        documents=documents,
+        vision=template.program.rendering.vision is not None,
+    )
 
 
 @dataclass(frozen=True)
