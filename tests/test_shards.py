@@ -968,7 +968,7 @@ def test_publishing_replaces_its_own_files_and_nothing_else(run: Run, tmp_path: 
     (out / "notes.txt").write_text("mine")
     run("compile", tmp_path / "x.jsonl", "-o", out)
     assert sorted(path.name for path in out.iterdir()) == [
-        "README.md", "lines.jsonl", "manifest.json", "notes.txt", "rejects.jsonl", "tokenizer", "train"
+        "README.md", "encoders.json", "lines.jsonl", "manifest.json", "notes.txt", "rejects.jsonl", "tokenizer", "train"
     ]  # fmt: skip
     assert verify(out) == (0, [])
 

@@ -54,7 +54,8 @@ class Store:
         deadline = time.monotonic() + 60
         while True:
             try:
-                self.put("ready", b"")
+                self.put("ready", b"bytes")  # without bytes it would need no volume, and say nothing of the volumes
+                self.get("ready")
             except Exception:  # noqa: BLE001  # connection refused, no bucket yet, no volume yet
                 if self.server.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the store did not start:\n{self._log()}") from None
