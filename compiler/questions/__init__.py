@@ -2,7 +2,7 @@
 
 file         what it knows
 why.py       `cli why`: what became of one source row
-again.py     the plan of a set made again from its sources, where the set alone cannot say
+again.py     what became of the rows that a set does not hold, by its plan made again
     diff.py      `cli diff`: rows and settings of two sets compared
     prints.py    the examples of a set as numbers: identity, and hashes of text, mask and weights
     figures.py   `cli stats` of a set

@@ -16,6 +16,7 @@ import numpy as np
 
 from compiler.inspect.find import Source, sources_at
 from compiler.inspect.rows import SplitExamples, rejects
+from compiler.sets.again import Unknown
 from schemas.arrow import SPLITS
 from schemas.errors import Reason, UsageError
 from schemas.manifest import DatasetEntry
@@ -27,10 +28,6 @@ LEFT_OUT, SAMPLED_OUT, DUPLICATE, IN_SHARDS = "left_out", "sampled_out", "duplic
 REJECTED, CLEANED, UNKNOWN = "rejected", "cleaned", "unknown"
 _OF_BALANCE = {"left_out": LEFT_OUT, "sampled_out": SAMPLED_OUT, "duplicates": DUPLICATE}
 """What can become of a row that leaves no trace in the set."""
-
-
-class Unknown(Exception):
-    """The reason why the plan cannot be made again, as the end of a sentence."""
 
 
 @dataclass(frozen=True)

@@ -17,5 +17,6 @@ folder.py      a set in a folder: locked, written aside, exchanged with the old 
 own.py         what in a folder is a set's own, and what runs leave there
 store.py       a set in an object store: published by one conditional put
 verify.py      every byte of a set against its manifest
+again.py       the plan of a set, made again from its sources
 contents.py    the manifest against the rows: counts, tokens, balance, provenance
 """

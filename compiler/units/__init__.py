@@ -7,6 +7,7 @@ plan.py      the units of the datasets, and which of them the cache lacks
 run.py       the plan run by an engine, and run again where a proof failed
 task.py      what a unit is compiled with, and the name of its object
 unit.py      one unit compiled: rows to conversations to columns to an object
+warm.py      what a process does before its first unit
 local.py     the engine on this machine: this process, or several
 processes.py the processes of that engine, whose death is never waited for
 ray.py       the engine on a Ray cluster

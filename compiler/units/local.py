@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 from compiler.proof.encoders import Trial
 from compiler.units.processes import STOPPING, Worker, interrupts_held
 from compiler.units.task import OnOutcome, Outcome, Setup, Task, Trouble
-from compiler.units.unit import run_unit, trial, warm_up
+from compiler.units.unit import run_unit
+from compiler.units.warm import trial, warm_up
 
 R = TypeVar("R")
 

@@ -51,7 +51,7 @@ class UnitPlan:
         seen: set[str] = set()
         waiting: deque[tuple[Task, Future[objects.Object | None]]] = deque()
         with ThreadPoolExecutor(1) as loader:
-            for task in self._units():
+            for task in self.units():
                 if task.key not in seen:
                     seen.add(task.key)
                     waiting.append((task, loader.submit(self._usable, task.key)))
@@ -71,7 +71,7 @@ class UnitPlan:
             one.loaded = [self.found[r.key] if r.key in self.found else self._load(r) for r in one.records]
         return self.compiled
 
-    def _units(self) -> Iterator[Task]:
+    def units(self) -> Iterator[Task]:
         """Yield every unit as the task that compiles it, and record it."""
         sizes = [[size_of(file.path) for file in dataset.files] for dataset, _ in self.datasets]
         total, before, number = sum(map(sum, sizes)), 0, count()

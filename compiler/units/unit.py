@@ -10,7 +10,7 @@ import gc
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -29,7 +29,6 @@ from compiler.encode.shapes import Owner, Rendered
 from compiler.encode.tokens import Encoded, encode
 from compiler.encode.weigh import Policy
 from compiler.media.embedded import without_base64
-from compiler.proof.encoders import Trial, try_fast
 from compiler.read import FileKind, Row, lines_of_items, read
 from compiler.rows.lift import Preparer
 from compiler.rows.secrets import FIRST, kinds_in, quotes
@@ -40,14 +39,14 @@ from compiler.tokenizer.encoders import version_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.task import Outcome, Setup, Task, Trouble
 from schemas.arrow import OBJECT
-from schemas.errors import IntegrityError, Problem, Reason, Reject, RowError
+from schemas.errors import IntegrityError, Reason, Reject, RowError
 
 BATCH = 512
 """Rows encoded in one call: enough for the tokenizer, small enough to bound memory."""
 
 
 @lru_cache(maxsize=2)
-def _tools(setup: Setup) -> tuple[Tokenizer, Template]:
+def tools_of(setup: Setup) -> tuple[Tokenizer, Template]:
     """The tokenizer and template of a setup, loaded once in each process."""
     tokenizer = Tokenizer.load(Path(setup.tokenizer))
     template = load_template(
@@ -70,22 +69,7 @@ def _tools(setup: Setup) -> tuple[Tokenizer, Template]:
 def _maker(setup: Setup, card: str) -> SequenceMaker:
     """What makes sequences with a weights policy, a JSON text; the shapes that it has met serve later units too."""
     policy = Policy.from_card(json.loads(card))
-    return SequenceMaker(*_tools(setup), policy, setup.options.system == "merge")
-
-
-def warm_up(setup: Setup) -> None:
-    """Load what units with this setup will need, in the process that will compile them.
-
-    What is wrong with it is for the first unit to say.
-    """
-    with suppress(Problem):
-        tokenizer, _ = _tools(setup)
-        tokenizer.load_fast()
-
-
-def trial(setup: Setup) -> Trial:
-    """Try the fast encoder of this process on awkward texts."""
-    return try_fast(_tools(setup)[0])
+    return SequenceMaker(*tools_of(setup), policy, setup.options.system == "merge")
 
 
 def run_unit(task: Task) -> Outcome:
@@ -99,6 +83,12 @@ def run_unit(task: Task) -> Outcome:
     samples = compiler.tokenizer.pop_samples()
     objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
     return Outcome(samples=samples, rows=compiler.counts["read"], rejected=len(compiler.rejects))
+
+
+def examples_of(task: Task) -> Iterator[Example]:
+    """Yield the examples of the unit, in the order of its object, which does not hold their conversations."""
+    for kept in _UnitCompiler(task).examples():
+        yield from kept
 
 
 @contextmanager
@@ -131,7 +121,7 @@ class _UnitCompiler:
 
     def __init__(self, task: Task) -> None:
         self.task, self.options, self.read_as = task, task.setup.options, task.read_as
-        self.tokenizer, self.template = _tools(task.setup)
+        self.tokenizer, self.template = tools_of(task.setup)
         rendering = self.template.program.rendering
         self.preparer = Preparer(
             self.read_as, self.options, rendering.vision, rendering.no_vision, lambda: rendering.takes_calls,
@@ -151,9 +141,15 @@ class _UnitCompiler:
         """The first rows with each kind of secret."""
 
     def run(self) -> None:
+        for kept in self.examples():
+            if kept:
+                self.batches.append(columns_of(kept, self.task.unit, self.owners))
+
+    def examples(self) -> Iterator[list[Example]]:
+        """Yield the examples of each batch of rows."""
         rows = read(self.task.unit)
         for first in rows:
-            self._compile(self._noted(chain([first], islice(rows, BATCH - 1))))
+            yield self._compile(self._noted(chain([first], islice(rows, BATCH - 1))))
 
     def _noted(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Pass rows on, count them, and note where they, or a session's items, do not begin on consecutive lines."""
@@ -170,8 +166,8 @@ class _UnitCompiler:
                     self.lines.append((number, line))
             yield row
 
-    def _compile(self, rows: Iterable[Row]) -> None:
-        """Compile a batch of rows: to conversations, to sequences, to tokens, to examples, to columns.
+    def _compile(self, rows: Iterable[Row]) -> list[Example]:
+        """Compile a batch of rows: to conversations, to sequences, to tokens, to examples.
 
         Rows are read one by one: each may hold images, which are gone from memory once it is a conversation.
         """
@@ -200,8 +196,7 @@ class _UnitCompiler:
                 kept += self._examples(pending, sides)
             except RowError as error:
                 self._reject(pending.row, error.reject)
-        if kept:
-            self.batches.append(columns_of(kept, self.task.unit, self.owners))
+        return kept
 
     def _chosen(self, rows: list[Row]) -> list[Row]:
         """The rows that meet the condition, and those that are no objects, which become rejects."""

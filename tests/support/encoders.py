@@ -11,7 +11,7 @@ import pytest
 
 from compiler.tokenizer import encoders
 from compiler.tokenizer.encoders import FastEncoder, Ids
-from compiler.units.unit import _tools
+from compiler.units.unit import tools_of
 
 
 def long_files(folder: Path, count: int) -> list[Path]:
@@ -48,5 +48,5 @@ def use_wrong(patch: pytest.MonkeyPatch) -> None:
     The faults that fastokens has are found before it is used, so one that is not has to be made.
     """
     patch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
-    patch.setattr("compiler.units.unit._tools", _tools.__wrapped__)
+    patch.setattr("compiler.units.unit.tools_of", tools_of.__wrapped__)
     patch.setattr(encoders, "FastEncoder", Wrong)
