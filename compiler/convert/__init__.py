@@ -8,7 +8,8 @@ columns.py          what targets share: masks, replies, the pairs of KTO
 hf.py               TRL, Unsloth, Transformers' Trainer, axolotl
 llamafactory.py     LLaMA-Factory's tokenized_path
 megatron_bridge.py  packed Parquet of Megatron-Bridge
-files.py            Parquet and Arrow files of a split, in pieces
+messages.py         the conversations as OpenAI's messages, read again from the sources
+files.py            the files of a split
 card.py             README.md of the folder
 folder.py           the folder: written aside, marked, and put in its place whole
 convert.py          a conversion from its checks to its card: start reading here

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from compiler.convert.base import Job, Target
+from compiler.convert.base import Bools, Job, RowLines, Target
 from compiler.convert.card import card
 from compiler.convert.columns import edges
 from compiler.convert.files import SplitFiles
@@ -37,11 +38,17 @@ class Choices:
 
 
 def convert(
-    opened: CompiledSet, target: Target, out: Path, asked: Choices, done: Callable[[int, int], None]
+    opened: CompiledSet,
+    target: Target,
+    out: Path,
+    asked: Choices,
+    done: Callable[[int, int], None],
+    lines: Callable[[Path], AbstractContextManager[RowLines]] | None = None,
 ) -> dict[str, Any]:
     """Write the set for the target to `out`; return what was written, as `cli convert --json` prints it.
 
-    `done` is told how many rows of all are written. Problems leave nothing behind.
+    `done` is told how many rows of all are written. `lines` reads the sources again for a target that is made from
+    them; it may write into the folder that it is given. Problems leave nothing behind.
     """
     job, splits = _job(opened, target, asked), _splits(opened, asked)
     if isinstance(opened.folder, Path) and out.resolve().is_relative_to(opened.folder.resolve()):
@@ -53,8 +60,10 @@ def convert(
         "set": opened.manifest["digest"], "dropped_weights": 0,
     }  # fmt: skip
     total = sum(opened.manifest["splits"][split]["rows"] for split in splits)
-    with written(out, result) as folder:
+    with written(out, result) as folder, ExitStack() as stack:
         before = 0
+        if target.from_sources and lines is not None:
+            job = replace(job, lines=stack.enter_context(lines(folder)))
         for split in splits:
             rows = 0
             with SplitFiles(folder, target.file, target.splits[split]) as files:
@@ -86,7 +95,7 @@ def _job(opened: CompiledSet, target: Target, asked: Choices) -> Job:
         raise UsageError(to, what, "Add --unpack to write its examples one by one.")
     if asked.unpack and not opened.is_packed:
         raise UsageError("--unpack", "the set is not packed", "Leave it out.")
-    if asked.drop_weights and opened.kind in ("preference", "kto"):
+    if asked.drop_weights and opened.kind in ("preference", "kto") and not target.from_sources:
         what = f"weights decide which tokens of a {opened.kind} set count, never how much, and that is kept"
         raise UsageError("--drop-weights", what, "Leave it out.")
     return Job(opened, opened.is_packed and not asked.unpack)
@@ -125,20 +134,31 @@ def _batches(split: SplitReader, job: Job, *, follows: bool) -> Iterator[tuple[i
 
 
 def _weighted(batch: pa.RecordBatch, job: Job, asked: Choices) -> int:
-    """The number of rows with weights other than 1 on trained tokens; UsageError unless these may be dropped."""
-    weights = batch.column("loss_weights")
+    """The number of rows whose weights the layout cannot carry; UsageError unless these may be dropped."""
+    uneven = _with_weights(batch, job)
+    what = "it has loss weights other than 1"
+    if job.lines is not None:
+        uneven |= job.lines.uneven(batch)
+        what += ", or a message of which a part is trained"
+    found: Ints = np.flatnonzero(uneven)
+    if len(found) and not asked.drop_weights:
+        hint = "Add --drop-weights to train all trained tokens alike, or compile without weights."
+        if job.lines is not None:
+            hint = "Add --drop-weights to leave the replies to the reader's own rules, or compile without weights."
+        raise UsageError(_place(batch, int(found[0]), job), f"{what}, which this layout does not carry", hint)
+    return len(found)
+
+
+def _with_weights(batch: pa.RecordBatch, job: Job) -> Bools:
+    """Whether rows have weights other than 1 on trained tokens, bool[N]."""
+    found, weights = np.zeros(batch.num_rows, bool), batch.column("loss_weights")
     if weights.null_count == len(weights) or job.kind in ("preference", "kto"):
-        return 0
+        return found
     numbers: Ints = np.flatnonzero(np.asarray(weights.is_valid()))
     labels = batch.column("labels").take(pa.array(numbers))
     uneven = (labels.flatten().to_numpy() != IGNORED) & (weights.flatten().to_numpy() != 1)
-    of_rows = np.diff(np.append(0, np.cumsum(uneven))[edges(labels)])
-    found = numbers[of_rows > 0]
-    if len(found) and not asked.drop_weights:
-        what = "it has loss weights other than 1, which this layout does not carry"
-        hint = "Add --drop-weights to train all trained tokens alike, or compile without weights."
-        raise UsageError(_place(batch, int(found[0]), job), what, hint)
-    return len(found)
+    found[numbers] = np.diff(np.append(0, np.cumsum(uneven))[edges(labels)]) > 0
+    return found
 
 
 def _place(batch: pa.RecordBatch, number: int, job: Job) -> str:

@@ -1,4 +1,4 @@
-"""The files of a split: Parquet, or streams of Arrow batches, closed after some tokens and begun again."""
+"""The files of a split: Parquet, or streams of Arrow batches, closed after some tokens and begun again; or lines."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class SplitFiles:
 
     def write(self, columns: Columns) -> None:
         """Write the next rows."""
+        if self.name.endswith(".jsonl"):
+            self._write_lines(columns["line"])
+            return
         batch = pa.RecordBatch.from_pydict(columns)
         if self._writer is None:
             self._writer = self._begin(batch.schema)
@@ -36,6 +39,14 @@ class SplitFiles:
         self._bytes += batch.nbytes
         if self._bytes >= FILE_BYTES:
             self._end()
+
+    def _write_lines(self, lines: pa.Array) -> None:
+        """Write lines to the one file of the split."""
+        path = self.folder / self.name.format(split=self.split)
+        if not self.files:
+            self.files.append(path)
+        with path.open("ab") as file:
+            file.writelines(lines.to_pylist())
 
     def _begin(self, schema: pa.Schema) -> pq.ParquetWriter | pa.RecordBatchStreamWriter:
         path = self.folder / self.name.format(split=self.split, number=len(self.files))
