@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import threading
-import time
-from pathlib import Path
 from types import FrameType, TracebackType
 
-MEMORY = 1 << 30
-"""Bytes that such code may add to what the process has."""
-_UNTIL_LOOKED = 0.1
-"""Seconds after which the size of the process is looked at again: that takes as long as a short rendering."""
+MEMORY = 3 << 29
+"""Bytes that such code may add to what the process has. Arrow's allocator takes 1 GiB at once, the first time that any
+thread asks it for memory.
+"""
 
 
 class TimeLimitError(BaseException):
@@ -22,12 +21,11 @@ class TimeLimitError(BaseException):
 class _State:
     """What all uses of a process share."""
 
-    __slots__ = ("active", "before", "looked", "main", "most", "ready")
+    __slots__ = ("active", "before", "main", "most", "ready")
 
     def __init__(self) -> None:
         self.active = self.ready = False
         self.most = self.before = (0, 0)
-        self.looked = 0.0
         self.main = threading.main_thread().ident
 
 
@@ -52,12 +50,10 @@ class limited:  # noqa: N801  # used as a function; as a generator it would take
     def __enter__(self) -> None:
         if not self.here:
             return
-        state = _STATE
-        if time.monotonic() - state.looked > _UNTIL_LOOKED:
-            _look()
-        state.active = True
+        _look()
+        _STATE.active = True
         signal.setitimer(signal.ITIMER_VIRTUAL, self.seconds)
-        resource.setrlimit(resource.RLIMIT_DATA, state.most)
+        resource.setrlimit(resource.RLIMIT_DATA, _STATE.most)
 
     def __exit__(self, _type: type[BaseException] | None, _error: object, _traceback: TracebackType | None) -> None:
         if self.here:
@@ -70,7 +66,6 @@ def _look() -> None:
     """Look how large the process is, and be ready for the timer."""
     _STATE.before = resource.getrlimit(resource.RLIMIT_DATA)
     allowed, hard = _STATE.before
-    _STATE.looked = time.monotonic()
     size = _size()
     most = size + MEMORY if size else allowed
     _STATE.most = (most if allowed == resource.RLIM_INFINITY else min(most, allowed), hard)
@@ -86,8 +81,12 @@ def _over(_number: int, frame: FrameType | None) -> None:
 
 
 def _size() -> int:
-    """The bytes that this process has for its data; 0 where the system does not say."""
+    """The bytes that this process has for its data; 0 where the system does not say. It takes some microseconds."""
     try:
-        return int(Path("/proc/self/statm").read_bytes().split()[5]) * resource.getpagesize()
-    except (OSError, ValueError):
+        file = os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
         return 0
+    try:
+        return int(os.read(file, 256).split()[5]) * resource.getpagesize()
+    finally:
+        os.close(file)

@@ -162,7 +162,7 @@ def test_a_template_that_fails_or_never_ends_is_one_message(name: str, monkeypat
         assert isinstance(raised.value, RowError)
         assert raised.value.reject.reason is Reason.TEMPLATE_REFUSED
     assert time.process_time() - begin < 5
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before < 1200
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before < 1700
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
 
 
@@ -240,13 +240,12 @@ def test_padding_of_any_length_is_not_done(tmp_path: Path) -> None:
 def test_the_limit_of_memory_follows_a_process_that_grows() -> None:
     with limited(10):
         pass
-    held = [bytearray(1 << 28) for _ in range(5)]  # not written to, so it takes no memory
-    time.sleep(0.2)
-    with limited(10):
+    held = [bytearray(1 << 28) for _ in range(9)]  # not written to, so it takes no memory
+    with limited(10):  # at once: also Arrow takes much memory between two renderings
         held.append(bytearray(1 << 28))
         with pytest.raises(MemoryError):
-            bytearray(1 << 31)
-    assert len(bytearray(1 << 31)) == 1 << 31
+            bytearray(1 << 32)
+    assert len(bytearray(1 << 32)) == 1 << 32
 
 
 def test_the_time_of_a_template_ends_with_it_also_for_the_program_that_takes_its_place(tmp_path: Path) -> None:
