@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -62,13 +63,26 @@ def test_every_command_is_in_the_readme_and_has_examples(name: str) -> None:
     assert f"cli {name}" in (cli.main.commands[name].help or "").partition("Example")[2]
 
 
+def test_the_chinese_readme_has_the_commands_options_names_and_links_of_the_english_one() -> None:
+    chinese = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    assert re.findall(r"```bash\n(.*?)```", chinese, re.DOTALL) == BLOCKS
+    for pattern in (
+        r"(?<!`)`([^`\n]+)`(?!`)",
+        r"\]\((?!README)([^)]+)\)",
+        r"(?m)^(?:- |\| |#+ |\*\*)",
+        r"(?m)^  \S+(?=  )",
+    ):
+        ours, theirs = (Counter(re.findall(pattern, text)) for text in (README, chinese))
+        assert ours == theirs, pattern
+
+
 def test_every_column_of_a_shard_is_in_the_readme() -> None:
     table = README.partition("| column | content |")[2].partition("\n\n")[0]
     assert {name for name in SHARD.names if f"`{name}`" not in table} == set()
 
 
 def test_no_document_and_no_heading_is_linked_that_is_not_there() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").glob("*.md"))):
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             name, _, anchor = link.partition("#")
             target = page.parent / name if name else page
