@@ -9,9 +9,13 @@ import torch
 
 sys.modules["torchaudio"] = types.ModuleType("torchaudio")  # its wheel needs CUDA; nothing here is sound
 
-from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset, get_template_and_fix_tokenizer
-from llamafactory.hparams import get_train_args
-from llamafactory.model import load_model, load_tokenizer
+from llamafactory.data import (  # noqa: E402
+    SFTDataCollatorWith4DAttentionMask,
+    get_dataset,
+    get_template_and_fix_tokenizer,
+)
+from llamafactory.hparams import get_train_args  # noqa: E402
+from llamafactory.model import load_model, load_tokenizer  # noqa: E402
 
 STAGES = {"sft": "sft", "packed": "sft", "pretrain": "sft", "preference": "rm", "kto": "kto"}
 COLUMNS = {
@@ -25,8 +29,9 @@ for name, stage in STAGES.items():
     model_args, data_args, training_args, finetuning_args, _ = get_train_args(
         {
             "stage": stage, "do_train": True, "model_name_or_path": model_folder, "finetuning_type": "full",
-            "template": "qwen", "dataset": "none", "tokenized_path": f"{folder}/{name}", "output_dir": f"{folder}/run-{name}",
-            "report_to": "none", "use_cpu": True, "flash_attn": "disabled", **packed,
+            "template": "qwen", "dataset": "none", "tokenized_path": f"{folder}/{name}",
+            "output_dir": f"{folder}/run-{name}", "report_to": "none", "use_cpu": True,
+            "flash_attn": "disabled", **packed,
         }
     )  # fmt: skip
     tokenizer = load_tokenizer(model_args)
