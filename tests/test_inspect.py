@@ -360,7 +360,7 @@ def test_a_rejected_row_that_is_asked_for_is_explained(run: Run, made: Callable[
 def test_json_has_one_object_a_row_with_stable_keys(run: Run, made: Callable[..., Path]) -> None:
     [row] = rows_of(run("inspect", made(REACT), "--json"))
     place = ["row", "split", "dataset", "file", "source_row", "line", "place", "part", "offset", "repeat", "repairs"]
-    assert list(row) == [*place, "images", "videos", "length", "num_trained", "tokens"]
+    assert list(row) == ["version", *place, "images", "videos", "length", "num_trained", "tokens"]
     keys = ["id", "text", "label", "weight", "role", "key", "control", "looks_like_control"]
     assert all(list(token) == keys for token in row["tokens"])
     assert (row["dataset"], row["file"], row["source_row"], row["offset"]) == ("chats", "chats.jsonl", 0, 0)
@@ -469,7 +469,7 @@ def test_an_assertion_on_a_policy_key_takes_any_case_and_no_colon(run: Run, made
 def test_an_assertion_as_json_is_one_object(run: Run, made: Callable[..., Path]) -> None:
     result = json.loads(run("inspect", made(TRAINED_USER), "--assert", "user:0", "--json", code=4).stdout)
     [check] = result.pop("checks")
-    assert result == {"ok": False, "rows": 1}
+    assert result == {"version": 1, "ok": False, "rows": 1}
     assert check == {
         "assert": "user:0", "ok": False, "roles": ["user"], "keys": [], "tokens": 1, "trained": 1, "rows": 1,
         "violations": [

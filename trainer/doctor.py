@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import install
+from schemas.printed import json_line
 from trainer.progress import Heartbeat
 
 TIMEOUT = 120
@@ -103,7 +104,7 @@ def as_json(findings: Iterable[MachineFinding]) -> str:
     """The findings as one JSON object; `ready`: all that training needs is there."""
     found = list(findings)
     ready = not any(map(_lacks, found))
-    return json.dumps({"ready": ready, "findings": [asdict(f) for f in found]}, ensure_ascii=False)
+    return json_line({"ready": ready, "findings": [asdict(f) for f in found]})
 
 
 def lines(findings: Iterable[MachineFinding]) -> Iterator[str]:

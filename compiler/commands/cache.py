@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from schemas.errors import EXIT_CODES
+from schemas.printed import json_line
 
 
 def _user_cache() -> Path:
@@ -63,7 +63,7 @@ def cache_list(folder: Path, as_json: bool) -> None:
     found = prune.entries(folder)
     said = cache_report.contents(folder, found, prune.left_over(folder, found))
     if as_json:
-        click.echo(json.dumps(said, ensure_ascii=False))
+        click.echo(json_line(said))
     else:
         terminal.print_out(cache_report.listing(said))
 
@@ -87,7 +87,7 @@ def cache_verify(folder: Path, remove: bool, as_json: bool) -> None:
     check = prune.remove_damaged if remove else prune.verify
     wrong = check(folder, terminal.track)
     if as_json:
-        click.echo(json.dumps({"ok": not wrong, "damaged": wrong, "removed": remove and bool(wrong)}))
+        click.echo(json_line({"ok": not wrong, "damaged": wrong, "removed": remove and bool(wrong)}))
     else:
         for path, what in wrong.items():
             click.echo(f"{path}: {what}{'; removed' if remove else ''}", err=True)
@@ -126,7 +126,7 @@ def cache_prune(
     }
     said = cache_report.removal(*prune.prune(folder, dry_run=dry_run, **wanted), dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps(said))
+        click.echo(json_line(said))
         return
     rest = f" and {said['left_over']:,} files of killed runs" if said["left_over"] else ""
     click.echo(f"{'would remove' if dry_run else 'removed'} {cache_report.amount(said)}{rest}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import click
 from compiler.commands.compile_options import SECTIONS
 from compiler.commands.sections import SectionedCommand
 from schemas.errors import EXIT_CODES, UsageError
+from schemas.printed import json_line
 
 if TYPE_CHECKING:
     from compiler.options import CompileOptions
@@ -67,7 +67,7 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
             done = compile_part(options, watcher)
         if given["as_json"]:
             units = {"units_compiled": done.compiled, "units_cached": done.cached}
-            click.echo(json.dumps({"only": given["only"]} | units))
+            click.echo(json_line({"only": given["only"]} | units))
         else:
             terminal.print_out(report.part_summary(done, given["only"]))
         return
@@ -85,7 +85,7 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
         summary["content_digest"] = result.manifest["content_digest"]
         summary |= {"units_compiled": result.compiled, "units_cached": result.cached}
         summary["remarks"] = report.remarks(result.manifest)
-        click.echo(json.dumps(summary, ensure_ascii=False))
+        click.echo(json_line(summary))
     else:
         terminal.print_out(report.summary(result, str(given["out"])))
 

@@ -11,6 +11,7 @@ import click
 
 from compiler.commands.completion import format_names, names
 from schemas.errors import EXIT_CODES
+from schemas.printed import VERSION
 
 
 @click.command(epilog=EXIT_CODES)
@@ -28,7 +29,7 @@ def formats(name: str | None, as_json: bool) -> None:
 
     described = [_described(format_) for format_ in ([get(name, "formats")] if name else FORMATS.values())]
     if as_json:
-        click.echo(json.dumps(described, ensure_ascii=False))
+        click.echo(json.dumps([{"version": VERSION, **one} for one in described], ensure_ascii=False))
     elif name:
         _print_one(described[0])
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from schemas.errors import EXIT_CODES, UsageError
+from schemas.printed import json_line
 from schemas.stores import AnyPath, path_of
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _verify_checkpoint(out: Path, *, as_json: bool) -> None:
 def _report(out: AnyPath, counts: dict[str, int], problems: list[str], whole: str, *, as_json: bool) -> None:
     """Print what was found; the exit code is 4 where something was."""
     if as_json:
-        click.echo(json.dumps({"ok": not problems, **counts, "problems": problems}, ensure_ascii=False))
+        click.echo(json_line({"ok": not problems, **counts, "problems": problems}))
     elif not problems:
         click.echo(f"{out}: {whole}")
     else:

@@ -6,7 +6,6 @@ stdout. Remarks and failed checks go to stderr; only the remarks of "text" are p
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from compiler.inspect.rows import SplitExamples
 from compiler.inspect.tokens import ShownRow, decode_row
 from compiler.inspect.vocabulary import TokenBytes
 from schemas.errors import UsageError
+from schemas.printed import json_line
 from schemas.reader import CompiledSet
 
 
@@ -46,7 +46,7 @@ def _refuse_contradictions(query: Query, rejected: bool, style: str) -> None:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    print(json_line(value))
 
 
 def _remark(note: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from schemas.errors import EXIT_CODES, Problem
+from schemas.printed import json_line
 from trainer.commands import libraries
 from trainer.commands.options import check, writes
 
@@ -61,7 +61,7 @@ def chat_command(
 
     def done(reply: ChatReply) -> None:
         if as_json:
-            click.echo(json.dumps(vars(reply), ensure_ascii=False))
+            click.echo(json_line(vars(reply)))
             return
         click.echo()
         if reply.ended == "length":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from schemas.errors import EXIT_CODES
+from schemas.printed import json_line
 from schemas.stores import AnyPath, path_of
 from trainer.commands import libraries
 from trainer.progress import Heartbeat
@@ -58,7 +58,7 @@ def export_command(
         trained = open_checkpoint(checkpoint, data=data, base=base)
         provenance = export(trained, out, dtype=DTYPES[dtype] if dtype else None, layout=layout)
     if as_json:
-        click.echo(json.dumps(provenance, ensure_ascii=False))
+        click.echo(json_line(provenance))
         return
     names = ", ".join(entry["name"] for entry in provenance["set"]["datasets"] if _is_trained(entry["realized"]))
     click.echo(f"{out}: {provenance['base_model']} after {provenance['step']:,} steps on {names}")

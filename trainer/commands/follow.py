@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shlex
 import sys
@@ -13,6 +12,7 @@ import click
 
 from schemas import disk
 from schemas.errors import EXIT_CODES, UsageError
+from schemas.printed import json_line
 from trainer.commands import libraries
 
 _MODULES = {"torchrun": "torch.distributed.run", "deepspeed": "deepspeed.launcher.runner"}
@@ -55,7 +55,7 @@ def follow_command(
 
     plan = plans.of(command, out, config, model, more_compile, more_train)
     if as_json:
-        click.echo(json.dumps(plan.as_dict(), ensure_ascii=False))
+        click.echo(json_line(plan.as_dict()))
         return
     if only_print and plan.file is not None:
         click.echo(f"cat > {shlex.quote(str(plan.file[0]))} <<'END'\n{plan.file[1]}END")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from schemas.errors import EXIT_CODES, UsageError
+from schemas.printed import json_line
 from schemas.stores import AnyPath, path_of
 from trainer.commands import libraries
 from trainer.progress import Heartbeat
@@ -109,7 +109,7 @@ def predict_command(
         predict.write(found, out)
     if as_json:
         scores = [{"model": one.model, "scores": one.scores, "stopped": _stopped(one)} for one in found]
-        click.echo(json.dumps({"out": str(out), "split": chosen, "replies": len(asked), "models": scores}))
+        click.echo(json_line({"out": str(out), "split": chosen, "replies": len(asked), "models": scores}))
         return
     for line in _table(found):
         click.echo(line)

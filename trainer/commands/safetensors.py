@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from schemas.errors import EXIT_CODES
+from schemas.printed import json_line
 from trainer.commands import libraries
 from trainer.progress import Heartbeat
 
@@ -34,7 +34,7 @@ def safetensors_command(model: Path, out: Path | None, as_json: bool) -> None:
         done = convert(model, out)
     if as_json:
         shown = {"folder": str(done.folder), "files": done.files, "tensors": done.tensors, "bytes": done.bytes}
-        click.echo(json.dumps(shown | {"copied": done.copied}, ensure_ascii=False))
+        click.echo(json_line(shown | {"copied": done.copied}))
         return
     files = f"{len(done.files)} file{'s' if len(done.files) > 1 else ''}"
     click.echo(f"{done.folder}: {done.tensors:,} tensors in {files}, {done.bytes / 2**30:.2f} GiB")

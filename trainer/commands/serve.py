@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from schemas.errors import EXIT_CODES, InputError
+from schemas.printed import json_line
 from trainer.commands import libraries
 from trainer.commands.options import check, writes
 
@@ -67,7 +67,7 @@ def serve_command(model: Path, words: tuple[str, ...], host: str, port: int, as_
         )
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}/v1"
-        click.echo(json.dumps({"model": name, "address": address}) if as_json else f"serving {name} at {address}")
+        click.echo(json_line({"model": name, "address": address}) if as_json else f"serving {name} at {address}")
         if not host.startswith("127.") and host not in ("localhost", "::1"):
             click.echo("note: everyone who reaches this address can use the model; no key is checked", err=True)
         with contextlib.suppress(KeyboardInterrupt):

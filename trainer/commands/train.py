@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from schemas.errors import EXIT_CODES, Problem
+from schemas.printed import json_line
 from trainer.commands import libraries
 from trainer.progress import Heartbeat
 
@@ -76,7 +77,7 @@ def train(
             sys.exit(problem.exit_code)
         raise
     if summary is not None:
-        click.echo(json.dumps(summary, ensure_ascii=False) if as_json else _sentence(summary))
+        click.echo(json_line(summary) if as_json else _sentence(summary))
 
 
 def _sentence(summary: dict[str, Any]) -> str:
@@ -103,7 +104,7 @@ def _train(
         beat.doing("checking the checkpoint")
         decided = resumes.whole(decided, again)
         beat.doing("counting tokens and parameters")
-        click.echo(json.dumps(report.facts(decided), ensure_ascii=False) if as_json else report.text(decided))
+        click.echo(json_line(report.facts(decided)) if as_json else report.text(decided))
         return None
     from trainer.train import train as run
 
