@@ -19,13 +19,18 @@ from typing import Any
 import registry
 from compiler.conversation import Kind
 from schemas.arrow import TRAIN
-from schemas.errors import UsageError
+from schemas.errors import UsageError, nearest
 from schemas.stores import AnyPath
 
 DEMO_NAME, DEMO_AUTHOR = "小样,Demi", "示例团队,the Demo Team"
 """Who the model is where nobody says: good for trying out, and the summary says that it was used."""
 MOST = 10**12
 """The largest number that can be asked for: more rows or tokens than any set has."""
+
+DEDUP = ("exact", "near")
+NEAR, LEAST_NEAR = 0.8, 0.3
+"""The similarity from which rows are near duplicates where none is given, and the least that can be given: below, most
+rows would have to be compared with most others."""
 
 Names = dict[str, str | None]
 """Standard name -> the name in the user's rows; None where the rows do not have it."""
@@ -53,7 +58,7 @@ class MixOptions:
     max_repeats: int | None = None
     val_size: float = 0.0
     dedup: str | None = None
-    """ "exact" drops conversations that came before."""
+    """ "exact" drops conversations that came before; "near:0.8" those that are as similar to one that stays, too."""
     shuffle: bool = True
     seed: int = 0
 
@@ -81,6 +86,12 @@ class UnitOptions:
     """Secrets in texts are counted by kind; see compiler/rows/secrets.py."""
     redact: bool = False
     """They are replaced by placeholders, too."""
+    decontaminate: tuple[tuple[str, str], ...] = ()
+    """(name, sha256) of each benchmark file; rows that share text with one are dropped. compiler/rows/overlap.py"""
+    decontaminate_ngram: int = 8
+    """Words of the runs that are compared."""
+    decontaminate_threshold: float | None = None
+    """The part of a benchmark's text that must be shared; None = that of the method."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +265,26 @@ def parse_names(option: str, texts: Sequence[str]) -> tuple[tuple[str, str], ...
 def parse_keys(option: str, text: str) -> tuple[str, ...]:
     """Parse `KEY,...`: keys, each once. A key with a comma is in quotes."""
     return tuple(dict.fromkeys(filter(None, (piece + (rest or "") for piece, rest in split_at_commas(text, option)))))
+
+
+def parse_dedup(text: str) -> tuple[str, float | None]:
+    """Parse `exact`, `near` or `near:THRESHOLD`: the name, and the similarity from which rows are near duplicates."""
+    name, sign, number = text.partition(":")
+    if name not in DEDUP or (sign and name != "near"):
+        raise UsageError(f"--dedup {text}", "unknown", nearest(name, DEDUP))
+    try:
+        threshold = float(number) if sign else NEAR
+    except ValueError:
+        threshold = 0.0
+    if not LEAST_NEAR <= threshold <= 1:
+        what = f"expected a similarity from {LEAST_NEAR} to 1 after near:, found {number!r}"
+        raise UsageError(f"--dedup {text}", what, f"--dedup near:{NEAR}")
+    return name, threshold if name == "near" else None
+
+
+def wants_near(options: MixOptions) -> bool:
+    """Whether near duplicates are looked for."""
+    return options.dedup is not None and parse_dedup(options.dedup)[1] is not None
 
 
 def parse_part(text: str) -> tuple[int, int]:

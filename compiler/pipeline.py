@@ -22,7 +22,9 @@ from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request
 from compiler.proof.certificate import certificate_of
 from compiler.read.source import Expansion
+from compiler.rows.overlap import benchmarks_note
 from compiler.rows.persona import named_others, persona
+from compiler.sets.asked import options_entry, run_entry
 from compiler.sets.embedded import link_embedded
 from compiler.sets.folder import Output
 from compiler.sets.link import plan_splits, write_split
@@ -30,9 +32,7 @@ from compiler.sets.manifest import (
     check_balance,
     dataset_entry,
     media_entry,
-    options_entry,
     packing_entry,
-    run_entry,
     split_entry,
     template_entry,
     tokenizer_entry,
@@ -41,12 +41,13 @@ from compiler.sets.manifest import (
     write_files,
 )
 from compiler.sets.mix import make_plan
+from compiler.sets.near import find_near
 from compiler.sets.rejects import check_keys, check_rejects, check_where, forget_rejects
 from compiler.sets.rows import examples_of, rows_of
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.progress import Done, Watcher
-from compiler.units.run import UnitRun, compile_units, setup_of
+from compiler.units.run import UnitRun, compile_units, paths_of, setup_of
 from schemas import install
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION
 from schemas.errors import UsageError
@@ -78,14 +79,12 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
         check_rejects(compiled, options)
         check_keys(compiled, options)
         examples = [examples_of(one) for one in compiled]
-        mix = make_plan([one.request for one in compiled], examples, options.mixing)
-        rows = rows_of(compiled)
+        requests, rows = [one.request for one in compiled], rows_of(compiled)
+        find_near(requests, examples, rows, options.mixing)
+        mix = make_plan(requests, examples, options.mixing)
         splits = plan_splits(mix, compiled, rows, options.pack)
         embedded = link_embedded(output.partial, splits, rows, options.cache)
-        entries = [
-            dataset_entry(i, one, examples[i], mix, scanned=options.units.scan_secrets)
-            for i, one in enumerate(compiled)
-        ]
+        entries = [dataset_entry(i, one, examples[i], mix, options.units) for i, one in enumerate(compiled)]
         manifest: Manifest = {
             "format_version": FORMAT_VERSION,
             "kind": kind,
@@ -168,6 +167,8 @@ def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Temp
     for warning in (_demo_tokenizer(datasets, options), _other_name(template, options)):
         if warning:
             watcher.say(warning)
+    if options.units.decontaminate:
+        watcher.say(benchmarks_note(options.units, paths_of(options.units)))
     setup = setup_of(options, tokenizer, template, documents=documents)
     certify = partial(certificate_of, template, tokenizer, special_text, options.cache)
     return UnitRun(options, datasets, setup, tokenizer, certify, watcher), kind, template

@@ -142,3 +142,9 @@ OBJECT = pa.schema(
 `length` is how many tokens the model sees, with media and both sides of a pair.
 `fingerprint` is equal for equal conversations; `group` for rows that the validation split must keep together.
 """
+
+SHINGLES = "shingles"
+OBJECT_NEAR = OBJECT.append(pa.field("signature", pa.binary())).append(pa.field(SHINGLES, pa.list_(pa.int32())))
+"""The same where near duplicates are looked for. `shingles` are the hashes of what a conversation says, in order and
+each once; `signature` is their MinHash, two bytes for each permutation. Only the signature is held in memory.
+"""

@@ -122,6 +122,8 @@ class Reason(StrEnum):
     """A screen agent's prompt, history, operation or reply does not follow its grammar."""
     CLEANED = "cleaned"
     """A clean-up rule of the dataset's card removes such rows."""
+    CONTAMINATED = "contaminated"
+    """Its text is in a benchmark that --decontaminate names."""
     TEMPLATE_REFUSED = "template_refused"
     """The chat template itself raised an error for this conversation."""
     TEMPLATE_UNSTABLE = "template_unstable"
@@ -140,6 +142,10 @@ class Reason(StrEnum):
     """A reply has nothing in it, so that only its stop would be trained."""
     NOTHING_TRAINED = "nothing_trained"
     """No token of the example would be trained: its loss would be NaN."""
+
+
+DROPPED = (Reason.CLEANED, Reason.CONTAMINATED)
+"""Reasons that are no mistakes: such rows are listed with the rejects, and counted by themselves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,10 +65,15 @@ class Balance(TypedDict):
     duplicates: int
     left_out: NotRequired[int]
     """Rows that do not meet --where, where it was given."""
+    contaminated: NotRequired[int]
+    """Examples whose text is in a benchmark of --decontaminate, where it was given."""
 
 
 BalanceKey = Literal["read", "expanded", "repeats", "in_shards", "rejected", "cleaned", "sampled_out", "duplicates"]
 BALANCE: tuple[BalanceKey, ...] = get_args(BalanceKey)
+IfAsked = Literal["left_out", "contaminated"]
+IF_ASKED: tuple[IfAsked, ...] = get_args(IfAsked)
+"""The others, which are there if an option asked for them."""
 
 
 class Realized(TypedDict):
@@ -117,6 +122,8 @@ class DatasetEntry(TypedDict):
     realized: Realized
     rejected: dict[str, int]
     duplicates: int
+    near_duplicates: NotRequired[int]
+    """How many of the duplicates repeat a row nearly, where near ones were looked for."""
     notes: dict[str, int]
     unread: NotRequired[dict[str, int]]
     ignored: NotRequired[dict[str, int]]

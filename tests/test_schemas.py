@@ -22,7 +22,7 @@ from compiler.formats.kinds import kind_of_rows
 from compiler.rows.validate import Validator
 from schemas import ROOT, check_config, schema
 from schemas.errors import Reason, UsageError
-from schemas.manifest import BALANCE, Balance, Manifest
+from schemas.manifest import BALANCE, IF_ASKED, Balance, Manifest
 from schemas.reader import CompiledSet
 
 Run = Callable[..., Result]
@@ -418,4 +418,4 @@ def test_the_manifest_has_the_same_keys_for_python_as_in_its_schema() -> None:
         assert (where, keys, required) == (where, in_schema, required_by_schema)
     hints = get_type_hints(Balance, include_extras=True)
     assert set(BALANCE) == {key for key, hint in hints.items() if get_origin(hint) is not NotRequired}
-    assert set(hints) - set(BALANCE) == {"left_out"}
+    assert set(hints) - set(BALANCE) == set(IF_ASKED)

@@ -25,7 +25,7 @@ import orjson
 import pyarrow as pa
 import xxhash
 
-from schemas.arrow import OBJECT, WORD_LISTS, sha256_of
+from schemas.arrow import SHINGLES, WORD_LISTS, sha256_of
 from schemas.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -142,10 +142,9 @@ def load(cache_dir: Path, key: str) -> Object | None:
         return None
     buffer = pa.py_buffer(data)
     table = pa.ipc.open_file(buffer).read_all()
-    small = table.drop_columns(list(WORD_LISTS)).take(
-        pa.array(np.arange(table.num_rows))
-    )  # copied, so that data is freed
-    lists = {name: _place_of(table.column(name), buffer) for name in WORD_LISTS}
+    in_file = [*WORD_LISTS, *(name for name in table.schema.names if name == SHINGLES)]
+    small = table.drop_columns(in_file).take(pa.array(np.arange(table.num_rows)))  # copied, so that data is freed
+    lists = {name: _place_of(table.column(name), buffer) for name in in_file}
     for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
         lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
     lines = np.array(info.pop("lines"), np.int32).reshape(-1, 2)  # a row each in the worst case: no lists of objects
@@ -169,7 +168,7 @@ def stamp_of(descriptor: int) -> tuple[int, ...]:
 def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:
     """Write an object: the rows first, then the record that holds their digest, each by rename."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, OBJECT) as writer:
+    with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     rows = sink.getvalue()
     _write(cache_dir, _paths(cache_dir, key)[0], rows)

@@ -143,6 +143,9 @@ def _options(given: dict[str, Any]) -> CompileOptions:
         given["tokenizer"], given["tokenizer_source"] = hub.tokenizer(given["tokenizer"], given["hub"])
     given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else workers())
     given["only"] = None if given["only"] is None else parse_part(given["only"])
+    if given["dedup"] is not None:
+        given |= _dedup(given["dedup"])
+    given |= _decontamination(given)
     given |= {"units": _filled(UnitOptions, given), "mixing": _filled(MixOptions, given)}
     return _filled(CompileOptions, given)
 
@@ -151,6 +154,41 @@ def _filled(options: type[T], given: dict[str, Any]) -> T:
     """Fill a dataclass of options with the given values; the other fields keep their defaults."""
     names = [field.name for field in fields(options)]  # type: ignore[arg-type]
     return options(**{name: given[name] for name in names if given.get(name) is not None})
+
+
+def _dedup(text: str) -> dict[str, Any]:
+    """What --dedup asks, with the threshold that it leaves to the default; UsageError where it cannot be had."""
+    from compiler.options import parse_dedup
+
+    name, threshold = parse_dedup(text)
+    if threshold is None:
+        return {"dedup": name}
+    from compiler.rows.shingles import require
+
+    require()
+    return {"dedup": f"{name}:{threshold:g}"}
+
+
+def _decontamination(given: dict[str, Any]) -> dict[str, Any]:
+    """What --decontaminate asks: the files with their digests, and the method."""
+    for name in ("ngram", "threshold"):
+        if given[f"decontaminate_{name}"] is not None and not given["decontaminate"]:
+            what = "it is only used with --decontaminate"
+            raise UsageError(f"--decontaminate-{name}", what, "Add --decontaminate FILE.")
+    size = int(given["decontaminate_ngram"] or 8)
+    if size != 8 and given["decontaminate_threshold"] is not None:
+        what = "it is about runs of 8 words; of 13 one is enough"
+        raise UsageError("--decontaminate-threshold", what, "Leave one of the two out.")
+    if (threshold := given["decontaminate_threshold"]) is not None and not 0 <= threshold < 1:
+        what = f"expected a part of a text, at least 0 and below 1, found {threshold:g}"
+        raise UsageError("--decontaminate-threshold", what, "--decontaminate-threshold 0.5")
+    files: dict[str, str] = {}
+    if given["decontaminate"]:
+        from compiler.datasets.files import readable
+        from compiler.rows.overlap import digest_of
+
+        files = {readable(file): digest_of(file) for file in given["decontaminate"]}
+    return {"decontaminate": tuple(files.items()), "decontaminate_ngram": size}
 
 
 def _repairs(text: str) -> tuple[str, ...]:

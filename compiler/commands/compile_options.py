@@ -161,8 +161,20 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="How often a share or a count may repeat a row: 1 = used twice.  [default: 0, or as --total needs]",
         ),
         click.Option(
-            ["--dedup"], type=click.Choice(["exact"]),
-            help="Drop repeated conversations.  [default: count them]",
+            ["--dedup"], metavar="exact|near[:0.8]", shell_complete=names(lambda: ("exact", "near")),
+            help="Drop repeated conversations; near: also those that are as similar.  [default: count repeated ones]",
+        ),
+        click.Option(
+            ["--decontaminate"], multiple=True, metavar="FILE",
+            help="Drop rows that share text with the rows of a benchmark, and list them. Can be repeated.",
+        ),
+        click.Option(
+            ["--decontaminate-ngram"], type=click.Choice(["8", "13"]),
+            help="Words of the runs that are compared: half of a text in runs of 8, or one run of 13.  [default: 8]",
+        ),
+        click.Option(
+            ["--decontaminate-threshold"], type=float, metavar="X",
+            help="With runs of 8: the part of a benchmark's text that is too much.  [default: 0.5]",
         ),
         click.Option(
             ["--val-size"], type=click.FloatRange(0), default=0.0, show_default=True, metavar="X",

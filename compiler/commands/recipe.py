@@ -29,7 +29,7 @@ _NOT_IN_IT = ("as_json", "only", "save_recipe", "made_from")
 """Options about one run of a command, by the names of their parameters."""
 _NOT_REMEMBERED = ("out", "cache", "workers", "engine", "ray_address")
 """Options that decide nothing about the set."""
-_PATHS = ("registries", "media_dir", "self_cognition_file", "tokenizer", "weights", "cache", "out")
+_PATHS = ("registries", "media_dir", "self_cognition_file", "decontaminate", "tokenizer", "weights", "cache", "out")
 """Parameters that are paths, or may be."""
 _SPLITS = ("val", "test")
 _QUERY = re.compile(rf"(\b{SCHEME}[^?]+)\?.*")

@@ -90,6 +90,7 @@ def remarks(manifest: Manifest) -> list[str]:
             lines.append(
                 f"{entry['name']}: {cleaned:,} row{_s(cleaned)} dropped by its clean-up rules (see rejects.jsonl)"
             )
+        lines += _dropped(entry)
         if unread := entry.get("unread"):
             lines.append(f"{entry['name']}: {not_read(unread, balance['read'])}")
         lines += _secrets(entry, manifest)
@@ -97,6 +98,7 @@ def remarks(manifest: Manifest) -> list[str]:
         for note, count in others.items():
             if note == "not_react":
                 made = balance["read"] + balance["expanded"] - balance["rejected"] - balance["cleaned"]
+                made -= balance.get("contaminated", 0)
                 lines.append(
                     f"{entry['name']}: react weights: {made - count:,} of {made:,} rows; the others have no API list "
                     "and no Action line, and are trained whole"
@@ -111,6 +113,18 @@ def remarks(manifest: Manifest) -> list[str]:
             lines.append(f"{entry['name']}: in {count:,} row{_s(count)}{pool}, {what}")
         for reason, count in entry["rejected"].items():
             lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected: {reason} (see rejects.jsonl)")
+    return lines
+
+
+def _dropped(entry: DatasetEntry) -> list[str]:
+    """What --decontaminate and --dedup near dropped."""
+    lines = []
+    if contaminated := entry["balance"].get("contaminated"):
+        what = f"{contaminated:,} row{_s(contaminated)} dropped, because a benchmark has the text (see rejects.jsonl)"
+        lines.append(f"{entry['name']}: {what}")
+    if near := entry.get("near_duplicates"):
+        of = entry["duplicates"]
+        lines.append(f"{entry['name']}: {near:,} of {of:,} duplicates are near ones; cli why names the row that stays")
     return lines
 
 

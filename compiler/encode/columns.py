@@ -15,7 +15,8 @@ from compiler.conversation import Conversation
 from compiler.encode.shapes import Owner
 from compiler.encode.tokens import Encoded, labels_of
 from compiler.read import Row, Unit
-from schemas.arrow import MEDIA, OBJECT
+from compiler.rows.shingles import shingles_of, signatures
+from schemas.arrow import MEDIA, OBJECT, OBJECT_NEAR, SHINGLES
 from schemas.packs import weight_lists
 
 
@@ -38,8 +39,11 @@ def within(offset: int | None, unit: Unit) -> int | None:
     return None if offset is None else offset - unit.offset
 
 
-def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int]) -> pa.RecordBatch:
-    """The columns of a batch. `owners` numbers the owners of tokens; new ones are added to it."""
+def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int], *, near: bool = False) -> pa.RecordBatch:
+    """The columns of a batch. `owners` numbers the owners of tokens; new ones are added to it.
+
+    With `near`, also those by which near duplicates are found.
+    """
     wholes = [example.conversation.fingerprint() for example in kept]
     groups = [example.conversation.group or whole for example, whole in zip(kept, wholes, strict=True)]
     chosen, trained = _sequences("", [example.encoded for example in kept], owners)
@@ -61,8 +65,17 @@ def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int]) -> pa.
         "fingerprint": pa.array([_print(whole, one.piece) for whole, one in zip(wholes, kept, strict=True)]),
         "group": pa.array(groups),
     }
-    columns = [arrays[field.name].cast(field.type) for field in OBJECT]
-    return pa.RecordBatch.from_arrays(columns, schema=OBJECT)
+    schema = OBJECT
+    if near:
+        schema = OBJECT_NEAR
+        sets = [shingles_of(example.conversation, example.piece) for example in kept]
+        arrays |= {"signature": pa.array(signatures(sets), pa.binary()), SHINGLES: _lists(sets)}
+    columns = [arrays[field.name].cast(field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _lists(sets: list[npt.NDArray[np.uint32]]) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_offsets(list(map(len, sets))), np.concatenate(sets).view(np.int32))
 
 
 def _print(whole: bytes, piece: int) -> bytes:

@@ -12,7 +12,7 @@ from compiler.inspect.find import Source
 from compiler.questions.why import Fate
 from compiler.sets.again import PlanAgain, made_again
 from compiler.units.progress import Watcher
-from schemas.arrow import TEST, TRAIN, VAL
+from schemas.arrow import SPLITS
 from schemas.order import Ints
 from schemas.reader import CompiledSet
 
@@ -27,19 +27,25 @@ class _Numbered:
     row: Ints
     part: Ints
     drawn: np.ndarray[Any, np.dtype[np.bool_]]
-    first: Ints
-    """For each example, the first one of its split that says the same, counted over all datasets of the split."""
     start: int
-    """The number of its first example, counted so."""
-    peers: list[_Numbered]
-    """The datasets of its split, in order."""
+    """The number of its first example, counted over all datasets."""
+
+
+@dataclass
+class _Repeats:
+    """What examples repeat. They are counted over all datasets."""
+
+    first: Ints
+    """For each example the one that is in its place; itself where it repeats none."""
+    similarity: np.ndarray[Any, np.dtype[np.float32]]
+    """1 for those that repeat it exactly."""
 
 
 class Again:
     """The plan of a set, made again."""
 
-    def __init__(self, datasets: list[_Numbered], *, dedup: bool) -> None:
-        self._datasets, self._dedup = {one.name: one for one in datasets}, dedup
+    def __init__(self, datasets: list[_Numbered], repeats: _Repeats, *, dedup: bool) -> None:
+        self._datasets, self._repeats, self._dedup = {one.name: one for one in datasets}, repeats, dedup
 
     def fates(self, source: Source) -> list[Fate]:
         """What became of each example of a source row that could be compiled; none for other rows."""
@@ -51,14 +57,15 @@ class Again:
         return [self._fate(one, position) for position in found.tolist()]
 
     def _fate(self, one: _Numbered, position: int) -> Fate:
-        first = int(one.first[position])
-        same = None
+        first = int(self._repeats.first[one.start + position])
+        same, similarity = None, 1.0
         if first != one.start + position:
-            peer = next(peer for peer in reversed(one.peers) if peer.start <= first)
+            peer = next(peer for peer in reversed(self._datasets.values()) if peer.start <= first and len(peer.row))
             at = first - peer.start
             same = (peer.name, peer.files[peer.file[at]], int(peer.row[at])), int(peer.part[at])
+            similarity = float(self._repeats.similarity[one.start + position])
         dropped = self._dedup and same is not None
-        return Fate(int(one.part[position]), bool(one.drawn[position]), dropped, same)
+        return Fate(int(one.part[position]), bool(one.drawn[position]), dropped, same, similarity)
 
 
 def plan_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher) -> Again:
@@ -69,6 +76,7 @@ def plan_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher)
 
 def _fates(plan: PlanAgain) -> Again:
     made: list[_Numbered] = []
+    start = 0
     for one, draw in zip(plan.compiled, plan.mix.draws, strict=True):
         files = list(dict.fromkeys(record.file for record in one.records))
         sizes = [unit.num_rows for unit in one.loaded]
@@ -86,19 +94,24 @@ def _fates(plan: PlanAgain) -> Again:
                 np.concatenate(indexes),
                 np.concatenate([unit.small.column("part").to_numpy() for unit in one.loaded]),
                 drawn,
-                np.zeros(0, np.int64),
-                0,
-                [],
+                start,
             )
         )
-    for split in (TRAIN, VAL, TEST):
-        mine = [i for i, one in enumerate(plan.compiled) if one.request.split == split]
-        if not mine:
-            continue
-        prints = np.concatenate([plan.examples[i].fingerprints for i in mine])
-        _, first, inverse = np.unique(prints, return_index=True, return_inverse=True)
-        ends = np.cumsum([len(plan.examples[i].fingerprints) for i in mine])
-        for i, end, firsts in zip(mine, ends.tolist(), np.split(first[inverse], ends[:-1]), strict=True):
-            made[i].first, made[i].start = firsts, end - len(firsts)
-            made[i].peers = [made[j] for j in mine]
-    return Again(made, dedup=plan.dedup)
+        start += len(drawn)
+    return Again(made, _repeats(plan), dedup=plan.dedup)
+
+
+def _repeats(plan: PlanAgain) -> _Repeats:
+    """Which example is in the place of each: the first of its split that says the same, or one that is like it."""
+    sizes = [len(one.fingerprints) for one in plan.examples]
+    prints, first = np.concatenate([one.fingerprints for one in plan.examples]), np.arange(sum(sizes))
+    split = np.repeat([SPLITS.index(one.request.split) for one in plan.compiled], sizes)
+    for number in range(len(SPLITS)):
+        mine = np.flatnonzero(split == number)
+        _, earliest, same = np.unique(prints[mine], return_index=True, return_inverse=True)
+        first[mine] = mine[earliest[same]]
+    similarity, near = np.ones(len(first), np.float32), plan.near
+    if near is not None:
+        similarity = np.where(near.of[first] < 0, similarity, near.similarity[first])
+        first = np.where(near.of[first] < 0, first, near.of[first])
+    return _Repeats(first, similarity)

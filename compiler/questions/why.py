@@ -18,14 +18,14 @@ from compiler.inspect.find import Source, sources_at
 from compiler.inspect.rows import SplitExamples, rejects
 from compiler.sets.again import Unknown
 from schemas.arrow import SPLITS
-from schemas.errors import Reason, UsageError
+from schemas.errors import DROPPED, UsageError
 from schemas.manifest import DatasetEntry
 from schemas.order import Ints
 from schemas.places import parse
 from schemas.reader import CompiledSet, SplitReader
 
 LEFT_OUT, SAMPLED_OUT, DUPLICATE, IN_SHARDS = "left_out", "sampled_out", "duplicate", "in_shards"
-REJECTED, CLEANED, UNKNOWN = "rejected", "cleaned", "unknown"
+REJECTED, CLEANED, CONTAMINATED, UNKNOWN = "rejected", "cleaned", "contaminated", "unknown"
 _OF_BALANCE = {"left_out": LEFT_OUT, "sampled_out": SAMPLED_OUT, "duplicates": DUPLICATE}
 """What can become of a row that leaves no trace in the set."""
 
@@ -39,7 +39,9 @@ class Fate:
     dropped: bool
     """Whether --dedup left it out."""
     same_as: tuple[Source, int] | None
-    """The first row with the same conversation, and its part."""
+    """The row that stays in its place, the first with the same conversation or a similar one, and its part."""
+    similarity: float = 1.0
+    """Of the two: 1 for the same conversation, below where --dedup near left it out."""
 
 
 class RemadePlan(Protocol):
@@ -65,7 +67,7 @@ class Answer:
     def outcomes(self) -> list[str]:
         """What became of it, in a word or several: its examples may have met different ends."""
         found = [IN_SHARDS] if self.examples else []
-        found += [CLEANED if one["reason"] == Reason.CLEANED else REJECTED for one in self.rejects]
+        found += [str(one["reason"]) if one["reason"] in DROPPED else REJECTED for one in self.rejects]
         found += [one["outcome"] for one in self.absent]
         return list(dict.fromkeys(found)) or [UNKNOWN]
 
@@ -161,7 +163,14 @@ def _from_sources(
         if not fate.drawn:
             of = None if fate.same_as is None else opened.places.place(*fate.same_as[0])
             what = DUPLICATE if fate.dropped else SAMPLED_OUT
-            answer.absent.append({"part": fate.part, "outcome": what, "of": of if fate.dropped else None})
+            one = {"part": fate.part, "outcome": what, "of": of if fate.dropped else None}
+            if fate.dropped and _is_near(opened):
+                one["similarity"] = round(fate.similarity, 6)
+            answer.absent.append(one)
+
+
+def _is_near(opened: CompiledSet) -> bool:
+    return (opened.manifest["options"].get("dedup") or "").startswith("near")
 
 
 _WORDS = {LEFT_OUT: "left out by --where", SAMPLED_OUT: "sampled out", DUPLICATE: "dropped as duplicates"}
@@ -262,6 +271,7 @@ _SAID = {
     IN_SHARDS: "in the set",
     REJECTED: "rejected",
     CLEANED: "removed by a clean-up rule of its dataset's card",
+    CONTAMINATED: "dropped by --decontaminate",
     LEFT_OUT: "left out by --where",
     SAMPLED_OUT: "not drawn by the mix",
     DUPLICATE: "dropped as a duplicate",
@@ -289,6 +299,7 @@ def said(answer: Answer) -> Iterator[str]:
         if not one["of"] and len(answer.outcomes) == 1 and not one["part"]:
             continue  # the first line says it
         part = "" if one["part"] is None else f"part {one['part']}: "
-        yield f"  {part}{_SAID[one['outcome']]}" + (f" of {one['of']}" if one["of"] else "")
+        like = f" (similarity {one['similarity']:.2f})" if "similarity" in one else ""
+        yield f"  {part}{_SAID[one['outcome']]}" + (f" of {one['of']}{like}" if one["of"] else "")
     for remark in answer.remarks:
         yield f"  {remark}"

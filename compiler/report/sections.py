@@ -9,7 +9,7 @@ from compiler.inspect.marks import visible
 from compiler.report.charts import edges_of, fill_chart, length_chart, share_chart
 from compiler.report.measure import Measured
 from compiler.sets.readme import asked, held_out
-from schemas.manifest import BALANCE, DatasetEntry, Manifest
+from schemas.manifest import BALANCE, IF_ASKED, DatasetEntry, Manifest
 from schemas.reader import CompiledSet
 
 MOST_CHARTS, MOST_LINES = 24, 200
@@ -39,7 +39,7 @@ def sections(opened: CompiledSet, measured: Measured, remarks: list[str]) -> dic
         "splits": [(name, split) for name, split in manifest["splits"].items()],
         "mix": _mix(manifest, entries),
         "more_datasets": len(manifest["datasets"]) - len(entries),
-        "balance_keys": [key for key in (*BALANCE, "left_out") if any(key in e["balance"] for e in entries)],
+        "balance_keys": [key for key in (*BALANCE, *IF_ASKED) if any(key in e["balance"] for e in entries)],
         "balance": [(entry["name"], entry["balance"]) for entry in entries],
         "lengths": [length_chart(name, one, edges, cut) for name, one in figures.items()],
         "shares": [share_chart(name, one) for name, one in figures.items()],

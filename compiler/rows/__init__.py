@@ -14,6 +14,8 @@ persona.py    self-cognition: the model's name in place of placeholders
 repair.py     repairs of conversations
 calls.py      calls in consecutive messages and in blocks of text, as one reply makes them
 texts.py      placeholders, another template's markers and empty replies in texts
+shingles.py   the words of a conversation, for near duplicates
+overlap.py    conversations that benchmarks have (--decontaminate)
 secrets.py    secrets in texts, counted or replaced by placeholders
 secret_rules.py  what a secret looks like
 clean.py      the clean-up rules of a dataset's card

@@ -10,6 +10,8 @@ words.py       tokens of any rows, copied from the files of objects
 link.py        a split as shards
 embedded.py    images that rows held, linked from the cache into the set
 shard.py       one shard: an Arrow file, hashed while it is written
+near.py        near duplicates, and the row that stays in their place
+asked.py       the options and origins of a set, for its manifest
 manifest.py    the manifest, and the balance that accounts for every row
 rejects.py     rejects.jsonl, and the end of a run with too many of them
 readme.py      README.md of a set, which the `datasets` library reads too

@@ -21,16 +21,17 @@ from compiler.datasets.command_line import from_files
 from compiler.datasets.dataset import Dataset
 from compiler.datasets.files import File
 from compiler.datasets.given import Given
-from compiler.options import CompileOptions, MixOptions, Request, UnitOptions
+from compiler.options import CompileOptions, MixOptions, Request, UnitOptions, wants_near
 from compiler.sets.manifest import dataset_entry, file_entries
 from compiler.sets.mix import Examples, MixPlan, make_plan
-from compiler.sets.rows import examples_of
+from compiler.sets.near import NearDuplicates, find_near
+from compiler.sets.rows import examples_of, rows_of
 from compiler.templates.load import DOCUMENT, Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset
 from compiler.units.plan import UnitPlan
 from compiler.units.progress import Watcher
-from compiler.units.run import UnitRun, compile_units
+from compiler.units.run import UnitRun, compile_units, paths_of
 from compiler.units.task import Setup
 from schemas.arrow import TEST, TRAIN, VAL
 from schemas.errors import IntegrityError, Problem
@@ -53,6 +54,7 @@ class PlanAgain:
     compiled: list[CompiledDataset]
     examples: list[Examples]
     """Of each dataset."""
+    near: NearDuplicates | None
     mix: MixPlan
     dedup: bool
 
@@ -94,6 +96,8 @@ def _made_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher
         template_digest=template.digest,
         documents=manifest["kind"] == Kind.PRETRAIN,
         vision=template.program.rendering.vision is not None,
+        near=wants_near(options.mixing),
+        benchmarks=paths_of(options.units),
     )
     stack.enter_context(in_use(cache, watcher.say))
     units = compile_units(UnitRun(options, datasets, setup, tokenizer, dict, watcher))
@@ -103,13 +107,15 @@ def _made_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher
         if changed := [file["file"] for file in entry["files"] if file not in now]:
             raise Unknown(f"{changed[0]} is not the file that was compiled")
     examples = [examples_of(one) for one in compiled]
-    plan = make_plan([one.request for one in compiled], examples, options.mixing)
+    requests = [one.request for one in compiled]
+    near = find_near(requests, examples, rows_of(compiled), options.mixing)
+    plan = make_plan(requests, examples, options.mixing)
     for i, (one, entry) in enumerate(zip(compiled, manifest["datasets"], strict=True)):
-        found = dataset_entry(i, one, examples[i], plan, scanned=False)
+        found = dataset_entry(i, one, examples[i], plan, options.units)
         for key in ("balance", "realized", "rejected"):
             if found[key] != entry[key]:
                 raise Unknown(f"compiled again, {one.dataset.name} does not give the same rows")
-    return PlanAgain(units, compiled, examples, plan, options.mixing.dedup is not None)
+    return PlanAgain(units, compiled, examples, near, plan, options.mixing.dedup is not None)
 
 
 def _filled(kind: type[T], given: dict[str, Any], **more: Any) -> T:
@@ -129,7 +135,7 @@ def _options(manifest: Manifest, opened: CompiledSet, cache: Path, workers: int)
         tags=tuple(given.get("tags", {}).items()),
         where=given.get("where", ""),
         limit=given.get("limit"),
-        units=_filled(UnitOptions, given),
+        units=_filled(UnitOptions, given, decontaminate=tuple(given.get("decontaminate", {}).items())),
         mixing=_filled(MixOptions, given, seed=manifest["seed"]),
         workers=workers,
         **({} if persona is None else {"name": persona["name"], "author": persona["author"]}),

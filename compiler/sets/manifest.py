@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
 
-import registry
 from compiler.cache.objects import library_versions, own_version
-from compiler.options import CompileOptions
+from compiler.options import UnitOptions
 from compiler.rows.secrets import NOTE
 from compiler.sets.mix import Examples, MixPlan
 from compiler.sets.readme import readme_text
@@ -30,6 +27,7 @@ from schemas.errors import IntegrityError
 from schemas.manifest import (
     BALANCE,
     CONVERTED,
+    IF_ASKED,
     Balance,
     CertificateEntry,
     DatasetEntry,
@@ -38,7 +36,6 @@ from schemas.manifest import (
     Manifest,
     MediaEntry,
     PackingEntry,
-    RunEntry,
     SecretEntry,
     ShardEntry,
     SplitEntry,
@@ -47,7 +44,6 @@ from schemas.manifest import (
 )
 from schemas.order import Ints
 from schemas.places import LINES
-from schemas.stores import SCHEME
 
 
 def versions() -> dict[str, str]:
@@ -102,60 +98,6 @@ def media_entry(
     return entry
 
 
-def options_entry(options: CompileOptions) -> dict[str, Any]:
-    """The options that decide bytes, by their names on the command line; those about sources only where given.
-
-    The format is in the entry of each dataset: a set is the same whether its format was named or recognised.
-    """
-    persona = {"name": options.name, "author": options.author} if options.self_cognition else None
-    found = asdict(options.mixing) | asdict(options.units)
-    for name in ("allow_empty", "scan_secrets", "redact"):
-        if not found[name]:
-            del found[name]
-    if options.units.thinking == "template":
-        del found["thinking"]
-    if options.units.scan_secrets:
-        found["secret_rules"] = f"gitleaks {registry.secrets()[1]['gitleaks']['version']}"
-    del found["seed"]  # it stands beside the options
-    given: dict[str, tuple[Any, Any]] = {
-        "kind": (options.kind, "auto"),
-        "columns": (dict(options.columns), {}),
-        "tags": (dict(options.tags), {}),
-        "unknown_keys": (options.unknown_keys, "count"),
-        "where": (options.where, ""),
-        "limit": (options.limit, None),
-        "own": ({name: own | _names(own) for name, own in options.own.items()}, {}),
-    }
-    found |= {name: value for name, (value, default) in given.items() if value != default}
-    return found | {"max_rejects": options.max_rejects, "persona": persona}
-
-
-def _names(own: dict[str, Any]) -> dict[str, Any]:
-    """What a dataset has of its own that is no plain value: names as an object, and the folder of its media."""
-    named = {key: dict(own[key]) for key in ("columns", "tags") if key in own}
-    return named | ({"media_dir": str(own["media_dir"])} if "media_dir" in own else {})
-
-
-def run_entry(compiled: list[CompiledDataset], options: CompileOptions) -> RunEntry:
-    """Where the parts of the set that is written to `options.out` came from."""
-    out = options.out
-    entry: RunEntry = {}
-    if options.recipe and isinstance(out, Path):
-        base = Path(os.path.relpath(Path.cwd(), out.resolve())).as_posix()
-        entry["recipe"] = {"base": base} | options.recipe
-    if options.tokenizer_source:
-        entry["tokenizer"] = options.tokenizer_source
-    with_files = [one.dataset for one in compiled if any(unit.info["files"] for unit in one.loaded)]
-    if with_files and isinstance(out, Path):
-        here = out.resolve()
-        entry["media"] = {
-            one.name: Path(os.path.relpath(one.options.media, here)).as_posix()
-            for one in with_files
-            if not one.options.media.startswith(SCHEME)
-        }
-    return entry
-
-
 def _encoders_json(compiled: Iterable[CompiledDataset]) -> bytes:
     """The encoders of the units, and how many of their texts were compared with the reference.
 
@@ -201,11 +143,13 @@ def secrets_entry(one: CompiledDataset) -> dict[str, SecretEntry]:
 
 
 def dataset_entry(
-    number: int, one: CompiledDataset, examples: Examples, plan: MixPlan, *, scanned: bool
+    number: int, one: CompiledDataset, examples: Examples, plan: MixPlan, units: UnitOptions
 ) -> DatasetEntry:
     """One dataset: its files, what was drawn, what became of every row."""
     draw, rejected = plan.draws[number], one.rejected()
     left_out: Any = {"left_out": one.counts()["left_out"]} if one.dataset.options.where else {}
+    if units.decontaminate:
+        left_out["contaminated"] = one.contaminated()
     rows, used = len(draw.position), len(np.unique(draw.position))
     mine = plan.dataset == number
     realized: Any = {
@@ -220,8 +164,10 @@ def dataset_entry(
         "in_train": int(plan.in_train[mine].sum()),
     }
     realized |= {name: count for name, count in some.items() if count}
-    secrets: Any = {"secrets": secrets_entry(one)} if scanned else {}
-    return secrets | {
+    some_entries: Any = {"secrets": secrets_entry(one)} if units.scan_secrets else {}
+    if examples.near is not None:
+        some_entries["near_duplicates"] = draw.near
+    return some_entries | {
         "name": one.dataset.name,
         "format": one.dataset.options.format,
         "clean": one.dataset.options.clean,
@@ -272,8 +218,9 @@ def total_balance(datasets: Iterable[DatasetEntry]) -> Balance:
     for entry in datasets:
         for key in BALANCE:
             total[key] += entry["balance"][key]
-        if "left_out" in entry["balance"]:
-            total["left_out"] = total.get("left_out", 0) + entry["balance"]["left_out"]
+        for some in IF_ASKED:
+            if some in entry["balance"]:
+                total[some] = total.get(some, 0) + entry["balance"][some]
     return total
 
 
@@ -281,13 +228,14 @@ def check_balance(manifest: Manifest) -> None:
     """IntegrityError unless every row is accounted for, in each dataset and in total.
 
     read + expanded + repeats = in shards + rejected + cleaned + sampled out + duplicates + left out
+    + contaminated
     """
     hint = "This is a bug in the compiler; nothing was published."
     balances = [(entry["name"], entry["balance"]) for entry in manifest["datasets"]]
     for name, b in [*balances, ("all datasets", manifest["balance"])]:
         rows_in = b["read"] + b["expanded"] + b["repeats"]
         rows_out = b["in_shards"] + b["rejected"] + b["cleaned"] + b["sampled_out"] + b["duplicates"]
-        rows_out += b.get("left_out", 0)
+        rows_out += b.get("left_out", 0) + b.get("contaminated", 0)
         if rows_in != rows_out:
             raise IntegrityError(f"balance of {name}", f"{rows_in:,} rows in, {rows_out:,} rows out: {b}", hint)
     written = sum(

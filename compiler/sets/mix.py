@@ -1,6 +1,7 @@
 """The mix: which example of which dataset is in the set, how often, in which order. Arithmetic on arrays, no files.
 
-1. Exact duplicates are found across all datasets, in the order of the mix; the first one is no duplicate.
+1. Exact duplicates are found across all datasets, in the order of the mix; the first one is no duplicate. Near ones are
+   found before (near.py).
 2. Every dataset gets an amount: a count of rows, all its rows, or a share of a total. By default the total is the
    largest at which no dataset uses a row more often than allowed.
 3. Rows are drawn in a seeded order, and evenly: each row q times, some once more.
@@ -40,6 +41,8 @@ class Examples:
     """Use at most so many of them (`num_samples`)."""
     groups: npt.NDArray[np.bytes_] | None = None
     """S16[N]: examples of one group stay on one side of the split; None = only equal conversations do."""
+    near: npt.NDArray[np.bool_] | None = None
+    """Which are near duplicates of one that stays; None = none were looked for."""
 
     def measure(self, unit: str) -> Ints:
         """How much each example counts towards a share, int64[N]."""
@@ -56,7 +59,9 @@ class Draw:
     """What the share asked for, in the unit of the mix; None for counts and for all rows."""
     duplicates: int
     dropped: int
-    """How many duplicates were removed (--dedup exact)."""
+    """How many duplicates were removed (--dedup)."""
+    near: int = 0
+    """How many of them are near ones."""
 
 
 @dataclass
@@ -81,7 +86,10 @@ class MixPlan:
 
 def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options: MixOptions) -> MixPlan:
     """Plan the mix of the datasets, which are in the order of the requests."""
-    duplicate = _duplicates(requests, examples)
+    duplicate = repeated(requests, examples)
+    for rows, twice in zip(examples, duplicate, strict=True):
+        if rows.near is not None:
+            twice |= rows.near
     usable: list[Ints] = []
     for request, rows, twice in zip(requests, examples, duplicate, strict=True):
         positions = np.flatnonzero(~twice) if options.dedup else np.arange(len(rows.tokens))
@@ -92,13 +100,14 @@ def make_plan(requests: Sequence[Request], examples: Sequence[Examples], options
         requests, examples, usable, duplicate, amounts, strict=True
     ):
         position, repeat = _draw(request, rows, positions, amount, options)
-        draw = Draw(position, repeat, target, int(twice.sum()), int(twice.sum()) if options.dedup else 0)
+        near = 0 if rows.near is None else int(rows.near.sum())
+        draw = Draw(position, repeat, target, int(twice.sum()), int(twice.sum()) if options.dedup else 0, near)
         _check_realized(request, rows, draw, options)
         draws.append(draw)
     return _order(requests, examples, draws, options)
 
 
-def _duplicates(requests: Sequence[Request], examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
+def repeated(requests: Sequence[Request], examples: Sequence[Examples]) -> list[npt.NDArray[np.bool_]]:
     """Which rows of each dataset repeat a conversation that came before among those for the same split; bool[N]."""
     found = [np.zeros(len(rows.fingerprints), dtype=bool) for rows in examples]
     for split in SPLITS:

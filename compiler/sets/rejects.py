@@ -14,7 +14,7 @@ from compiler.rows.recognise import recognise
 from compiler.sets.readme import not_read
 from compiler.units.compiled import CompiledDataset
 from schemas import disk
-from schemas.errors import InputError, Reason, TooManyRejects, UsageError
+from schemas.errors import DROPPED, InputError, Reason, TooManyRejects, UsageError
 from schemas.stores import StorePath
 
 _LOOKED_AT = 20
@@ -39,7 +39,7 @@ def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> N
         if rejected <= allowed and not nothing_left:
             continue
         limit = "No row is left" if nothing_left else f"--max-rejects {options.max_rejects} allows {allowed:,}"
-        first = min(one.rejects(), key=lambda reject: reject["reason"] == Reason.CLEANED, default=None)
+        first = min(one.rejects(), key=lambda reject: reject["reason"] in DROPPED, default=None)
         if first is None:
             continue
         counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())

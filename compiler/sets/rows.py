@@ -21,7 +21,7 @@ from compiler.encode.shapes import Owner
 from compiler.sets.mix import Examples
 from compiler.sets.words import ObjectFile, SpilledRows, WordLists, copy_lists
 from compiler.units.compiled import CompiledDataset
-from schemas.arrow import WORD_LISTS
+from schemas.arrow import SHINGLES, WORD_LISTS
 from schemas.order import Ints
 
 _SPANS = ("spans", "rejected_spans")
@@ -47,7 +47,9 @@ class CompiledRows:
         self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         """The number of the first row of each object, and the number of rows, int64[P + 1]."""
         self._files = [ObjectFile(part.object) for part in parts]
-        self._extents = {name: self._extents_of(name) for name in WORD_LISTS}
+        has_shingles = all(SHINGLES in part.object.lists for part in parts)
+        in_file = (*WORD_LISTS, SHINGLES) if has_shingles else WORD_LISTS
+        self._extents = {name: self._extents_of(name) for name in in_file}
         numbers: dict[Owner, int] = {}
         known = [part.object.info["owners"] for part in parts]
         alike = [numbers.setdefault((role, key), len(numbers)) for owners in known for role, key in owners]

@@ -73,12 +73,16 @@ class CompiledDataset:
     def rejected(self) -> dict[str, int]:
         """The number of rejects by reason, in alphabetical order."""
         mark, counts = "rejected:", self.counts()
-        del counts[f"{mark}{Reason.CLEANED}"]
+        del counts[f"{mark}{Reason.CLEANED}"], counts[f"{mark}{Reason.CONTAMINATED}"]
         return {key.removeprefix(mark): n for key, n in sorted(counts.items()) if key.startswith(mark)}
 
     def cleaned(self) -> int:
         """The number of rows that the card's clean-up rules dropped: rejects.jsonl has them, but no mistake."""
         return self.counts()[f"rejected:{Reason.CLEANED}"]
+
+    def contaminated(self) -> int:
+        """The number of conversations that benchmarks have: rejects.jsonl has them too."""
+        return self.counts()[f"rejected:{Reason.CONTAMINATED}"]
 
     def num_examples(self) -> int:
         """The number of examples that the rows make, rejected ones included, without rows that --where leaves out."""

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from compiler.datasets.dataset import Dataset
-from compiler.options import CompileOptions, Request
+from compiler.options import CompileOptions, Request, UnitOptions, wants_near
 from compiler.proof.encoders import agree, choose, refuse
 from compiler.templates.load import Template
 from compiler.tokenizer.encoders import FAST, REFERENCE
@@ -25,6 +26,7 @@ from compiler.units import local, ray
 from compiler.units.plan import UnitPlan
 from compiler.units.progress import Watcher
 from compiler.units.task import Engine, Outcome, Setup, Task, Trouble
+from schemas.stores import path_of
 
 FEW_UNITS = 4
 """With this many units or fewer to compile, a fast encoder takes longer to load than it gains."""
@@ -43,7 +45,15 @@ def setup_of(options: CompileOptions, tokenizer: Tokenizer, template: Template, 
         template_digest=template.digest,
         documents=documents,
         vision=template.program.rendering.vision is not None,
+        near=wants_near(options.mixing),
+        benchmarks=paths_of(options.units),
     )
+
+
+def paths_of(options: UnitOptions) -> tuple[str, ...]:
+    """Where the benchmark files are, from any folder."""
+    paths = (path_of(label) for label, _ in options.decontaminate)
+    return tuple(str(path.resolve()) if isinstance(path, Path) else path.uri for path in paths)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from compiler.cache import objects
 from compiler.options import DatasetOptions, UnitOptions
 from compiler.proof.encoders import IDS_DIFFER, Trial
 from compiler.read import Unit
+from compiler.rows.shingles import minhash_version
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.tokenizer.tokenizer import Sample
 
@@ -31,6 +32,10 @@ class Setup:
     vision: bool = False
     """Whether the model takes images; if so, their folder decides bytes."""
     skeletons: bool = True
+    near: bool = False
+    """Whether what near duplicates are found by is kept with the rows; see compiler/rows/shingles.py."""
+    benchmarks: tuple[str, ...] = ()
+    """Where the files of `options.decontaminate` are."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +89,14 @@ class Engine(Protocol):
 def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
     """The name of the object that a unit compiled this way becomes."""
     asked, how = asdict(setup), asdict(read_as)
-    del asked["tokenizer"]  # where the files are does not matter, only what they say
+    del asked["tokenizer"], asked["benchmarks"]  # where the files are does not matter, only what they say
     how["keys"] = registry.keys()
     if setup.options.scan_secrets:
         how["secret_rules"] = registry.secrets_digest()
     if read_as.persona:
         how["other_models"] = registry.other_models()
+    if setup.near:
+        how["minhash"] = minhash_version()
     if not read_as.where:
         del how["where"]
     if not setup.vision:

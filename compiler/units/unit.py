@@ -31,6 +31,7 @@ from compiler.encode.weigh import Policy
 from compiler.media.embedded import without_base64
 from compiler.read import FileKind, Row, lines_of_items, read
 from compiler.rows.lift import Preparer
+from compiler.rows.overlap import check_with
 from compiler.rows.secrets import FIRST, kinds_in, quotes
 from compiler.rows.where import where
 from compiler.templates.load import Template, load_template
@@ -38,7 +39,7 @@ from compiler.templates.program import SkeletonMismatch
 from compiler.tokenizer.encoders import version_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.task import Outcome, Setup, Task, Trouble
-from schemas.arrow import OBJECT
+from schemas.arrow import OBJECT, OBJECT_NEAR
 from schemas.errors import IntegrityError, Reason, Reject, RowError
 
 BATCH = 512
@@ -137,13 +138,14 @@ class _UnitCompiler:
         self.maker = _maker(task.setup, json.dumps(self.read_as.policy))
         self.batches: list[pa.RecordBatch] = []
         self.owners: dict[Owner, int] = {}
+        self.checked = check_with(self.options, task.setup.benchmarks)
         self.secrets: dict[str, list[int]] = {}
         """The first rows with each kind of secret."""
 
     def run(self) -> None:
         for kept in self.examples():
             if kept:
-                self.batches.append(columns_of(kept, self.task.unit, self.owners))
+                self.batches.append(columns_of(kept, self.task.unit, self.owners, near=self.task.setup.near))
 
     def examples(self) -> Iterator[list[Example]]:
         """Yield the examples of each batch of rows."""
@@ -218,12 +220,10 @@ class _UnitCompiler:
             if needed is not None:
                 return [needed]
             self.notes["not_a_number"] += 1
-        found = self.preparer.conversations(row.value)
+        found = [self.checked(one) for one in self.preparer.conversations(row.value)]
         row.value = None
         self.counts["expanded"] += len(found) - 1
         return found
-
-    # -- length --
 
     def _examples(self, one: _Pending, sides: list[Encoded]) -> list[Example]:
         """The example at its final length; several only where a document is longer than --max-length."""
@@ -299,7 +299,7 @@ class _UnitCompiler:
 
     def table(self) -> pa.Table:
         """The compiled rows."""
-        return pa.Table.from_batches(self.batches, OBJECT)
+        return pa.Table.from_batches(self.batches, OBJECT_NEAR if self.task.setup.near else OBJECT)
 
     def info(self, compared: int) -> dict[str, Any]:
         """Counts, rejects and the name of the encoder, as the object's record keeps them."""
