@@ -267,18 +267,22 @@ def parse_keys(option: str, text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (piece + (rest or "") for piece, rest in split_at_commas(text, option)))))
 
 
-def parse_dedup(text: str) -> tuple[str, float | None]:
-    """Parse `exact`, `near` or `near:THRESHOLD`: the name, and the similarity from which rows are near duplicates."""
+def parse_dedup(text: str, where: str = "") -> tuple[str, float | None]:
+    """Parse `exact`, `near` or `near:THRESHOLD`: the name, and the similarity from which rows are near duplicates.
+
+    `where` is what the command line says, where it is not --dedup.
+    """
+    where = where or f"--dedup {text}"
     name, sign, number = text.partition(":")
     if name not in DEDUP or (sign and name != "near"):
-        raise UsageError(f"--dedup {text}", "unknown", nearest(name, DEDUP))
+        raise UsageError(where, "unknown", nearest(name, DEDUP))
     try:
         threshold = float(number) if sign else NEAR
     except ValueError:
         threshold = 0.0
     if not LEAST_NEAR <= threshold <= 1:
-        what = f"expected a similarity from {LEAST_NEAR} to 1 after near:, found {number!r}"
-        raise UsageError(f"--dedup {text}", what, f"--dedup near:{NEAR}")
+        what = f"expected a similarity from {LEAST_NEAR} to 1, found {number!r}"
+        raise UsageError(where, what, f"{NEAR} is a good one.")
     return name, threshold if name == "near" else None
 
 

@@ -144,7 +144,7 @@ def test_every_dependency_is_used_and_everything_used_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: names(lines) for name, lines in project["optional-dependencies"].items()}
     core = names(project["dependencies"])
-    optional = extras["video"] | extras["hub"] | extras["s3"] | extras["ray"] | extras["near"]
+    optional = extras["video"] | extras["hub"] | extras["s3"] | extras["ray"] | extras["near"] | extras["languages"]
     by_core = used(module for module in modules() if not module.startswith("trainer"))
     by_trainer = used(module for module in modules() if module.startswith("trainer"))
     assert (by_core - core, core - by_core - UNUSED) == (optional | THE_CALLERS, set())

@@ -230,7 +230,7 @@ def test_other_thresholds_use_the_same_objects_and_a_compile_without_them_keeps_
     ("asked", "said"),
     [
         ("nearly", "did you mean 'near'? known: exact, near"),
-        ("near:", "expected a similarity from 0.3 to 1 after near:, found ''"),
+        ("near:", "expected a similarity from 0.3 to 1, found ''"),
         ("near:80", "found '80'"),
         ("near:0.1", "found '0.1'"),
         ("near:nan", "found 'nan'"),

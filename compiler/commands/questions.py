@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +114,29 @@ def diff(a: AnyPath, b: AnyPath, limit: int, as_json: bool) -> None:
 )
 @click.option("--seed", type=int, metavar="N", help="Seed of the sample.  [default: 0]")
 @click.option("--exact", is_flag=True, help="Compile all rows, not a sample.")
+@click.option(
+    "--near", type=float, metavar="SIMILARITY", help="Count rows that repeat another nearly: 0.8 as --dedup near does."
+)
+@click.option("--languages", is_flag=True, help="Share of each language, by a sample of the rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def stats(files: tuple[str, ...], as_json: bool, cache: Path, **given: Any) -> None:
+def stats(
+    files: tuple[str, ...], as_json: bool, cache: Path, near: float | None, languages: bool, **given: Any
+) -> None:
     """Count what is in a compiled set, or in FILES that are not compiled.
 
     Of a set: rows, tokens, trained tokens, turns, results of tools and images by dataset, quantiles of length and
     trained share, and how many rows and trained tokens each --max-length would keep whole. Of files, named as in
     compile: rows, keys and characters of all, and tokens of a seeded sample with a 95% interval, or of all rows with
-    --exact. Options other than --json are for files.
+    --exact. --near and --languages say more of both; the other options are for files.
 
     \b
     Examples:
       cli stats shards
       cli stats chats.jsonl --tokenizer ./Qwen2.5-7B-Instruct
       cli stats data/*.jsonl.gz --sample 0 --json
+      cli stats chats.jsonl --near 0.8 --languages
     """
+    _check_more(near, languages=languages)
     if _is_set(files):
         used = [name for name, value in given.items() if value not in (None, False)]
         if len(files) > 1 or used:
@@ -139,12 +148,23 @@ def stats(files: tuple[str, ...], as_json: bool, cache: Path, **given: Any) -> N
             raise UsageError(files[0], what, "Name one set, or files that are not compiled.")
         from compiler.questions import figures
 
-        found = figures.figures(opened_set(path_of(files[0]), "stats"))
+        opened = opened_set(path_of(files[0]), "stats")
+        found = figures.figures(opened)
         lines = figures.said(found, files[0])
+        if languages:
+            from compiler.questions import languages as spoken
+
+            found["languages"] = spoken.of_set(opened)
+            lines = chain(lines, [""], spoken.said(found["languages"]))
+        if near is not None:
+            from compiler.questions import alike
+
+            found["near"] = alike.of_set(opened, near)
+            lines = chain(lines, [""], alike.said(found["near"]))
     else:
         from compiler.questions import raw
 
-        found = _raw(files, cache, given)
+        found = _raw(files, cache, given, near, languages=languages)
         lines = raw.said(found)
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False))
@@ -165,7 +185,23 @@ def _is_set(files: tuple[str, ...]) -> bool:
     )
 
 
-def _raw(files: tuple[str, ...], cache: Path, given: dict[str, Any]) -> dict[str, Any]:
+def _check_more(near: float | None, *, languages: bool) -> None:
+    """UsageError where what --near or --languages asks cannot be, or needs something that is not installed."""
+    if near is not None:
+        from compiler.options import parse_dedup
+        from compiler.rows.shingles import require
+
+        parse_dedup(f"near:{near:g}", f"--near {near:g}")
+        require(f"--near {near:g}")
+    if languages:
+        from compiler.questions.languages import require as require_detector
+
+        require_detector()
+
+
+def _raw(
+    files: tuple[str, ...], cache: Path, given: dict[str, Any], near: float | None, *, languages: bool
+) -> dict[str, Any]:
     """Count files that are not compiled."""
     from compiler.commands import terminal
     from compiler.commands.compile import workers
@@ -200,4 +236,4 @@ def _raw(files: tuple[str, ...], cache: Path, given: dict[str, Any]) -> dict[str
     with terminal.watch("reading") as watcher:
         if given["tokenizer"] is None and (sample or given["exact"]):
             watcher.say("warning: tokens are those of the demo tokenizer, which is no model's; pass --tokenizer DIR|ID")
-        return raw_figures(files, options, watcher, sample=sample, exact=given["exact"])
+        return raw_figures(files, options, watcher, sample=sample, exact=given["exact"], near=near, languages=languages)

@@ -29,8 +29,12 @@ from compiler.datasets.dataset import Dataset
 from compiler.datasets.files import File
 from compiler.datasets.given import Given, given_datasets
 from compiler.options import CompileOptions, Request
+from compiler.questions import alike
+from compiler.questions.languages import SAMPLE, shares
+from compiler.questions.languages import said as languages_said
 from compiler.questions.table import Cells, share, table
 from compiler.read import as_session, cut, open_source, read
+from compiler.rows.overlap import strings
 from compiler.templates.load import load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset
@@ -65,20 +69,31 @@ class RawFigures:
 
 
 def raw_figures(
-    texts: tuple[str, ...], options: CompileOptions, watcher: Watcher, *, sample: int, exact: bool
+    texts: tuple[str, ...],
+    options: CompileOptions,
+    watcher: Watcher,
+    *,
+    sample: int,
+    exact: bool,
+    near: float | None = None,
+    languages: bool = False,
 ) -> dict[str, Any]:
     """The keys of `--json` for files. `sample` 0 and not `exact`: no tokens are counted."""
     found = []
     for name, given in given_datasets([(text, "train") for text in texts], options.cache).items():
         one = _recognised(name, given, options)
         session = one.dataset is not None and formats.get(one.dataset.options.format, name).session
-        _count(
-            one, given, options.mixing.seed, 0 if exact or session or one.dataset is None else sample, session=session
-        )
+        size = 0 if exact or session or one.dataset is None else sample
+        _count(one, given, options.mixing.seed, size or SAMPLE * languages, session=session)
         tokens = None
         if one.dataset is not None and (exact or sample):
             tokens = _exact(one, options, watcher) if exact or session else _estimate(one, options, watcher)
         found.append(_entry(one, tokens))
+        if languages:
+            read = [list(strings(orjson.loads(row))) for _, _, row, _ in sorted(one.sample, key=lambda row: -row[1])]
+            found[-1]["languages"] = shares(["\n".join(row) for row in read], one.rows - one.unreadable)
+        if near is not None:
+            found[-1]["near"] = None if one.dataset is None else _near(one.dataset, options, watcher, near)
     return {"version": 1, "of": "files", "datasets": found}
 
 
@@ -183,6 +198,11 @@ def _exact(one: RawFigures, options: CompileOptions, watcher: Watcher) -> dict[s
     }
 
 
+def _near(dataset: Dataset, options: CompileOptions, watcher: Watcher, threshold: float) -> dict[str, Any]:
+    asked = replace(options, mixing=replace(options.mixing, dedup=f"near:{threshold:g}"))
+    return alike.of_files(_compiled(_with_policy(dataset), asked, watcher), asked.mixing, threshold)
+
+
 def _with_policy(dataset: Dataset) -> Dataset:
     policy = registry.weights(dataset.options.weights)
     return replace(dataset, options=replace(dataset.options, weights=policy["name"], policy=policy))
@@ -267,6 +287,17 @@ def said(found: dict[str, Any]) -> Iterator[str]:
             yield from (f"  {line}" for line in table(rows))
         if len(one["keys"]) > _SHOWN:
             yield f"  ... {len(one['keys']) - _SHOWN:,} more keys; --json has all"
+    yield from _more(found["datasets"])
+
+
+def _more(found: list[dict[str, Any]]) -> Iterator[str]:
+    """The languages and near duplicates, where they were asked for."""
+    if "languages" in found[0]:
+        yield from ("", *languages_said({one["name"]: one["languages"] for one in found}))
+    if "near" in found[0]:
+        known = {one["name"]: one["near"] for one in found if one["near"] is not None}
+        yield from ("", *alike.said(known))
+        yield from (f"{one['name']}: not compared, because no format is recognised" for one in found if not one["near"])
 
 
 def _tokens(one: dict[str, Any]) -> Iterable[str]:

@@ -87,7 +87,7 @@ class Benchmarks:
     def _add_row(self, place: str, value: Any, seen: set[str]) -> bool:
         """Add the texts of a row; whether any is long enough."""
         found = False
-        for text in _texts(value):
+        for text in strings(value):
             runs = grams(words(text), self.size)
             if not len(runs):
                 continue
@@ -143,13 +143,13 @@ class Benchmarks:
         return best, most
 
 
-def _texts(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
     """The texts in a value, at any depth; keys are none."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts(one)
+            yield from strings(one)
 
 
 def digest_of(label: str) -> str:

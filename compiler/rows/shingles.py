@@ -92,24 +92,26 @@ def shingles_of(conversation: Conversation, piece: int = 0) -> Shingles:
        the reply is desired, in how many replies are history, in which piece of a document they are.
     """
     text = said_in([message for message in conversation.said if message.role is not Role.SYSTEM])
+    return shingles_of_text(text, _apart(conversation, piece))
+
+
+def shingles_of_text(text: str, apart: bytes = b"") -> Shingles:
+    """The shingles of a text. Those with another `apart` are others."""
     found = words(text)
-    hashes = (
-        grams(found, min(SHINGLE, len(found)))
-        if found
-        else np.array([xxhash.xxh3_64_intdigest(text.encode())], np.uint64)
-    )
-    if apart := _apart(conversation, piece):
-        hashes = mix64(hashes ^ np.uint64(apart))
+    whole = [xxhash.xxh3_64_intdigest(text.encode())]
+    hashes = grams(found, min(SHINGLE, len(found))) if found else np.array(whole, np.uint64)
+    if apart:
+        hashes = mix64(hashes ^ np.uint64(xxhash.xxh3_64_intdigest(apart)))
     return np.unique(hashes.astype(np.uint32))
 
 
-def _apart(conversation: Conversation, piece: int) -> int:
-    """A number for what tells conversations apart whatever they say; 0 for most."""
+def _apart(conversation: Conversation, piece: int) -> bytes:
+    """What tells conversations apart whatever they say; empty for most."""
     history = sum(message.role is Role.ASSISTANT for message in conversation.messages[: conversation.context])
     media = [(one.kind, one.facts.sha256 if one.facts else one.uri) for one in conversation.media()]
     if not (history or media or piece or conversation.desirable is not None):
-        return 0
-    return xxhash.xxh3_64_intdigest(orjson.dumps([history, media, piece, conversation.desirable]))
+        return b""
+    return orjson.dumps([history, media, piece, conversation.desirable])
 
 
 def signatures(sets: Sequence[Shingles]) -> list[bytes]:
@@ -125,12 +127,12 @@ def signatures(sets: Sequence[Shingles]) -> list[bytes]:
     return [row.tobytes() for row in matrix]
 
 
-def require() -> Any:
+def require(where: str = "--dedup near") -> Any:
     """What computes signatures; UsageError where it is not installed."""
     try:
         from rensa import RMinHash  # an extra
     except ImportError:
-        raise UsageError("--dedup near", "near duplicates are found with rensa", install.extra("near")) from None
+        raise UsageError(where, "near duplicates are found with rensa", install.extra("near")) from None
     return RMinHash
 
 

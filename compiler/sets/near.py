@@ -15,7 +15,7 @@ Held in memory is for each row its signature, 256 bytes, and while bands are com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -68,7 +68,12 @@ def find_near(
     )
     order = np.lexsort((keys, dataset))
     found = NearDuplicates(np.full(len(exact), -1, np.int64), np.zeros(len(exact), np.float32))
-    comparison = _Comparison(rows, threshold)
+
+    def read(row: int) -> Shingles:
+        return rows.lists(np.array([row]), [SHINGLES])[SHINGLES][1].view(np.uint32)
+
+    kept = [signatures_in(part.object.small.column("signature")) for part in rows.parts]
+    comparison = Comparison(kept, read, threshold)
     for number in range(len(SPLITS)):
         mine = order[(split[order] == number) & ~exact[order]]
         for row, other, similarity in comparison.run(mine):
@@ -86,14 +91,17 @@ def band_length(threshold: float) -> int:
     return 1
 
 
-class _Comparison:
+class Comparison:
     """The signatures and shingles of rows, compared."""
 
-    def __init__(self, rows: CompiledRows, threshold: float) -> None:
-        self._rows, self.threshold = rows, threshold
+    def __init__(
+        self, signatures: list[npt.NDArray[np.uint16]], read: Callable[[int], Shingles], threshold: float
+    ) -> None:
+        """Take the signatures of all rows, one piece after the other, and what reads the shingles of a row."""
+        self._all, self.threshold = signatures, threshold
+        self._starts = np.concatenate([[0], np.cumsum([len(one) for one in signatures])]).astype(np.int64)
         self._least = threshold - _ERRORS * sqrt(threshold * (1 - threshold) / PERMUTATIONS)
-        self._signatures = [_signatures(part.object.small.column("signature")) for part in rows.parts]
-        self._shingles = lru_cache(maxsize=_KEPT)(self._read)
+        self._shingles = lru_cache(maxsize=_KEPT)(read)
 
     def run(self, rows: Ints) -> Iterator[tuple[int, int, float]]:
         """Yield each of the rows, which are in order, that goes, the one that stays in its place, their similarity."""
@@ -119,7 +127,7 @@ class _Comparison:
         found = np.empty((PERMUTATIONS // length, len(rows)), np.int32)
         for band in range(len(found)):
             columns = slice(band * length, (band + 1) * length)
-            keys = np.concatenate([_hashed(one[:, columns]) for one in self._signatures])[rows]
+            keys = np.concatenate([_hashed(one[:, columns]) for one in self._all])[rows]
             _, bucket, counts = np.unique(keys, return_inverse=True, return_counts=True)
             found[band] = np.where(counts[bucket] > 1, bucket, -1)
         return found
@@ -127,10 +135,10 @@ class _Comparison:
     def _signatures_of(self, rows: Ints) -> npt.NDArray[np.uint16]:
         """The signatures of rows, uint16[N, PERMUTATIONS]."""
         found = np.empty((len(rows), PERMUTATIONS), np.uint16)
-        part_of = np.searchsorted(self._rows.starts, rows, side="right") - 1
+        part_of = np.searchsorted(self._starts, rows, side="right") - 1
         for part in np.unique(part_of).tolist():
             at = np.flatnonzero(part_of == part)
-            found[at] = self._signatures[part][rows[at] - int(self._rows.starts[part])]
+            found[at] = self._all[part][rows[at] - int(self._starts[part])]
         return found
 
     def _like(self, row: int, others: Ints, alike: npt.NDArray[np.float64]) -> tuple[int, float] | None:
@@ -145,10 +153,6 @@ class _Comparison:
                 best = other, similarity
         return best
 
-    def _read(self, row: int) -> Shingles:
-        _, found = self._rows.lists(np.array([row]), [SHINGLES])[SHINGLES]
-        return found.view(np.uint32)
-
 
 def jaccard(one: Shingles, other: Shingles) -> float:
     """The size of the intersection of two sets by that of their union."""
@@ -156,7 +160,7 @@ def jaccard(one: Shingles, other: Shingles) -> float:
     return both / (len(one) + len(other) - both)
 
 
-def _signatures(column: pa.ChunkedArray) -> npt.NDArray[np.uint16]:
+def signatures_in(column: pa.ChunkedArray) -> npt.NDArray[np.uint16]:
     """A column of signatures as uint16[N, PERMUTATIONS]."""
     if not len(column):
         return np.empty((0, PERMUTATIONS), np.uint16)
