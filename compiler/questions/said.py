@@ -1,4 +1,8 @@
-"""What the rows of a set say, by their tokens: the text of messages, without what the chat template writes."""
+"""What the rows of a set say, by their tokens: the text of messages without the system's.
+
+Control tokens and what is the chat template's alone are left out. A header that it writes as text, such as `user`, may
+be one token with what follows, or count as the message's; then it stays.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from compiler.conversation import Role
 from compiler.inspect.vocabulary import TokenBytes
@@ -32,7 +37,9 @@ def texts_of(batch: pa.RecordBatch, vocabulary: TokenBytes) -> Iterator[str]:
 
 def _side(batch: pa.RecordBatch, side: str, vocabulary: TokenBytes) -> Iterator[str]:
     spans, ids = batch.column(f"{side}spans"), batch.column(f"{side}input_ids")
-    pieces = vocabulary.pieces(ids.flatten())
+    tokens = ids.flatten()
+    is_control = pa.array(np.isin(tokens.to_numpy(), list(vocabulary.controls)))
+    pieces = pc.if_else(is_control, pa.scalar(b"", pa.large_binary()), vocabulary.pieces(tokens))
     offsets = np.frombuffer(pieces.buffers()[1], np.int64, len(pieces) + 1, 8 * pieces.offset)
     data = memoryview(pieces.buffers()[2] or b"")
     fields = spans.flatten()
