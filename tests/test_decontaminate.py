@@ -153,11 +153,20 @@ def test_a_benchmark_is_part_of_what_a_set_is_and_the_same_one_is_not_looked_thr
     assert second[1] == 1 and second[0] not in (first[0], plain[0]) and len(rows(out)) == 2
     said = run("why", again, f"{file}:1", "--sources", "--cache", tmp_path / "cache").stdout
     assert "dropped by --decontaminate" in said
-    recipe = tmp_path / "r.yaml"
-    run("compile", file, "--decontaminate", bench, "--decontaminate-ngram", 13, "--save-recipe", recipe, "-o", again,
-        code=2)  # fmt: skip
-    run("compile", file, "--decontaminate", write(bench, GSM8K), "--decontaminate-ngram", 13, "-o", again)
-    assert manifest(again)["options"]["decontaminate_ngram"] == 13
+
+
+def test_a_recipe_says_it_with_paths_from_its_own_folder(run: Run, tmp_path: Path) -> None:
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    folder.mkdir()
+    write(folder / "bench.jsonl", GSM8K)
+    write(folder / "a.jsonl", qa(GSM8K["question"]), qa("plain"))
+    (folder / "r.yaml").write_text("files: [a.jsonl]\ndecontaminate: [bench.jsonl]\ndecontaminate_ngram: 13\n")
+    run("compile", folder / "r.yaml", "-o", out)
+    assert manifest(out)["options"]["decontaminate_ngram"] == 13 and len(rows(out)) == 1
+    run("compile", "--from", out, "--save-recipe", tmp_path / "again.yaml", "-o", tmp_path / "again")
+    assert manifest(tmp_path / "again")["digest"] == manifest(out)["digest"]
+    run("compile", tmp_path / "again.yaml", "-o", tmp_path / "third")
+    assert manifest(tmp_path / "third")["digest"] == manifest(out)["digest"]
 
 
 def test_where_a_row_went_is_not_guessed_with_another_benchmark(run: Run, tmp_path: Path) -> None:
@@ -189,6 +198,7 @@ def test_where_a_row_went_is_not_guessed_with_another_benchmark(run: Run, tmp_pa
             "it is about runs of 8 words; of 13 one is enough",
         ),
         (("--decontaminate", "good.jsonl", "--decontaminate-threshold", "1"), 2, "at least 0 and below 1, found 1"),
+        (("--decontaminate", "good.jsonl", "--decontaminate-ngram", "10"), 2, "expected 8 or 13"),
         (("--decontaminate", "all.jsonl"), 3, "contaminated: 100% of the words of a text of all.jsonl:1"),
     ],
 )  # fmt: skip

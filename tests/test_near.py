@@ -252,6 +252,17 @@ def test_without_the_library_the_message_says_how_to_install_it(
     run("compile", file, "--dedup", "exact", "-o", tmp_path / "out")
 
 
+def test_why_without_the_library_says_that_it_is_missing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = write(tmp_path / "a.jsonl", qa(LONG), qa(f"{LONG} more")), tmp_path / "out"
+    run("compile", file, "--dedup", "near", "-o", out)
+    (gone,) = gone_of(out, 2)[1]
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    said = run("why", out, f"{file}:{gone + 1}", "--cache", tmp_path / "cache").stdout
+    assert "dropped as a duplicate" in said and "near duplicates are found with rensa" in said
+
+
 def test_a_recipe_and_the_set_itself_remember_it(run: Run, tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", qa(LONG), qa(f"{LONG} more"))
     out, again = tmp_path / "out", tmp_path / "again"

@@ -175,7 +175,9 @@ def _decontamination(given: dict[str, Any]) -> dict[str, Any]:
         if given[f"decontaminate_{name}"] is not None and not given["decontaminate"]:
             what = "it is only used with --decontaminate"
             raise UsageError(f"--decontaminate-{name}", what, "Add --decontaminate FILE.")
-    size = int(given["decontaminate_ngram"] or 8)
+    size = 8 if given["decontaminate_ngram"] is None else given["decontaminate_ngram"]
+    if size not in (8, 13):
+        raise UsageError(f"--decontaminate-ngram {size}", "expected 8 or 13", "They are the lengths of two papers.")
     if size != 8 and given["decontaminate_threshold"] is not None:
         what = "it is about runs of 8 words; of 13 one is enough"
         raise UsageError("--decontaminate-threshold", what, "Leave one of the two out.")

@@ -169,7 +169,7 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="Drop rows that share text with the rows of a benchmark, and list them. Can be repeated.",
         ),
         click.Option(
-            ["--decontaminate-ngram"], type=click.Choice(["8", "13"]),
+            ["--decontaminate-ngram"], type=int, metavar="8|13",
             help="Words of the runs that are compared: half of a text in runs of 8, or one run of 13.  [default: 8]",
         ),
         click.Option(

@@ -138,4 +138,5 @@ def require(where: str = "--dedup near") -> Any:
 
 def minhash_version() -> str:
     """The version of what computes signatures: they are compared only with those of the same one."""
+    require()
     return f"rensa {version('rensa')}"
