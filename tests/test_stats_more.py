@@ -108,6 +108,9 @@ def test_what_near_and_languages_cannot_be_is_one_message(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(tmp_path / "a.jsonl", qa("q"))
+    for option in ("--seed", "--tokenizer"):
+        said = one_message(run("stats", file, option, 3, "--sample", 0, code=2).stderr)
+        assert "it is about tokens, and --sample 0 counts none" in said
     said = one_message(run("stats", file, "--near", 8, code=2).stderr)
     assert "--near 8: expected a similarity from 0.3 to 1, found '8'" in said
     for module, option, extra in (("rensa", ("--near", 0.8), "near"), ("py3langid", ("--languages",), "languages")):

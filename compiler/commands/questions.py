@@ -214,8 +214,8 @@ def _raw(
     if given["exact"] and given["sample"] is not None:
         raise UsageError("--sample --exact", "all rows are no sample", "Leave one of them out.")
     if not sample and not given["exact"]:
-        for name in ("tokenizer", "template", "seed"):
-            if given[name] is not None:
+        for name, used in (("tokenizer", False), ("template", False), ("seed", languages)):
+            if given[name] is not None and near is None and not used:
                 raise UsageError(
                     f"--{name}", "it is about tokens, and --sample 0 counts none", "Leave one of them out."
                 )
