@@ -33,8 +33,8 @@ from schemas.order import Ints, hashes, mix64
 
 FOUND = 0.99
 """The probability with which a pair at the threshold is compared."""
-_ERRORS = 4
-"""Standard errors below the threshold from which an estimate is not checked: it is wrong in 3 of 100,000 pairs."""
+_ERRORS = 3
+"""Standard errors below the threshold from which an estimate is not checked: 1 pair of 700 at it is missed."""
 _KEPT = 4096
 """Rows whose shingles stay in memory."""
 
@@ -155,8 +155,9 @@ class Comparison:
 
 
 def jaccard(one: Shingles, other: Shingles) -> float:
-    """The size of the intersection of two sets by that of their union."""
-    both = len(np.intersect1d(one, other, assume_unique=True))
+    """The size of the intersection of two sets by that of their union. Both are in order."""
+    at = np.searchsorted(one, other)
+    both = int((one[np.minimum(at, len(one) - 1)] == other).sum())
     return both / (len(one) + len(other) - both)
 
 
