@@ -7,5 +7,8 @@ again.py     what became of the rows that a set does not hold, by its plan made 
     prints.py    the examples of a set as numbers: identity, and hashes of text, mask and weights
     figures.py   `cli stats` of a set
     raw.py       `cli stats` of files that are not compiled
+    alike.py     near duplicates in files and sets
+    languages.py the languages of files and sets
+    said.py      what the rows of a set say, by their tokens
     table.py     tables of plain text
 """
