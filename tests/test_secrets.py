@@ -278,6 +278,9 @@ def test_rejected_rows_and_their_messages_hold_no_secret_either(run: Run, tmp_pa
     ]
     assert not any(piece.encode() in files_of(tmp_path / "out") for piece in pieces(secret))
     assert not any(piece in result.stdout + result.stderr for piece in pieces(secret))
+    assert "(left out by --redact)" in run("inspect", tmp_path / "out", "--rejected").stdout
+    run("report", tmp_path / "out", "-o", tmp_path / "report.html")
+    assert "(left out by --redact)" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_message_that_quotes_a_part_of_a_secret_is_known() -> None:

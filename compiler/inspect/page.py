@@ -34,6 +34,7 @@ from compiler.inspect.marks import (
     occurrences,
     visible,
 )
+from compiler.inspect.rows import raw_of
 from compiler.inspect.tokens import ShownRow
 from schemas.manifest import Manifest
 
@@ -121,8 +122,7 @@ class Page:
         where = visible(entry["place"])
         message = visible(entry["message"])
         self._print(Text.assemble((where, MARK), "  ", (entry["reason"], LOOKALIKE), f": {message}"))
-        raw = visible(entry["raw"]) if "raw" in entry else "bytes " + entry["raw_hex"]
-        self._print(Text(f"    {cut(raw, 200)}", QUIET))
+        self._print(Text(f"    {cut(visible(raw_of(entry)), 200)}", QUIET))
 
 
 def cut(text: str, length: int) -> str:

@@ -23,6 +23,13 @@ def rejects(opened: CompiledSet) -> Iterator[dict[str, Any]]:
         yield entry
 
 
+def raw_of(entry: dict[str, Any]) -> str:
+    """What a rejected row was, as text."""
+    if "raw_left_out" in entry:
+        return f"(left out by {entry['raw_left_out']})"
+    return str(entry["raw"]) if "raw" in entry else f"bytes {entry['raw_hex']}"
+
+
 class SplitExamples:
     """The examples of one split, by number. The batch that was read last is kept."""
 

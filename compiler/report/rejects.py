@@ -8,7 +8,7 @@ from typing import Any
 
 from compiler.inspect.marks import visible
 from compiler.inspect.page import cut
-from compiler.inspect.rows import rejects
+from compiler.inspect.rows import raw_of, rejects
 from schemas.reader import CompiledSet
 
 EACH = 5
@@ -42,13 +42,12 @@ def reasons_of(opened: CompiledSet) -> list[RejectedFor]:
         reason.datasets[entry["dataset"]] += 1
         if len(reason.first) < EACH and shown < ALL:
             shown += 1
-            raw = entry["raw"] if "raw" in entry else "bytes " + entry["raw_hex"]
             reason.first.append(
                 {
                     "place": visible(entry["place"]),
                     "dataset": entry["dataset"],
                     "message": visible(cut(entry["message"], _RAW)),
-                    "raw": visible(cut(raw, _RAW)),
+                    "raw": visible(cut(raw_of(entry), _RAW)),
                 }
             )
     return sorted(found.values(), key=lambda reason: -reason.rows)
