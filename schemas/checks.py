@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from schemas.arrow import IGNORED, OF_SEQUENCES
+from schemas.order import Ints
 
 
 def read_batch(data: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
@@ -92,6 +94,9 @@ def _of_side(batch: pa.RecordBatch, side: str) -> Iterator[str]:
     if any(part.null_count for part in (ids.flatten(), labels.flatten(), weights.flatten(), spans)):
         yield f"a list of {side}input_ids, labels, loss_weights or spans has a null in it"
         return
+    counts = spans.field("num_tokens").to_numpy()
+    if np.any(counts < 0) or not np.array_equal(_totals(_lengths(batch.column(f"{side}spans")), counts), _lengths(ids)):
+        yield f"{side}spans do not add up to the tokens"
     numbers, targets = ids.flatten().to_numpy(), labels.flatten().to_numpy()
     if numbers.size and numbers.min() < 0:
         yield f"{side}input_ids has a number below 0"
@@ -109,6 +114,11 @@ def _lengths(column: pa.ListArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]
 
 def _sums(column: pa.ListArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """The sum of each list."""
-    ends = np.cumsum([0, *_lengths(column)])
-    total = np.concatenate([[0], np.cumsum(column.flatten().to_numpy(zero_copy_only=False), dtype=np.int64)])
+    return _totals(_lengths(column), column.flatten().to_numpy(zero_copy_only=False))
+
+
+def _totals(lengths: Ints, values: np.ndarray[Any, Any]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The sum of each run of values, by the lengths of the runs."""
+    ends = np.cumsum([0, *lengths])
+    total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     return np.asarray(total[ends[1:]] - total[ends[:-1]], dtype=np.int64)

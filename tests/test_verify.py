@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import xxhash
+from click.testing import Result
 
 from cli import main
 from schemas.checks import read_batch
@@ -24,7 +25,9 @@ from schemas.manifest import sealed
 from schemas.reader import CompiledSet
 from tests.support.command import runner
 from tests.support.sets import manifest
+from tests.support.trained import rewrite, small_set
 
+Run = Callable[..., Result]
 Edit = Callable[[dict[str, Any]], Any]
 
 
@@ -207,3 +210,17 @@ def test_a_compressed_batch_is_refused_before_it_is_unpacked() -> None:
         read_batch(packed, schema)
     with pytest.raises(KeyError):  # it is read, and lacks the columns of a shard
         read_batch(plain, schema)
+
+
+def test_spans_that_do_not_add_up_to_the_tokens_are_refused_in_one_message(run: Run, tmp_path: Path) -> None:
+    out = small_set(tmp_path / "small")
+
+    def shorter(row: dict[str, Any]) -> dict[str, Any]:
+        *spans, last = row["spans"]
+        return row | {"spans": [*spans, last | {"num_tokens": last["num_tokens"] - 1}]}
+
+    rewrite(out, shorter)
+    assert "spans do not add up to the tokens" in run("verify", out, code=4).stderr
+    done = run("inspect", out, code=4)
+    assert "train/shard-00000.arrow: batch 0" in done.stderr
+    assert done.stderr.count("error:") == 1
