@@ -155,6 +155,8 @@ def compile_files(files: tuple[str | Path, ...], options: dict[str, Any]) -> Ope
 _OF_THE_TERMINAL = {
     "json": "compile returns the set, and its manifest says what the summary says",
     "only": "it writes no set that could be returned; run cli compile --only K/N",
+    "dry_run": "it writes no set that could be returned; run cli compile --dry-run",
+    "sample": "it is about a dry run; run cli compile --dry-run",
     "help": "it is of the terminal: docs/python.md",
 }
 

@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import registry
+from compiler.cache.objects import has
 from compiler.cache.prune import in_use
 from compiler.conversation import Kind
 from compiler.datasets.catalogue import SELF_COGNITION
@@ -26,7 +28,8 @@ from compiler.rows.overlap import benchmarks_note
 from compiler.rows.persona import named_others, persona
 from compiler.sets.asked import options_entry, run_entry
 from compiler.sets.embedded import link_embedded
-from compiler.sets.folder import Output
+from compiler.sets.estimate import Forecast, forecast
+from compiler.sets.folder import Output, existing
 from compiler.sets.link import plan_splits, write_split
 from compiler.sets.manifest import (
     check_balance,
@@ -46,11 +49,12 @@ from compiler.sets.rejects import check_keys, check_rejects, check_where, forget
 from compiler.sets.rows import examples_of, rows_of
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.units.progress import Done, Watcher
+from compiler.units.progress import Done, Pace, Watcher
 from compiler.units.run import UnitRun, compile_units, paths_of, setup_of
+from compiler.units.sample import Sample
 from schemas import install
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION
-from schemas.errors import UsageError
+from schemas.errors import InputError, UsageError
 from schemas.kept import keeping
 from schemas.manifest import Manifest
 from schemas.stores import StorePath
@@ -66,6 +70,20 @@ class CompileResult:
     manifest: Manifest
     compiled: int
     cached: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a compile would do. `missing` units are not in the cache yet; `seconds` is None where no unit was timed."""
+
+    forecast: Forecast
+    kind: str
+    sample: Sample
+    done: Done
+    missing: int
+    seconds: float | None
+    free: int | None
+    """Bytes that are free where OUT would be; None in an object store."""
 
 
 @keeping()
@@ -119,6 +137,39 @@ def compile_part(options: CompileOptions, watcher: Watcher) -> Done:
     """Compile the part of the units that `options.only` names into the cache, for a later `compile_set` to link."""
     with in_use(options.cache, watcher.say):
         return compile_units(begin(options, watcher)[0]).done
+
+
+@keeping()
+def dry_run(options: CompileOptions, watcher: Watcher, units: int | None) -> DryRun:
+    """Say what `compile_set` would do, by a sample of the units, which are compiled into the cache. Nothing is written.
+
+    `units` of each dataset and kind of file are compiled; None = enough.
+    """
+    pace, sample = Pace(watcher), Sample(options.mixing.seed, units)
+    run, kind, _ = begin(options, pace)
+    _output(options, watcher).check()
+    run = replace(run, sample=sample)
+    with in_use(options.cache, watcher.say):
+        plan = compile_units(run)
+        compiled = plan.load()
+        run.certify()
+        found = forecast(compiled, sample, options)
+        missing = sum(not has(options.cache, key) for key in set(sample.keys))
+    at_once = min(options.workers or 1, missing) if missing > run.few and plan.done.compiled <= run.few else 1
+    seconds = pace.seconds(missing + plan.done.compiled, at_once, sample.seconds)
+    return DryRun(found, kind, sample, plan.done, missing, seconds, _free(options, found))
+
+
+def _free(options: CompileOptions, found: Forecast) -> int | None:
+    """The bytes that are free where OUT would be; InputError if they are too few for it at the lower estimate."""
+    if isinstance(options.out, StorePath):
+        return None
+    free = shutil.disk_usage(existing(options.out)).free
+    needed = found.figures.numbers.get(("set_bytes",), 0.0) - found.errors.get(("set_bytes",), 0.0)
+    if needed > free:
+        what = f"cannot be written: it would take about {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
+        raise InputError(str(options.out), what, "Free some space, or choose another -o folder.")
+    return free
 
 
 def _demo_tokenizer(datasets: list[tuple[Dataset, Request]], options: CompileOptions) -> str:

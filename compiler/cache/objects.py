@@ -124,6 +124,11 @@ def _paths(cache_dir: Path, key: str) -> tuple[Path, Path]:
     return folder / f"{key}.arrow", folder / f"{key}.json"
 
 
+def has(cache_dir: Path, key: str) -> bool:
+    """Whether there is an object of this name; its bytes are not looked at."""
+    return _paths(cache_dir, key)[1].exists()
+
+
 def load(cache_dir: Path, key: str) -> Object | None:
     """Load an object; None if there is none or its bytes are not those of its record."""
     info = load_record(cache_dir, key)

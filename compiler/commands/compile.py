@@ -50,6 +50,7 @@ def compile_(**given: Any) -> None:
       cli compile train.jsonl --val dev.jsonl --test test.jsonl --tokenizer DIR
       cli compile chats.jsonl --cache /shared/cache --only $SLURM_ARRAY_TASK_ID/16
       cli compile recipe.yaml -o out
+      cli compile chats.jsonl --max-length 2048 --dry-run
       cli compile s3://bucket/data/chats.jsonl.gz -o s3://bucket/sets/chats
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
@@ -62,6 +63,11 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
 
+    if given["dry_run"]:
+        from compiler.commands.dry_run import dry_run
+
+        dry_run(options, given["sample"], str(given["out"]), as_json=given["as_json"])
+        return
     if options.only is not None:
         with terminal.watch() as watcher:
             done = compile_part(options, watcher)
@@ -115,6 +121,10 @@ def asked_options(given: dict[str, Any]) -> Iterator[CompileOptions]:
 
 
 def _check_engine(given: dict[str, Any]) -> None:
+    if given["only"] is not None and given["dry_run"]:
+        raise UsageError("--only --dry-run", "a dry run is about the whole set", "Leave one of them out.")
+    if given["sample"] is not None and not given["dry_run"]:
+        raise UsageError(f"--sample {given['sample']}", "it is only used with --dry-run", "Add --dry-run.")
     if given["ray_address"] is not None and given["engine"] != "ray":
         raise UsageError("--ray-address", "it is only used with --engine ray", "Add --engine ray, or leave it out.")
     if given["only"] is not None and given["engine"] == "ray":

@@ -223,6 +223,14 @@ SECTIONS: dict[str, list[click.Option]] = {
             help="The cluster, or auto.  [default: $RAY_ADDRESS, or one on this machine for this run]",
         ),
         click.Option(
+            ["--dry-run"], is_flag=True,
+            help="Compile a sample of the units into the cache, and say what the compile would give; write no set.",
+        ),
+        click.Option(
+            ["--sample"], type=click.IntRange(4), metavar="N",
+            help="Units, of about 1 MB each, that --dry-run compiles of each dataset.  [default: 8, or 8 MB]",
+        ),
+        click.Option(
             ["--only"], metavar="K/N",
             help="Compile only part K of N of the units, counted from 0, into the cache; write no set.",
         ),

@@ -25,7 +25,7 @@ from schemas.errors import UsageError
 from schemas.manifest import read_manifest
 from schemas.stores import SCHEME, AnyPath, StorePath
 
-_NOT_IN_IT = ("as_json", "only", "save_recipe", "made_from")
+_NOT_IN_IT = ("as_json", "only", "save_recipe", "made_from", "dry_run", "sample")
 """Options about one run of a command, by the names of their parameters."""
 _NOT_REMEMBERED = ("out", "cache", "workers", "engine", "ray_address")
 """Options that decide nothing about the set."""

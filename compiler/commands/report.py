@@ -22,7 +22,7 @@ from schemas.manifest import DatasetEntry, Manifest, embedded_of
 def summary(result: CompileResult, out: str) -> RenderableType:
     """The summary of a compile that wrote a set."""
     manifest = result.manifest
-    parts: list[RenderableType] = [_Mix(mix_rows(manifest))]
+    parts: list[RenderableType] = [Mix(mix_rows(manifest))]
     for name, split in manifest["splits"].items():
         if split["rows"]:
             rows, shards, share = split["rows"], len(split["shards"]), split["trained_tokens"] / split["tokens"]
@@ -70,8 +70,8 @@ def _of_the_run(manifest: Manifest) -> list[str]:
     return lines
 
 
-def remarks(manifest: Manifest) -> list[str]:
-    """Remarks on the rows, one sentence each."""
+def remarks(manifest: Manifest, *, dry: bool = False) -> list[str]:
+    """Remarks on the rows, one sentence each. A dry run has no rejects.jsonl, and says itself what is rejected."""
     lines = _of_the_run(manifest)
     lines += _short_split(manifest) + _repeats_for_validation(manifest) + _also_trained(manifest)
     found = {key for entry in manifest["datasets"] for key in entry.get("ignored", ())}
@@ -87,9 +87,8 @@ def remarks(manifest: Manifest) -> list[str]:
             left_out, read = balance["left_out"], balance["read"]
             lines.append(f"{entry['name']}: {left_out:,} of {read:,} row{_s(read)} left out by --where")
         if cleaned := balance["cleaned"]:
-            lines.append(
-                f"{entry['name']}: {cleaned:,} row{_s(cleaned)} dropped by its clean-up rules (see rejects.jsonl)"
-            )
+            dropped = "dropped by its clean-up rules" + ("" if dry else " (see rejects.jsonl)")
+            lines.append(f"{entry['name']}: {cleaned:,} row{_s(cleaned)} {dropped}")
         lines += _dropped(entry)
         if unread := entry.get("unread"):
             lines.append(f"{entry['name']}: {not_read(unread, balance['read'])}")
@@ -111,7 +110,7 @@ def remarks(manifest: Manifest) -> list[str]:
             if note == "special_text":
                 what += _SPECIAL_TEXT[manifest["options"]["special_text"]]
             lines.append(f"{entry['name']}: in {count:,} row{_s(count)}{pool}, {what}")
-        for reason, count in entry["rejected"].items():
+        for reason, count in () if dry else entry["rejected"].items():
             lines.append(f"{entry['name']}: {count:,} row{_s(count)} rejected: {reason} (see rejects.jsonl)")
     return lines
 
@@ -242,7 +241,7 @@ def _s(count: int) -> str:
     return "" if count == 1 else "s"
 
 
-class _Mix:
+class Mix:
     """The realized mix, one line per dataset: one table if it fits, else two narrow ones."""
 
     def __init__(self, rows: list[tuple[str, ...]]) -> None:

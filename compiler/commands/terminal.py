@@ -55,16 +55,16 @@ class _Progress:
         then, before = self._seen[0]
         if self.share is None or self.share <= before:
             return ""
-        return f"{_clock((time.monotonic() - then) * (1 - self.share) / (self.share - before))} left"
+        return f"{clock((time.monotonic() - then) * (1 - self.share) / (self.share - before))} left"
 
     def line(self) -> str:
         """Everything in one line."""
         percent = [] if self.share is None else [f"{self.share:.0%}"]
         said = [*percent, *self.figures(), *filter(None, [self.left()])]
-        return f"{self.name}: " + ", ".join(said or [f"{_clock(time.monotonic() - self._began)} so far"])
+        return f"{self.name}: " + ", ".join(said or [f"{clock(time.monotonic() - self._began)} so far"])
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """A time as "1:05" or "2:01:05"."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

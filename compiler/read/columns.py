@@ -24,9 +24,11 @@ def cut(source: SourceFile) -> Iterator[Unit]:
         else:
             return
 
-    def unit(number: int, packed: bytes | None, header: tuple[str, ...] = (), stamp: Stamp | None = None) -> Unit:
+    def unit(
+        number: int, packed: bytes | None, header: tuple[str, ...] = (), stamp: Stamp | None = None, count: int = 0
+    ) -> Unit:
         digest = digest_of_part(source.kind, sha256, number)
-        return Unit(str(source.path), source.kind, number, 1, digest, packed, header, stamp)
+        return Unit(str(source.path), source.kind, number, 1, digest, packed, header, stamp, count=count)
 
     if data is not None and source.kind is FileKind.XLSX:
         if header := sheets.header(str(source.path), data):
@@ -36,7 +38,7 @@ def cut(source: SourceFile) -> Iterator[Unit]:
         if packed and data is None and stamp_of(source.path) != stamp:  # it was read again, after it was hashed
             raise changed(source.path)
         if rows:
-            yield unit(number, packed, stamp=None if packed else stamp)
+            yield unit(number, packed, stamp=None if packed else stamp, count=rows)
 
 
 def read(unit: Unit) -> Iterator[Row]:

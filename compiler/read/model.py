@@ -89,6 +89,8 @@ class Unit:
     """Only the first so many rows of it; None = all."""
     line: int | None = None
     """The line of the file on which it begins, from 1; None for arrays and tables, whose rows are counted."""
+    count: int = 0
+    """The number of its rows in arrays and tables, and of its lines in other files; 0 = unknown."""
 
 
 def stamp_of(path: str | AnyPath) -> Stamp:

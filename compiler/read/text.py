@@ -62,10 +62,11 @@ def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
         else:
             spans = _line_runs(blocks, source.start)
         line = 1
-        for begin, end in _grouped(spans, target_bytes, window):
+        for begin, end, count in _grouped(spans, target_bytes, window):
             if source.kind not in COUNTED:
                 line += window.newlines(begin)
             data = window.take(begin, end)
+            newlines = data.count(b"\n")
             if source.kind not in _LINES or not data.isspace():
                 yield Unit(
                     path=str(source.path),
@@ -76,9 +77,10 @@ def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
                     data=data if source.compression or isinstance(source.path, StorePath) else None,
                     header=header,
                     line=None if source.kind in COUNTED else line,
+                    count=count if source.kind in COUNTED else newlines + (not data.endswith(b"\n")),
                 )
             if source.kind not in COUNTED:
-                line += data.count(b"\n")
+                line += newlines
 
 
 def read(unit: Unit) -> Iterator[Row]:
@@ -157,16 +159,16 @@ class _Window:
         return data
 
 
-def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int, window: _Window) -> Iterator[tuple[int, int]]:
-    """Yield the range of each group of consecutive spans of about `target_bytes`.
+def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int, window: _Window) -> Iterator[tuple[int, int, int]]:
+    """Yield the range of each group of consecutive spans of about `target_bytes`, and the number of its spans.
 
     The content of a span decides whether it closes a group, not its position: after a row was edited, inserted or
     removed, groups soon end where they did before, and their objects are reused. A span closes a group of at least a
     quarter of the target with a probability of twice its length over the target, and always at twice the target.
     """
-    group: tuple[int, int] | None = None
+    group: tuple[int, int, int] | None = None
     for begin, end in spans:
-        group = (group[0] if group else begin, end)
+        group = (group[0], end, group[2] + 1) if group else (begin, end, 1)
         size = end - group[0]
         chance = (end - begin) * (1 << 33) // target_bytes
         if (

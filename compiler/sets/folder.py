@@ -85,6 +85,23 @@ class Output:
             raise
         return self
 
+    def check(self) -> None:
+        """Raise what entering would raise of the folder; nothing is made and no lock is taken."""
+        refuse_foreign(self.folder)
+        there = existing(self.folder)
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = os.strerror(errno.EACCES if there.is_dir() else errno.ENOTDIR)
+            raise InputError(str(self.folder), f"cannot be written: {why}", "Choose another -o folder.")
+        for name in (PARTIAL, OLD, REPLACED):
+            check_scratch(self.folder / name)
+        self._check_links()
+
+    def _check_links(self) -> None:
+        for name in OWN:
+            if (self.folder / name).is_symlink():
+                what = f"{name} in it is a link, and nothing is written through links"
+                raise UsageError(f"-o {self.folder}", what, "Remove the link, or choose another -o folder.")
+
     def _take_lock(self) -> None:
         path = self.folder / LOCK
         while True:
@@ -169,10 +186,7 @@ class Output:
                 whose = "the images" if name == EMBEDDED else f"the split {TEST}"
                 what = f"its folder {name} holds something else, and {whose} of the set would go there"
                 raise UsageError(f"-o {self.folder}", what, "Choose another -o folder; what was compiled is kept.")
-        for name in OWN:
-            if (self.folder / name).is_symlink():
-                what = f"{name} in it is a link, and nothing is written through links"
-                raise UsageError(f"-o {self.folder}", what, "Remove the link, or choose another -o folder.")
+        self._check_links()
         (self.partial / MANIFEST).write_bytes(sealed(manifest))
         for path in (self.partial, *self.partial.rglob("*")):
             disk.flush(path)
@@ -228,6 +242,12 @@ class Output:
         (self.partial / MANIFEST).rename(self.folder / MANIFEST)
         self._published = True
         disk.flush(self.folder)
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def _is_free_for_test(folder: Path) -> bool:

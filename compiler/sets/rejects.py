@@ -27,15 +27,23 @@ def rejects_jsonl(compiled: list[CompiledDataset]) -> bytes:
     return b"".join(json.dumps(reject, ensure_ascii=False).encode() + b"\n" for reject in rejects)
 
 
-def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> None:
-    """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are written to a file first."""
+def allowed_rejects(options: CompileOptions, read: int) -> int:
+    """How many of so many rows may be rejected."""
+    number = float(options.max_rejects.rstrip("%"))
+    return int(number * read / 100) if options.max_rejects.endswith("%") else int(number)
+
+
+def check_rejects(compiled: list[CompiledDataset], options: CompileOptions, *, dry: bool = False) -> None:
+    """Raise if a dataset has more rejects than allowed, or no row is left; the rejects are written to a file first.
+
+    A dry run writes nothing.
+    """
     nothing_left = not any(unit.num_rows for one in compiled for unit in one.loaded)
     for one in compiled:
         read, reasons = one.num_examples(), one.rejected()
         what = "examples" if one.counts()["expanded"] else "rows"
-        number = float(options.max_rejects.rstrip("%"))
-        allowed = int(number * read / 100) if options.max_rejects.endswith("%") else int(number)
         rejected = sum(reasons.values())
+        allowed = allowed_rejects(options, read)
         if rejected <= allowed and not nothing_left:
             continue
         limit = "No row is left" if nothing_left else f"--max-rejects {options.max_rejects} allows {allowed:,}"
@@ -43,13 +51,15 @@ def check_rejects(compiled: list[CompiledDataset], options: CompileOptions) -> N
         if first is None:
             continue
         counted = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
+        ending = "It is a dry run: nothing was written"
+        if not dry:
+            ending = f"Nothing was published. All rejects are in {_keep_rejects(compiled, options)}"
         raise TooManyRejects(
-            one.places().place(one.dataset.name, first["file"], first["row"], first["pointer"]),
+            one.place_of(first),
             f"{first['reason']}: {first['message']}",
             f"{rejected:,} of {read:,} {what} of {one.dataset.name!r} were rejected ({counted}). {limit}.\n"
             f"{_what_they_are(one)}"
-            f"  Nothing was published. All rejects are in {_keep_rejects(compiled, options)}; what was compiled is "
-            "kept for the next run.",
+            f"  {ending}; what was compiled is kept for the next run.",
         )
 
 

@@ -62,6 +62,12 @@ class StoreOutput:
         """The local folder to write the set to."""
         return self._local.partial
 
+    def check(self) -> None:
+        """Raise what entering would raise of the target; nothing is put, and no lock is taken."""
+        if self.target.is_file():
+            raise UsageError(f"-o {self.target}", "expected a folder, found a file")
+        self._check_target()
+
     def __enter__(self) -> StoreOutput:
         if self.target.is_file():
             raise UsageError(f"-o {self.target}", "expected a folder, found a file")

@@ -14,4 +14,5 @@ ray.py       the engine on a Ray cluster
 machines.py  what must be the same on every machine of a cluster
 compiled.py  a dataset's objects, and what was counted while they were made
 progress.py  how far a run is
+sample.py    the units that a dry run compiles, and for how many others each stands
 """

@@ -118,6 +118,10 @@ class CompiledDataset:
         """The places of the rows."""
         return Places({(self.dataset.name, file): lines for file, lines in self.lines()})
 
+    def place_of(self, reject: dict[str, Any]) -> str:
+        """The place of a reject, for messages."""
+        return self.places().place(self.dataset.name, reject["file"], reject["row"], reject["pointer"])
+
     def rejects(self) -> Iterator[dict[str, Any]]:
         """The rejects with their dataset, file, row and line, in order."""
         name, places = self.dataset.name, self.places()

@@ -19,6 +19,7 @@ from compiler.read import as_session, cut, first_rows, open_source, size_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset, UnitRecord
 from compiler.units.progress import Done, Watcher
+from compiler.units.sample import Sample
 from compiler.units.task import Outcome, Setup, Task, object_key
 from schemas.errors import IntegrityError
 
@@ -39,12 +40,15 @@ class UnitPlan:
     """(K, N): only every N-th unit, beginning with the K-th; None = all units."""
     limit: int | None = None
     """Rows of each dataset that are read; None = all. Not of self-cognition, which asks for a number of rows."""
+    sample: Sample | None = None
+    """Chooses the units of a dry run; None = all."""
     done: Done = field(default_factory=Done)
 
     def __post_init__(self) -> None:
         """Begin with no unit."""
         self.compiled = [CompiledDataset(dataset, request) for dataset, request in self.datasets]
         self.found: dict[str, objects.Object] = {}
+        self._said: set[str] = set()
 
     def missing(self) -> Iterator[Task]:
         """Cut the files; yield a task for each unit that the cache lacks. Another thread loads what it has."""
@@ -72,10 +76,16 @@ class UnitPlan:
         return self.compiled
 
     def units(self) -> Iterator[Task]:
-        """Yield every unit as the task that compiles it, and record it."""
+        """Yield the units as the tasks that compile them, and record them."""
+        for number, record, task in self._cut() if self.sample is None else self.sample.choose(self._cut):
+            self.compiled[number].records.append(record)
+            yield task
+
+    def _cut(self) -> Iterator[tuple[int, UnitRecord, Task]]:
+        """Cut all files: yield every unit, with the number of its dataset and its record."""
         sizes = [[size_of(file.path) for file in dataset.files] for dataset, _ in self.datasets]
-        total, before, number = sum(map(sum, sizes)), 0, count()
-        for one, sizes_of_files in zip(self.compiled, sizes, strict=True):
+        total, before, units_before = sum(map(sum, sizes)), 0, count()
+        for number, (one, sizes_of_files) in enumerate(zip(self.compiled, sizes, strict=True)):
             dataset = one.dataset
             left = None if one.request.repeats else self.limit
             for file, size in zip(dataset.files, sizes_of_files, strict=True):
@@ -84,18 +94,20 @@ class UnitPlan:
                 source = open_source(file.path)
                 if formats.get(dataset.options.format, file.label).session:
                     source = as_session(source)
-                for note in source.notes:
-                    self.watcher.say(f"{file.label}: {note}")
+                for note in (f"{file.label}: {note}" for note in source.notes):
+                    if note not in self._said:  # a sample may cut twice
+                        self.watcher.say(note)
+                    self._said.add(note)
                 units = ((unit, left) for unit in cut(source)) if left is None else first_rows(cut(source), left)
                 for unit, remaining in units:
                     left = remaining
                     self.done.bytes = before + min(unit.offset + unit.length, size)
                     self.done.share = self.done.bytes / total if total else None
-                    if self.only is not None and next(number) % self.only[1] != self.only[0]:
+                    if self.only is not None and next(units_before) % self.only[1] != self.only[0]:
                         continue
                     key = object_key(unit, dataset.options, self.setup)
-                    one.records.append(UnitRecord(file.label, key, unit.digest, unit.offset, unit.line))
-                    yield Task(unit, dataset.options, self.setup, str(self.cache), dataset.name, key)
+                    record = UnitRecord(file.label, key, unit.digest, unit.offset, unit.line)
+                    yield number, record, Task(unit, dataset.options, self.setup, str(self.cache), dataset.name, key)
                 before += size
 
     def _usable(self, key: str) -> objects.Object | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,3 +53,34 @@ class Watcher:
 
     def say(self, text: str) -> None:
         """Say one sentence that the user should see."""
+
+
+class Pace(Watcher):
+    """Passes on what it hears, and notes when each unit was compiled."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.began, self.compiled = time.monotonic(), list[float]()
+        self._watcher = watcher
+
+    def units(self, done: Done) -> None:
+        """Note the time of a unit that was compiled."""
+        if done.compiled < len(self.compiled):  # all units are compiled again
+            self.compiled.clear()
+        if done.compiled > len(self.compiled):
+            self.compiled.append(time.monotonic())
+        self._watcher.units(done)
+
+    def say(self, text: str) -> None:
+        """Pass on a sentence."""
+        self._watcher.say(text)
+
+    def seconds(self, units: int, times: float, cutting: float) -> float | None:
+        """How long so many units would take at this pace, `times` as many at once; None = no pace was seen."""
+        if not units:
+            return cutting
+        if not self.compiled:
+            return None
+        first, last, seen = self.compiled[0], self.compiled[-1], len(self.compiled)
+        each = (last - first) / (seen - 1) if seen > 1 else first - self.began - cutting
+        start = max(0.0, first - self.began - cutting - each)
+        return start + max(cutting, each * units / times)

@@ -25,6 +25,7 @@ from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units import local, ray
 from compiler.units.plan import UnitPlan
 from compiler.units.progress import Watcher
+from compiler.units.sample import Sample
 from compiler.units.task import Engine, Outcome, Setup, Task, Trouble
 from schemas.stores import path_of
 
@@ -66,11 +67,21 @@ class UnitRun:
     tokenizer: Tokenizer
     certify: Callable[[], dict[str, Any]]
     watcher: Watcher
+    sample: Sample | None = None
+    """Of a dry run: the units that stand for all."""
 
     def plan(self) -> UnitPlan:
         """The units of the datasets, with none of them cut yet."""
         of = self.options
-        return UnitPlan(self.datasets, self.setup, of.cache, self.tokenizer, self.watcher, of.only, of.limit)
+        return UnitPlan(
+            self.datasets, self.setup, of.cache, self.tokenizer, self.watcher, of.only, of.limit, self.sample
+        )
+
+    @property
+    def few(self) -> int:
+        """So many units, or fewer, are compiled in this process."""
+        small = self.setup.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
+        return FEW_UNITS if small else IN_PROCESS_UNITS
 
 
 def compile_units(run: UnitRun) -> UnitPlan:
@@ -92,8 +103,7 @@ def compile_units(run: UnitRun) -> UnitPlan:
 
 def _compile_missing(run: UnitRun, plan: UnitPlan, encoder: str) -> tuple[str, Trouble | None]:
     """Compile what the cache lacks; return its encoder and the trouble there was. `encoder` "" = not chosen yet."""
-    small = run.setup.vision or len(run.tokenizer.is_control) < LARGE_VOCABULARY
-    few = FEW_UNITS if small else IN_PROCESS_UNITS
+    few = run.few
     missing = plan.missing()
     first = list(islice(missing, few + 1))
     if not first:
