@@ -51,7 +51,7 @@ from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.progress import Done, Pace, Watcher
 from compiler.units.run import UnitRun, compile_units, paths_of, setup_of
-from compiler.units.sample import Sample
+from compiler.units.sample import UnitSample
 from schemas import install
 from schemas.arrow import FORMAT_VERSION, PACKED_VERSION
 from schemas.errors import InputError, UsageError
@@ -61,6 +61,10 @@ from schemas.stores import StorePath
 
 if TYPE_CHECKING:
     from compiler.sets.store import StoreOutput
+
+
+LINKED = 200e6
+"""Bytes of a set that are written in a second, about; only for the time that a dry run says."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class DryRun:
 
     forecast: Forecast
     kind: str
-    sample: Sample
+    sample: UnitSample
     done: Done
     missing: int
     seconds: float | None
@@ -145,7 +149,7 @@ def dry_run(options: CompileOptions, watcher: Watcher, units: int | None) -> Dry
 
     `units` of each dataset and kind of file are compiled; None = enough.
     """
-    pace, sample = Pace(watcher), Sample(options.mixing.seed, units)
+    pace, sample = Pace(watcher), UnitSample(options.mixing.seed, units)
     run, kind, _ = begin(options, pace)
     _output(options, watcher).check()
     run = replace(run, sample=sample)
@@ -153,10 +157,16 @@ def dry_run(options: CompileOptions, watcher: Watcher, units: int | None) -> Dry
         plan = compile_units(run)
         compiled = plan.load()
         run.certify()
-        found = forecast(compiled, sample, options)
+        files = run.tokenizer.files
+        beside = sum(
+            len(data) for some in (files.tokenizer, files.processor, files.converted()) for data in some.values()
+        )
+        found = forecast(compiled, sample, options, beside)
         missing = sum(not has(options.cache, key) for key in set(sample.keys))
     at_once = min(options.workers or 1, missing) if missing > run.few and plan.done.compiled <= run.few else 1
-    seconds = pace.seconds(missing + plan.done.compiled, at_once, sample.seconds)
+    seconds = pace.seconds(missing, at_once, sample.seconds)
+    if seconds is not None:
+        seconds += found.figures.numbers.get(("set_bytes",), 0.0) / LINKED
     return DryRun(found, kind, sample, plan.done, missing, seconds, _free(options, found))
 
 

@@ -228,7 +228,7 @@ SECTIONS: dict[str, list[click.Option]] = {
         ),
         click.Option(
             ["--sample"], type=click.IntRange(4), metavar="N",
-            help="Units, of about 1 MB each, that --dry-run compiles of each dataset.  [default: 8, or 8 MB]",
+            help="Units, of about 1 MB each, that --dry-run compiles of each dataset.  [default: 8, or 4 MB]",
         ),
         click.Option(
             ["--only"], metavar="K/N",

@@ -24,7 +24,7 @@ from compiler.sets.pack import pack
 from compiler.sets.rejects import allowed_rejects, check_keys, check_rejects, check_where
 from compiler.sets.rows import examples_of
 from compiler.units.compiled import CompiledDataset
-from compiler.units.sample import GROUPS, Floats, Sample
+from compiler.units.sample import GROUPS, Floats, UnitSample
 from schemas.arrow import SPLITS, TEST, WORD_LISTS
 from schemas.errors import Problem
 from schemas.manifest import DatasetEntry, Manifest
@@ -62,7 +62,7 @@ class SampledDataset(CompiledDataset):
 
 
 @dataclass(frozen=True)
-class Figures:
+class Foreseen:
     """What is known with one set of weights: the manifest as far as a sample gives it, or why there would be none."""
 
     manifest: Manifest | None
@@ -74,7 +74,7 @@ class Figures:
 class Forecast:
     """What a compile would give. `errors` has half of a 95% interval for each of the numbers."""
 
-    figures: Figures
+    figures: Foreseen
     errors: dict[tuple[str, ...], float]
     exact: bool
     sure: bool
@@ -82,8 +82,8 @@ class Forecast:
     datasets: list[SampledDataset]
 
 
-def forecast(compiled: list[CompiledDataset], sample: Sample, options: CompileOptions) -> Forecast:
-    """What the compile would give."""
+def forecast(compiled: list[CompiledDataset], sample: UnitSample, options: CompileOptions, beside: int) -> Forecast:
+    """What the compile would give; `beside` are the bytes of a set that are not its rows."""
     sampled = [
         SampledDataset(
             one.dataset, one.request, one.records, one.loaded, before=[sample.sizes[n].before for n in places]
@@ -91,10 +91,10 @@ def forecast(compiled: list[CompiledDataset], sample: Sample, options: CompileOp
         for one, places in zip(compiled, sample.places, strict=True)
     ]
     exact = sample.is_all
-    figures = _figures(_weighted(sampled, sample), options)
+    figures = _foreseen(_weighted(sampled, sample), options, beside)
     sure, errors = True, dict.fromkeys(figures.numbers, 0.0)
     if not exact:
-        others = [_figures(_weighted(sampled, sample, group), options) for group in _groups(sample)]
+        others = [_foreseen(_weighted(sampled, sample, group), options, beside) for group in _groups(sample)]
         errors = _errors(figures, others, sample.missing_share)
         sure = all(type(one.problem) is type(figures.problem) for one in others)
         weighted = _weighted(sampled, sample)
@@ -107,16 +107,16 @@ def forecast(compiled: list[CompiledDataset], sample: Sample, options: CompileOp
     return Forecast(figures, errors, exact, sure, sampled)
 
 
-def _groups(sample: Sample) -> range:
+def _groups(sample: UnitSample) -> range:
     """The parts of the sample that are left out, one after the other."""
     return range(min(GROUPS, min(len(one.chosen) for one in sample.strata if len(one.chosen) < len(one.places))))
 
 
-def _weighted(sampled: list[SampledDataset], sample: Sample, without: int | None = None) -> list[SampledDataset]:
+def _weighted(sampled: list[SampledDataset], sample: UnitSample, without: int | None = None) -> list[SampledDataset]:
     return [replace(one, weights=weights) for one, weights in zip(sampled, sample.weights(without), strict=True)]
 
 
-def _figures(compiled: list[SampledDataset], options: CompileOptions) -> Figures:
+def _foreseen(compiled: list[SampledDataset], options: CompileOptions, beside: int) -> Foreseen:
     """The numbers of a compile of these datasets, made as `compile_set` makes them."""
     numbers = dict(_of_datasets(compiled))
     numbers["cache_bytes",] = sum(
@@ -132,7 +132,7 @@ def _figures(compiled: list[SampledDataset], options: CompileOptions) -> Figures
         mix = make_plan([one.request for one in compiled], examples, options.mixing)
         splits = {name: split for name in SPLITS if (split := _split(name, mix, examples, options)) is not None}
     except Problem as problem:
-        return Figures(None, problem, numbers)
+        return Foreseen(None, problem, numbers)
     entries = [dataset_entry(i, one, examples[i], mix, scanned=options.units.scan_secrets)
                for i, one in enumerate(compiled)]  # fmt: skip
     manifest: Any = {
@@ -151,10 +151,10 @@ def _figures(compiled: list[SampledDataset], options: CompileOptions) -> Figures
     sizes = (
         np.bincount(draw.position, minlength=len(rows.tokens)) for draw, rows in zip(mix.draws, examples, strict=True)
     )
-    numbers["set_bytes",] = sum(
+    numbers["set_bytes",] = beside + sum(
         float(times @ _bytes_of(one)[index]) for times, one, (_, index) in zip(sizes, compiled, found, strict=True)
     )
-    return Figures(manifest, None, numbers)
+    return Foreseen(manifest, None, numbers)
 
 
 def _of_datasets(compiled: list[SampledDataset]) -> Iterator[tuple[tuple[str, ...], float]]:
@@ -242,7 +242,7 @@ def _bytes_of(one: SampledDataset) -> Floats:
 # -- errors --
 
 
-def _errors(figures: Figures, others: list[Figures], missing: float) -> dict[tuple[str, ...], float]:
+def _errors(figures: Foreseen, others: list[Foreseen], missing: float) -> dict[tuple[str, ...], float]:
     """Half of a 95% interval of each number, by what it is without each part of the sample."""
     groups = len(others)
     width = STUDENT.get(groups - 2, 12.71)

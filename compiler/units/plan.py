@@ -19,7 +19,7 @@ from compiler.read import as_session, cut, first_rows, open_source, size_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset, UnitRecord
 from compiler.units.progress import Done, Watcher
-from compiler.units.sample import Sample
+from compiler.units.sample import UnitSample
 from compiler.units.task import Outcome, Setup, Task, object_key
 from schemas.errors import IntegrityError
 
@@ -40,7 +40,7 @@ class UnitPlan:
     """(K, N): only every N-th unit, beginning with the K-th; None = all units."""
     limit: int | None = None
     """Rows of each dataset that are read; None = all. Not of self-cognition, which asks for a number of rows."""
-    sample: Sample | None = None
+    sample: UnitSample | None = None
     """Chooses the units of a dry run; None = all."""
     done: Done = field(default_factory=Done)
 

@@ -25,7 +25,7 @@ from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units import local, ray
 from compiler.units.plan import UnitPlan
 from compiler.units.progress import Watcher
-from compiler.units.sample import Sample
+from compiler.units.sample import UnitSample
 from compiler.units.task import Engine, Outcome, Setup, Task, Trouble
 from schemas.stores import path_of
 
@@ -67,7 +67,7 @@ class UnitRun:
     tokenizer: Tokenizer
     certify: Callable[[], dict[str, Any]]
     watcher: Watcher
-    sample: Sample | None = None
+    sample: UnitSample | None = None
     """Of a dry run: the units that stand for all."""
 
     def plan(self) -> UnitPlan:

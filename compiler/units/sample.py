@@ -24,10 +24,11 @@ from compiler.units.compiled import UnitRecord
 from compiler.units.task import Task
 from schemas.order import hashes
 
-UNITS, BYTES, ROWS = 8, 8 << 20, 4096
+UNITS, BYTES, ROWS = 8, 4 << 20, 2048
 """The least that is sampled of a stratum: units, bytes of text, rows of a table."""
 GROUPS = 8
 """Parts of the sample, each of which is left out once to see how far estimates vary."""
+_FEW, _STEPS = 3, 50
 
 Floats = npt.NDArray[np.float64]
 Cut = Callable[[], Iterator[tuple[int, UnitRecord, Task]]]
@@ -56,7 +57,7 @@ class Stratum:
 
 
 @dataclass
-class Sample:
+class UnitSample:
     """The units of a plan that are compiled. `units` of each stratum; None = as many as `UNITS`, `BYTES` and `ROWS`."""
 
     seed: int
@@ -151,11 +152,20 @@ class Sample:
 
 
 def _calibrated(kept: Floats, everything: Floats) -> Floats:
-    """Weights, near N / n each, with which the kept units have the bytes and the rows of all units."""
-    total = everything.sum(axis=0)
-    ratio = np.full(len(kept), total[1] / kept[:, 1].sum())
+    """Weights, near N / n each, with which the kept units have the bytes and the rows of all units.
+
+    They are the ones nearest to equal weights that are positive (raking, by Newton's method). Where there are none, the
+    bytes alone are met.
+    """
+    total = everything.sum(axis=0)[1:]
+    even = np.full(len(kept), total[0] / kept[:, 1].sum())
     scale = np.maximum(kept[:, 1:].mean(axis=0), 1.0)
-    sizes, wanted = kept[:, 1:] / scale, total[1:] / scale
-    step, *_ = np.linalg.lstsq(sizes.T @ (sizes * ratio[:, None]), wanted - ratio @ sizes, rcond=1e-9)
-    found = ratio * (1 + sizes @ step)
-    return found if len(kept) > 3 and (found > 0).all() else ratio
+    sizes, wanted = kept[:, 1:] / scale, total / scale
+    found, factors = even, np.zeros(2)
+    for _ in range(_STEPS if len(kept) > _FEW else 0):
+        step, *_ = np.linalg.lstsq(sizes.T @ (sizes * found[:, None]), wanted - found @ sizes, rcond=1e-12)
+        factors += np.clip(step, -1, 1)
+        found = even * np.exp(np.clip(sizes @ factors, -5, 5))
+        if np.allclose(found @ sizes, wanted, rtol=1e-9):
+            return found
+    return even
