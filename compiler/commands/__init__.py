@@ -4,11 +4,13 @@ compile.py          cli compile
 compile_options.py  its options, under the headings of its help
 recipe.py           what it is asked, as a file or as a set remembers it
 sets.py             cli inspect, cli verify
+raw.py              cli inspect of rows that are not compiled
 questions.py        cli why, cli diff, cli stats
 convert.py          cli convert
 html_report.py      cli report
 formats.py          cli formats
 cache.py            cli cache
+dry_run.py          what cli compile --dry-run prints
 report.py           what cli compile prints at its end
 cache_report.py     what cli cache prints
 terminal.py         results on stdout, progress on stderr

@@ -140,7 +140,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
     _check(given)
     _check_engine(given)
     given = dict(given)
-    given["repairs"] = _repairs(given["repairs"])
+    given["repairs"] = repairs_of(given["repairs"])
     given["ignore"] = parse_keys("--ignore", files.readable(given["ignore"]))
     given["scan_secrets"] = given["scan_secrets"] or given["redact"]
     given["max_length"] = given["max_length"] or given["pack"]
@@ -203,7 +203,7 @@ def _decontamination(given: dict[str, Any]) -> dict[str, Any]:
     return {"decontaminate": tuple(files.items()), "decontaminate_ngram": size}
 
 
-def _repairs(text: str) -> tuple[str, ...]:
+def repairs_of(text: str) -> tuple[str, ...]:
     from compiler.rows.mend import ROW_REPAIRS
     from compiler.rows.repair import REPAIRS
     from schemas.errors import nearest

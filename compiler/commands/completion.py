@@ -29,6 +29,11 @@ def format_names() -> list[str]:
     return list(FORMATS)
 
 
+def inspect_formats() -> list[str]:
+    """What `cli inspect --format` takes: of a set, or of files."""
+    return ["text", "sanity", *format_names()]
+
+
 def template_names() -> list[str]:
     """The names of the template cards, and auto."""
     import registry

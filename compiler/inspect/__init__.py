@@ -17,6 +17,7 @@
     show.py         what is printed: rows as text, sanity check or JSON; rejects; results of checks
     page.py         a row as text: where it is from, how much of it is trained, its lines
     lines.py        a row's tokens laid out on lines, with every mark
+    raw.py          rows that are not compiled: what a compile would read of them
     marks.py        the marks and colours, and how characters that look like a mark are shown
 """
 

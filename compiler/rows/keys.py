@@ -83,6 +83,7 @@ class RowKeys:
         table = registry.keys()
         self._format, self._ignore = format_.name, frozenset(ignore)
         ignorable = frozenset((*table["ignorable"], *format_.ignorable)) - self._ignore
+        self._schema, self._ignorable, self._more = schema, ignorable, frozenset(more)
         found = _keys(schema, schema, ignorable, {})
         self._keys = found and replace(found, known=found.known | frozenset(more))
         given = {default for name, default in format_.columns.items() if columns.get(name) is None}
@@ -117,6 +118,19 @@ class RowKeys:
             else:
                 found.names.add(path)
         return found
+
+    def becomes(self, key: str) -> tuple[str, str]:
+        """What becomes of a key of a row that has a value under it, and why."""
+        declared = _keys(self._schema, self._schema, frozenset(), {})
+        if declared is None or key in declared.known | self._more:
+            return "read", ""
+        if key in self._ignore:
+            return "ignored", "--ignore lists it"
+        if key in self._ignorable:
+            return "ignored", "such keys are about the row, and need not be read"
+        if what := self._meaning[0].get(key):
+            return "refused", f"{what}: the row is rejected"
+        return "not read", "it is counted"
 
     def ignored(self, key: str, path: str) -> set[str]:
         """What --ignore lists of a key and its path."""

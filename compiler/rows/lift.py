@@ -115,6 +115,11 @@ class Preparer:
         named = self._validator.schema.get("properties", ())
         return key in named or key in KIND_KEYS or key in self._format.columns or key in self._columns.values()
 
+    def becomes(self, key: str) -> tuple[str, str]:
+        """What becomes of a key of a row, and as which column it is read, or why it is not."""
+        columns = {name: column for column, name in self._columns.items() if name is not None} | self._others
+        return ("read", columns[key]) if key in columns else self._keys.becomes(key)
+
     def conversations(self, value: Any) -> list[Conversation | Reject]:
         """What a row makes: conversations, and rejects in place of those that cannot be, or one reject for all.
 

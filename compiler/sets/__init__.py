@@ -7,6 +7,7 @@ validation.py  which rows are for validation: whole conversations
 pack.py        examples combined into packs
 rows.py        all compiled rows of a run, by number
 words.py       tokens of any rows, copied from the files of objects
+estimate.py    what a compile would give, by a sample of its units
 link.py        a split as shards
 embedded.py    images that rows held, linked from the cache into the set
 shard.py       one shard: an Arrow file, hashed while it is written

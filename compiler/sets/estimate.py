@@ -145,6 +145,10 @@ def _foreseen(compiled: list[SampledDataset], options: CompileOptions, beside: i
     if options.pack is not None:
         packs, tokens = (sum(split[key] for split in splits.values()) for key in ("rows", "tokens"))
         manifest["packing"] = {"length": options.pack, "efficiency": tokens / (packs * options.pack)}
+    if any((one.weights != 1).any() for one in compiled):  # what repeats outside the sample is not known
+        for entry in entries:
+            for key in ("val_repeats", "in_train"):
+                entry["realized"].pop(key, None)  # type: ignore[misc]
     numbers |= _of_mix(entries)
     for name, split in splits.items():
         numbers |= {("splits", name, key): split[key] for key in split if key != "shards"}
