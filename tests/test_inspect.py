@@ -582,7 +582,7 @@ def test_every_example_of_the_help_runs(run: Run, made: Callable[..., Path]) -> 
     made(REACT, REACT, REACT, name="agent")
     run("compile", "chats.jsonl", "agent.jsonl", "-o", "shards")
     examples = [line.strip() for line in run("inspect", "--help").stdout.splitlines() if line.startswith("    cli ")]
-    assert len(examples) == 6
+    assert len(examples) == 8
     for example in examples:
         command, *arguments = shlex.split(example)
         assert command == "cli"

@@ -69,10 +69,10 @@ def inspect(
     the tokens and masks that a compile gives.
 
     Of a set, OUT is a folder, or s3://BUCKET/SETS/NAME. Without options, the first row of each dataset is shown; with
-    --limit alone, the first rows. For packed sets, row numbers count examples, not packs. A PLACE is what messages print:
-    chats.jsonl:4#/messages/1 is line 4 of a file of lines, data.json#/3/messages/1 is row 3 of an array or a table,
-    counted from 0; what follows the row may be left out. Roles are system, user, assistant,
-    tool (a tool's result) and template. Policy keys are those of the weights policy, such as Observation: of react.
+    --limit alone, the first rows. For packed sets, row numbers count examples, not packs. A PLACE is what messages
+    print: chats.jsonl:4#/messages/1 is line 4 of a file of lines, data.json#/3/messages/1 is row 3 of an array or a
+    table, counted from 0; what follows the row may be left out. Roles are system, user, assistant, tool (a tool's
+    result) and template. Policy keys are those of the weights policy, such as Observation: of react.
 
     \b
     Examples:
@@ -83,7 +83,7 @@ def inspect(
       cli inspect shards --rejected
       cli inspect shards --assert tool:0 --assert Observation:0
       cli inspect chats.jsonl
-      cli inspect chats.jsonl --columns instruction=question --tokenizer DIR
+      cli inspect chats.jsonl --format openai --limit 1
     """
     from compiler.inspect import Query, show
 
