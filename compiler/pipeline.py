@@ -167,19 +167,19 @@ def dry_run(options: CompileOptions, watcher: Watcher, units: int | None) -> Dry
     seconds = pace.seconds(missing, at_once, sample.seconds)
     if seconds is not None:
         seconds += found.figures.numbers.get(("set_bytes",), 0.0) / LINKED
-    return DryRun(found, kind, sample, plan.done, missing, seconds, _free(options, found))
+    free = None if isinstance(options.out, StorePath) else shutil.disk_usage(existing(options.out)).free
+    if free is not None and found.figures.problem is None:
+        found = replace(found, figures=replace(found.figures, problem=_too_small(options, found, free)))
+    return DryRun(found, kind, sample, plan.done, missing, seconds, free)
 
 
-def _free(options: CompileOptions, found: Forecast) -> int | None:
-    """The bytes that are free where OUT would be; InputError if they are too few for it at the lower estimate."""
-    if isinstance(options.out, StorePath):
+def _too_small(options: CompileOptions, found: Forecast, free: int) -> InputError | None:
+    """The error if the disk is too small for the set, at the lower end of its interval."""
+    needed = found.figures.numbers["set_bytes",] - found.errors["set_bytes",]
+    if needed <= free:
         return None
-    free = shutil.disk_usage(existing(options.out)).free
-    needed = found.figures.numbers.get(("set_bytes",), 0.0) - found.errors.get(("set_bytes",), 0.0)
-    if needed > free:
-        what = f"cannot be written: it would take about {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
-        raise InputError(str(options.out), what, "Free some space, or choose another -o folder.")
-    return free
+    what = f"cannot be written: it would take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free"
+    return InputError(str(options.out), what, "Free some space, or choose another -o folder.")
 
 
 def _demo_tokenizer(datasets: list[tuple[Dataset, Request]], options: CompileOptions) -> str:

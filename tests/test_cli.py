@@ -489,7 +489,7 @@ MISTAKES = {
     "compile": "nothing to compile",
     "verify": "Missing argument 'OUT'",
     "verify FILE": "expected the folder of a compiled set, found a file\n  Rows are compiled first: cli compile ",
-    "inspect FILE": "then cli inspect shards.",
+    "inspect FILE --row 1": "--row: it is about a compiled set, and ",
     "compile FILE --max-rejects 5x": "--max-rejects 5x: expected a number of rows or a percentage",
     "compile FILE --max-rejects -1": "--max-rejects",
     "compile FILE --seed x": "'x' is not a valid integer",

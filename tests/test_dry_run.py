@@ -171,6 +171,8 @@ def test_out_is_checked_and_never_touched(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert "holds no compiled set" in run("compile", path, "-o", tmp_path / "mine", "--dry-run", code=2).stderr
+    full = run("compile", path, "-o", "/proc/out", "--dry-run", code=5).stderr  # a file system without space
+    assert "/proc/out: cannot be written" in full
     below = path / "out"
     same = [run("compile", path, "-o", below, *more, code=5).stderr for more in ([], ["--dry-run"])]
     assert [str(below) in one and "cannot be written" in one for one in same] == [True, True]

@@ -204,6 +204,7 @@ def _decontamination(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def repairs_of(text: str) -> tuple[str, ...]:
+    """The repairs that --repair names, in the order in which they are made."""
     from compiler.rows.mend import ROW_REPAIRS
     from compiler.rows.repair import REPAIRS
     from schemas.errors import nearest

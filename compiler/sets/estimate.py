@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.options import CompileOptions
-from compiler.sets.manifest import dataset_entry, options_entry, total_balance
+from compiler.sets.asked import options_entry
+from compiler.sets.manifest import dataset_entry, total_balance
 from compiler.sets.mix import Examples, MixPlan, make_plan
+from compiler.sets.near import find_near
 from compiler.sets.pack import pack
 from compiler.sets.rejects import allowed_rejects, check_keys, check_rejects, check_where
-from compiler.sets.rows import examples_of
+from compiler.sets.rows import examples_of, rows_of
 from compiler.units.compiled import CompiledDataset
 from compiler.units.sample import GROUPS, Floats, UnitSample
 from schemas.arrow import SPLITS, TEST, WORD_LISTS
@@ -127,13 +129,15 @@ def _foreseen(compiled: list[SampledDataset], options: CompileOptions, beside: i
         check_where([*compiled])
         check_rejects([*compiled], options, dry=True)
         check_keys([*compiled], options)
-        found = [_expanded(one) for one in compiled]
+        requests, sampled = [one.request for one in compiled], [examples_of(one) for one in compiled]
+        find_near(requests, sampled, rows_of(compiled), options.mixing)
+        found = [_expanded(one, some) for one, some in zip(compiled, sampled, strict=True)]
         examples = [one for one, _ in found]
-        mix = make_plan([one.request for one in compiled], examples, options.mixing)
+        mix = make_plan(requests, examples, options.mixing)
         splits = {name: split for name in SPLITS if (split := _split(name, mix, examples, options)) is not None}
     except Problem as problem:
         return Foreseen(None, problem, numbers)
-    entries = [dataset_entry(i, one, examples[i], mix, scanned=options.units.scan_secrets)
+    entries = [dataset_entry(i, one, examples[i], mix, options.units)
                for i, one in enumerate(compiled)]  # fmt: skip
     manifest: Any = {
         "options": options_entry(options),
@@ -206,12 +210,11 @@ def _split(name: str, mix: MixPlan, examples: list[Examples], options: CompileOp
     return split | {"shards": []}
 
 
-def _expanded(one: SampledDataset) -> tuple[Examples, Ints]:
+def _expanded(one: SampledDataset, found: Examples) -> tuple[Examples, Ints]:
     """The examples of all units: those of the sample, each as often as its unit's weight says, and which they are.
 
     A copy is a conversation of its own: what repeats is known only where both are in the sample.
     """
-    found = examples_of(one)
     ends = np.floor(np.cumsum(np.repeat(one.weights, [unit.num_rows for unit in one.loaded])) + 0.5 + 1e-6)
     copies = np.diff(ends, prepend=0.0).astype(np.int64)
     index = np.repeat(np.arange(len(copies)), copies)
@@ -221,6 +224,7 @@ def _expanded(one: SampledDataset) -> tuple[Examples, Ints]:
     return Examples(
         found.tokens[index], found.trained[index], _named(found.fingerprints[index], copy), found.cap,
         _named(groups[index], copy),
+            None if found.near is None else found.near[index],
     ), index  # fmt: skip
 
 
