@@ -118,10 +118,7 @@ def _compile_missing(run: UnitRun, plan: UnitPlan, encoder: str) -> tuple[str, T
 
     with _engine(run, 1 if len(first) <= few else run.options.workers) as engine:  # its workers load meanwhile
         run.certify()
-        many = len(first) > FEW_UNITS
-        if run.sample is not None:  # there are no more, and the encoder would be loaded for them alone
-            many = sum(map(len, run.sample.places)) > IN_PROCESS_UNITS
-        encoder = encoder or _choose_encoder(run, many, engine)
+        encoder = encoder or _choose_encoder(run, len(first) > FEW_UNITS, engine)
         if not isinstance(engine, local.InProcess):
             run.tokenizer.drop_fast()  # others encode
         tasks = (replace(task, encoder=encoder) for task in chain(first, missing))
