@@ -9,6 +9,7 @@ reader.py      a set opened by its manifest, every batch checked before use
 packs.py       the examples in a row of a packed set
 places.py      places in source files, as messages print them
 order.py       seeded orders, the same on every machine
+steps.py       which rows a step of training has: a function of rows, seed, epoch and step
 stores.py      object stores
 kept.py        their small files, in memory while a run lasts
 disk.py        durable writes, locks, digests of files, names that files give

@@ -17,9 +17,9 @@ import transformers
 import compiler
 import trainer
 from schemas.errors import IntegrityError, Problem, UsageError
+from schemas.steps import Order
 from tests.support.command import outside
 from tests.support.trained import rows, save_model, small_set, write
-from trainer.data.order import Order
 
 ROOT = Path(__file__).resolve().parent.parent
 BETWEEN = "--- the next block"

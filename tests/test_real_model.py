@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from schemas.steps import Order
 from tests.support import smollm2
 from tests.support.trained import compile_set, config, losses, outside, train
 from trainer.data import stream
-from trainer.data.order import Order
 from trainer.run import checkpoints
 
 pytestmark = [

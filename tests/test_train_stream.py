@@ -20,13 +20,14 @@ from cli import main
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, IntegrityError, UsageError
 from schemas.order import Ints
+from schemas.steps import BLOCK_STEPS, Order
 from tests.support.command import runner
 from tests.support.store import BUCKET, Store
 from tests.support.trained import small_set, write_manifest
 from trainer.data import stream
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader
-from trainer.data.order import BLOCK_STEPS, Order, micro_batches
+from trainer.data.order import micro_batches
 from trainer.data.store import CachedShards
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from schemas.errors import UsageError
+from schemas.steps import Order
 from schemas.stores import AnyPath
 from trainer import objectives
 from trainer.data.collate import Batch, Collator, pad_id, tensors
 from trainer.data.loader import Loader, StepBatches
-from trainer.data.order import Order
 from trainer.data.stream import Row, SplitRows, TrainingSet, from_where
 from trainer.objectives.objective import Objective, Parts
 

@@ -24,6 +24,7 @@
 """
 
 from compiler.report.file import check_place, write_report
-from compiler.report.page import Report, make_report, row_html
+from compiler.report.page import Report, make_report
+from compiler.report.rows import row_html
 
 __all__ = ["Report", "check_place", "make_report", "row_html", "write_report"]

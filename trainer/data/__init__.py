@@ -2,7 +2,7 @@
 
 order -> stream (store) -> collate (images) -> loader -> batch
 
-order.py    which rows a step has: a function of rows, seed, epoch and step
+order.py    which process trains which rows of a step (which rows a step has: schemas/steps.py)
 stream.py   any row of a set, every batch of a shard checked
 store.py    batches of a set in an object store, kept on disk
 collate.py  rows to tensors

@@ -8,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from schemas.order import Ints
+from schemas.steps import Order
 from trainer.data.collate import Batch, Collator
-from trainer.data.order import Order, following, micro_batches
+from trainer.data.order import following, micro_batches
 from trainer.data.stream import Row, SplitRows
 
 AHEAD = 2

@@ -15,10 +15,10 @@ import torch
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
 from schemas.digests import content_digest
 from schemas.errors import UsageError
+from schemas.steps import Order
 from trainer.config import zero
 from trainer.config.config import Loaded, TrainConfig
 from trainer.data import media, stream
-from trainer.data.order import Order
 from trainer.device import Device
 from trainer.models import demo, experts, folder, tune
 from trainer.objectives.objective import Objective
