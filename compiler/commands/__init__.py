@@ -8,6 +8,7 @@ raw.py              cli inspect of rows that are not compiled
 questions.py        cli why, cli diff, cli stats
 convert.py          cli convert
 html_report.py      cli report
+browse.py           cli browse
 formats.py          cli formats
 cache.py            cli cache
 dry_run.py          what cli compile --dry-run prints
@@ -18,6 +19,7 @@ sections.py         help with headings
 completion.py       completion in bash, zsh and fish
 """
 
+from compiler.commands.browse import browse
 from compiler.commands.cache import cache
 from compiler.commands.compile import compile_
 from compiler.commands.convert import convert_command
@@ -26,4 +28,4 @@ from compiler.commands.html_report import report_
 from compiler.commands.questions import diff, stats, why
 from compiler.commands.sets import inspect, verify
 
-COMMANDS = (compile_, inspect, report_, stats, why, diff, verify, convert_command, formats, cache)
+COMMANDS = (compile_, inspect, report_, browse, stats, why, diff, verify, convert_command, formats, cache)

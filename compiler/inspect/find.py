@@ -156,12 +156,12 @@ def matching(split: SplitExamples, dataset: str | None, text: str | None, vocabu
             keep &= np.asarray(pc.equal(batch.column("dataset"), dataset))
         if text is not None and keep.any():
             sides = [name for name in ("input_ids", "rejected_input_ids") if name in batch.schema.names]
-            keep &= np.any([_contains(batch.column(name), text, vocabulary) for name in sides], axis=0)
+            keep &= np.any([contains(batch.column(name), text, vocabulary) for name in sides], axis=0)
         found.append(start + np.flatnonzero(keep))
     return np.concatenate(found)
 
 
-def _contains(ids: pa.ListArray, text: str, vocabulary: TokenBytes) -> npt.NDArray[np.bool_]:
+def contains(ids: pa.ListArray, text: str, vocabulary: TokenBytes) -> npt.NDArray[np.bool_]:
     """Which rows contain the text, as bytes: bool[N]. One search runs over all rows; the loop is over matches."""
     pieces = vocabulary.pieces(ids.values)
     _, offsets, data = pieces.buffers()

@@ -45,16 +45,26 @@ class SplitExamples:
         """The number of examples, by the manifest."""
         return int(self._starts[-1])
 
-    def scan(self) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield (number of its first example, batch)."""
-        for i, start in enumerate(self._starts[:-1].tolist()):
-            yield start, self._batch(i)
+    def scan(self, first: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield (number of its first example, batch), from the batch with the example `first` on."""
+        for i in range(self._batch_of(first), len(self._starts) - 1):
+            yield int(self._starts[i]), self._batch(i)
 
     def row(self, number: int) -> dict[str, Any]:
         """The columns of one example."""
-        i = int(np.searchsorted(self._starts, number, side="right")) - 1
+        i = self._batch_of(number)
         [columns] = self._batch(i).slice(number - int(self._starts[i]), 1).to_pylist()
         return columns
+
+    def length(self, number: int) -> int:
+        """The stored tokens of one example, of both sides of a pair."""
+        i = self._batch_of(number)
+        at, batch = number - int(self._starts[i]), self._batch(i)
+        sides = [name for name in ("input_ids", "rejected_input_ids") if name in batch.schema.names]
+        return sum(len(batch.column(name)[at]) for name in sides)
+
+    def _batch_of(self, number: int) -> int:
+        return int(np.searchsorted(self._starts, number, side="right")) - 1
 
     def _batch(self, i: int) -> pa.RecordBatch:
         if self._last is None or self._last[0] != i:

@@ -21,10 +21,10 @@ SIDE, MOST, LARGEST, PIXELS = 160, 60, 20_000_000, 50_000_000
 
 
 class Thumbs:
-    """Thumbnails of the images of rows, as data: URIs, at most MOST."""
+    """Thumbnails of the images of rows, as data: URIs, at most MOST; `side` is the longer one of each."""
 
-    def __init__(self, opened: CompiledSet) -> None:
-        self._opened, self._left = opened, MOST
+    def __init__(self, opened: CompiledSet, side: int = SIDE) -> None:
+        self._opened, self._left, self._side = opened, MOST, side
 
     def of(self, row: ShownRow) -> dict[int, str]:
         """The thumbnails of a row's images by their positions, as far as the files are there."""
@@ -59,8 +59,8 @@ class Thumbs:
                 with Image.open(io.BytesIO(data)) as picture:
                     if picture.width * picture.height > PIXELS:
                         return ""
-                    picture.draft("RGB", (SIDE, SIDE))
-                    picture.thumbnail((SIDE, SIDE))
+                    picture.draft("RGB", (self._side, self._side))
+                    picture.thumbnail((self._side, self._side))
                     small = io.BytesIO()
                     picture.convert("RGB").save(small, "JPEG", quality=70)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
