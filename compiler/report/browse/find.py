@@ -24,6 +24,8 @@ from schemas.reader import CompiledSet, SplitReader
 
 SECONDS, MOST = 2.0, 1000
 """A search for a text ends after this time, or with so many rows, and says how far it came."""
+_MAPPED = 256
+"""Batches that are read from one mapping."""
 SORTS = {
     "": "order of the set",
     "longest": "longest first",
@@ -118,12 +120,16 @@ class Finder:
     def columns(self, name: str) -> Columns:
         """The numbers of a split's examples."""
         if name not in self._columns:
-            split = self._opened.split(name)
-            parts = [self._numbers(split, number) for number in range(len(split.entries))]
-            self._columns[name] = Columns(
-                *(np.concatenate(part) for part in zip(*parts, strict=True))
-            )  # a split that is listed has rows
+            parts = [self._numbers(split, number) for split, number in self._batches(name)]  # of a split with rows
+            self._columns[name] = Columns(*(np.concatenate(part) for part in zip(*parts, strict=True)))
         return self._columns[name]
+
+    def _batches(self, name: str) -> Iterator[tuple[SplitReader, int]]:
+        """Yield the batches of a split as (reader, number). Files are mapped anew at times, to let go of their pages."""
+        for number in range(len(self._opened.split(name).entries)):
+            if number % _MAPPED == 0:
+                split = CompiledSet.of(self._opened.folder, self._opened.manifest).split(name)
+            yield split, number
 
     def _numbers(self, split: SplitReader, number: int) -> tuple[npt.NDArray[Any], ...]:
         names = [name for name in ("rejected_input_ids",) if name in split.schema.names]
@@ -145,8 +151,8 @@ class Finder:
         """Yield (split, number) of the examples that a row of a source file became."""
         wanted = {"file": source[1], "dataset": source[0]}
         for name in self._opened.manifest["splits"]:
-            split, start = self._opened.split(name), 0
-            for number in range(len(split.entries)):
+            start = 0
+            for split, number in self._batches(name):
                 rows = self._values(split, number, "row")
                 at = np.flatnonzero(pc.equal(rows, source[2]))
                 for column, value in wanted.items():

@@ -83,7 +83,13 @@ class _Handler(BaseHTTPRequestHandler):
             except Problem as problem:
                 print(f"error: {problem}", file=sys.stderr, flush=True)
                 code, html = 500, self.server.site.message(str(problem))
-            self._send(code, html, "text/html", {"Content-Security-Policy": self.server.site.policy})
+            except Exception:
+                self._page(500, self.server.site.message("This is a bug. The terminal has more."))
+                raise
+            self._page(code, html)
+
+    def _page(self, code: int, html: str) -> None:
+        self._send(code, html, "text/html", {"Content-Security-Policy": self.server.site.policy})
 
     def _refuse(self, code: int) -> None:
         more = {"Allow": "GET"} if code == 405 else {}
