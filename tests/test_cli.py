@@ -484,7 +484,7 @@ MISTAKES = {
     "compile FILE --vall-size 1": "--vall-size: no such option\n  did you mean '--val-size'?",
     "compile FILE --tokeniser x": "--tokeniser: no such option\n  did you mean '--tokenizer'?",
     "compile FILE --zz": "--zz: no such option\n",
-    "compil FILE": "compil: no such command\n  did you mean 'compile'? known: cache, chat, compile, ",
+    "compil FILE": "compil: no such command\n  did you mean 'compile'? known: browse, cache, chat, compile, ",
     "formats open-ai": "unknown format 'open-ai'\n  did you mean 'openai'?",
     "compile": "nothing to compile",
     "verify": "Missing argument 'OUT'",

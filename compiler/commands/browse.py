@@ -44,12 +44,12 @@ def browse(out: AnyPath, port: int, no_open: bool, log: AnyPath | None) -> None:
       cli browse shards --log output --no-open --port 8400
     """
     from compiler.report.browse import Server, Site
-    from compiler.report.browse.run import Run
+    from compiler.report.browse.run import TrainedRun
 
     opened = opened_set(out, "browse")
     if log is not None and not isinstance(log, Path):
         raise UsageError(f"--log {log}", "a log is a file of this machine", "Copy the run here.")
-    site = Site(opened, None if log is None else Run.open(log, opened))
+    site = Site(opened, None if log is None else TrainedRun.open(log, opened))
     with Server(site, port) as server, tempfile.TemporaryDirectory(prefix="browse-") as folder:
         click.echo(f"{out}: {server.address}  (Ctrl-C ends it)")
         if not no_open and click.launch(_redirect(Path(folder), server.address).as_uri()) != 0:

@@ -18,9 +18,12 @@
     rejects.py      rejected rows by reason, the first of each
     charts.py       bars of a histogram
     sections.py     what the page says of the set as a whole
-    page.py         the whole page, and a row alone
+    rows.py         rows as HTML: the component of reports, of `cli browse` and of notebooks
+    assets.py       the template engine, styles, scripts, and the policy that allows them
+    page.py         the whole page of a report
     file.py         the file: never in the place of one that is not a report, and whole or not there
-    *.jinja, *.css, *.js  the templates, styles and script of the page
+    *.jinja, *.css, *.js  the templates, styles and scripts of pages
+    browse/         `cli browse`: the rows of a set of any size, from a server on this machine
 """
 
 from compiler.report.file import check_place, write_report

@@ -27,12 +27,18 @@ def chromium() -> Iterator[Any]:
 
 
 class Page:
-    """A file in the browser, with everything that went wrong on it and every request that it made."""
+    """A file or a site in the browser, with everything that went wrong on it and every request that it made.
 
-    def __init__(self, browser: Any, file: Path, width: int = 1280, scheme: str = "light") -> None:
+    Of a site, the requests below its address pass; all others are stopped.
+    """
+
+    def __init__(
+        self, browser: Any, place: Path | str, width: int = 1280, scheme: str = "light", **context_options: Any
+    ) -> None:
+        address = place if isinstance(place, str) else place.as_uri()
         self.said: list[str] = []
         self.asked: list[str] = []
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **context_options)
         context.set_default_timeout(20_000)
         self.tab = context.new_page()
         self.tab.on("console", lambda message: self.said.append(message.text))
@@ -41,10 +47,12 @@ class Page:
 
         def route(request: Any) -> None:
             self.asked.append(request.request.url)
-            (request.continue_ if request.request.url == file.as_uri() else request.abort)()
+            url = request.request.url
+            passes = url.startswith(address) if isinstance(place, str) else url == address
+            (request.continue_ if passes else request.abort)()
 
         self.tab.route("**/*", route)
-        self.tab.goto(file.as_uri())
+        self.tab.goto(address)
 
     def shown(self, selector: str) -> int:
         """How many elements of a kind can be seen."""

@@ -45,7 +45,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RowQuery:
     """What is asked for. A text is looked for from the row `start` on."""
 
     split: str
@@ -56,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRows:
     """The rows that were found, in the order in which they are listed, and the first row not searched for the text."""
 
     rows: Ints
@@ -70,10 +70,10 @@ class Finder:
     def __init__(self, opened: CompiledSet, pages: RowPages) -> None:
         self._opened, self._pages = opened, pages
         self._columns: dict[str, Columns] = {}
-        self._last: list[tuple[Asked, Found]] = []
+        self._last: list[tuple[RowQuery, FoundRows]] = []
         self.names = [entry["name"] for entry in opened.manifest["datasets"]]
 
-    def found(self, asked: Asked) -> Found:
+    def found(self, asked: RowQuery) -> FoundRows:
         """The rows that are asked for; the last few answers are kept, for their next pages."""
         for known, found in self._last:
             if known == asked:
@@ -88,11 +88,11 @@ class Finder:
             rows = np.arange(total)
             if asked.dataset:
                 rows = rows[self.columns(asked.split).dataset == self.names.index(asked.dataset)]
-            found = Found(rows, total, total)
+            found = FoundRows(rows, total, total)
         self._last = [(asked, found), *self._last[:3]]
         return found
 
-    def _search(self, asked: Asked, total: int) -> Found:
+    def _search(self, asked: RowQuery, total: int) -> FoundRows:
         rows: list[Ints] = []
         end, count, searched = time.monotonic() + SECONDS, 0, total
         for start, batch in self._pages.examples(asked.split).scan(asked.start):
@@ -107,7 +107,7 @@ class Finder:
             numbers = start + np.flatnonzero(keep)
             rows.append(numbers[numbers >= asked.start])
             count += len(rows[-1])
-        return Found(np.concatenate([np.empty(0, np.int64), *rows]), total, searched)
+        return FoundRows(np.concatenate([np.empty(0, np.int64), *rows]), total, searched)
 
     def _sorted(self, split: str, rows: Ints, sort: str) -> Ints:
         columns = self.columns(split)
@@ -125,7 +125,7 @@ class Finder:
         return self._columns[name]
 
     def _batches(self, name: str) -> Iterator[tuple[SplitReader, int]]:
-        """Yield the batches of a split as (reader, number). Files are mapped anew at times, to let go of their pages."""
+        """Yield (reader, number) of each batch. Files are mapped anew at times, to let go of their pages."""
         for number in range(len(self._opened.split(name).entries)):
             if number % _MAPPED == 0:
                 split = CompiledSet.of(self._opened.folder, self._opened.manifest).split(name)

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 @dataclass
-class Log:
+class RunLog:
     """A log, read as far as it was written: it grows while the run lasts. Only places of its lines are kept."""
 
     path: Path
@@ -74,17 +74,17 @@ class Log:
 
 
 @dataclass
-class Run:
+class TrainedRun:
     """A run on a set. Steps are counted from 1, as the log counts them."""
 
-    log: Log
+    log: RunLog
     about: dict[str, Any]
     """What run.json says."""
     rows: int
     """The rows of the training split."""
 
     @classmethod
-    def open(cls, given: Path, opened: CompiledSet) -> Run:
+    def open(cls, given: Path, opened: CompiledSet) -> TrainedRun:
         """The run whose log, or whose folder, is given; a Problem unless it trained on this set."""
         folder = given if given.is_dir() else given.parent
         path = folder / LOG if given.is_dir() else given
@@ -95,7 +95,7 @@ class Run:
         if about["set"] != content_digest(opened.manifest):
             what = f"the run was trained on another set ({about['provenance']['out']}), or on this one before a change"
             raise UsageError(f"--log {given}", what, "Name the set that it was trained on.")
-        run = cls(Log(path), about, len(opened.split("train")))
+        run = cls(RunLog(path), about, len(opened.split("train")))
         run.log.refresh()
         return run
 

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, urlencode
 
 from compiler.inspect.find import sources_at
 from compiler.report.assets import asset, environment, policy
-from compiler.report.browse.find import MOST, SECONDS, SORTS, Asked, Finder, Found
-from compiler.report.browse.run import Run
+from compiler.report.browse.find import MOST, SECONDS, SORTS, Finder, FoundRows, RowQuery
+from compiler.report.browse.run import TrainedRun
 from compiler.report.measure import LONGEST, read_plainly
 from compiler.report.rows import RowPages
 from compiler.report.thumbs import Thumbs
@@ -39,7 +39,7 @@ class _NoSuchPage(Exception):
 class Site:
     """The pages of one set, and of a run on it. One thread at a time may make a page."""
 
-    def __init__(self, opened: CompiledSet, run: Run | None) -> None:
+    def __init__(self, opened: CompiledSet, run: TrainedRun | None) -> None:
         self._opened, self._run = opened, run
         # Numbers are read from mapped files, a few bytes of each batch; whole batches are read, so that memory stays
         # what one batch needs.
@@ -65,14 +65,14 @@ class Site:
 
     def message(self, text: str) -> str:
         """A page with a message."""
-        return self._html(Asked(next(iter(self._splits))), "", message=visible(text))
+        return self._html(RowQuery(next(iter(self._splits))), "", message=visible(text))
 
     # -- pages --
 
     def _list(self, given: Query) -> str:
         _check(given, "split", "dataset", "text", "start", "sort", "page")
         split = self._split(given)
-        asked = Asked(
+        asked = RowQuery(
             split, given.get("dataset", ""), given.get("text", ""), _number(given, "start", 0), given.get("sort", "")
         )
         if asked.dataset and asked.dataset not in self._finder.names:
@@ -96,7 +96,11 @@ class Site:
         around = [("previous row", number - 1), ("next row", number + 1)]
         links = [(text, f"row?{urlencode({'split': split, 'at': n})}") for text, n in around if 0 <= n < total]
         return self._html(
-            Asked(split), f"{split} row {number:,}", rows=[self._one(split, number, opened=True)], links_=links, at=at
+            RowQuery(split),
+            f"{split} row {number:,}",
+            rows=[self._one(split, number, opened=True)],
+            links_=links,
+            at=at,
         )
 
     def _of_source(self, at: str, split: str, given: Query) -> str:
@@ -110,7 +114,7 @@ class Site:
         if not found:
             raise _NoSuchPage(f"{at} is in no split. cli why {self._opened.folder} {at} says what became of it.")
         said = f"{at} is used {_times(len(found))}"
-        return self._listed(Asked(split), said, self._slice(found, given), given, found, at=at)
+        return self._listed(RowQuery(split), said, self._slice(found, given), given, found, at=at)
 
     def _step(self, given: Query) -> str:
         _check(given, "n", "page")
@@ -130,7 +134,7 @@ class Site:
             if 1 <= n <= run.last
         ]
         return self._listed(
-            Asked(TRAIN),
+            RowQuery(TRAIN),
             said,
             [(TRAIN, int(n)) for n in self._slice(numbers, given)],
             given,
@@ -155,8 +159,10 @@ class Site:
             "The log has one loss of the step, the mean over all its trained tokens, by their weights. "
             "It has no loss of a row."
         )
-        if self._opened.kind == "kto" or any(has_media(self._opened.manifest, kind) for kind in ("image", "video")):
-            return remarks
+        pictures = any(has_media(self._opened.manifest, kind) for kind in ("image", "video"))
+        if self._opened.kind == "preference" or self._opened.is_packed or pictures:
+            what = "Its tokens are not compared with those of the rows: of packs, pairs and media it counts others."
+            return [*remarks, what]
         if step > 1 and before is None:
             return remarks
         logged = record.get("tokens", 0) - (before["tokens"] if before else 0)
@@ -181,7 +187,7 @@ class Site:
         shown = self._slice(steps, given, STEPS)
         records = [record for step in shown if (record := run.log.record(int(step)))]
         return self._html(
-            Asked(TRAIN),
+            RowQuery(TRAIN),
             f"{_count(len(steps), 'step')} in {run.log.path}",
             steps=records,
             names=list(dict.fromkeys(name for record in records for name in record)),
@@ -193,7 +199,7 @@ class Site:
 
     def _listed(
         self,
-        asked: Asked,
+        asked: RowQuery,
         said: str,
         rows: Sequence[tuple[str, int]],
         given: Query,
@@ -203,7 +209,7 @@ class Site:
     ) -> str:
         """A page with rows; `found` are all rows that are listed on its pages."""
         name = "step" if "n" in given else "row" if "at" in given else "."
-        total = len(found.rows if isinstance(found, Found) else found)
+        total = len(found.rows if isinstance(found, FoundRows) else found)
         thumbs = Thumbs(self._rows.opened, side=_LARGE)
         html = [self._one(split, number, thumbs) for split, number in rows]
         return self._html(asked, said, rows=html, links_=links, pager=_pager(name, given, total, EACH), **more)
@@ -218,7 +224,7 @@ class Site:
             found["html"] = self._rows.html(row, thumbs or Thumbs(self._rows.opened, side=_LARGE), opened=opened)
         return found
 
-    def _html(self, asked: Asked, said: str, **more: Any) -> str:
+    def _html(self, asked: RowQuery, said: str, **more: Any) -> str:
         run = self._run
         context = {
             "message": "", "rows": [], "links_": [], "pager": [], "at": "", "step": "", "logged": {}, "remarks": [],
@@ -246,13 +252,13 @@ class Site:
             raise _NoSuchPage(f"the list has the pages 1 to {pages:,}")
         return rows[(page - 1) * each : page * each]
 
-    def _known_run(self) -> Run:
+    def _known_run(self) -> TrainedRun:
         assert self._run is not None  # only then are there pages that ask
         self._run.log.refresh()
         return self._run
 
 
-def _searched(asked: Asked, found: Found) -> tuple[str, list[Link]]:
+def _searched(asked: RowQuery, found: FoundRows) -> tuple[str, list[Link]]:
     """How many rows were found where, and where the search for a text goes on."""
     where = f"{asked.split}" + (f", dataset {asked.dataset}" if asked.dataset else "")
     said = f"{_count(len(found.rows), 'row')} of {where}, {SORTS[asked.sort]}"
