@@ -8,8 +8,9 @@ opened.to_polars("train")
 
 from __future__ import annotations
 
+import html
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,23 @@ if TYPE_CHECKING:
     import polars
     import pyarrow as pa
 
-Row = dict[str, Any]
-"""A row's columns as Python values; README.md lists them."""
+_SHOWN = 3
+"""Rows that a notebook shows of a split, and examples of a pack."""
+
+
+class Row(dict[str, Any]):
+    """A row's columns as Python values; README.md lists them. A notebook shows its tokens."""
+
+    def __init__(self, columns: dict[str, Any], split: SplitReader, number: int) -> None:
+        super().__init__(columns)
+        self._place = split, number
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)  # to another process goes what the row holds, and not its set
+
+    def _repr_html_(self) -> str:
+        split, number = self._place
+        return _html(split, [number])
 
 
 class OpenRows:
@@ -39,6 +55,9 @@ class OpenRows:
     def __init__(self, split: SplitReader) -> None:
         self._split = split
         self._last: tuple[int, pa.RecordBatch] | None = None
+
+    def _repr_html_(self) -> str:
+        return _html(self._split, range(min(len(self), _SHOWN)))
 
     def __len__(self) -> int:
         return len(self._split)
@@ -50,12 +69,18 @@ class OpenRows:
         batch, inside = self._split.find(place)
         if self._last is None or self._last[0] != batch:
             self._last = batch, self._split.batch(batch)
-        row: Row = self._last[1].slice(inside, 1).to_pylist()[0]
-        return row
+        return Row(self._last[1].slice(inside, 1).to_pylist()[0], self._split, place)
 
     def __iter__(self) -> Iterator[Row]:
-        for batch in self._split.batches():
-            yield from batch.to_pylist()
+        rows = (row for batch in self._split.batches() for row in batch.to_pylist())
+        return (Row(row, self._split, number) for number, row in enumerate(rows))
+
+
+def _html(split: SplitReader, rows: Sequence[int]) -> str:
+    """Rows as HTML that needs nothing around it; of a pack, its first examples."""
+    from compiler.report.rows import notebook  # only notebooks ask
+
+    return notebook(split, rows, _SHOWN)
 
 
 @dataclass(frozen=True)
@@ -121,6 +146,10 @@ class OpenSet:
                 f"{self.folder}: split {split}", "it is empty, or there is none", nearest(split, self.splits)
             )
         return split
+
+    def _repr_html_(self) -> str:
+        first = [_html(self.set.split(name), [0]) for name in list(self.splits)[:1]]
+        return "".join([f"<p>{html.escape(repr(self))}</p>", *first])
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {rows:,}" for name, rows in self.splits.items())

@@ -94,7 +94,7 @@ def refused(out: object, *options: object, code: int) -> str:
 
 def numbers(page: str) -> list[int]:
     """The numbers of the rows on a page, as their summaries say them."""
-    return [int(one.replace(",", "")) for one in re.findall(r"(?:train|val|test) row ([\d,]+) ·", page)]
+    return [int(one.replace(",", "")) for one in re.findall(r"(?:train|val|test) row ([\d,]+)(?:</a>)? ·", page)]
 
 
 def said(page: str) -> str:
@@ -232,7 +232,7 @@ def test_the_rows_of_a_step_are_those_that_the_run_trained(tmp_path: Path, way: 
             pages = -(-int(re.search(r"([\d,]+) rows?$", said(page))[1]) // 20)  # type: ignore[index]
             shown = [n for one in range(1, pages + 1) for n in numbers(site.get("step", n=record["step"], page=one))]
             assert sum(lengths[n] for n in shown) == record["tokens"] - before
-            assert ("Checked: the log counts" in page) == (way != "packed") and str(record["loss"]) in page
+            assert ("Checked: the log counts" in page) == (way != "packed") and f"{record['loss']:.6g}" in page
             assert "It has no loss of a row" in page
             first |= set(shown)
             before = record["tokens"]
@@ -370,12 +370,12 @@ def test_rows_are_listed_searched_sorted_and_opened_with_links_and_forms_alone(
     longest = max(
         (n for n, row in enumerate(shard) if row["dataset"] == "bench"), key=lambda n: len(shard[n]["input_ids"])
     )
-    assert tab.inner_text("#list .one a >> nth=0") == f"train row {longest:,}"
+    assert tab.inner_text("#list summary a >> nth=0") == f"train row {longest:,}"
     tab.fill("[name=text]", "no row has this")
     tab.click("text=Show >> nth=0")
     assert page.shown("#list .row") == 0
     tab.fill("[name=at]", "5")
-    tab.click("text=Go to the row")
+    tab.click("text=Go >> nth=0")
     assert page.shown("#list .row[open]") == 1 and "train row 5" in tab.inner_text("#said")
     tab.click("text=next row")
     assert "train row 6" in tab.inner_text("#said")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import pickle
 import re
 import subprocess
 import sys
@@ -16,6 +18,10 @@ import transformers
 
 import compiler
 import trainer
+from compiler.inspect.rows import SplitExamples
+from compiler.inspect.tokens import decode_row
+from compiler.inspect.vocabulary import TokenBytes
+from compiler.report import row_html
 from schemas.errors import IntegrityError, Problem, UsageError
 from schemas.steps import Order
 from tests.support.command import outside
@@ -51,6 +57,27 @@ def test_the_page_runs_as_it_stands(tmp_path: Path, model_folder: Path) -> None:
         line for line in done.stdout.splitlines(True) if not line.startswith(("{'", "[20"))
     ]  # Trainer's log, and DeepSpeed's
     assert "".join(lines).split(f"{BETWEEN}\n") == [wanted for _, wanted in blocks]
+
+
+def test_a_notebook_shows_the_set_its_rows_and_a_row_with_the_component_of_the_report(shards: Path) -> None:
+    opened = compiler.open(shards)
+    every = opened.rows("train")
+    row = every[2]
+    whole = SplitExamples(opened.set, "train")
+    alone = row_html(decode_row(whole, 2, TokenBytes(opened.set)), ["X"], pack=None)
+    [said] = re.findall(r"<p class=\"quiet\">(.*?) · file ", row._repr_html_())
+    assert row._repr_html_() == alone.replace(">X · ", f">{said} · ")
+    assert [one._repr_html_().count('<details class="row"') for one in (every, opened, row)] == [3, 1, 1]
+    assert "<style>" in row._repr_html_() and "<script" not in opened._repr_html_()
+    assert html.escape(repr(opened)) in opened._repr_html_()
+    assert list(every)[2] == row and list(every)[2]._repr_html_() == row._repr_html_()
+    assert type(pickle.loads(pickle.dumps(row))) is dict and pickle.loads(pickle.dumps(row)) == row
+
+
+def test_a_notebook_shows_the_examples_of_a_pack(tmp_path: Path) -> None:
+    row = compiler.open(small_set(tmp_path, "--pack", 64)).rows("train")[1]
+    page = row._repr_html_()
+    assert page.count('<details class="row"') == min(3, len(row["seq_lens"])) and "in pack 1," in page
 
 
 def test_importing_the_packages_imports_nothing_heavy() -> None:

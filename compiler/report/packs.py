@@ -33,6 +33,16 @@ class Pack:
         ]
 
 
+def examples_of(split: SplitReader, row: int) -> range:
+    """The numbers of the examples in a row: of a packed set, those of the pack."""
+    if not split.opened.is_packed:
+        return range(row, row + 1)
+    number, inside = split.find(row)
+    first = sum(entry.get("sequences", entry["rows"]) for entry in split.entries[:number])
+    ends = np.cumsum([0, *split.columns(number, ["seq_lens"]).column("seq_lens").value_lengths().to_numpy()])
+    return range(first + int(ends[inside]), first + int(ends[inside + 1]))
+
+
 def pack_of(split: SplitReader, opened: CompiledSet, example: int) -> Pack:
     """The pack that has the example of this number."""
     counts = np.cumsum([0, *(entry.get("sequences", entry["rows"]) for entry in split.entries)])

@@ -11,10 +11,11 @@ from compiler.inspect.rows import SplitExamples
 from compiler.inspect.tokens import ShownRow, decode_row
 from compiler.inspect.vocabulary import TokenBytes
 from compiler.report.assets import asset, environment
-from compiler.report.packs import Pack, pack_of
+from compiler.report.measure import LONGEST
+from compiler.report.packs import Pack, examples_of, pack_of
 from compiler.report.thumbs import Thumbs
 from compiler.report.turns import FIRST, LAST, Turn, shared, turns_of, visible
-from schemas.reader import CompiledSet
+from schemas.reader import CompiledSet, SplitReader
 
 
 class RowPages:
@@ -39,11 +40,28 @@ class RowPages:
         """A row, token by token."""
         return decode_row(self.examples(split), number, self.vocabulary)
 
-    def html(self, row: ShownRow, thumbs: Thumbs, *, opened: bool, styled: bool = False) -> str:
-        """A row with what is known of it; with `styled` it stands for itself, as in a notebook."""
+    def html(self, row: ShownRow, thumbs: Thumbs, *, opened: bool, link: str = "") -> str:
+        """A row with what is known of it, for a page with the style. `link` is the address of its own page, if any."""
         pack = pack_of(self.opened.split(row.split), self.opened, row.row) if self.opened.is_packed else None
         said = facts(row, self.opened.manifest)
-        return row_html(row, said, pack=pack, thumbs=thumbs.of(row), opened=opened, styled=styled)
+        return row_html(row, said, pack=pack, thumbs=thumbs.of(row), opened=opened, styled=False, link=link)
+
+
+def notebook(split: SplitReader, rows: Sequence[int], most: int) -> str:
+    """Rows of a split as HTML that stands for itself; of a pack, its first examples, at most so many."""
+    pages = RowPages(split.opened)
+    thumbs, found = Thumbs(split.opened), []
+    for row in rows:
+        numbers = examples_of(split, row)
+        for number in numbers[:most]:
+            length = pages.examples(split.name).length(number)
+            if length > LONGEST:
+                found.append(f"<p>{split.name} row {number:,}: {length:,} tokens, too long to be shown</p>")
+            else:
+                found.append(pages.html(pages.decoded(split.name, number), thumbs, opened=len(rows) == 1))
+        if len(numbers) > most:
+            found.append(f"<p>and {len(numbers) - most:,} more examples in this pack</p>")
+    return f'<div class="fdc"><style>{asset("row.css")}</style>{"".join(found)}</div>'
 
 
 def row_html(
@@ -54,16 +72,19 @@ def row_html(
     thumbs: dict[int, str] | None = None,
     opened: bool = True,
     styled: bool = True,
+    link: str = "",
 ) -> str:
     """One row as HTML that stands for itself, as in a notebook's `_repr_html_`; without `styled`, for a page.
 
     `said` are further facts about the row, such as those of `compiler.inspect.page.facts`.
     """
-    html = _row(row, said, pack, thumbs or {}, opened=opened)
+    html = _row(row, said, pack, thumbs or {}, opened=opened, link=link)
     return f'<div class="fdc"><style>{asset("row.css")}</style>{html}</div>' if styled else html
 
 
-def _row(row: ShownRow, said: Sequence[str], pack: Pack | None, thumbs: dict[int, str], *, opened: bool) -> str:
+def _row(
+    row: ShownRow, said: Sequence[str], pack: Pack | None, thumbs: dict[int, str], *, opened: bool, link: str
+) -> str:
     media = [{**one, "kind": "image", "data": thumbs.get(one["position"], "")} for one in row.images]
     media += [{**one, "kind": "video", "data": ""} for one in row.videos]
     for one in media:
@@ -89,6 +110,7 @@ def _row(row: ShownRow, said: Sequence[str], pack: Pack | None, thumbs: dict[int
             begin=_begin(row),
             template=TEMPLATE[0],
             opened=opened,
+            link=link,
             around=(FIRST, LAST),
         )
     )

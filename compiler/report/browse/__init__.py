@@ -14,6 +14,7 @@
     module          what it knows
     server.py       what is refused, and the headers of what is not
     site.py         addresses and their pages
+    query.py        what an address asks for, and links to further pages
     find.py         rows by dataset, text, source and step, and their order
     run.py          a run's log, and the rows of its steps
     browse.jinja    the page

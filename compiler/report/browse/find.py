@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from compiler.inspect.find import Source, contains
+from compiler.report.packs import examples_of
 from compiler.report.rows import RowPages
-from schemas.arrow import IGNORED
+from schemas.arrow import IGNORED, TRAIN
 from schemas.order import Ints
 from schemas.reader import CompiledSet, SplitReader
 
@@ -169,11 +170,5 @@ class Finder:
         """The numbers of the examples in these rows of the training split: of a packed set, those of the packs."""
         if not self._opened.is_packed:
             return rows
-        split = self._opened.split("train")
-        starts = np.cumsum([0, *(entry.get("sequences", entry["rows"]) for entry in split.entries)])
-        found = [np.empty(0, np.int64)]
-        for row in rows:
-            number, inside = split.find(int(row))
-            ends = np.cumsum([0, *split.columns(number, ["seq_lens"]).column("seq_lens").value_lengths().to_numpy()])
-            found.append(starts[number] + np.arange(ends[inside], ends[inside + 1]))
-        return np.concatenate(found)
+        split = self._opened.split(TRAIN)
+        return np.array([number for row in rows for number in examples_of(split, int(row))], np.int64)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from compiler.inspect.find import sources_at
 from compiler.report.assets import asset, environment, policy
-from compiler.report.browse.find import MOST, SECONDS, SORTS, Finder, FoundRows, RowQuery
+from compiler.report.browse.find import SORTS, Finder, FoundRows, RowQuery
+from compiler.report.browse.query import (
+    Given,
+    Link,
+    NoSuchPage,
+    check,
+    count,
+    number_of,
+    pager,
+    parsed,
+    searched,
+    shown,
+    times,
+)
 from compiler.report.browse.run import TrainedRun
 from compiler.report.measure import LONGEST, read_plainly
 from compiler.report.rows import RowPages
@@ -27,13 +39,6 @@ IN_A_LIST = 20_000
 """Rows of more tokens are shown on a page of their own."""
 _LARGE = 480
 """The longer side of images, in pixels."""
-Query = dict[str, str]
-Link = tuple[str, str]
-"""(text, address)"""
-
-
-class _NoSuchPage(Exception):
-    """What is asked for does not exist: a message."""
 
 
 class Site:
@@ -45,10 +50,9 @@ class Site:
         # what one batch needs.
         self._rows = RowPages(read_plainly(opened))
         self._finder = Finder(opened, self._rows)
-        self._splits = {
-            name: self._rows.examples(name).num_rows for name in opened.manifest["splits"] if opened.shards(name)
-        }
-        if not any(self._splits.values()):
+        counts = {name: self._rows.examples(name).num_rows for name in opened.manifest["splits"]}
+        self._splits = {name: rows for name, rows in counts.items() if rows}
+        if not self._splits:
             raise UsageError(str(opened.folder), "the set has no rows", "Compile some.")
         self.pages = {"": self._list, "row": self._row, **({"run": self._steps, "step": self._step} if run else {})}
         self._style, self._script = asset("row.css", "page.css", "browse/browse.css"), asset("row.js")
@@ -59,8 +63,8 @@ class Site:
     def page(self, name: str, query: str) -> tuple[int, str]:
         """The status and the HTML of a page; a Problem where the set is damaged."""
         try:
-            return 200, self.pages[name](_parsed(query))
-        except _NoSuchPage as error:
+            return 200, self.pages[name](parsed(query))
+        except NoSuchPage as error:
             return 404, self.message(str(error))
 
     def message(self, text: str) -> str:
@@ -69,30 +73,30 @@ class Site:
 
     # -- pages --
 
-    def _list(self, given: Query) -> str:
-        _check(given, "split", "dataset", "text", "start", "sort", "page")
+    def _list(self, given: Given) -> str:
+        check(given, "split", "dataset", "text", "start", "sort", "page")
         split = self._split(given)
         asked = RowQuery(
-            split, given.get("dataset", ""), given.get("text", ""), _number(given, "start", 0), given.get("sort", "")
+            split, given.get("dataset", ""), given.get("text", ""), number_of(given, "start", 0), given.get("sort", "")
         )
         if asked.dataset and asked.dataset not in self._finder.names:
-            raise _NoSuchPage(f"the set has no dataset {asked.dataset!r}")
+            raise NoSuchPage(f"the set has no dataset {asked.dataset!r}")
         if asked.sort not in SORTS:
-            raise _NoSuchPage(f"there is no order {asked.sort!r}")
+            raise NoSuchPage(f"there is no order {asked.sort!r}")
         if asked.start and (not asked.text or asked.start >= self._splits[split]):
-            raise _NoSuchPage("start is where the search for a text goes on")
+            raise NoSuchPage("start is where the search for a text goes on")
         found = self._finder.found(asked)
-        said, more = _searched(asked, found)
+        said, more = searched(asked, found)
         return self._listed(asked, said, [(split, int(n)) for n in self._slice(found.rows, given)], given, found, more)
 
-    def _row(self, given: Query) -> str:
-        _check(given, "split", "at", "page")
+    def _row(self, given: Given) -> str:
+        check(given, "split", "at", "page")
         at, split = given.get("at", "").strip(), self._split(given)
         if not at.isascii() or not at.isdigit():
             return self._of_source(at, split, given)
         number, total = int(at[:20]), self._splits[split]
         if number >= total:
-            raise _NoSuchPage(f"{split} has the rows 0 to {total - 1:,}")
+            raise NoSuchPage(f"{split} has the rows 0 to {total - 1:,}")
         around = [("previous row", number - 1), ("next row", number + 1)]
         links = [(text, f"row?{urlencode({'split': split, 'at': n})}") for text, n in around if 0 <= n < total]
         return self._html(
@@ -103,31 +107,31 @@ class Site:
             at=at,
         )
 
-    def _of_source(self, at: str, split: str, given: Query) -> str:
+    def _of_source(self, at: str, split: str, given: Given) -> str:
         if not parse(at):
-            raise _NoSuchPage(f"{at!r} is no row: 17 is one by its number, chats.jsonl:4 or data.json#/3 by its place")
+            raise NoSuchPage(f"{at!r} is no row: 17 is one by its number, chats.jsonl:4 or data.json#/3 by its place")
         try:
             sources = sources_at(self._opened, at, at)
         except UsageError as error:
-            raise _NoSuchPage(f"{error.where}: {error.what}. {error.hint}") from None
+            raise NoSuchPage(f"{error.where}: {error.what}. {error.hint}") from None
         found = [one for source in sources for one in self._finder.of_source(source)]
         if not found:
-            raise _NoSuchPage(f"{at} is in no split. cli why {self._opened.folder} {at} says what became of it.")
-        said = f"{at} is used {_times(len(found))}"
+            raise NoSuchPage(f"{at} is in no split. cli why {self._opened.folder} {at} says what became of it.")
+        said = f"{at} is used {times(len(found))}"
         return self._listed(RowQuery(split), said, self._slice(found, given), given, found, at=at)
 
-    def _step(self, given: Query) -> str:
-        _check(given, "n", "page")
+    def _step(self, given: Given) -> str:
+        check(given, "n", "page")
         run = self._known_run()
-        step = _number(given, "n", 0)
+        step = number_of(given, "n", 0)
         if not 1 <= step <= run.last:
-            raise _NoSuchPage(f"the run has the steps 1 to {run.last:,}")
+            raise NoSuchPage(f"the run has the steps 1 to {run.last:,}")
         lengths = self._finder.columns(TRAIN).tokens if run.grouped else None
         rows = run.rows_of(step, lengths)
         numbers = self._finder.of_rows(rows)
         epoch = (step - 1) // run.steps_per_epoch + 1
-        packs = f"{_count(len(rows), 'pack')} of " if self._opened.is_packed else ""
-        said = f"step {step:,} of {run.last:,}, in epoch {epoch:,}: {packs}{_count(len(numbers), 'row')}"
+        packs = f"{count(len(rows), 'pack')} of " if self._opened.is_packed else ""
+        said = f"step {step:,} of {run.last:,}, in epoch {epoch:,}: {packs}{count(len(numbers), 'row')}"
         links = [
             (text, f"step?n={n}")
             for text, n in (("previous step", step - 1), ("next step", step + 1))
@@ -175,24 +179,24 @@ class Site:
             *remarks,
         ]
 
-    def _steps(self, given: Query) -> str:
-        _check(given, "sort", "page")
+    def _steps(self, given: Given) -> str:
+        check(given, "sort", "page")
         run = self._known_run()
         steps, losses = run.log.losses()
         order = given.get("sort", "")
         if order not in ("", "loss"):
-            raise _NoSuchPage(f"there is no order {order!r}")
+            raise NoSuchPage(f"there is no order {order!r}")
         if order:
             steps = steps[(-losses).argsort(kind="stable")]
         shown = self._slice(steps, given, STEPS)
         records = [record for step in shown if (record := run.log.record(int(step)))]
         return self._html(
             RowQuery(TRAIN),
-            f"{_count(len(steps), 'step')} in {run.log.path}",
+            f"{count(len(steps), 'step')} in {run.log.path}",
             steps=records,
             names=list(dict.fromkeys(name for record in records for name in record)),
             order=order,
-            pager=_pager("run", given, len(steps), STEPS),
+            pager=pager("run", given, len(steps), STEPS),
         )
 
     # -- parts of pages --
@@ -202,7 +206,7 @@ class Site:
         asked: RowQuery,
         said: str,
         rows: Sequence[tuple[str, int]],
-        given: Query,
+        given: Given,
         found: Any,
         links: Sequence[Link] = (),
         **more: Any,
@@ -212,16 +216,17 @@ class Site:
         total = len(found.rows if isinstance(found, FoundRows) else found)
         thumbs = Thumbs(self._rows.opened, side=_LARGE)
         html = [self._one(split, number, thumbs) for split, number in rows]
-        return self._html(asked, said, rows=html, links_=links, pager=_pager(name, given, total, EACH), **more)
+        return self._html(asked, said, rows=html, links_=links, pager=pager(name, given, total, EACH), **more)
 
     def _one(self, split: str, number: int, thumbs: Thumbs | None = None, *, opened: bool = False) -> dict[str, Any]:
         """A row, and the address of its page; without HTML if it is too long."""
         length = self._rows.examples(split).length(number)
-        found = {"split": split, "number": number, "length": length, "html": ""}
-        found["link"] = "" if opened else f"row?{urlencode({'split': split, 'at': number})}"
+        link = "" if opened else f"row?{urlencode({'split': split, 'at': number})}"
+        found = {"split": split, "number": number, "length": length, "link": link, "html": ""}
         if length <= (LONGEST if opened else IN_A_LIST):
             row = self._rows.decoded(split, number)
-            found["html"] = self._rows.html(row, thumbs or Thumbs(self._rows.opened, side=_LARGE), opened=opened)
+            thumbs = thumbs or Thumbs(self._rows.opened, side=_LARGE)
+            found["html"] = self._rows.html(row, thumbs, opened=opened, link=link)
         return found
 
     def _html(self, asked: RowQuery, said: str, **more: Any) -> str:
@@ -233,88 +238,27 @@ class Site:
         return environment().get_template("browse/browse.jinja").render(
             style=self._style, script=self._script, title=visible(str(self._opened.folder)),
             manifest=self._opened.manifest, sorts=SORTS, asked=asked,
+            counts=", ".join(f"{rows:,} of {name}" for name, rows in self._splits.items()),
             splits={name: f"{name} ({rows:,})" for name, rows in self._splits.items()},
             datasets=[("", "all"), *((name, visible(name)) for name in self._finder.names)],
             said=visible(said), run=run, run_folder=visible(str(run.log.path.parent)) if run else "", longest=LONGEST,
-            **context,
+            number=shown, **context,
         )  # fmt: skip
 
-    def _split(self, given: Query) -> str:
+    def _split(self, given: Given) -> str:
         split = given.get("split", next(iter(self._splits)))
         if split not in self._splits:
-            raise _NoSuchPage(f"the set has no rows in the split {split!r}, but in {', '.join(self._splits)}")
+            raise NoSuchPage(f"the set has no rows in the split {split!r}, but in {', '.join(self._splits)}")
         return split
 
-    def _slice(self, rows: Any, given: Query, each: int = EACH) -> Any:
+    def _slice(self, rows: Any, given: Given, each: int = EACH) -> Any:
         """The rows of a page of a list."""
-        page, pages = _number(given, "page", 1), max(1, -(-len(rows) // each))
+        page, pages = number_of(given, "page", 1), max(1, -(-len(rows) // each))
         if not 1 <= page <= pages:
-            raise _NoSuchPage(f"the list has the pages 1 to {pages:,}")
+            raise NoSuchPage(f"the list has the pages 1 to {pages:,}")
         return rows[(page - 1) * each : page * each]
 
     def _known_run(self) -> TrainedRun:
         assert self._run is not None  # only then are there pages that ask
         self._run.log.refresh()
         return self._run
-
-
-def _searched(asked: RowQuery, found: FoundRows) -> tuple[str, list[Link]]:
-    """How many rows were found where, and where the search for a text goes on."""
-    where = f"{asked.split}" + (f", dataset {asked.dataset}" if asked.dataset else "")
-    said = f"{_count(len(found.rows), 'row')} of {where}, {SORTS[asked.sort]}"
-    if not asked.text:
-        return said, []
-    said = f"{_count(len(found.rows), 'row')} of {where} with {asked.text!r} in the rows {asked.start:,} to "
-    said += f"{found.searched - 1:,} of {found.total:,}, {SORTS[asked.sort]}. Upper and lower case differ."
-    if found.searched >= found.total:
-        return said, []
-    said += f" The search stopped there, as one ends after {SECONDS:g} seconds or {MOST:,} rows."
-    query = {"split": asked.split, "dataset": asked.dataset, "text": asked.text, "sort": asked.sort}
-    return said, [("search on from there", f".?{urlencode({**query, 'start': found.searched})}")]
-
-
-def _pager(name: str, given: Query, total: int, each: int) -> list[Link]:
-    """Links to other pages of a list; the one without an address says where this one is."""
-    page, pages = _number(given, "page", 1), max(1, -(-total // each))
-    if not total:
-        return []
-
-    def to(number: int) -> str:
-        return f"{name}?{urlencode({**given, 'page': number})}"
-
-    here = (f"{(page - 1) * each + 1:,} to {min(page * each, total):,} of {total:,}", "")
-    back = [("first", to(1)), ("previous", to(page - 1))] if page > 1 else []
-    on = [("next", to(page + 1)), ("last", to(pages))] if page < pages else []
-    return [*back, here, *on]
-
-
-def _parsed(query: str) -> Query:
-    """What a query gives, each name once."""
-    try:
-        given = parse_qsl(query, keep_blank_values=True, max_num_fields=20, errors="replace")
-    except ValueError:  # more than these fields
-        given = [("", ""), ("", "")]
-    found = dict(given)
-    if len(found) != len(given):
-        raise _NoSuchPage("the address gives a name twice")
-    return found
-
-
-def _check(given: Query, *names: str) -> None:
-    if wrong := sorted(set(given) - set(names)):
-        raise _NoSuchPage(f"{wrong[0]!r} is not asked here, but {', '.join(names)}")
-
-
-def _number(given: Query, name: str, default: int) -> int:
-    text = given.get(name, "")
-    if not re.fullmatch(r"[0-9]{0,15}", text):
-        raise _NoSuchPage(f"{name} {text!r} is no number")
-    return int(text) if text else default
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
