@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -17,14 +18,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+import jsonschema
 import pytest
 
 from compiler.report.browse import Site as Pages
 from compiler.report.browse import find
+from schemas import schema
 from schemas.reader import CompiledSet
 from tests.support.browser import Page, chromium
 from tests.support.command import outside
-from tests.support.sets import one_message, qa, rows, text, write
+from tests.support.sets import manifest, one_message, qa, rows, text, write
 from tests.support.trained import compile_set, config, records, save_model, small_set, train
 
 CLI = [sys.executable, "-m", "cli", "browse"]
@@ -37,8 +40,11 @@ EVIL = (
 class Site:
     """A running `cli browse`."""
 
-    def __init__(self, address: str, process: subprocess.Popen[str]) -> None:
-        self.address, self.process = address, process
+    def __init__(self, line: str, process: subprocess.Popen[str]) -> None:
+        found = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{40,}/", line)
+        assert found, line + (process.stderr.read() if process.stderr else "")
+        address = found[0]
+        self.line, self.address, self.process = line, address, process
         parts = urlsplit(address)
         self.host, self.port, self.token = parts.netloc, int(parts.port or 0), parts.path.strip("/")
 
@@ -74,10 +80,7 @@ def browsing(out: object, *options: object) -> Iterator[Site]:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=outside(),
     )  # fmt: skip
     try:
-        line = process.stdout.readline() if process.stdout else ""
-        found = re.search(r"http://127\.0\.0\.1:\d+/[\w-]{40,}/", line)
-        assert found, line + (process.stderr.read() if process.stderr else "")
-        yield Site(found[0], process)
+        yield Site(process.stdout.readline() if process.stdout else "", process)
     finally:
         process.kill()
         process.communicate()
@@ -309,6 +312,16 @@ def test_ctrl_c_ends_it_with_one_line(samples: Path) -> None:
         site.get()
         code, out, err = site.stop()
         assert (code, out.split(), err) == (0, ["stopped"], "")
+
+
+def test_json_gives_the_address_as_its_schema_says(samples: Path) -> None:
+    with browsing(samples, "--json") as site:
+        found = json.loads(site.line)
+        jsonschema.Draft202012Validator(schema("browse")).validate(found)
+        assert found["address"] == site.address and found["set"] == manifest(samples)["digest"]
+        assert found["rows"] == {name: len(rows(samples, name)) for name in ("train", "val")}
+        code, out, _ = site.stop()
+        assert (code, out) == (0, "")
 
 
 def test_what_cannot_be_shown_is_one_message(samples: Path, site: Site, tmp_path: Path) -> None:

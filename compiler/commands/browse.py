@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from schemas.stores import AnyPath, path_of
     metavar="FILE|RUN",
     help="log.jsonl of a run of cli train, or its output_dir: shows the steps of the run and their rows.",
 )
-def browse(out: AnyPath, port: int, no_open: bool, log: AnyPath | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the address and the set as one JSON object.")
+def browse(out: AnyPath, port: int, no_open: bool, log: AnyPath | None, as_json: bool) -> None:
     """Show the rows of the compiled set OUT in the browser, until Ctrl-C.
 
     OUT is a folder, or s3://BUCKET/SETS/NAME. Rows are shown as in cli report, of sets of any size: page by page,
@@ -51,13 +53,14 @@ def browse(out: AnyPath, port: int, no_open: bool, log: AnyPath | None) -> None:
         raise UsageError(f"--log {log}", "a log is a file of this machine", "Copy the run here.")
     site = Site(opened, None if log is None else TrainedRun.open(log, opened))
     with Server(site, port) as server, tempfile.TemporaryDirectory(prefix="browse-") as folder:
-        click.echo(f"{out}: {server.address}  (Ctrl-C ends it)")
+        said = {"version": 1, "address": server.address, "set": opened.manifest["digest"], "rows": site.splits}
+        click.echo(json.dumps(said) if as_json else f"{out}: {server.address}  (Ctrl-C ends it)")
         if not no_open and click.launch(_redirect(Path(folder), server.address).as_uri()) != 0:
             click.echo("no browser could be opened; open the address yourself", err=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            click.echo("\nstopped")
+            click.echo("\nstopped", err=as_json)
 
 
 def _redirect(folder: Path, address: str) -> Path:

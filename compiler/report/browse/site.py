@@ -51,13 +51,13 @@ class Site:
         self._rows = RowPages(read_plainly(opened))
         self._finder = Finder(opened, self._rows)
         counts = {name: self._rows.examples(name).num_rows for name in opened.manifest["splits"]}
-        self._splits = {name: rows for name, rows in counts.items() if rows}
-        if not self._splits:
+        self.splits = {name: rows for name, rows in counts.items() if rows}
+        if not self.splits:
             raise UsageError(str(opened.folder), "the set has no rows", "Compile some.")
         self.pages = {"": self._list, "row": self._row, **({"run": self._steps, "step": self._step} if run else {})}
         self._style, self._script = asset("row.css", "page.css", "browse/browse.css"), asset("row.js")
         self.policy = policy(self._style, self._script, "form-action 'self'", "frame-ancestors 'none'")
-        for name in self._splits:
+        for name in self.splits:
             self._rows.examples(name).row(0)  # what is damaged or missing from the start is said before the address
 
     def page(self, name: str, query: str) -> tuple[int, str]:
@@ -69,7 +69,7 @@ class Site:
 
     def message(self, text: str) -> str:
         """A page with a message."""
-        return self._html(RowQuery(next(iter(self._splits))), "", message=visible(text))
+        return self._html(RowQuery(next(iter(self.splits))), "", message=visible(text))
 
     # -- pages --
 
@@ -83,7 +83,7 @@ class Site:
             raise NoSuchPage(f"the set has no dataset {asked.dataset!r}")
         if asked.sort not in SORTS:
             raise NoSuchPage(f"there is no order {asked.sort!r}")
-        if asked.start and (not asked.text or asked.start >= self._splits[split]):
+        if asked.start and (not asked.text or asked.start >= self.splits[split]):
             raise NoSuchPage("start is where the search for a text goes on")
         found = self._finder.found(asked)
         said, more = searched(asked, found)
@@ -94,7 +94,7 @@ class Site:
         at, split = given.get("at", "").strip(), self._split(given)
         if not at.isascii() or not at.isdigit():
             return self._of_source(at, split, given)
-        number, total = int(at[:20]), self._splits[split]
+        number, total = int(at[:20]), self.splits[split]
         if number >= total:
             raise NoSuchPage(f"{split} has the rows 0 to {total - 1:,}")
         around = [("previous row", number - 1), ("next row", number + 1)]
@@ -238,17 +238,17 @@ class Site:
         return environment().get_template("browse/browse.jinja").render(
             style=self._style, script=self._script, title=visible(str(self._opened.folder)),
             manifest=self._opened.manifest, sorts=SORTS, asked=asked,
-            counts=", ".join(f"{rows:,} of {name}" for name, rows in self._splits.items()),
-            splits={name: f"{name} ({rows:,})" for name, rows in self._splits.items()},
+            counts=", ".join(f"{rows:,} of {name}" for name, rows in self.splits.items()),
+            splits={name: f"{name} ({rows:,})" for name, rows in self.splits.items()},
             datasets=[("", "all"), *((name, visible(name)) for name in self._finder.names)],
             said=visible(said), run=run, run_folder=visible(str(run.log.path.parent)) if run else "", longest=LONGEST,
             number=shown, **context,
         )  # fmt: skip
 
     def _split(self, given: Given) -> str:
-        split = given.get("split", next(iter(self._splits)))
-        if split not in self._splits:
-            raise NoSuchPage(f"the set has no rows in the split {split!r}, but in {', '.join(self._splits)}")
+        split = given.get("split", next(iter(self.splits)))
+        if split not in self.splits:
+            raise NoSuchPage(f"the set has no rows in the split {split!r}, but in {', '.join(self.splits)}")
         return split
 
     def _slice(self, rows: Any, given: Given, each: int = EACH) -> Any:
