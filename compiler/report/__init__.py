@@ -14,6 +14,7 @@
     measure.py      the pass over all rows: lengths and trained shares by dataset, and the rows to show
     turns.py        a decoded row as messages, and these as runs of tokens of one weight
     packs.py        the pack that an example is in
+    boxes.py        boxes that replies name, over their image
     thumbs.py       small versions of images that can be found
     rejects.py      rejected rows by reason, the first of each
     charts.py       bars of a histogram

@@ -11,6 +11,7 @@ from compiler.inspect.rows import SplitExamples
 from compiler.inspect.tokens import ShownRow, decode_row
 from compiler.inspect.vocabulary import TokenBytes
 from compiler.report.assets import asset, environment
+from compiler.report.boxes import boxes_of
 from compiler.report.measure import LONGEST
 from compiler.report.packs import Pack, examples_of, pack_of
 from compiler.report.thumbs import Thumbs
@@ -43,8 +44,10 @@ class RowPages:
     def html(self, row: ShownRow, thumbs: Thumbs, *, opened: bool, link: str = "") -> str:
         """A row with what is known of it, for a page with the style. `link` is the address of its own page, if any."""
         pack = pack_of(self.opened.split(row.split), self.opened, row.row) if self.opened.is_packed else None
+        media = self.opened.manifest.get("media")
+        family = "" if media is None else media["name"]
         said = facts(row, self.opened.manifest)
-        return row_html(row, said, pack=pack, thumbs=thumbs.of(row), opened=opened, styled=False, link=link)
+        return _row(row, said, pack, thumbs.of(row), family, opened=opened, link=link)
 
 
 def notebook(split: SplitReader, rows: Sequence[int], most: int) -> str:
@@ -64,29 +67,27 @@ def notebook(split: SplitReader, rows: Sequence[int], most: int) -> str:
     return f'<div class="fdc"><style>{asset("row.css")}</style>{"".join(found)}</div>'
 
 
-def row_html(
-    row: ShownRow,
-    said: Sequence[str] = (),
-    *,
-    pack: Pack | None = None,
-    thumbs: dict[int, str] | None = None,
-    opened: bool = True,
-    styled: bool = True,
-    link: str = "",
-) -> str:
+def row_html(row: ShownRow, said: Sequence[str] = (), *, pack: Pack | None = None, styled: bool = True) -> str:
     """One row as HTML that stands for itself, as in a notebook's `_repr_html_`; without `styled`, for a page.
 
     `said` are further facts about the row, such as those of `compiler.inspect.page.facts`.
     """
-    html = _row(row, said, pack, thumbs or {}, opened=opened, link=link)
+    html = _row(row, said, pack, {}, "", opened=True, link="")
     return f'<div class="fdc"><style>{asset("row.css")}</style>{html}</div>' if styled else html
 
 
 def _row(
-    row: ShownRow, said: Sequence[str], pack: Pack | None, thumbs: dict[int, str], *, opened: bool, link: str
-) -> str:
-    media = [{**one, "kind": "image", "data": thumbs.get(one["position"], "")} for one in row.images]
-    media += [{**one, "kind": "video", "data": ""} for one in row.videos]
+    row: ShownRow, said: Sequence[str], pack: Pack | None, thumbs: dict[int, str], family: str, *, opened: bool,
+    link: str,
+) -> str:  # fmt: skip
+    boxes = boxes_of(row.tokens, row.images, family)
+    for at, more in boxes_of(row.rejected_tokens or (), row.images, family, "box rejected").items():
+        boxes[at] = [*boxes.get(at, []), *more]
+    media = [
+        {**one, "kind": "image", "data": thumbs.get(one["position"], ""), "boxes": boxes.get(one["position"], [])}
+        for one in row.images
+    ]
+    media += [{**one, "kind": "video", "data": "", "boxes": []} for one in row.videos]
     for one in media:
         one["uri"] = visible(cut(one["uri"], 300))
     sides: list[tuple[str, list[Turn]]] = []

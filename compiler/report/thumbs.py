@@ -16,7 +16,7 @@ from schemas.arrow import is_embedded
 from schemas.disk import is_inside, read_regular
 from schemas.reader import CompiledSet
 
-SIDE, MOST, LARGEST, PIXELS = 160, 60, 20_000_000, 50_000_000
+SIDE, MOST, LARGEST, PIXELS = 320, 60, 20_000_000, 50_000_000
 """The longer side, the most images of a report, and the bytes and pixels of a file that is tried."""
 
 
@@ -46,7 +46,7 @@ class Thumbs:
 
     def _small(self, path: Path | None, image: dict[str, str]) -> str:
         """The image made small; "" if it is not there, another one, too large, or none that can be read."""
-        from PIL import Image  # only sets with images need it
+        from PIL import Image, ImageOps  # only sets with images need it
 
         try:
             if path is None or path.stat().st_size > LARGEST:
@@ -62,7 +62,7 @@ class Thumbs:
                     picture.draft("RGB", (self._side, self._side))
                     picture.thumbnail((self._side, self._side))
                     small = io.BytesIO()
-                    picture.convert("RGB").save(small, "JPEG", quality=70)
+                    ImageOps.exif_transpose(picture).convert("RGB").save(small, "JPEG", quality=70)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return ""  # the placeholder says what was there
         return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()
