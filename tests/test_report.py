@@ -186,6 +186,47 @@ def test_images_are_shown_small_where_they_are_found_and_as_boxes_elsewhere(tmp_
     assert "data:image" not in page and "112×56" in page
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "CLICK(box=[[250,100,500,900]])",
+        "<box>(250,100),(500,900)</box>",
+        "<|box_start|>(250,100), (500,900)<|box_end|>",
+    ],
+)
+def test_the_box_of_a_reply_is_drawn_over_the_last_image_before_it(tmp_path: Path, written: str) -> None:
+    """Boxes of a prompt can be on screens that are not there: they are not drawn."""
+    model = make_model(tmp_path / "model")
+    draw_images(tmp_path)
+    row = messages(
+        ("user", "<image>First [[1,2,3,4]]?"), ("assistant", "None."),
+        ("user", "<image>And here?"), ("assistant", f"{written} and [[5,5,5,5]] <box>(1,2)</box>"),
+        images=["a.png", "b.png"],
+    )  # fmt: skip
+    out = compiled(tmp_path, write(tmp_path / "look.jsonl", row), "--tokenizer", model)
+    report(out)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    first, second = re.findall(r'<span class="medium">.*?tokens.*?</span></span>', page, re.DOTALL)
+    assert "a.png" in first and 'class="boxes"' not in first
+    drawn = re.findall(r'<rect class="box" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)">', second)
+    assert "b.png" in second and drawn == [("250", "100", "250", "800")] and "1 box of the reply" in second
+
+
+@pytest.mark.slow
+def test_a_box_lies_where_the_reply_says_on_the_image(tmp_path: Path, browser: Any) -> None:
+    model = make_model(tmp_path / "model")
+    draw_images(tmp_path)
+    row = messages(("user", "<image>Where?"), ("assistant", "[[250,100,500,900]]"), images=["a.png"])
+    report(compiled(tmp_path, write(tmp_path / "look.jsonl", row), "--tokenizer", model))
+    for width in (1280, 390):
+        tab = Page(browser, tmp_path / "report.html", width).tab
+        tab.click("#f-open")
+        image, box = (tab.locator(name).bounding_box() for name in (".shot img", ".boxes .box"))
+        shares = [(box["x"] - image["x"]) / image["width"], (box["y"] - image["y"]) / image["height"]]
+        assert np.allclose(shares, [0.25, 0.1], atol=0.03)
+        assert np.allclose([box["width"] / image["width"], box["height"] / image["height"]], [0.25, 0.8], atol=0.06)
+
+
 # -- errors --
 
 

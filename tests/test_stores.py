@@ -29,6 +29,7 @@ from click.testing import Result
 
 from cli import main
 from compiler.read import cut, open_source, read
+from compiler.report.browse import Site
 from compiler.sets import store as uploads
 from compiler.sets.verify import find_damage
 from compiler.units.progress import Watcher
@@ -413,6 +414,13 @@ def test_what_reads_sets_works_on_one_in_a_store(
     for command, *more in (["why", f"{rows}:4"], ["stats", "--json"]):
         assert said(command, uri, *more) == said(command, str(tmp_path / "here"), *more)
     assert said("diff", uri, str(tmp_path / "here")).startswith("equal: ")
+    pages = []
+    for where in (uri, str(tmp_path / "here")):
+        said("report", where, "-o", str(tmp_path / "report.html"), "--rows", "5")
+        listed = Site(CompiledSet.open(where), None).page("", "sort=longest&text=Answer")
+        pages.append([(tmp_path / "report.html").read_text().replace(where, "SET"), str(listed).replace(where, "SET")])
+    assert pages[0][0].partition("<h2>Rows</h2>")[2] == pages[1][0].partition("<h2>Rows</h2>")[2] != ""
+    assert pages[0][1].partition("<h2")[2] == pages[1][1].partition("<h2")[2] != ""
     shard = f"{prefix}/set/{read_manifest(path)['run']['folder']}/train/shard-00000.arrow"
     data = bytearray(store.get(shard))
     data[len(data) // 2] ^= 1
