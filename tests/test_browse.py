@@ -243,6 +243,16 @@ def test_the_rows_of_a_step_are_those_that_the_run_trained(tmp_path: Path, way: 
         site.get("step", n=26, code=404)
         worst = max(logged, key=lambda record: record["loss"])["step"]
         assert re.search(r'href="step\?n=(\d+)"', site.get("run", sort="loss"))[1] == str(worst)  # type: ignore[index]
+        log, step = tmp_path / "run" / "log.jsonl", logged[11]
+        lines = log.read_text().splitlines(True)
+        lines = [line for line in lines if json.loads(line)["step"] != step["step"]]
+        rewritten = log.with_suffix(".new")
+        rewritten.write_text(
+            "".join(lines) + '{"step": Infinity, "loss": 1}\n{"step": 24, "loss": NaN}\n{"step": 26, "lo'
+        )
+        rewritten.replace(log)  # as a resume does; the last line is being written
+        assert "its loss is not known" in site.get("step", n=12)
+        assert re.search(r'href="step\?n=(\d+)"', site.get("run", sort="loss"))[1] == "24"  # type: ignore[index]
     other = small_set(tmp_path / "other", count=21)
     assert "another set" in refused(other, "--log", tmp_path / "run", code=2)
     shutil.rmtree(tmp_path / "run" / "checkpoint-25")

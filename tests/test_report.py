@@ -159,6 +159,13 @@ def test_pairs_stand_side_by_side_and_kto_rows_say_what_they_are(tmp_path: Path)
     assert "not desirable" in (tmp_path / "k" / "report.html").read_text("utf-8")
 
 
+def test_a_closed_row_shows_how_the_first_message_of_the_user_begins(tmp_path: Path) -> None:
+    turns = (("system", "Be short."), ("user", "2 + 2?"), ("assistant", "4"), ("user", "And 3?"), ("assistant", "5"))
+    report(compiled(tmp_path, write(tmp_path / "chats.jsonl", messages(*turns))))
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert re.findall(r'<span class="begin" dir="auto">(.*?)</span>', page) == ["2 + 2?"]
+
+
 def test_packs_show_their_boundaries_and_long_documents_a_gap(tmp_path: Path) -> None:
     out = compiled(tmp_path, "--mix", "bench:1", "--pack", 2048)
     report(out, "--rows", 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import groupby, islice
 
 from compiler.encode.shapes import TEMPLATE
 from compiler.inspect.page import cut, facts, trained_map
@@ -124,14 +125,11 @@ def roles_of(row: ShownRow) -> list[str]:
 
 
 def _begin(row: ShownRow) -> str:
-    """The begin of a row's first message of the user, or of what there is instead."""
+    """The begin of a row's first message of the user, or of what there is instead, without the name of its role."""
     for wanted in ("user", "", TEMPLATE[0]):
-        text = ""
-        for token in row.tokens:
-            if token.role == wanted or (not wanted and token.role != TEMPLATE[0]):
-                text += "" if token.control else token.text
-            if len(text) > 160:
-                break
-        if text.strip():
-            return visible(cut(" ".join(text.split()), 140))
+        for role, group in groupby(row.tokens, key=lambda token: token.role):
+            if role == wanted or (not wanted and role != TEMPLATE[0]):
+                text = "".join(token.text for token in islice(group, 200) if not token.control)
+                if text := " ".join(text.removeprefix(f"{role}\n").split()):
+                    return visible(cut(text, 140))
     return ""

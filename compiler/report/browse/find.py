@@ -1,6 +1,6 @@
 """Which rows are listed: by dataset, text, source and step, and in which order. Nothing is decoded here.
 
-Columns of numbers are read when they are first needed, for a whole split, and kept: 14 bytes a row. They are read
+Columns of numbers are read when they are first needed, for a whole split, and kept: 16 bytes a row. They are read
 without their digests; rows that are shown are not.
 """
 
@@ -42,7 +42,7 @@ class Columns:
 
     tokens: Ints
     trained: npt.NDArray[np.int32]
-    dataset: npt.NDArray[np.int16]
+    dataset: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Finder:
             tokens = sum(pc.list_value_length(batch.column(name)).to_numpy() for name in ("input_ids", *names))
             trained, datasets = batch.column("num_trained").to_numpy(), batch.column("dataset")
         codes = pc.index_in(datasets, pa.array(self.names)).fill_null(-1).to_numpy()
-        return tokens.astype(np.int64), trained.astype(np.int32), codes.astype(np.int16)
+        return tokens.astype(np.int64), trained.astype(np.int32), codes.astype(np.int32)
 
     def of_source(self, source: Source) -> Iterator[tuple[str, int]]:
         """Yield (split, number) of the examples that a row of a source file became."""

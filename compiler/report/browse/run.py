@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from schemas.reader import CompiledSet
 from schemas.steps import Order
 
 LOG = "log.jsonl"
+_MOST_STEPS = 10**15
+"""As many as run.json may say."""
 Record = dict[str, Any]
 
 
@@ -32,28 +36,35 @@ class RunLog:
 
     path: Path
     _read: int = 0
+    _file: int = 0
     _places: dict[int, int] = field(default_factory=dict)
     _loss: dict[int, float] = field(default_factory=dict)
 
     def refresh(self) -> None:
-        """Read what was added since the last time; a log that was cut by a resume is read again."""
+        """Read what was added since the last time; a log that a resume has cut is another file, and read again."""
         try:
             check_regular(self.path)
-            if self.path.stat().st_size < self._read:
-                self._read, self._places, self._loss = 0, {}, {}
             with self.path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_size < self._read or found.st_ino != self._file:
+                    self._read, self._file, self._places, self._loss = 0, found.st_ino, {}, {}
                 file.seek(self._read)
                 for line in file:
                     if not line.endswith(b"\n"):  # it is being written
                         break
-                    with contextlib.suppress(ValueError, KeyError, TypeError):
-                        record = json.loads(line)
-                        loss = record["loss"]  # records of evaluations have none
-                        self._places[int(record["step"])] = self._read
-                        self._loss[int(record["step"])] = np.nan if loss is None else float(loss)
+                    self._add(line)
                     self._read += len(line)
         except OSError as error:
             raise InputError(str(self.path), f"cannot be read: {error.strerror}") from error
+
+    def _add(self, line: bytes) -> None:
+        """Take the step and the loss of a line. Evaluations have none, and what is no record is passed over."""
+        with contextlib.suppress(ValueError, LookupError, TypeError, OverflowError, RecursionError):
+            record = json.loads(line)
+            step, loss = record["step"], record["loss"]
+            if isinstance(step, int) and 0 < step < _MOST_STEPS:
+                self._loss[step] = math.nan if loss is None else float(loss)
+                self._places[step] = self._read
 
     def losses(self) -> tuple[Ints, np.ndarray[Any, np.dtype[np.float64]]]:
         """The steps that were logged, and their losses."""
@@ -68,7 +79,7 @@ class RunLog:
             file.seek(self._places[step])
             try:
                 found = json.loads(file.readline())
-            except ValueError:
+            except (ValueError, RecursionError):
                 found = None
         return found if isinstance(found, dict) and found.get("step") == step else None
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
+
 from compiler.inspect.find import sources_at
 from compiler.report.assets import asset, environment, policy
 from compiler.report.browse.find import SORTS, Finder, FoundRows, RowQuery
@@ -159,17 +161,17 @@ class Site:
         remarks = [f"{said} in run.json ({run.about['seed']} and {run.about['step_rows']:,})."]
         if record is None:
             return [*remarks, "The log has nothing on this step: its loss is not known."]
-        remarks.append(
-            "The log has one loss of the step, the mean over all its trained tokens, by their weights. "
-            "It has no loss of a row."
-        )
+        remarks.append("The log has one loss of the step, of all its rows together. It has no loss of a row.")
         pictures = any(has_media(self._opened.manifest, kind) for kind in ("image", "video"))
         if self._opened.kind == "preference" or self._opened.is_packed or pictures:
             what = "Its tokens are not compared with those of the rows: of packs, pairs and media it counts others."
             return [*remarks, what]
         if step > 1 and before is None:
             return remarks
-        logged = record.get("tokens", 0) - (before["tokens"] if before else 0)
+        after, earlier = record.get("tokens"), before.get("tokens") if before else 0
+        if not isinstance(after, int) or not isinstance(earlier, int):
+            return remarks
+        logged = after - earlier
         have = int(self._finder.columns(TRAIN).tokens[numbers].sum())
         if logged == have:
             return [*remarks, f"Checked: the log counts {logged:,} tokens in this step, and these rows have as many."]
@@ -187,7 +189,7 @@ class Site:
         if order not in ("", "loss"):
             raise NoSuchPage(f"there is no order {order!r}")
         if order:
-            steps = steps[(-losses).argsort(kind="stable")]
+            steps = steps[np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")]  # NaN is the worst
         shown = self._slice(steps, given, STEPS)
         records = [record for step in shown if (record := run.log.record(int(step)))]
         return self._html(
