@@ -34,7 +34,7 @@ _SHOWN = 3
 """Rows that a notebook shows of a split, and examples of a pack."""
 
 
-class Row(dict[str, Any]):
+class OpenRow(dict[str, Any]):
     """A row's columns as Python values; README.md lists them. A notebook shows its tokens."""
 
     def __init__(self, columns: dict[str, Any], split: SplitReader, number: int) -> None:
@@ -62,18 +62,18 @@ class OpenRows:
     def __len__(self) -> int:
         return len(self._split)
 
-    def __getitem__(self, number: int) -> Row:
+    def __getitem__(self, number: int) -> OpenRow:
         place = number + len(self) if number < 0 else number
         if not 0 <= place < len(self):
             raise IndexError(f"row {number} of {len(self)}")
         batch, inside = self._split.find(place)
         if self._last is None or self._last[0] != batch:
             self._last = batch, self._split.batch(batch)
-        return Row(self._last[1].slice(inside, 1).to_pylist()[0], self._split, place)
+        return OpenRow(self._last[1].slice(inside, 1).to_pylist()[0], self._split, place)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[OpenRow]:
         rows = (row for batch in self._split.batches() for row in batch.to_pylist())
-        return (Row(row, self._split, number) for number, row in enumerate(rows))
+        return (OpenRow(row, self._split, number) for number, row in enumerate(rows))
 
 
 def _html(split: SplitReader, rows: Sequence[int]) -> str:
