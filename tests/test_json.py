@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_process"),
 ]
 ROOT = Path(__file__).resolve().parent.parent
-OWN = {"convert": "conversion", "diff": "diff", "report": "report", "stats": "stats", "why": "why"}
+OWN = {"browse": "browse", "convert": "conversion", "diff": "diff", "report": "report", "stats": "stats", "why": "why"}
 """The commands with a schema of their own."""
 FORMS = schema("output")["$defs"]
 CALLS = {
@@ -55,7 +55,7 @@ CALLS = {
     "verify": "verify shards",
     "why": "why more more.jsonl:1",
 }
-"""A call of each form, in the folder of `made`. cli serve does not end: it has a test of its own."""
+"""A call of each form, in the folder of `made`. cli serve and cli browse do not end: they have tests of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def commands(group: click.Group, before: str = "") -> Iterator[tuple[str, click.
 def test_every_command_that_prints_json_has_a_schema() -> None:
     found = {name for name, one in commands(cli.main) if any("--json" in option.opts for option in one.params)}
     assert found == {name.partition(" --")[0] for name in FORMS} | set(OWN)
-    assert set(CALLS) == (set(FORMS) | set(OWN)) - {"serve"}
+    assert set(CALLS) == (set(FORMS) | set(OWN)) - {"browse", "serve"}
     assert all(form["properties"]["version"]["const"] == VERSION for form in FORMS.values() if "properties" in form)
 
 
