@@ -387,23 +387,28 @@ def test_rows_are_listed_searched_sorted_and_opened_with_links_and_forms_alone(
 ) -> None:
     page = Page(browser, site.address, width, scheme, java_script_enabled=script)
     shard, tab = rows(samples), page.tab
+
+    def go(what: str) -> None:
+        with tab.expect_navigation():
+            tab.click(what)
+
     assert page.shown("#list .row") == 20
-    tab.click("text=next >> nth=0")
+    go("text=next >> nth=0")
     assert f"21 to 40 of {len(shard):,}" in tab.inner_text(".pager >> nth=0")
     tab.select_option("form[action='.'] [name=dataset]", "bench")
     tab.select_option("form[action='.'] [name=sort]", "longest")
-    tab.click("text=Show >> nth=0")
+    go("text=Show >> nth=0")
     longest = max(
         (n for n, row in enumerate(shard) if row["dataset"] == "bench"), key=lambda n: len(shard[n]["input_ids"])
     )
     assert tab.inner_text("#list summary a >> nth=0") == f"train row {longest:,}"
     tab.fill("[name=text]", "no row has this")
-    tab.click("text=Show >> nth=0")
+    go("text=Show >> nth=0")
     assert page.shown("#list .row") == 0
     tab.fill("[name=at]", "5")
-    tab.click("text=Go >> nth=0")
+    go("text=Go >> nth=0")
     assert page.shown("#list .row[open]") == 1 and "train row 5" in tab.inner_text("#said")
-    tab.click("text=next row")
+    go("text=next row")
     assert "train row 6" in tab.inner_text("#said")
     if script:
         tab.locator("#list .row[open] i[title]").first.click()
