@@ -356,6 +356,7 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
     )
     split = dict.fromkeys(("rows", "tokens", "trained_tokens", "shards"))
     assert keys(summary) == {
+        "version": None,
         "kind": None,
         "datasets": None,
         "balance": balance,
@@ -393,18 +394,19 @@ def test_the_json_of_compile_has_stable_keys(run: Run, tmp_path: Path) -> None:
 def test_the_json_of_verify_has_stable_keys(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("compile", write(tmp_path / "x.jsonl", qa("a")), "-o", out)
-    assert json.loads(run("verify", out, "--json").stdout) == {"ok": True, "shards": 1, "problems": []}
+    assert json.loads(run("verify", out, "--json").stdout) == {"version": 1, "ok": True, "shards": 1, "problems": []}
     (out / "rejects.jsonl").write_text("x")
     failed = run("verify", out, "--json", code=4)
     problems = ["rejects.jsonl: is damaged or was edited"]
-    assert json.loads(failed.stdout) == {"ok": False, "shards": 1, "problems": problems}
+    assert json.loads(failed.stdout) == {"version": 1, "ok": False, "shards": 1, "problems": problems}
     assert failed.stderr == ""
 
 
 def test_the_json_of_formats_has_stable_keys(run: Run) -> None:
     found = json.loads(run("formats", "--json").stdout)
     assert all(
-        set(entry) == {"name", "title", "description", "like", "columns", "tags", "weights", "kinds", "examples"}
+        set(entry)
+        == {"version", "name", "title", "description", "like", "columns", "tags", "weights", "kinds", "examples"}
         for entry in found
     )
     assert {"alpaca", "sharegpt", "openai", "ms_agent"} <= {entry["name"] for entry in found}
@@ -847,7 +849,7 @@ def test_a_field_of_the_options_has_the_name_of_its_option() -> None:
     classes = (CompileOptions, MixOptions, UnitOptions)
     derived = {"units", "mixing", "tokenizer_source", "own", "recipe"}
     names = {field.name for options in classes for field in fields(options)} - derived
-    of_the_command = {"as_json", "made_from", "save_recipe"}
+    of_the_command = {"as_json", "made_from", "save_recipe", "dry_run", "sample"}
     assert names == {option.name for option in main.commands["compile"].params} - of_the_command
 
 

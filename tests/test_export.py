@@ -148,7 +148,7 @@ def test_provenance_says_which_data_model_and_checkpoint(agent: Agent, tmp_path:
         "export", checkpoint(agent, tmp_path, lora(load_model(agent.model)), step=12), tmp_path / "out", "--json"
     )
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
-    assert json.loads(printed.stdout) == provenance
+    assert json.loads(printed.stdout) == {"version": 1} | provenance
     assert provenance["base_model"] == "maker/tiny"
     assert (provenance["step"], provenance["checkpoint"], provenance["tuning"]) == (12, "checkpoint-12", "lora, merged")
     assert provenance["set"]["manifest_digest"] == agent.manifest["digest"]
