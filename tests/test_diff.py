@@ -139,3 +139,22 @@ def test_what_cannot_be_compared_is_one_message(run: Run, tmp_path: Path) -> Non
     assert "shard-00000.arrow: batch 0" in one_message(run("diff", tmp_path / "a", tmp_path / "b", code=4).stderr)
     shutil.rmtree(tmp_path / "b" / "train")
     assert "shard-00000.arrow" in one_message(run("diff", tmp_path / "a", tmp_path / "b", code=4).stderr)
+
+
+def test_a_report_says_what_changed_since_an_earlier_set(run: Run, tmp_path: Path) -> None:
+    name = "chats<b>.jsonl"
+    file = write(tmp_path / name, *(chat(i) for i in range(9)))
+    run("compile", f"chats={file}", "--format", "openai", "-o", tmp_path / "a")
+    write(file, *(chat(i, "another text" if i == 3 else "") for i in range(8)), chat(8), chat(9))
+    run("compile", f"chats={file}", "--format", "openai", "--seed", 5, "-o", tmp_path / "b")
+    done = run("report", tmp_path / "b", "--against", tmp_path / "a", "-o", tmp_path / "report.html", "--json")
+    said = json.loads(done.stdout)
+    jsonschema.validate(said, schema("report"))
+    assert said["changes"] == compare(run, tmp_path / "a", tmp_path / "b")["counts"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    changes = page[page.index('<section id="changes">') : page.index('<section id="rows">')]
+    assert "<h3>only in B: 1</h3>" in changes and "<h3>other text: 1</h3>" in changes
+    assert "chats&lt;b&gt;.jsonl:4 (A train row" in changes and name not in changes
+    assert "<th>seed<td>0<td>5</tr>" in changes
+    run("report", tmp_path / "b", "--against", tmp_path / "b", "-o", tmp_path / "report.html")
+    assert "The content of both is equal." in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -233,11 +233,25 @@ def said(found: dict[str, Any], a: str, b: str) -> Iterator[str]:
     for name, counts in found["by_dataset"].items():
         yield f"{name}: " + ", ".join(f"{_SAID[kind]} {count:,}" for kind, count in counts.items() if count)
     yield from found["remarks"]
+    for name, left, right in changed_values(found):
+        yield f"{name}: {left} -> {right}"
+
+
+def changed_values(found: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings and numbers that differ: name, value of A, value of B."""
     for name, (left, right) in found["settings"].items():
-        yield f"{name}: {_value(left)} -> {_value(right)}"
+        yield name, _value(left), _value(right)
     for dataset, keys in found["datasets"].items():
         for key, (left, right) in keys.items():
-            yield f"{dataset}, {key}: {_value(left)} -> {_value(right)}"
+            yield f"{dataset}, {key}", _value(left), _value(right)
+
+
+def changed_rows(found: dict[str, Any]) -> Iterator[tuple[str, int, list[str], dict[str, int]]]:
+    """Yield what became of rows: the kind in words, how many, the first of them in words, and how many by dataset."""
+    for kind, count in found["counts"].items():
+        if count:
+            by = {name: counts[kind] for name, counts in found["by_dataset"].items() if counts[kind]}
+            yield _SAID[kind], count, [_example(one) for one in found["examples"][kind]], by
 
 
 def _value(value: Any) -> str:

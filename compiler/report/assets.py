@@ -9,15 +9,19 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from compiler.inspect.marks import visible
+
 HERE = Path(__file__).parent
 
 
 @cache
 def environment() -> Environment:
     """The template engine."""
-    return Environment(
+    made = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    made.filters["seen"] = visible
+    return made
 
 
 @cache

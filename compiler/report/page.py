@@ -29,8 +29,29 @@ class Report:
     rejected_shown: int
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What changed since an earlier set: its name, the rows of both, and what `cli diff` counts and says."""
+
+    earlier: str
+    rows_of_both: tuple[int, int]
+    equal: bool
+    counts: dict[str, int]
+    rows: list[tuple[str, int, list[str], dict[str, int]]]
+    """What became of rows, how many, the first of them, and how many by dataset."""
+    values: list[tuple[str, str, str]]
+    """Settings and numbers: name, then and now."""
+    remarks: list[str]
+
+
 def make_report(
-    opened: CompiledSet, *, remarks: list[str], shown: int = 100, seed: int = 0, track: Track = iter
+    opened: CompiledSet,
+    *,
+    remarks: list[str],
+    shown: int = 100,
+    seed: int = 0,
+    changes: Changes | None = None,
+    track: Track = iter,
 ) -> Report:
     """Read a set once and make the page. IntegrityError where a batch is damaged."""
     opened = read_plainly(opened)
@@ -47,6 +68,7 @@ def make_report(
         "too_long": measured.too_long,
         "longest": LONGEST,
         "drawn": len(measured.drawn),
+        "changes": changes,
     }
     style, script = asset("row.css", "page.css"), asset("row.js", "page.js")
     html = (
