@@ -324,7 +324,7 @@ def test_a_batch_is_its_rows_and_padding(data: Path) -> None:
     rows = [split.row(i) for i in range(5)]
     batch = collator(False)(rows)
     length = max(len(row["input_ids"]) for row in rows)
-    assert batch["num_sequences"] == 5
+    assert batch["num_tokens"] == sum(len(row["input_ids"]) for row in rows)
     assert batch["dataset"] == [row["dataset"] for row in rows]
     for i, row in enumerate(rows):
         n = len(row["input_ids"])
@@ -343,7 +343,7 @@ def test_a_batch_of_packs_says_where_sequences_begin_and_has_no_mask(tmp_path: P
     rows = [split.row(0), split.row(len(split) - 1)]
     batch = collator(True)(rows)
     assert "attention_mask" not in batch
-    assert batch["num_sequences"] == sum(len(row["seq_lens"]) for row in rows)
+    assert batch["num_tokens"] == sum(row["seq_lens"].sum() for row in rows) < batch["input_ids"].numel()
     for i, row in enumerate(rows):
         starts = np.cumsum([0, *row["seq_lens"]])
         found = (batch["position_ids"][i] == 0).nonzero().flatten().tolist()
@@ -353,7 +353,7 @@ def test_a_batch_of_packs_says_where_sequences_begin_and_has_no_mask(tmp_path: P
 
 def test_a_process_without_rows_gets_a_batch_in_which_nothing_is_trained(data: Path) -> None:
     batch = collator(False).nothing(stream.TrainingSet.open(str(data)).split("train").row(0))
-    assert batch["num_sequences"] == 0
+    assert batch["num_tokens"] == 0
     assert not batch["loss_weights"].any()
     assert (batch["labels"] == -100).all()
 

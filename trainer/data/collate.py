@@ -24,7 +24,7 @@ position_ids            int64[B, T], from 0 at every sequence
 attention_mask          int64[B, T], 0 = padding; absent in packed batches
 cu_seq_lens_q, ..._k    int32[N + 1], where each of N sequences begins, in flat batches
 max_length_q, ..._k     int: the longest sequence, in flat batches
-num_sequences           int: sequences of the rows, padding not counted
+num_tokens              int: tokens of the rows, both sides of a pair, without padding
 dataset                 list[str]: of each sequence
 rejected_...            the same for the other side of pairs
 kl_..., desirable       KTO: the same for mismatched pairs; bool[B]
@@ -49,10 +49,12 @@ class Collator:
         """The batch of some rows."""
         if self.flat and self.packed:
             rows = [_joined(rows)]
-        batch: Batch = {"num_sequences": sum(len(row["seq_lens"]) for row in rows), "dataset": _datasets(rows)}
+        batch: Batch = {"dataset": _datasets(rows)}
         pixels: dict[str, torch.Tensor] = {}
         if self.images:
             pixels, rows = self.images.load(rows)
+        own = [side for side in self.sides if side != "kl_"]  # which is another row's
+        batch["num_tokens"] = sum(len(row[f"{side}input_ids"]) for row in rows for side in own)
         for side in self.sides:
             batch |= {side + name: value for name, value in self._side(rows, side).items()}
             if self.images:
@@ -68,7 +70,7 @@ class Collator:
         for side in self.sides:
             batch[f"{side}labels"].fill_(-100)
             batch[f"{side}loss_weights"].zero_()
-        return batch | {"num_sequences": 0, "dataset": []}
+        return batch | {"num_tokens": 0, "dataset": []}
 
     def _side(self, rows: Sequence[Row], side: str) -> Batch:
         ids = [row[f"{side}input_ids"] for row in rows]

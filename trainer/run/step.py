@@ -11,7 +11,7 @@ import torch
 
 from schemas.errors import IntegrityError
 from schemas.order import Ints
-from trainer.data.collate import Batch, tensors
+from trainer.data.collate import tensors
 from trainer.data.loader import StepBatches
 from trainer.run.plan import RunPlan
 from trainer.run.stop import Stop
@@ -27,7 +27,7 @@ class StepResult:
     weight: float
     """The divisor of the loss."""
     tokens: int
-    """The tokens of sequences, without padding."""
+    """The tokens of sequences, of both sides of pairs, without padding."""
     logs: dict[str, float]
     stop: bool
     """Whether some process was asked to end."""
@@ -53,7 +53,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
         torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # for dropout
         parts = objective.loss(wrapped, batch, **settings)
         losses.append(parts.loss_sum.detach())
-        counts = torch.tensor([float(_tokens(made)), float(stop.asked)], device=device)
+        counts = torch.tensor([float(made["num_tokens"]), float(stop.asked)], device=device)
         sums += torch.cat([losses[-1].float().view(1), parts.weight_sum.view(1), counts])
         for name, value in parts.logs.items():
             logs[name] = logs.get(name, torch.zeros(2, device=device)) + value
@@ -73,14 +73,6 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
         norm = None  # DeepSpeed has skipped the step, and lowers its loss scale
     loss, tokens = float(sums[0] / divisor), int(sums[2])
     return StepResult(loss, norm, float(divisor), tokens, means(logs), stop=bool(sums[3]))
-
-
-def _tokens(batch: Batch) -> int:
-    """The tokens of a batch's sequences: those in the attention mask; of a pack, all."""
-    if not batch["num_sequences"]:
-        return 0
-    mask = batch.get("attention_mask")
-    return int(batch["input_ids"].numel() if mask is None else mask.sum())
 
 
 def means(logs: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -163,9 +163,8 @@ class Site:
             return [*remarks, "The log has nothing on this step: its loss is not known."]
         remarks.append("The log has one loss of the step, of all its rows together. It has no loss of a row.")
         pictures = any(has_media(self._opened.manifest, kind) for kind in ("image", "video"))
-        if self._opened.kind == "preference" or self._opened.is_packed or pictures:
-            what = "Its tokens are not compared with those of the rows: of packs, pairs and media it counts others."
-            return [*remarks, what]
+        if pictures:
+            return [*remarks, "Its tokens are not compared with those of the rows: of media it counts others."]
         if step > 1 and before is None:
             return remarks
         after, earlier = record.get("tokens"), before.get("tokens") if before else 0
