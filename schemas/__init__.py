@@ -18,6 +18,7 @@ limits.py      a limit of time and memory for templates and patterns
 checks.py      what a batch must be before it is used
 own.py         folders with the mark of the command that made them
 yaml.py        YAML 1.2: `5e-4` is a number, `no` is a word
+printed.py     what --json prints
 errors.py      errors that a user can fix, and reasons of rejects
 hub.py         repositories of the hubs
 install.py     the command that installs an extra

@@ -8,10 +8,8 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-MEMORY = 3 << 29
-"""Bytes that such code may add to what the process has. Arrow's allocator takes 1 GiB at once, the first time that any
-thread asks it for memory.
-"""
+MEMORY = 1 << 30
+"""Bytes that such code may add to what the process has."""
 
 
 class TimeLimitError(BaseException):
@@ -63,7 +61,7 @@ class limited:  # noqa: N801  # used as a function; as a generator it would take
 
 
 def _look() -> None:
-    """Look how large the process is, and be ready for the timer."""
+    """Look how large the process is now (Arrow's allocator takes 1 GiB at once), and be ready for the timer."""
     _STATE.before = resource.getrlimit(resource.RLIMIT_DATA)
     allowed, hard = _STATE.before
     size = _size()

@@ -433,7 +433,12 @@ def test_a_part_is_skipped_the_second_time_and_a_part_that_is_lost_is_compiled_b
     first = part(*arguments, "--only", "1/2")
     mine = first["units_compiled"]
     assert 0 < mine < local["units_compiled"]
-    assert part(*arguments, "--only", "1/2") == {"only": "1/2", "units_compiled": 0, "units_cached": mine}
+    assert part(*arguments, "--only", "1/2") == {
+        "version": 1,
+        "only": "1/2",
+        "units_compiled": 0,
+        "units_cached": mine,
+    }
     linked = json.loads(cli("compile", *arguments, "--json").stdout)
     assert (linked["units_compiled"], linked["units_cached"]) == (local["units_compiled"] - mine, mine)
     assert linked["digest"] == local["digest"]

@@ -162,7 +162,7 @@ def test_a_template_that_fails_or_never_ends_is_one_message(name: str, monkeypat
         assert isinstance(raised.value, RowError)
         assert raised.value.reject.reason is Reason.TEMPLATE_REFUSED
     assert time.process_time() - begin < 5
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before < 1700
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before < 1200
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
 
 
