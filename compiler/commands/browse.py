@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from compiler.commands.sets import opened_set
 from schemas.errors import EXIT_CODES, UsageError
+from schemas.printed import json_line
 from schemas.stores import AnyPath, path_of
 
 
@@ -53,8 +53,8 @@ def browse(out: AnyPath, port: int, no_open: bool, log: AnyPath | None, as_json:
         raise UsageError(f"--log {log}", "a log is a file of this machine", "Copy the run here.")
     site = Site(opened, None if log is None else TrainedRun.open(log, opened))
     with Server(site, port) as server, tempfile.TemporaryDirectory(prefix="browse-") as folder:
-        said = {"version": 1, "address": server.address, "set": opened.manifest["digest"], "rows": site.splits}
-        click.echo(json.dumps(said) if as_json else f"{out}: {server.address}  (Ctrl-C ends it)")
+        said = {"address": server.address, "set": opened.manifest["digest"], "rows": site.splits}
+        click.echo(json_line(said) if as_json else f"{out}: {server.address}  (Ctrl-C ends it)")
         if not no_open and click.launch(_redirect(Path(folder), server.address).as_uri()) != 0:
             click.echo("no browser could be opened; open the address yourself", err=True)
         try:

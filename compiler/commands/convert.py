@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +13,7 @@ import click
 from compiler.commands.cache import cache_option
 from compiler.commands.sets import opened_set
 from schemas.errors import EXIT_CODES, InputError
+from schemas.printed import json_line
 from schemas.stores import AnyPath, path_of
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def convert_command(out: AnyPath, target: str, folder: Path, as_json: bool, cach
 
         result = convert(opened, TABLE[target], folder, Choices(**asked), partial(watcher.linked, target), lines)
     if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
+        click.echo(json_line(result))
         return
     what = "packs" if result["packed"] else "rows"
     counts = ", ".join(f"{name} {one['rows']:,} {what}" for name, one in result["splits"].items())

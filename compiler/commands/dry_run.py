@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
@@ -17,6 +16,7 @@ from compiler.pipeline import dry_run as try_out
 from compiler.sets.estimate import EXAMPLES, SampledDataset
 from compiler.sets.readme import mix_rows
 from schemas.errors import shown
+from schemas.printed import json_line
 
 _LONG = 200
 """Characters of a reject's message that the text shows."""
@@ -27,7 +27,7 @@ def dry_run(options: CompileOptions, sample: int | None, out: str, *, as_json: b
     with terminal.watch("sampling") as watcher:
         found = try_out(options, watcher, sample)
     if as_json:
-        click.echo(json.dumps(_as_json(found, out), ensure_ascii=False))
+        click.echo(json_line(_as_json(found, out)))
     else:
         terminal.print_out(_as_text(found, out))
     if found.forecast.figures.problem is not None:
@@ -84,7 +84,6 @@ def _as_json(found: DryRun, out: str) -> dict[str, Any]:
     if manifest is not None:
         splits = {name: numbers.below("splits", name) for name in manifest["splits"]}
     return {
-        "version": 1,
         "out": out,
         "kind": found.kind,
         "exact": forecast.exact,

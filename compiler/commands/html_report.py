@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from compiler.commands.sets import opened_set
 from schemas.errors import EXIT_CODES
+from schemas.printed import json_line
 from schemas.stores import AnyPath, path_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ def report_(
     size = write_report(made.html, path)
     if as_json:
         summary: dict[str, Any] = {
-            "version": 1,
             "report": str(path),
             "bytes": size,
             "set": opened.manifest["digest"],
@@ -90,7 +89,7 @@ def report_(
         }
         if changes is not None:
             summary["changes"] = changes.counts
-        click.echo(json.dumps(summary, ensure_ascii=False))
+        click.echo(json_line(summary))
     else:
         rejected = f", {made.rejected_shown:,} of {made.rejected:,} rejected rows" if made.rejected else ""
         click.echo(f"wrote {path}: {made.shown:,} of {made.rows:,} rows{rejected}, {size / 1e6:.1f} MB")

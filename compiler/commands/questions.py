@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from compiler.commands.cache import cache_option
 from compiler.commands.completion import format_names, names, template_names
 from compiler.commands.sets import opened_set
 from schemas.errors import EXIT_CODES, UsageError, shown
+from schemas.printed import json_line
 from schemas.stores import AnyPath, path_of
 
 
@@ -54,7 +54,7 @@ def why(out: AnyPath, place: str, sources: bool, as_json: bool, cache: Path) -> 
 
     answers = answers_of(opened, place, make_again, sources=sources)
     if as_json:
-        click.echo(json.dumps({"version": 1, "rows": [answer.json() for answer in answers]}, ensure_ascii=False))
+        click.echo(json_line({"rows": [answer.json() for answer in answers]}))
         return
     for answer in answers:
         for line in said(answer):
@@ -85,7 +85,7 @@ def diff(a: AnyPath, b: AnyPath, limit: int, as_json: bool) -> None:
 
     found = compare(opened_set(a, "diff"), opened_set(b, "diff"), limit)
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        click.echo(json_line(found))
         return
     for line in said(found, str(a), str(b)):
         click.echo(shown(line))
@@ -167,7 +167,7 @@ def stats(
         found = _raw(files, cache, given, near, languages=languages)
         lines = raw.said(found)
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        click.echo(json_line(found))
         return
     for line in lines:
         click.echo(shown(line))

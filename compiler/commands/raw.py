@@ -25,6 +25,7 @@ from compiler.inspect.vocabulary import TokenBytes
 from compiler.options import CompileOptions, MixOptions, Request, UnitOptions, parse_keys, parse_names
 from compiler.pipeline import compile_set
 from schemas.errors import TooManyRejects, UsageError, nearest
+from schemas.printed import json_line
 from schemas.reader import CompiledSet
 
 _INFO = "dataset_info.json"
@@ -47,7 +48,7 @@ def inspect_files(
         if as_json:
             datasets = [one.as_json() for one in found]
             masks = None if given["tokenizer"] is None else [] if opened is None else _decoded(opened, limit)
-            click.echo(json.dumps({"version": 1, "datasets": datasets, "masks": masks}, ensure_ascii=False))
+            click.echo(json_line({"datasets": datasets, "masks": masks}))
         elif opened is not None:
             page.say("")
             show(opened, Query(limit=limit * len(found)), rejected=False, checks=(), style="text")

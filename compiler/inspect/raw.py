@@ -22,7 +22,7 @@ from compiler.datasets.dataset import Dataset
 from compiler.inspect.marks import LOOKALIKE, MARK, QUIET, visible
 from compiler.inspect.page import Page
 from compiler.options import CompileOptions
-from compiler.read import as_session, cut, open_source, read
+from compiler.read import as_session, numbered, open_source
 from compiler.rows.lift import Preparer
 from compiler.rows.media import MediaOfRows
 from schemas.errors import Reject
@@ -105,14 +105,11 @@ def raw_rows(options: CompileOptions, limit: int) -> Iterator[RawRows]:
 def _rows(dataset: Dataset) -> Iterator[tuple[str, Any, Reject | None]]:
     """Yield (place, value, why there is none) of the rows of all files."""
     for file in dataset.files:
-        source, number = open_source(file.path), 0
+        source = open_source(file.path)
         if formats.get(dataset.options.format, file.label).session:
             source = as_session(source)
-        for unit in cut(source):
-            for row in read(unit):
-                line = None if unit.line is None or row.line is None else unit.line + row.line
-                yield spell(file.label, number, line, ""), row.value, row.reject
-                number += 1
+        for number, line, row in numbered(source):
+            yield spell(file.label, number, line, ""), row.value, row.reject
 
 
 def _json_of(one: Conversation | Reject) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from types import ModuleType
 
 from compiler.read import text
@@ -62,6 +62,7 @@ __all__ = [
     "cut",
     "first_rows",
     "lines_of_items",
+    "numbered",
     "open_source",
     "place_of",
     "read",
@@ -115,17 +116,21 @@ def first_rows(units: Iterable[Unit], rows: int) -> Iterator[tuple[Unit, int]]:
             return
 
 
+def numbered(source: SourceFile) -> Iterator[tuple[int, int | None, Row]]:
+    """Yield every row of a file with its number, and the line on which it begins; None where it has none."""
+    number = count()
+    for unit in cut(source):
+        for row in read(unit):
+            yield next(number), None if unit.line is None or row.line is None else unit.line + row.line, row
+
+
 def place_of(source: SourceFile, file: str, number: int, pointer: str) -> str:
     """The place in a row of a file that is called `file`; `number` counts the rows that can be read."""
-    row = 0
-    for unit in cut(source):
-        for found in read(unit):
-            if found.reject is None:
-                number -= 1
-            if number < 0:
-                line = None if unit.line is None or found.line is None else unit.line + found.line
-                return spell(file, row, line, pointer)
-            row += 1
+    for row, line, found in numbered(source):
+        if found.reject is None:
+            number -= 1
+        if number < 0:
+            return spell(file, row, line, pointer)
     raise ValueError(f"{file} has fewer rows")
 
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from compiler.conversation import Conversation
 from compiler.options import UnitOptions
-from compiler.read import cut, open_source, read
+from compiler.read import numbered, open_source
 from compiler.rows.shingles import Hashes, grams, joined, said_in, words
 from schemas.errors import InputError, IntegrityError, Reason, Reject, UsageError
 from schemas.order import Ints
@@ -72,17 +72,12 @@ class Benchmarks:
 
     def add(self, label: str, path: AnyPath, seen: set[str]) -> None:
         """Read a file; InputError where a row of it cannot be read."""
-        before = self.rows
-        for unit in cut(open_source(path)):
-            for row in read(unit):
-                line = None if unit.line is None or row.line is None else unit.line + row.line
-                place = spell(label, self.rows - before, line)
-                if row.reject is not None:
-                    raise InputError(
-                        place, row.reject.message, "Repair the benchmark file, or leave the row out of it."
-                    )
-                self.rows += 1
-                self.short += not self._add_row(place, row.value, seen)
+        for number, line, row in numbered(open_source(path)):
+            place = spell(label, number, line)
+            if row.reject is not None:
+                raise InputError(place, row.reject.message, "Repair the benchmark file, or leave the row out of it.")
+            self.rows += 1
+            self.short += not self._add_row(place, row.value, seen)
 
     def _add_row(self, place: str, value: Any, seen: set[str]) -> bool:
         """Add the texts of a row; whether any is long enough."""

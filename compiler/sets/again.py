@@ -21,7 +21,7 @@ from compiler.datasets.command_line import from_files
 from compiler.datasets.dataset import Dataset
 from compiler.datasets.files import File
 from compiler.datasets.given import Given
-from compiler.options import CompileOptions, MixOptions, Request, UnitOptions, wants_near
+from compiler.options import CompileOptions, MixOptions, Request, UnitOptions
 from compiler.sets.manifest import dataset_entry, file_entries
 from compiler.sets.mix import Examples, MixPlan, make_plan
 from compiler.sets.near import NearDuplicates, find_near
@@ -31,8 +31,7 @@ from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset
 from compiler.units.plan import UnitPlan
 from compiler.units.progress import Watcher
-from compiler.units.run import UnitRun, compile_units, paths_of
-from compiler.units.task import Setup
+from compiler.units.run import UnitRun, compile_units, setup_of
 from schemas.arrow import TEST, TRAIN, VAL
 from schemas.errors import IntegrityError, Problem
 from schemas.manifest import CONVERTED, DatasetEntry, Manifest
@@ -88,16 +87,11 @@ def _made_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher
     if tokenizer.digest != manifest["tokenizer"]["digest"]:
         raise Unknown("the set's tokenizer is read differently by this version")
     name, template = _template(manifest, tokenizer, options)
-    setup = Setup(
-        options=options.units,
-        tokenizer=str(folder),
-        tokenizer_digest=tokenizer.digest,
-        template=name,
-        template_digest=template.digest,
+    setup = setup_of(
+        replace(options, tokenizer=folder, template=name),
+        tokenizer,
+        template,
         documents=manifest["kind"] == Kind.PRETRAIN,
-        vision=template.program.rendering.vision is not None,
-        near=wants_near(options.mixing),
-        benchmarks=paths_of(options.units),
     )
     stack.enter_context(in_use(cache, watcher.say))
     units = compile_units(UnitRun(options, datasets, setup, tokenizer, dict, watcher))
