@@ -100,9 +100,9 @@ def kill(folder: Path, files: list[str], moment: Kill) -> str:
 
 
 def workers_of(process: int) -> list[int]:
-    """The processes that a process has started, in order."""
+    """The processes that a process has started, and those that these have, in order."""
     found: list[int] = []
     with contextlib.suppress(OSError):  # it ended
         for path in Path(f"/proc/{process}/task").glob("*/children"):
             found += map(int, path.read_text().split())
-    return sorted(found)
+    return sorted({*found, *(other for child in found for other in workers_of(child))})

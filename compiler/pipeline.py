@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import registry
 from compiler.cache.objects import has
@@ -30,7 +29,7 @@ from compiler.sets.asked import options_entry, run_entry
 from compiler.sets.embedded import link_embedded
 from compiler.sets.estimate import Forecast, forecast
 from compiler.sets.folder import Output, existing
-from compiler.sets.link import plan_splits, write_split
+from compiler.sets.link import link, plan_splits
 from compiler.sets.manifest import (
     check_balance,
     dataset_entry,
@@ -94,8 +93,8 @@ class DryRun:
 def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
     """Compile, link and publish. Every problem leaves what was compiled in the cache."""
     run, kind, template = begin(options, watcher)
-    with in_use(options.cache, watcher.say), _output(options, watcher) as output:
-        plan = compile_units(run)
+    with in_use(options.cache, watcher.say), _output(options, watcher) as output, run.engines() as engines:
+        plan = compile_units(run, engines)
         compiled = plan.load()
         check_where(compiled)
         check_rejects(compiled, options)
@@ -106,23 +105,21 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
         mix = make_plan(requests, examples, options.mixing)
         splits = plan_splits(mix, compiled, rows, options.pack)
         embedded = link_embedded(output.partial, splits, rows, options.cache)
+        written = link(output.partial, splits, rows, kind, engines.linking(output.partial).run, watcher.linked)
         entries = [dataset_entry(i, one, examples[i], mix, options.units) for i, one in enumerate(compiled)]
         manifest: Manifest = {
             "format_version": FORMAT_VERSION,
             "kind": kind,
             "versions": versions(),
             "tokenizer": tokenizer_entry(run.tokenizer),
-            "template": template_entry(template, run.certify()),
+            "template": template_entry(template, _certificate(run, template)),
             "media": media_entry(template, rows, [split.rows for split in splits.values()], embedded),
             "seed": options.mixing.seed,
             "options": options_entry(options),
             "datasets": entries,
             "balance": total_balance(entries),
             "run": run_entry(compiled, options),
-            "splits": {
-                name: split_entry(write_split(output.partial / name, split, rows, kind, watcher.linked))
-                for name, split in splits.items()
-            },
+            "splits": {name: split_entry(shards) for name, shards in written.items()},
             "files": {},  # filled in below, as is the digest
             "digest": "",
         }
@@ -139,8 +136,9 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
 @keeping()
 def compile_part(options: CompileOptions, watcher: Watcher) -> Done:
     """Compile the part of the units that `options.only` names into the cache, for a later `compile_set` to link."""
-    with in_use(options.cache, watcher.say):
-        return compile_units(begin(options, watcher)[0]).done
+    run = begin(options, watcher)[0]
+    with in_use(options.cache, watcher.say), run.engines() as engines:
+        return compile_units(run, engines).done
 
 
 @keeping()
@@ -150,13 +148,13 @@ def dry_run(options: CompileOptions, watcher: Watcher, units: int | None) -> Dry
     `units` of each dataset and kind of file are compiled; None = enough.
     """
     pace, sample = Pace(watcher), UnitSample(options.mixing.seed, units)
-    run, kind, _ = begin(options, pace)
+    run, kind, template = begin(options, pace)
     _output(options, watcher).check()
     run = replace(run, sample=sample)
-    with in_use(options.cache, watcher.say):
-        plan = compile_units(run)
+    with in_use(options.cache, watcher.say), run.engines() as engines:
+        plan = compile_units(run, engines)
         compiled = plan.load()
-        run.certify()
+        _certificate(run, template)
         files = run.tokenizer.files
         beside = sum(
             len(data) for some in (files.tokenizer, files.processor, files.converted()) for data in some.values()
@@ -180,6 +178,11 @@ def _too_small(options: CompileOptions, found: Forecast, free: int) -> InputErro
         return None
     what = f"cannot be written: it would take about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free"
     return InputError(str(options.out), what, "Free some space, or choose another -o folder.")
+
+
+def _certificate(run: UnitRun, template: Template) -> dict[str, Any]:
+    of = run.options
+    return certificate_of(template, run.tokenizer, of.units.special_text, of.cache)
 
 
 def _demo_tokenizer(datasets: list[tuple[Dataset, Request]], options: CompileOptions) -> str:
@@ -231,8 +234,7 @@ def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Temp
     if options.units.decontaminate:
         watcher.say(benchmarks_note(options.units, paths_of(options.units)))
     setup = setup_of(options, tokenizer, template, documents=documents)
-    certify = partial(certificate_of, template, tokenizer, special_text, options.cache)
-    return UnitRun(options, datasets, setup, tokenizer, certify, watcher), kind, template
+    return UnitRun(options, datasets, setup, tokenizer, watcher), kind, template
 
 
 def _output(options: CompileOptions, watcher: Watcher) -> Output | StoreOutput:

@@ -42,12 +42,17 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- workers --
 
 
-@pytest.mark.parametrize(("worker", "after"), [(0, 0.0), (1, 0.0), (0, 0.7)])
+@pytest.mark.parametrize("start", ["copies", "fresh"])
+@pytest.mark.parametrize(("worker", "after"), [(0, 0.0), (1, 0.0), (3, 0.0), (0, 0.7)])
 def test_a_worker_that_is_killed_ends_the_run_in_one_message(
-    big: Path, tmp_path: Path, worker: int, after: float
+    big: Path, tmp_path: Path, worker: int, after: float, start: str
 ) -> None:
-    command = [*CLI, "compile", big, "--workers", "2", "--cache", tmp_path / "cache", "-o", tmp_path / "out"]
-    with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=outside()) as process:
+    """The original that makes the others, the checker, or a worker; each is a fresh process where none is copied."""
+    main = f"from compiler.units import processes; processes.CAN_FORK = {start == 'copies'}; import cli; cli.main()"
+    given = [big, "--workers", "3", "--cache", tmp_path / "cache", "-o", tmp_path / "out"]
+    command = [sys.executable, "-c", main, "compile", *map(str, given)]
+    root = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=outside() | root) as process:
         while process.poll() is None and len(workers := workers_of(process.pid)) <= worker:
             time.sleep(0.0005)
         time.sleep(after)
@@ -61,7 +66,7 @@ def test_a_worker_that_is_killed_ends_the_run_in_one_message(
 
 
 def test_an_allocation_that_fails_in_a_worker_is_told_as_one_that_killed_it() -> None:
-    worker = Worker()
+    worker = Worker.fresh()
     with pytest.raises(InputError, match=r"no memory left\n  Run again with fewer --workers"):
         worker.ask(bytearray, 1 << 60)
     assert worker.ask(len, b"abc") == 3  # and it goes on

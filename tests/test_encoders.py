@@ -19,7 +19,7 @@ from compiler.encode.shapes import Rendered, RunPart, Shape
 from compiler.encode.shapes import Run as EncodedRun
 from compiler.encode.tokens import by_place, encode
 from compiler.encode.weigh import EVEN
-from compiler.proof.encoders import Choice, Trial, choose, refuse, try_fast
+from compiler.proof.encoders import Choice, Trial, choose, judge, refuse, try_fast
 from compiler.tokenizer import encoders
 from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.tokenizer import Tokenizer
@@ -48,6 +48,7 @@ def same_ids(tokenizer: Tokenizer, some: list[str]) -> bool:
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_fast_encoder_takes_every_tokenizer_of_the_tests(tmp_path: Path, name: str) -> None:
     tokenizer = tools(name, TOKENIZERS[name])[0]
+    assert judge(tmp_path, tokenizer, try_fast(tokenizer)) == Choice(encoders.FAST)
     assert choose(tmp_path, tokenizer, many=True) == Choice(encoders.FAST)
 
 
@@ -124,18 +125,18 @@ def test_an_encoder_whose_ids_differ_on_awkward_texts_is_not_chosen_and_that_is_
     [(ids, lengths)] = try_fast(tokenizer).ids
     wrong = Trial([(np.append(ids[:-1], ids[-1] + 1), lengths)])
     refused = Choice(encoders.REFERENCE, "its ids are not those of tokenizers on texts that were tried")
-    assert choose(tmp_path, tokenizer, many=True, trial=lambda: wrong) == refused
+    assert choose(tmp_path, tokenizer, many=True) is None
+    assert judge(tmp_path, tokenizer, wrong) == refused
     assert choose(tmp_path, tokenizer, many=True) == refused
 
 
 def test_for_a_few_units_the_reference_is_chosen_without_a_trial(tmp_path: Path) -> None:
-    assert choose(tmp_path, tools("demo")[0], many=False, trial=pytest.fail) == Choice(encoders.REFERENCE)
+    assert choose(tmp_path, tools("demo")[0], many=False) == Choice(encoders.REFERENCE)
 
 
 def test_why_the_fast_encoder_could_not_be_loaded_is_said(tmp_path: Path) -> None:
     trial = Trial(why_not="it does not take this tokenizer: no")
-    choice = choose(tmp_path, tools("demo")[0], many=True, trial=lambda: trial)
-    assert choice == Choice(encoders.REFERENCE, trial.why_not)
+    assert judge(tmp_path, tools("demo")[0], trial) == Choice(encoders.REFERENCE, trial.why_not)
 
 
 # -- a run --

@@ -50,7 +50,7 @@ class Object:
     small: pa.Table
     """The other columns, in memory."""
     lists: dict[str, tuple[int, npt.NDArray[np.int32]]]
-    """For each word list: its first word in the file, and where each row begins after that, int32[N + 1]."""
+    """For each word list with words: its first one in the file, and where each row begins after it, int32[N + 1]."""
     lines: npt.NDArray[np.int32]
     """The runs of rows that begin on consecutive lines, int32[R, 2]: the first row and its line, within the unit."""
 
@@ -140,18 +140,24 @@ def load(cache_dir: Path, key: str) -> Object | None:
             data, stamp = file.read(), stamp_of(file.fileno())
     except OSError:
         return None
-    digest = info.pop("rows_xxh3")
-    if digest != xxhash.xxh3_128_hexdigest(data):
+    if info["rows_xxh3"] != xxhash.xxh3_128_hexdigest(data):
         return None
     if any(_size(cache_dir / uri) != size for uri, size in info["embedded"].items()):
         return None
-    buffer = pa.py_buffer(data)
-    table = pa.ipc.open_file(buffer).read_all()
+    return _opened(path, stamp, info, pa.py_buffer(data))
+
+
+def _opened(path: Path, stamp: tuple[int, ...], info: dict[str, Any], data: pa.Buffer) -> Object:
+    """The object of a record and the bytes of its rows, whose digest is right; the bytes are not kept."""
+    info = dict(info)
+    digest = info.pop("rows_xxh3")
+    table = pa.ipc.open_file(data).read_all()
     in_file = [*WORD_LISTS, *(name for name in table.schema.names if name == SHINGLES)]
     small = table.drop_columns(in_file).take(pa.array(np.arange(table.num_rows)))  # copied, so that data is freed
-    lists = {name: _place_of(table.column(name), buffer) for name in in_file}
+    lists = {name: _place_of(table.column(name), data) for name in in_file}
     for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
         lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
+    lists = {name: place for name, place in lists.items() if place[1][-1]}
     lines = np.array(info.pop("lines"), np.int32).reshape(-1, 2)  # a row each in the worst case: no lists of objects
     return Object(path, stamp, digest, info, small, lists, lines)
 
@@ -165,19 +171,21 @@ def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArra
 
 
 def stamp_of(descriptor: int) -> tuple[int, ...]:
-    """What identifies an open file: its size, device, inode and time of change."""
+    """What identifies an open file of an object on every machine: its size, inode and time of change."""
     found = os.fstat(descriptor)
-    return found.st_size, found.st_dev, found.st_ino, found.st_mtime_ns
+    return found.st_size, found.st_ino, found.st_mtime_ns
 
 
-def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> None:
-    """Write an object: the rows first, then the record that holds their digest, each by rename."""
+def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> Object:
+    """Write an object: the rows first, then the record that holds their digest, each by rename. Return it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    rows = sink.getvalue()
-    _write(cache_dir, _paths(cache_dir, key)[0], rows)
-    store_record(cache_dir, key, info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)})
+    rows, path = sink.getvalue(), _paths(cache_dir, key)[0]
+    stamp = _write(cache_dir, path, rows)
+    info = info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)}
+    store_record(cache_dir, key, info)
+    return _opened(path, stamp, info, rows)
 
 
 def keep_file(cache_dir: Path, uri: str, data: bytes) -> None:
@@ -262,11 +270,14 @@ def begin_half(cache_dir: Path, name: str) -> Path:
     return Path(path)
 
 
-def _write(cache_dir: Path, path: Path, data: Any, mode: int = 0o644) -> None:
-    """Write a file as a whole or not at all. It is not flushed to disk: damage is detected when it is loaded."""
+def _write(cache_dir: Path, path: Path, data: Any, mode: int = 0o644) -> tuple[int, ...]:
+    """Write a file as a whole or not at all. It is not flushed to disk: damage is detected when it is loaded.
+
+    Returns its stamp.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(path, data, mode)
+        return _write_atomically(path, data, mode)
     except OSError as error:
         raise _not_written(cache_dir, error) from error
 
@@ -276,7 +287,7 @@ def _not_written(cache_dir: Path, error: OSError) -> InputError:
     return InputError(str(cache_dir), what, "Choose another folder with --cache.")
 
 
-def _write_atomically(path: Path, data: Any, mode: int) -> None:
+def _write_atomically(path: Path, data: Any, mode: int) -> tuple[int, ...]:
     halves = path.parent.parent / HALVES
     halves.mkdir(exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=halves, prefix=f"{machine()}-{path.name}-")
@@ -284,11 +295,14 @@ def _write_atomically(path: Path, data: Any, mode: int) -> None:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # a cache may be shared; mkstemp makes files for one user
             file.write(data)
+            file.flush()
+            stamp = stamp_of(descriptor)
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
+    return stamp
 
 
 @cache

@@ -13,9 +13,8 @@ The fast encoder is used if all of this holds; otherwise the reference is:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -57,25 +56,28 @@ def try_fast(tokenizer: Tokenizer) -> Trial:
     return Trial([tokenizer.fast.encode(texts, fresh=fresh) for fresh in _ways(tokenizer)])
 
 
-def choose(
-    cache: Path, tokenizer: Tokenizer, *, many: bool, trial: Callable[[], Trial | None] = lambda: None
-) -> Choice:
-    """Choose the encoder of a run. `many`: whether there are units enough that loading the fast one pays.
+def choose(cache: Path, tokenizer: Tokenizer, *, many: bool) -> Choice | None:
+    """Choose the encoder of a run; None if the cache has no verdict on the fast one yet.
 
-    `trial` is called if the cache has no verdict yet; it returns the trial of a process that has loaded the fast
-    encoder, or None: then this process loads it.
+    `many`: whether there are units enough that loading the fast one pays.
     """
     if not many:
         return Choice(REFERENCE)
     try:
-        key = _key(tokenizer.digest, version_of(FAST))
+        verdict = objects.load_record(cache, _key(tokenizer.digest, version_of(FAST)))
     except PackageNotFoundError:
         return Choice(REFERENCE, "it is not installed")
-    verdict = objects.load_record(cache, key)
-    if verdict is None:
-        verdict = {"why": _why_not(trial() or try_fast(tokenizer), tokenizer)}
-        objects.store_record(cache, key, verdict)
-    why_not = str(verdict["why"])
+    return None if verdict is None else _choice(str(verdict["why"]))
+
+
+def judge(cache: Path, tokenizer: Tokenizer, trial: Trial) -> Choice:
+    """Compare a trial of the fast encoder with the reference, and keep the verdict in the cache."""
+    why_not = _why_not(trial, tokenizer)
+    objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": why_not})
+    return _choice(why_not)
+
+
+def _choice(why_not: str) -> Choice:
     return Choice(REFERENCE if why_not else FAST, why_not)
 
 
@@ -109,10 +111,8 @@ def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
 def refuse(cache: Path, tokenizer: Tokenizer) -> None:
     """Keep in the cache that the fast encoder gave wrong ids: it is not chosen again, and no object it made is used."""
     objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": IDS_DIFFER})
-    is_refused.cache_clear()
 
 
-@lru_cache(maxsize=16)
 def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
     """Whether the encoder "NAME VERSION" gave wrong ids, in an earlier run or on another machine of this one."""
     name, version = encoder.split()

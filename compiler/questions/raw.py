@@ -169,9 +169,9 @@ def _compiled(dataset: Dataset, options: CompileOptions, watcher: Watcher) -> Co
     tokenizer, documents = Tokenizer.load(options.tokenizer), dataset.options.kind == Kind.PRETRAIN
     template = load_template(options.template, tokenizer, documents=documents)
     setup = setup_of(options, tokenizer, template, documents=documents)
-    with in_use(options.cache, watcher.say):
-        run = UnitRun(options, [(dataset, Request(dataset.name))], setup, tokenizer, dict, watcher)
-        (found,) = compile_units(run).load()
+    run = UnitRun(options, [(dataset, Request(dataset.name))], setup, tokenizer, watcher, certify=False)
+    with in_use(options.cache, watcher.say), run.engines() as engines:
+        (found,) = compile_units(run, engines).load()
     return found
 
 

@@ -18,6 +18,7 @@ The rules that hold for every kind:
     model.py     FileKind, SourceFile, Unit, Row
     source.py    names, contents that contradict the name, compression
     text.py      .jsonl .json .csv .tsv .txt
+    lines.py     the units of .jsonl and .txt
     elements.py  where the elements of a JSON array are
     value.py     one JSON value, and everything that can be wrong with it
     literal.py   a list or object as Python prints it
@@ -29,7 +30,7 @@ The rules that hold for every kind:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count, islice
 from types import ModuleType
@@ -48,7 +49,7 @@ from compiler.read.model import (
     stamp_of,
 )
 from compiler.read.source import as_session, open_source
-from compiler.read.text import lines_of_items
+from compiler.read.text import lines_of_items, named
 from schemas.places import spell
 from schemas.stores import StorePath
 
@@ -62,6 +63,7 @@ __all__ = [
     "cut",
     "first_rows",
     "lines_of_items",
+    "named",
     "numbered",
     "open_source",
     "place_of",
@@ -71,18 +73,21 @@ __all__ = [
 ]
 
 
-def cut(source: SourceFile, target_bytes: int = 1 << 20) -> Iterator[Unit]:
+def cut(source: SourceFile, target_bytes: int = 1 << 20, digests: Callable[[], bool] = lambda: True) -> Iterator[Unit]:
     """Yield the units of a file, in order; each has about `target_bytes` (text) or one row group (columns).
 
     A row is never split: a row longer than the target makes a longer unit. Memory is bounded by a few
     `target_bytes` (or by the longest row) for text, compressed or not. InputError if there is no row.
+
+    `digests()` says of each unit of text whether it gets its digest, which takes most of the time of cutting lines;
+    `named` gives it one later.
     """
     if target_bytes < 1:
         raise ValueError(f"target_bytes must be at least 1, got {target_bytes}")
     found = False
     in_store = isinstance(source.path, StorePath)
     stamp = stamp_of(source.path) if in_store else None
-    for unit in _columns().cut(source) if source.kind in COLUMNAR else text.cut(source, target_bytes):
+    for unit in _columns().cut(source) if source.kind in COLUMNAR else text.cut(source, target_bytes, digests):
         found = True
         yield unit
     if not found:

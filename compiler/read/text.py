@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
 from compiler.read.elements import Elements
+from compiler.read.lines import closes, cut_lines
 from compiler.read.model import (
     COUNTED,
     MAX_ROW,
@@ -22,6 +23,7 @@ from compiler.read.model import (
     Unit,
     changed,
     check_header,
+    checksum_of,
     digest_of,
     open_file,
     too_long,
@@ -35,7 +37,6 @@ from schemas.places import spell
 from schemas.stores import StorePath
 
 _DELIMITERS = {FileKind.CSV: ",", FileKind.TSV: "\t"}
-_LINES = frozenset({FileKind.JSONL, FileKind.SESSION, FileKind.TXT})
 _JSON_SPACE = b" \t\r\n"
 
 MAX_FIELD = 1 << 25
@@ -43,9 +44,12 @@ MAX_FIELD = 1 << 25
 csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no other setting
 
 
-def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
-    """Yield units of consecutive spans of about `target_bytes`."""
+def cut(source: SourceFile, target_bytes: int, digests: Callable[[], bool]) -> Iterator[Unit]:
+    """Yield units of consecutive spans of about `target_bytes`. `digests()` says of each whether it gets its digest."""
     with open_stream(source) as stream:
+        if source.kind in (FileKind.JSONL, FileKind.TXT):
+            yield from cut_lines(source, stream, target_bytes, digests)
+            return
         window = _Window(stream, source.start, str(source.path), MAX_ROW + 2 * target_bytes)
         blocks = window.blocks(max(1, target_bytes // 4))
         header: tuple[str, ...] = ()
@@ -57,27 +61,26 @@ def cut(source: SourceFile, target_bytes: int) -> Iterator[Unit]:
             spans = Elements(str(source.path), source.start).spans(blocks)
         elif source.kind is FileKind.OBJECTS:
             spans = Elements(str(source.path), source.start, bare=True).spans(blocks)
-        elif source.kind is FileKind.SESSION:
-            spans = iter([(source.start, source.start + sum(map(len, blocks)))])
         else:
-            spans = _line_runs(blocks, source.start)
+            spans = iter([(source.start, source.start + sum(map(len, blocks)))])
         line = 1
         for begin, end, count in _grouped(spans, target_bytes, window):
             if source.kind not in COUNTED:
                 line += window.newlines(begin)
             data = window.take(begin, end)
             newlines = data.count(b"\n")
-            if source.kind not in _LINES or not data.isspace():
+            if source.kind is not FileKind.SESSION or not data.isspace():
                 yield Unit(
                     path=str(source.path),
                     kind=source.kind,
                     offset=begin,
                     length=end - begin,
-                    digest=digest_of(source.kind, header, data),
+                    digest=digest_of(source.kind, header, data) if digests() else "",
                     data=data if source.compression or isinstance(source.path, StorePath) else None,
                     header=header,
                     line=None if source.kind in COUNTED else line,
                     count=count if source.kind in COUNTED else newlines + (not data.endswith(b"\n")),
+                    checksum=checksum_of(data),
                 )
             if source.kind not in COUNTED:
                 line += newlines
@@ -107,9 +110,15 @@ def _bytes_of(unit: Unit) -> bytes:
             data = file.read(unit.length)
         except OSError as error:
             raise unreadable(unit.path, error) from error
-    if digest_of(unit.kind, unit.header, data) != unit.digest:
+    if checksum_of(data) != unit.checksum:
         raise changed(unit.path)
     return data
+
+
+def named(unit: Unit) -> Unit:
+    """The unit with its digest and its bytes."""
+    data = _bytes_of(unit) if unit.data is None else unit.data
+    return replace(unit, digest=digest_of(unit.kind, unit.header, data), data=data)
 
 
 class _Window:
@@ -170,28 +179,14 @@ def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int, window: _Windo
     for begin, end in spans:
         group = (group[0], end, group[2] + 1) if group else (begin, end, 1)
         size = end - group[0]
-        chance = (end - begin) * (1 << 33) // target_bytes
+        tail = max(begin, end - 64)
         if (
-            size * 4 >= target_bytes and zlib.crc32(window.peek(max(begin, end - 64), end)) < chance
+            size * 4 >= target_bytes and closes(end - begin, window.peek(tail, end), target_bytes)
         ) or size >= 2 * target_bytes:
             yield group
             group = None
     if group:
         yield group
-
-
-def _line_runs(blocks: Iterable[bytes], at: int) -> Iterator[tuple[int, int]]:
-    """Yield the range of each line; a line ends at a newline and nowhere else."""
-    begin = at
-    for block in blocks:
-        found = block.find(b"\n")
-        while found >= 0:
-            yield begin, at + found + 1
-            begin = at + found + 1
-            found = block.find(b"\n", found + 1)
-        at += len(block)
-    if at > begin:
-        yield begin, at
 
 
 def _read_json_lines(unit: Unit, data: bytes) -> Iterator[Row]:

@@ -94,7 +94,8 @@ def _made_again(opened: CompiledSet, cache: Path, workers: int, watcher: Watcher
         documents=manifest["kind"] == Kind.PRETRAIN,
     )
     stack.enter_context(in_use(cache, watcher.say))
-    units = compile_units(UnitRun(options, datasets, setup, tokenizer, dict, watcher))
+    run = UnitRun(options, datasets, setup, tokenizer, watcher, certify=False)
+    units = compile_units(run, stack.enter_context(run.engines()))
     compiled = units.load()
     for one, entry in zip(compiled, manifest["datasets"], strict=True):
         now = file_entries(one)

@@ -87,9 +87,7 @@ class Forecast:
 def forecast(compiled: list[CompiledDataset], sample: UnitSample, options: CompileOptions, beside: int) -> Forecast:
     """What the compile would give; `beside` are the bytes of a set that are not its rows."""
     sampled = [
-        SampledDataset(
-            one.dataset, one.request, one.records, one.loaded, before=[sample.sizes[n].before for n in places]
-        )
+        SampledDataset(one.dataset, one.request, one.records, before=[sample.sizes[n].before for n in places])
         for one, places in zip(compiled, sample.places, strict=True)
     ]
     exact = sample.is_all

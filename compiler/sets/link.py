@@ -1,20 +1,25 @@
 """The link: rows of a plan become shards, as they are or several to a pack. Nothing is encoded here.
 
-1. A split is cut into shards of some tokens, a shard into blocks, a block into batches of 512 rows or packs.
-2. The words of a block are copied from the objects, all its batches at once: every object is opened once a block.
-3. Meanwhile another thread writes and hashes the block before, and a third one flushes finished shards to disk.
+1. A split is cut into shards of some tokens. What a shard holds is planned here (`ShardJob`); any process can write it
+   (`write_shard`), since its bytes depend on the job and the objects alone.
+2. A shard is cut into blocks, a block into batches of 512 rows or packs. The words of a block are copied from the
+   objects, all its batches at once: every object is opened once a block.
+3. Meanwhile another thread writes and hashes the block before.
 
-The cost is one copy of every byte and two hashes over it; memory holds two blocks, and the small columns of all rows.
+The cost is one copy of every byte and two hashes over it; memory holds two blocks for each shard that is being written,
+and the small columns of all rows.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +28,7 @@ import pyarrow as pa
 
 from compiler.sets.mix import MixPlan
 from compiler.sets.pack import Packs, pack, packed_columns
-from compiler.sets.rows import CompiledRows
+from compiler.sets.rows import CompiledRows, PlacedWords, placed_in
 from compiler.sets.shard import ShardWriter
 from compiler.sets.words import SpilledRows, WordLists
 from compiler.units.compiled import CompiledDataset
@@ -55,18 +60,6 @@ class PlannedSplit:
     def shards(self, before: Ints) -> list[slice]:
         """The examples of each shard; `before` int64[N + 1] counts the tokens before each example. Packs stay whole."""
         return _cut(self.edges, before, SHARD_TOKENS)
-
-    def blocks(self, shard: slice, before: Ints) -> list[slice]:
-        """The examples of each block of a shard: whole batches, of about BLOCK_TOKENS."""
-        return _cut(self._batch_edges(shard), before, BLOCK_TOKENS)
-
-    def batches(self, block: slice) -> list[slice]:
-        """The examples of each batch of a block."""
-        return [slice(a, b) for a, b in pairwise(self._batch_edges(block).tolist())]
-
-    def _batch_edges(self, part: slice) -> Ints:
-        edges = self.edges[(self.edges >= part.start) & (self.edges <= part.stop)]
-        return np.append(edges[:-1:BATCH_ROWS], part.stop)
 
 
 def _cut(edges: Ints, before: Ints, size: int) -> list[slice]:
@@ -102,42 +95,112 @@ def _lengths(split: PlannedSplit, rows: CompiledRows) -> Ints:
     return rows.small.column("length").to_numpy()[split.rows].astype(np.int64)
 
 
-def write_split(
-    folder: Path, split: PlannedSplit, rows: CompiledRows, kind: str, say: Callable[[str, int, int], None]
-) -> list[ShardEntry]:
-    """Write one split as shards; return their manifest entries. `say` hears how many of its examples are written."""
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard that can be written by any process that sees the cache and the set. Picklable.
+
+    It holds everything of its examples but their words, in order.
+    """
+
+    split: str
+    file: Path
+    schema: pa.Schema
+    small: pa.RecordBatch
+    """The columns that are not word lists."""
+    repeats: npt.NDArray[np.int32]
+    edges: Ints | None
+    """Where packs begin, and the end; None where examples are not packed."""
+    words: PlacedWords
+    owners: tuple[pa.StringArray, pa.StringArray]
+
+    @property
+    def lengths(self) -> Ints:
+        """The tokens of each example, int64[N]."""
+        return self.small.column("length").to_numpy().astype(np.int64)
+
+
+Link = Callable[[Callable[[ShardJob], ShardEntry], Iterable[ShardJob]], Iterable[tuple[ShardJob, ShardEntry]]]
+"""Writes shards: calls a function with each job, here or elsewhere; yields the jobs as they are done."""
+
+
+def link(
+    folder: Path,
+    splits: dict[str, PlannedSplit],
+    rows: CompiledRows,
+    kind: str,
+    run: Link,
+    say: Callable[[str, int, int], None],
+) -> dict[str, list[ShardEntry]]:
+    """Write the splits as shards; return their manifest entries. `say` hears how many examples are written."""
+    found: dict[str, list[tuple[Path, ShardEntry]]] = {name: [] for name in splits}
+    done = dict.fromkeys(splits, 0)
+    jobs = chain.from_iterable(_jobs(folder / name, split, rows, kind) for name, split in splits.items())
+    with ThreadPoolExecutor(1) as disk:  # so that publishing need not wait for it
+        flushed = []
+        for job, entry in run(write_shard, jobs):
+            found[job.split].append((job.file, entry))
+            flushed.append(disk.submit(flush, job.file))
+            done[job.split] += len(job.repeats)
+            say(job.split, done[job.split], len(splits[job.split].rows))
+    for one in flushed:
+        one.result()
+    for name in splits:
+        shutil.rmtree(_spill_folder(folder / name), ignore_errors=True)
+        for half in (folder / name).glob(".*"):  # of a machine that fell silent
+            half.unlink()
+    return {name: [entry for _, entry in sorted(some, key=itemgetter(0))] for name, some in found.items()}
+
+
+def _jobs(folder: Path, split: PlannedSplit, rows: CompiledRows, kind: str) -> Iterator[ShardJob]:
+    """Yield the shards of a split, whose folder is made."""
     if not len(split.rows):
-        return []
+        return
     folder.mkdir(parents=True)
     schema = shard_schema(kind, packed=split.packs is not None)
     names = [name for name in WORD_LISTS if name in schema.names]
     before = np.concatenate([[0], np.cumsum(_lengths(split, rows))])
     shards = split.shards(before)
     sources = _sources(folder, [split.rows[shard] for shard in shards], rows, names)
-    entries: list[Future[ShardEntry]] = []
+    for number, (shard, source) in enumerate(zip(shards, sources, strict=True)):
+        chosen = split.rows[shard]
+        yield ShardJob(
+            split=folder.name,
+            file=folder.absolute() / f"shard-{number:05d}.arrow",
+            schema=schema,
+            small=rows.small.take(pa.array(chosen)),
+            repeats=split.repeats[shard].astype(np.int32),
+            edges=None if split.packs is None else split.packs.within(shard).edges,
+            words=rows.placed(chosen, names) if source is None else placed_in(source, chosen, names),
+            owners=rows.owners,
+        )
+
+
+def write_shard(job: ShardJob) -> ShardEntry:
+    """Write a shard; return its manifest entry.
+
+    The file gets its name when it is whole: where a machine falls silent and another one writes the shard again, both
+    may be at it.
+    """
+    half = job.file.with_name(f".{job.file.name}-{uuid.uuid4().hex[:8]}")
+    edges = np.arange(len(job.repeats) + 1) if job.edges is None else job.edges
+    before = np.concatenate([[0], np.cumsum(job.lengths)])
+    file = ShardWriter(half, job.schema, job.edges is not None)
     written: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as disk:
-        for number, (shard, source) in enumerate(zip(shards, sources, strict=True)):
-            file = ShardWriter(folder / f"shard-{number:05d}.arrow", schema, split.packs is not None)
-            for block in split.blocks(shard, before):
-                say(folder.name, block.start, len(split.rows))
-                batches = list(_batches(split, block, rows, source.lists(split.rows[block], names), schema))
-                for one in written[-1:]:
-                    one.result()  # two blocks in memory are enough; an error ends the run here
-                written.append(writer.submit(file.write, batches))
-            closed = writer.submit(file.close, int(before[shard.stop] - before[shard.start]))
-            entries.append(disk.submit(_flushed, file.path, closed))
-    shutil.rmtree(_spill_folder(folder), ignore_errors=True)
+    with ThreadPoolExecutor(1) as writer:
+        for block in _cut(_batch_edges(edges), before, BLOCK_TOKENS):
+            batches = list(_batches(job, block, edges))
+            for one in written[-1:]:
+                one.result()  # two blocks in memory are enough; an error ends the run here
+            written.append(writer.submit(file.write, batches))
     for one in written:
         one.result()
-    return [entry.result() for entry in entries]
-
-
-def _flushed(path: Path, closed: Future[ShardEntry]) -> ShardEntry:
-    """Wait until a shard is closed and on disk, so that publishing need not; return its entry."""
-    entry = closed.result()
-    flush(path)
+    entry = file.close(f"{job.split}/{job.file.name}", int(before[-1]))
+    half.replace(job.file)
     return entry
+
+
+def _batch_edges(edges: Ints) -> Ints:
+    return np.append(edges[:-1:BATCH_ROWS], edges[-1])
 
 
 def _spill_folder(folder: Path) -> Path:
@@ -149,34 +212,32 @@ def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _sources(
-    folder: Path, shards: list[Ints], rows: CompiledRows, names: list[str]
-) -> list[CompiledRows | SpilledRows]:
-    """Choose where each shard's words are copied from: the objects, or if these exceed memory, spilled files."""
+def _sources(folder: Path, shards: list[Ints], rows: CompiledRows, names: list[str]) -> Sequence[SpilledRows | None]:
+    """Choose where each shard's words are copied from: the objects (None), or if these exceed memory, spilled files."""
     groups = min(-(-rows.nbytes // _memory()), len(shards))
     if groups < 2:
-        return [rows] * len(shards)
+        return [None] * len(shards)
     group_of = [i * groups // len(shards) for i in range(len(shards))]
     parts = [np.concatenate([some for some, g in zip(shards, group_of, strict=True) if g == n]) for n in range(groups)]
     spilled = rows.spill(parts, names, _spill_folder(folder))
     return [spilled[group] for group in group_of]
 
 
-def _batches(
-    split: PlannedSplit, block: slice, rows: CompiledRows, lists: WordLists, schema: pa.Schema
-) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a block; `lists` are those of all its examples.
+def _batches(job: ShardJob, block: slice, edges: Ints) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a block.
 
     Every batch has buffers of exactly its own size. Arrow pads these with zeros; a slice of a larger one it would pad
     with the bytes that follow. So the bytes of a shard depend on its rows alone.
     """
-    for batch in split.batches(block):
-        first, last = batch.start - block.start, batch.stop - block.start
-        part = {name: _slice(*of_block, first, last) for name, of_block in lists.items()}
-        columns = _columns(split.rows[batch], split.repeats[batch], rows, part)
-        if split.packs is not None:
-            columns = packed_columns(columns, split.packs.within(batch))
-        yield pa.RecordBatch.from_arrays([columns[field.name].cast(field.type) for field in schema], schema=schema)
+    lists = job.words.lists(block)
+    edges = edges[(edges >= block.start) & (edges <= block.stop)]
+    for first, last in pairwise(_batch_edges(edges).tolist()):
+        inside = first - block.start, last - block.start
+        columns = _columns(job, slice(first, last), {name: _slice(*found, *inside) for name, found in lists.items()})
+        if job.edges is not None:
+            columns = packed_columns(columns, Packs(job.edges).within(slice(first, last)))
+        arrays = [columns[field.name].cast(field.type) for field in job.schema]
+        yield pa.RecordBatch.from_arrays(arrays, schema=job.schema)
 
 
 def _slice(offsets: Ints, words: npt.NDArray[np.int32], first: int, last: int) -> tuple[Ints, npt.NDArray[np.int32]]:
@@ -185,23 +246,24 @@ def _slice(offsets: Ints, words: npt.NDArray[np.int32], first: int, last: int) -
     return offsets - offsets[0], words[offsets[0] : offsets[-1]]
 
 
-def _columns(chosen: Ints, repeats: Ints, rows: CompiledRows, lists: WordLists) -> dict[str, pa.Array]:
-    """All columns of the chosen rows, in this order, with their provenance."""
-    small = rows.small.take(pa.array(chosen))
+def _columns(job: ShardJob, batch: slice, lists: WordLists) -> dict[str, pa.Array]:
+    """All columns of a batch, with the provenance of its rows."""
+    count = batch.stop - batch.start
+    small = job.small.take(pa.array(np.arange(batch.start, batch.stop)))
     columns: dict[str, pa.Array] = dict(zip(small.schema.names, small.columns, strict=True))
     for name, (offsets, words) in lists.items():
         is_spans = name.endswith("spans")
-        columns[name] = _spans(offsets, words, rows) if is_spans else _list_array(name, offsets, words)
+        columns[name] = _spans(offsets, words, job.owners) if is_spans else _list_array(name, offsets, words)
     lengths = np.diff(lists["input_ids"][0]).astype(np.int32)
-    columns["seq_lens"] = pa.ListArray.from_arrays(np.arange(len(chosen) + 1, dtype=np.int32), lengths)
-    columns["repeat"] = pa.array(repeats.astype(np.int32))
+    columns["seq_lens"] = pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), lengths)
+    columns["repeat"] = pa.array(job.repeats[batch])
     return columns
 
 
-def _spans(offsets: Ints, words: npt.NDArray[np.int32], rows: CompiledRows) -> pa.ListArray:
+def _spans(offsets: Ints, words: npt.NDArray[np.int32], owners: tuple[pa.StringArray, pa.StringArray]) -> pa.ListArray:
     """Spans as shards have them, of pairs (owner, number of tokens)."""
     owner, count = words.reshape(-1, 2).T
-    role, key = (names.take(pa.array(owner)) for names in rows.owners)
+    role, key = (names.take(pa.array(owner)) for names in owners)
     spans = pa.StructArray.from_arrays([role, key, pa.array(count)], fields=list(SPANS.value_type))
     return pa.ListArray.from_arrays((offsets // 2).astype(np.int32), spans)
 

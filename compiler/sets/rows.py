@@ -19,12 +19,13 @@ import pyarrow as pa
 from compiler.cache.objects import Object
 from compiler.encode.shapes import Owner
 from compiler.sets.mix import Examples
-from compiler.sets.words import ObjectFile, SpilledRows, WordLists, copy_lists
+from compiler.sets.words import Extents, ObjectFile, SpilledRows, WordFiles, WordLists, copy_lists
 from compiler.units.compiled import CompiledDataset
 from schemas.arrow import SHINGLES, WORD_LISTS
 from schemas.order import Ints
 
 _SPANS = ("spans", "rejected_spans")
+_IN_FILE = (*WORD_LISTS, SHINGLES)
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,34 @@ class ObjectRows:
     offset: int
 
 
+@dataclass(frozen=True)
+class PlacedWords:
+    """Where the words of some rows are, in the order of the rows. Picklable; a process that has it needs no objects.
+
+    An object numbers the owners that its spans name by itself: `owner_of` int32 gives what `CompiledRows.owners`
+    numbers them, file after file, and `first_owner` int64 where a file's begin.
+    """
+
+    files: list[WordFiles]
+    file_of: npt.NDArray[np.int32]
+    extents: Extents
+    owner_of: npt.NDArray[np.int32]
+    first_owner: Ints
+    is_renumbered: bool = False
+    """Whether spans name the owners as `CompiledRows.owners` numbers them already."""
+
+    def lists(self, rows: slice) -> WordLists:
+        """Copy the word lists of some of the rows."""
+        extents = {name: (begin[rows], length[rows]) for name, (begin, length) in self.extents.items()}
+        lists = copy_lists(extents, self.file_of[rows], self.files, list(extents))
+        for name in () if self.is_renumbered else _SPANS:
+            if name in lists:
+                offsets, words = lists[name]
+                first = np.repeat(self.first_owner[self.file_of[rows]], np.diff(offsets) // 2)
+                words[::2] = self.owner_of[first + words[::2]]
+        return lists
+
+
 class CompiledRows:
     """All rows of the objects, one object after the other. A row is named by its number, counted over all of them."""
 
@@ -46,10 +75,13 @@ class CompiledRows:
         sizes = [part.object.num_rows for part in parts]
         self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         """The number of the first row of each object, and the number of rows, int64[P + 1]."""
-        self._files = [ObjectFile(part.object) for part in parts]
-        has_shingles = all(SHINGLES in part.object.lists for part in parts)
-        in_file = (*WORD_LISTS, SHINGLES) if has_shingles else WORD_LISTS
-        self._extents = {name: self._extents_of(name) for name in in_file}
+        self._files = [ObjectFile(part.object.path, part.object.stamp, part.object.digest) for part in parts]
+        self._edges: dict[str, npt.NDArray[np.int32]] = {}
+        """By column, where each row begins among the words of its object, and where the last one ends, int32[N + P]."""
+        self._first_words = {
+            name: np.array([part.object.lists.get(name, (0,))[0] for part in parts], np.int32) for name in _IN_FILE
+        }
+        """By column, its first word in each object's file."""
         numbers: dict[Owner, int] = {}
         known = [part.object.info["owners"] for part in parts]
         alike = [numbers.setdefault((role, key), len(numbers)) for owners in known for role, key in owners]
@@ -62,9 +94,16 @@ class CompiledRows:
         self.small = self._small(sizes)
         """The columns that are not word lists, with each row's provenance."""
 
-    def _extents_of(self, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        begin, end = zip(*(file.extents(name) for file in self._files), strict=True)
-        return np.concatenate(begin), np.concatenate(end)
+    def _edges_of(self, name: str) -> npt.NDArray[np.int32] | None:
+        """The edges of a column; None where no object has words of it."""
+        name = name.replace("labels", "input_ids")  # as long as their ids
+        if name not in self._edges and any(name in part.object.lists for part in self.parts):
+            none = (0, np.zeros(0, np.int32))
+            edges = [part.object.lists.get(name, none)[1] for part in self.parts]
+            zeros = [np.zeros(part.object.num_rows + 1, np.int32) if not len(one) else one
+                     for one, part in zip(edges, self.parts, strict=True)]  # fmt: skip
+            self._edges[name] = np.concatenate(zeros)
+        return self._edges.get(name)
 
     def _small(self, sizes: list[int]) -> pa.RecordBatch:
         parts = self.parts
@@ -97,19 +136,32 @@ class CompiledRows:
         """The bytes of the objects' files."""
         return sum({part.object.path: part.object.nbytes for part in self.parts}.values())
 
+    def placed(self, rows: Ints, names: Sequence[str]) -> PlacedWords:
+        """Where the words of rows are, by their numbers, in any order."""
+        part_of = np.searchsorted(self.starts, rows, side="right") - 1
+        used, file_of = np.unique(part_of, return_inverse=True)
+        extents: Extents = {}
+        ranges: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = {}
+        for name in names:
+            edges = self._edges_of(name)
+            if edges is None:
+                none = np.zeros(len(rows), np.int32)
+                extents[name] = none, none
+                continue
+            if id(edges) not in ranges:
+                begin = edges[rows + part_of]
+                ranges[id(edges)] = begin, edges[rows + part_of + 1] - begin
+            begin, length = ranges[id(edges)]
+            extents[name] = begin + self._first_words[name][part_of], length
+        lengths = np.diff(self._first_number)[used]
+        first_owner = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+        whole = np.repeat(self._first_number[used] - first_owner, lengths) + np.arange(int(lengths.sum()))
+        files: list[WordFiles] = [self._files[part] for part in used.tolist()]
+        return PlacedWords(files, file_of.astype(np.int32), extents, self._numbers[whole], first_owner)
+
     def lists(self, rows: Ints, names: Sequence[str]) -> WordLists:
         """Copy the word lists of rows by their numbers, in any order. Opens every object that has one of them once."""
-        part_of = np.searchsorted(self.starts, rows, side="right") - 1
-        order = np.argsort(part_of, kind="stable")
-        used, counts = np.unique(part_of, return_counts=True)
-        files = [(self._files[part], count) for part, count in zip(used.tolist(), counts.tolist(), strict=True)]
-        lists = copy_lists(self._extents, rows, order, files, names)
-        for name in _SPANS:
-            if name in lists:  # an object numbers its owners by itself
-                offsets, words = lists[name]
-                first = np.repeat(self._first_number[part_of], np.diff(offsets) // 2)
-                words[::2] = self._numbers[first + words[::2]]
-        return lists
+        return self.placed(rows, names).lists(slice(None))
 
     def spill(self, groups: Sequence[Ints], names: Sequence[str], folder: Path) -> list[SpilledRows]:
         """Copy the words of each group of rows (any order, repeats allowed) into files of their own below `folder`.
@@ -126,6 +178,13 @@ class CompiledRows:
         for files in spilled:
             files.close()
         return spilled
+
+
+def placed_in(spilled: SpilledRows, rows: Ints, names: Sequence[str]) -> PlacedWords:
+    """Where the words of spilled rows are, by their numbers, in any order."""
+    none = np.zeros(0, np.int32)
+    extents, file_of = spilled.extents(rows, names), np.zeros(len(rows), np.int32)
+    return PlacedWords([spilled.files], file_of, extents, none, none.astype(np.int64), is_renumbered=True)
 
 
 def examples_of(one: CompiledDataset) -> Examples:

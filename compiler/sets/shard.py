@@ -83,8 +83,8 @@ class ShardWriter:
             self.batches.append(entry)
             self.trained += int(np.sum(batch.column("num_trained").to_numpy(), dtype=np.int64))
 
-    def close(self, tokens: int) -> ShardEntry:
-        """Write the file's index; return the shard's entry."""
+    def close(self, name: str, tokens: int) -> ShardEntry:
+        """Write the file's index; return the entry of the shard, which the set knows by this name."""
         self.writer.close()
         self.file.batch()  # the index
         self.file.close()
@@ -96,7 +96,7 @@ class ShardWriter:
         self.batches[0]["offset"], self.batches[0]["length"] = header, len(first)
         self.batches[0]["xxh3"] = xxhash.xxh3_128_hexdigest(first)
         entry: ShardEntry = {
-            "file": f"{self.path.parent.name}/{self.path.name}",
+            "file": name,
             "rows": sum(batch["rows"] for batch in self.batches),
             "tokens": tokens,
             "trained_tokens": self.trained,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from compiler.cache.objects import Object, stamp_of
+from compiler.cache.objects import stamp_of
 from schemas.errors import IntegrityError
 from schemas.order import Ints
 
@@ -27,11 +28,11 @@ WordLists = dict[str, tuple[Ints, npt.NDArray[np.int32]]]
 """By column: where each row begins, int64[N + 1], and the words of all rows, int32[T]."""
 
 Extents = dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
-"""By column: the word of its file at which each row begins, and the one at which it ends; int32[N] or int64[N]."""
+"""By column: the word of its file at which each row begins, and how many words it has; int32[N] or int64[N]."""
 
 
 class WordFiles(Protocol):
-    """One or more files that hold words."""
+    """One or more files that hold words. Picklable."""
 
     @property
     def path(self) -> Path:
@@ -42,35 +43,37 @@ class WordFiles(Protocol):
 
 
 def copy_lists(
-    extents: Extents, rows: Ints, order: Ints, files: Sequence[tuple[WordFiles, int]], names: Sequence[str]
+    extents: Extents, file_of: npt.NDArray[np.int32], files: Sequence[WordFiles], names: Sequence[str]
 ) -> WordLists:
-    """Copy the word lists of `rows`, which index `extents`; IntegrityError if a file is gone or too short.
+    """Copy the word lists of rows in their order; IntegrityError if a file is gone or too short.
 
-    `order` int64[N] sorts the rows by the files that hold them: the first of `files` holds so many of them, then the
-    next one.
+    `file_of` int32[N] is the place in `files` of each row's file. Every file that has one of the rows is opened once.
     """
+    order = np.argsort(file_of, kind="stable")
+    used, counts = np.unique(file_of, return_counts=True)
     found, ranges = {}, {}
     for name in names:
-        begin, end = (column[rows] for column in extents[name])
-        offsets = np.concatenate([[0], np.cumsum(end - begin, dtype=np.int64)])
+        begin, length = extents[name]
+        offsets = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
         found[name] = (offsets, np.empty(int(offsets[-1]), np.int32))
-        ranges[name] = tuple((4 * column[order].astype(np.int64)).tolist() for column in (begin, end, offsets[:-1]))
+        columns = (begin[order], length[order], offsets[:-1][order])
+        ranges[name] = tuple((4 * column.astype(np.int64)).tolist() for column in columns)
     low = 0
-    for file, count in files:
+    for number, count in zip(used.tolist(), counts.tolist(), strict=True):
         high = low + count
-        with file.open(names) as descriptors:
+        with files[number].open(names) as descriptors:
             for name, columns in ranges.items():
                 some = zip(*(column[low:high] for column in columns), strict=True)
                 if not _copy(descriptors[name], some, found[name][1].view(np.uint8).data):
-                    raise _gone(file.path)
+                    raise _gone(files[number].path)
         low = high
     return found
 
 
 def _copy(descriptor: int, ranges: Iterator[tuple[int, int, int]], into: memoryview) -> bool:
-    """Read the bytes of each (begin, end) to its place in `into`; False if the file is too short."""
-    for begin, end, at in ranges:
-        if begin != end and os.preadv(descriptor, [into[at : at + end - begin]], begin) != end - begin:
+    """Read bytes (begin, length) to their place in `into`; False if the file is too short."""
+    for begin, length, at in ranges:
+        if length and os.preadv(descriptor, [into[at : at + length]], begin) != length:
             return False
     return True
 
@@ -80,23 +83,13 @@ def _gone(path: Path) -> IntegrityError:
     return IntegrityError(str(path), what, "Run again; then check the disk.")
 
 
+@dataclass
 class ObjectFile:
     """The file of an object, which holds all its columns."""
 
-    def __init__(self, object_: Object) -> None:
-        self.object = object_
-        self._stamp = object_.stamp
-
-    @property
-    def path(self) -> Path:
-        """The object's file."""
-        return self.object.path
-
-    def extents(self, name: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Where the words of each row begin and end, int32[N] each."""
-        first, edges = self.object.lists[name]
-        edges = edges + np.int32(first)
-        return edges[:-1], edges[1:]
+    path: Path
+    stamp: tuple[int, ...]
+    digest: str
 
     @contextmanager
     def open(self, names: Sequence[str]) -> Iterator[dict[str, int]]:
@@ -114,10 +107,10 @@ class ObjectFile:
     def _check(self, descriptor: int) -> None:
         """IntegrityError unless the file has the bytes that were loaded: another run may have written it again."""
         stamp = stamp_of(descriptor)
-        if stamp != self._stamp:
-            if xxhash.xxh3_128_hexdigest(os.pread(descriptor, stamp[0], 0)) != self.object.digest:
+        if stamp != self.stamp:
+            if xxhash.xxh3_128_hexdigest(os.pread(descriptor, stamp[0], 0)) != self.digest:
                 raise _gone(self.path)
-            self._stamp = stamp
+            self.stamp = stamp
 
 
 class SpilledRows:
@@ -126,31 +119,40 @@ class SpilledRows:
     def __init__(self, folder: Path, names: Sequence[str], rows: Ints) -> None:
         """Make the files. `rows` are the numbers of the rows that will be added: in order, each once."""
         folder.mkdir(parents=True)
-        self.path, self._rows = folder, rows
-        self._paths = {name: folder / name for name in names}
-        self._lengths: dict[str, list[Ints]] = {name: [] for name in names}
-        self._extents: Extents = {}
+        self.files = SpilledFiles(folder)
+        self._rows, self._lengths = rows, {name: list[Ints]() for name in names}
+        self._edges: dict[str, Ints] = {}
 
     def add(self, lists: WordLists) -> None:
         """Write the next rows."""
         for name, (offsets, words) in lists.items():
             self._lengths[name].append(np.diff(offsets))
-            with self._paths[name].open("ab") as file:
+            with self.files.of(name).open("ab") as file:
                 file.write(words.data)
 
     def close(self) -> None:
         """Work out where each row is, once all are there."""
-        for name, lengths in self._lengths.items():
-            edges = np.cumsum(np.concatenate([[0], *lengths]))
-            self._extents[name] = edges[:-1], edges[1:]
+        self._edges = {name: np.cumsum(np.concatenate([[0], *some])) for name, some in self._lengths.items()}
+
+    def extents(self, rows: Ints, names: Sequence[str]) -> Extents:
+        """Where the words of rows are, by their numbers, in any order."""
+        mine = np.searchsorted(self._rows, rows)
+        edges = {name: self._edges[name] for name in names}
+        return {name: (some[mine], some[mine + 1] - some[mine]) for name, some in edges.items()}
+
+
+@dataclass(frozen=True)
+class SpilledFiles:
+    """The files of spilled rows, by column."""
+
+    path: Path
+
+    def of(self, name: str) -> Path:
+        """The file of a column."""
+        return self.path / name
 
     @contextmanager
     def open(self, names: Sequence[str]) -> Iterator[dict[str, int]]:
         """Open the file of each column."""
         with ExitStack() as files:
-            yield {name: files.enter_context(self._paths[name].open("rb")).fileno() for name in names}
-
-    def lists(self, rows: Ints, names: Sequence[str]) -> WordLists:
-        """Copy the word lists of rows by their numbers, in any order."""
-        mine = np.searchsorted(self._rows, rows)
-        return copy_lists(self._extents, mine, np.arange(len(rows)), [(self, len(rows))], names)
+            yield {name: files.enter_context(self.of(name).open("rb")).fileno() for name in names}

@@ -17,17 +17,20 @@ from schemas.errors import Reason
 from schemas.places import FileLines, Places
 
 
-@dataclass(frozen=True)
+@dataclass
 class UnitRecord:
     """One unit of a dataset: which file it is from, what its object is called, the digest of its input."""
 
     file: str
     key: str
+    """This and the digest are "" until the unit is settled, where that is not done here."""
     digest: str
     offset: int
     """Where the unit begins in its (decompressed) file, in bytes."""
     line: int | None
     """The line on which it begins, from 1; None for arrays and tables."""
+    object: objects.Object | None = None
+    """What came of it, once it is settled."""
 
 
 @dataclass
@@ -37,7 +40,11 @@ class CompiledDataset:
     dataset: Dataset
     request: Request
     records: list[UnitRecord] = field(default_factory=list)
-    loaded: list[objects.Object] = field(default_factory=list)
+
+    @property
+    def loaded(self) -> list[objects.Object]:
+        """The objects of all units, once these are settled."""
+        return [record.object for record in self.records if record.object is not None]
 
     def counts(self) -> Counter[str]:
         """The numbers of rows that were read, and rejected by reason ("rejected:REASON")."""

@@ -1,132 +1,201 @@
-"""Units on this machine: in this process, or in fresh processes, each asked by a thread that waits for its answer."""
+"""Work on this machine: in this process, or in worker processes, which one thread asks and listens to.
+
+A worker is given two things to do at once, so that it never waits for this process. Beside the workers there are
+checkers, processes that do what is asked `aside`: they prove the template and compare texts with the reference encoder,
+which they alone load.
+"""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
-from queue import SimpleQueue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from selectors import EVENT_READ, DefaultSelector
 from typing import Any, TypeVar
 
 from compiler.proof.encoders import Trial
-from compiler.units.processes import STOPPING, Worker, interrupts_held
-from compiler.units.task import OnOutcome, Outcome, Setup, Task, Trouble
-from compiler.units.unit import run_unit
-from compiler.units.warm import trial, warm_up
+from compiler.units import processes
+from compiler.units.asked import load_fast, load_tools, trial
+from compiler.units.processes import STOPPING, Original, Worker
+from compiler.units.task import Awaited, Setup
 
+T = TypeVar("T")
 R = TypeVar("R")
+
+WORKERS_OF_A_CHECKER = 16
+"""It takes about two milliseconds to compare the texts of a unit."""
 
 
 class InProcess:
-    """Units in this process, one after the other."""
+    """Work in this process, one after the other."""
+
+    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """Call the function on each item."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        for item in items:
+            yield item, function(item)
+
+    def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
+        """Call the function at once."""
+        return Awaited.known(function(*args))
 
     def trial(self) -> Trial | None:
         """None: no other process has loaded the fast encoder."""
         return None
 
-    def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
-        """Run the tasks."""
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        for task in tasks:
-            if trouble := on_outcome(task, run_unit(task)):
-                return trouble
-        return None
+    def close(self) -> None:
+        """Nothing was started."""
 
 
-@dataclass(frozen=True)
-class Workers:
-    """Units in processes of their own. There is a thread for each, which takes the worker that is idle longest."""
+class Pool:
+    """Processes with what each of them has to answer."""
 
-    threads: ThreadPoolExecutor
-    idle: SimpleQueue[Worker]
-    setup: Setup
-    count: int
+    def __init__(self) -> None:
+        self._asked: dict[Worker, deque[Any]] = {}
+        self._selector = DefaultSelector()
 
-    def trial(self) -> Trial | None:
-        """Try the fast encoder of a worker on awkward texts."""
-        return self.ask(trial, self.setup).result()
+    def add(self, worker: Worker) -> Worker:
+        """Add a process."""
+        self._asked[worker] = deque()
+        self._selector.register(worker, EVENT_READ)
+        return worker
 
-    def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
-        """Run the tasks, at most two for each worker at once, so that a long list of units is never in memory."""
-        flying: dict[Future[Outcome], Task] = {}
-        for task in tasks:
-            flying[self.ask(run_unit, task)] = task
-            if len(flying) >= 2 * self.count and (trouble := _collect(flying, on_outcome)):
-                return trouble
-        while flying:
-            if trouble := _collect(flying, on_outcome):
-                return trouble
-        return None
+    def least(self, some: Sequence[Worker]) -> int:
+        """How many answers the least busy of some processes owes."""
+        return min(len(self._asked[worker]) for worker in some)
 
-    def ask(self, function: Callable[..., R], *args: Any) -> Future[R]:
-        """Call a function in a worker. One that died stays among the others: whoever asks it is told."""
+    def most(self, some: Sequence[Worker]) -> int:
+        """How many answers the busiest of some processes owes."""
+        return max(len(self._asked[worker]) for worker in some)
 
-        def ask() -> R:
-            worker = self.idle.get()
-            try:
-                return worker.ask(function, *args)
-            finally:
-                self.idle.put(worker)
+    def send(self, some: Sequence[Worker], about: Any, function: Callable[..., object], *args: Any) -> None:
+        """Ask the least busy of some processes. `about` is an item, or who waits for the answer."""
+        worker = min(some, key=lambda one: len(self._asked[one]))
+        self._asked[worker].append(about)
+        worker.send(function, *args)
 
-        return self.threads.submit(ask)
+    def listen(self, seconds: float | None = None) -> Iterator[tuple[Any, Any]]:
+        """Take what comes within so many seconds, None = as long as it takes; yield items and what came of them.
 
+        What an `Awaited` waits for goes there. InputError if a process is gone, whether it had something to do or not.
+        """
+        for key, _ in self._selector.select(seconds):
+            worker: Any = key.fileobj
+            about = self._asked[worker].popleft() if self._asked[worker] else None
+            error, result = worker.answer()
+            if isinstance(about, Awaited):
+                about.put(result, error)
+            elif error is not None:
+                raise error
+            elif about is not None:
+                yield about, result
 
-@contextmanager
-def workers(count: int, setup: Setup) -> Iterator[Workers]:
-    """Start `count` workers, which load the tokenizer and the template of the setup at once."""
-    # One encoder thread per process where workers are the parallelism. (The fast encoder sees to that itself.)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    started: list[Worker] = []
-    threads, idle = ThreadPoolExecutor(count), SimpleQueue[Worker]()
-    try:
-        with _told_of_deaths(started):
-            for _ in range(count):
-                with interrupts_held():
-                    started.append(Worker())
-                idle.put(started[-1])
-            engine = Workers(threads, idle, setup, count)
-            for _ in range(count):
-                engine.ask(warm_up, setup)
-            yield engine
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        for worker in started:
+    def close(self, patient: Sequence[Worker]) -> None:
+        """End the processes; the patient ones may finish what they are at. Those that made others go last."""
+        for worker in patient:
             worker.no_more()
         end = time.monotonic() + STOPPING
-        for worker in started:
-            worker.stop(max(0.0, end - time.monotonic()))
-        threads.shutdown()  # their workers are gone, so none of them waits
-        for worker in started:
+        for worker in reversed(self._asked):
+            worker.no_more()
+            worker.stop(max(0.0, end - time.monotonic()) if worker in patient else 0.0)
             worker.close()
+        self._selector.close()
 
 
-@contextmanager
-def _told_of_deaths(started: list[Worker]) -> Iterator[None]:
-    """Raise in the main thread as soon as a worker dies: it may be busy for long before it asks that worker."""
+class Workers:
+    """Work in processes of their own: `count` workers and their checkers."""
 
-    def on_death(*_: object) -> None:
-        for worker in started:
-            worker.check()
+    def __init__(self, count: int, setup: Setup, *, encodes: bool = True) -> None:
+        """Nothing is started yet. `encodes`: workers load the fast encoder too."""
+        self._count, self._setup, self._load = count, setup, load_fast if encodes else load_tools
+        self._pool = Pool()
+        self._workers: list[Worker] = []
+        self._checkers: list[Worker] = []
+        self._found: deque[tuple[Any, Any]] = deque()
+        self._original: Original | None = None
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, on_death)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    def start(self) -> None:
+        """Start the processes, which load what the setup needs while this one goes on."""
+        if processes.CAN_FORK:
+            self._original = Original.fresh()
+            self._pool.add(self._original)
+            self._loaded = self._asked(self._original, load_tools)
+        else:
+            self._add_workers(Worker.fresh)
+            for worker in self._workers:
+                self._asked(worker, self._load)
 
+    def _add_workers(self, start: Callable[[], Worker]) -> None:
+        for _ in range(self._count):
+            self._workers.append(self._pool.add(start()))
 
-def _collect(flying: dict[Future[Outcome], Task], on_outcome: OnOutcome) -> Trouble | None:
-    ready, _ = wait(flying, return_when=FIRST_COMPLETED)
-    for future in ready:
-        task = flying.pop(future)
-        if trouble := on_outcome(task, future.result()):
-            return trouble
-    return None
+    def _asked(self, worker: Worker, load: Callable[[Setup], None]) -> Awaited[None]:
+        awaited = Awaited[None](self._listen)
+        self._pool.send([worker], awaited, load, self._setup)
+        return awaited
+
+    def _checking(self) -> list[Worker]:
+        """The checkers. The original makes them before it loads what only workers need."""
+        if not self._checkers:
+            start: Callable[[], Worker] = Worker.fresh
+            if self._original is not None:
+                self._loaded.result()
+                start = self._original.copy
+            for _ in range(-(-self._count // WORKERS_OF_A_CHECKER)):
+                self._checkers.append(self._pool.add(start()))
+            if self._original is not None:
+                self._loaded = self._asked(self._original, self._load)
+        return self._checkers
+
+    def _working(self) -> list[Worker]:
+        """The workers. The original makes them once it has loaded everything."""
+        if self._original is not None and not self._workers:
+            self._checking()
+            self._loaded.result()
+            self._add_workers(self._original.copy)
+        return self._workers
+
+    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """Call the function on each item; yield the items with what came of them, as it comes.
+
+        A worker has two items at most, so that a long list of them is never in memory. What is left of an earlier call
+        is finished first, and forgotten.
+        """
+        workers = self._working()
+        self._finish()
+        for item in items:
+            self._pool.send(workers, item, function, item)
+            self._listen(0)
+            while self._pool.least(workers) > 1:
+                self._listen()
+            while self._found:
+                yield self._found.popleft()
+        while self._pool.most(workers):
+            self._listen()
+            while self._found:
+                yield self._found.popleft()
+
+    def _finish(self) -> None:
+        while self._pool.most(self._workers):
+            self._listen()
+        self._found.clear()
+
+    def _listen(self, seconds: float | None = None) -> None:
+        self._found.extend(self._pool.listen(seconds))
+
+    def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
+        """Call the function in a checker."""
+        answer = Awaited[R](self._listen)
+        self._pool.send(self._checking(), answer, function, *args)
+        return answer
+
+    def trial(self) -> Trial | None:
+        """Try the fast encoder on awkward texts where it is loaded."""
+        workers = self._working()
+        self._finish()
+        return (self._original or workers[0]).ask(trial, self._setup)
+
+    def close(self) -> None:
+        """End the processes. Workers may finish what they are at; the others have nothing to lose."""
+        self._pool.close(patient=self._workers)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from compiler.cache import objects
 from compiler.tokenizer.encoders import REFERENCE, version_of
-from compiler.units.task import Task, object_key
+from compiler.units.task import Task, recipe_of
 from schemas.errors import InputError, IntegrityError
 from schemas.stores import path_of
 
@@ -104,14 +104,24 @@ def _check_cache(cache: str, mark: str) -> None:
     )
 
 
-def check_name(task: Task) -> None:
-    """Raise unless this machine gives the unit's object the same name."""
-    if object_key(task.unit, task.read_as, task.setup) != task.key:
+def check_recipe(task: Task) -> None:
+    """Raise unless this machine gives the dataset's objects the same names."""
+    if not _is_same(task.recipe, task):
         raise IntegrityError(
             socket.gethostname(),
             "a unit's object has another name here: the weights policies or other data of the package differ",
             "Install the same version of everything on every machine.",
         )
+
+
+def _is_same(recipe: str, task: Task) -> bool:
+    """Whether the recipe is the same here; worked out once for each in each process."""
+    if recipe not in _SAME:
+        _SAME[recipe] = recipe_of(task.read_as, task.setup) == recipe
+    return _SAME[recipe]
+
+
+_SAME: dict[str, bool] = {}
 
 
 def portable(task: Task) -> Task:

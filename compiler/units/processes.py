@@ -1,11 +1,16 @@
 """Worker processes that are asked over a socket each, so that the death of one is an end of file and never a wait.
 
-They share nothing: no queue, no lock, no helper process. A `multiprocessing` pool waits for ever where a worker dies at
-the wrong moment, such as with the queue's lock in its hands or before the next worker is there.
+They share nothing: no queue, no lock. A `multiprocessing` pool waits for ever where a worker dies at the wrong moment,
+such as with the queue's lock in its hands or before the next worker is there.
+
+A worker is a fresh process, or, where the system does that well, a copy (fork) of one: of a `Original`, a fresh process
+with a single thread that has loaded what workers need. A copy takes milliseconds, and shares the memory of what was
+loaded.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import select
@@ -14,69 +19,131 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import ParamSpec, TypeVar
+from queue import SimpleQueue
+from typing import Any, ParamSpec, TypeVar
 
 from schemas.errors import InputError
 
 A = ParamSpec("A")
 R = TypeVar("R")
 
+CAN_FORK = sys.platform == "linux"
+"""Elsewhere system libraries may start threads of their own, which a copy of a process does not have."""
 STOPPING = 3.0
 """Seconds that a worker has to finish its unit when the run ends early."""
 _KILLED = "a worker process was killed, most often for memory"
-_START = "import sys; sys.path[:] = {path!r}; from compiler.units.processes import serve; serve({descriptor})"
+_START = "import sys; sys.path[:] = {path!r}; from compiler.units.processes import {main}; {main}({descriptor})"
+_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""The worker processes are the parallelism. (The fast encoder sees to that itself.)"""
 
 
 class Worker:
-    """A fresh process that calls functions. Nothing that was initialised in this process is half-inherited."""
+    """The near end of a process that calls functions, one after the other, in the order in which it was asked."""
 
-    def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            start = _START.format(path=sys.path, descriptor=theirs.fileno())
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", start], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-            )
-        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
+    def __init__(self, ours: socket.socket, process: int) -> None:
+        self._socket, self._connection, self._process = ours, Connection(os.dup(ours.fileno())), process
 
-    def ask(self, function: Callable[A, R], *args: A.args, **kwargs: A.kwargs) -> R:
-        """Call a function there; raise what it raised, or InputError if the worker is gone."""
+    @classmethod
+    def fresh(cls) -> Worker:
+        """Start a process in which nothing of this one is half-inherited."""
+        return cls(*_started("serve"))
+
+    def fileno(self) -> int:
+        """What can be waited for: an answer, or the end of the process."""
+        return self._connection.fileno()
+
+    def send(self, function: Callable[..., object], *args: Any) -> None:
+        """Ask it to call a function; InputError if it is gone. It reads what it is asked while it works."""
         try:
-            self._connection.send((function, args, kwargs))
-            error, result = self._connection.recv()
+            self._connection.send_bytes(pickle.dumps((function, args), protocol=5))
+        except OSError as gone:
+            raise lost(_KILLED) from gone
+
+    def answer(self) -> tuple[Exception | None, Any]:
+        """Wait for the next answer: what the function raised, and what it returned; InputError if it is gone."""
+        try:
+            found: tuple[Exception | None, Any] = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as gone:
             raise lost(_KILLED) from gone
+        return found
+
+    def receive(self) -> Any:
+        """Wait for the next answer; raise what the function raised, or InputError if the process is gone."""
+        error, result = self.answer()
         if error is not None:
             raise error
-        answer: R = result
+        return result
+
+    def ask(self, function: Callable[..., R], *args: Any) -> R:
+        """Call a function there, and wait for its answer."""
+        self.send(function, *args)
+        answer: R = self.receive()
         return answer
 
-    def check(self) -> None:
-        """InputError if the worker is gone."""
-        if self._process.poll() is not None:
-            raise lost(_KILLED)
-
     def no_more(self) -> None:
-        """Let the worker end after what it is doing."""
+        """Let the process end after what it is doing."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def stop(self, seconds: float) -> None:
-        """Wait so long for the end of the worker, then kill it."""
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        """Wait so long for the end of the process, then kill it."""
+        end = time.monotonic() + seconds
+        with suppress(OSError):
+            while select.select([self._connection], [], [], max(0.0, end - time.monotonic()))[0]:
+                if not self._socket.recv(1 << 16):  # what it still answers is of no use
+                    break
+            else:
+                os.kill(self._process, signal.SIGKILL)
+        self._reap()
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):  # it is an original's
+            os.waitpid(self._process, 0)
 
     def close(self) -> None:
         """Close our ends of the socket."""
         self._connection.close()
         self._socket.close()
+
+
+class Original(Worker):
+    """A fresh process that loads what it is told to, and makes workers that are copies of it."""
+
+    @classmethod
+    def fresh(cls) -> Original:
+        """Start it."""
+        return cls(*_started("serve_copies"))
+
+    def copy(self) -> Worker:
+        """Make a worker, after all that was asked before is done and its answers were received."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.send(_copy)
+            try:
+                socket.send_fds(self._socket, [b"\0"], [theirs.fileno()])
+            except OSError as gone:
+                raise lost(_KILLED) from gone
+            return Worker(ours, self.receive())
+
+
+def _started(main: str) -> tuple[socket.socket, int]:
+    """Start a Python that calls a function of this module with its end of a socket; our end, and the process."""
+    ours, theirs = socket.socketpair()
+    with theirs, interrupts_held():
+        start = _START.format(path=sys.path, main=main, descriptor=theirs.fileno())
+        process = subprocess.Popen(
+            [sys.executable, "-c", start],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env=os.environ | _ONE_THREAD,
+        )
+    process.returncode = 0  # it is waited for here, and not when the object goes
+    return ours, process.pid
 
 
 def lost(what: str) -> InputError:
@@ -86,41 +153,85 @@ def lost(what: str) -> InputError:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Block Ctrl-C and news of dead workers while one is started. It stays blocked, and this process stops it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGCHLD})
+    """Block Ctrl-C while a process is started. It stays blocked there, and this process stops it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+# -- in the worker --
+
+
 def serve(descriptor: int) -> None:
     """Do what the other end of a socket asks, until it asks no more. The main function of a worker."""
-    threading.Thread(target=_end_with_parent, args=[descriptor], daemon=True).start()
+    asked: SimpleQueue[bytes | None] = SimpleQueue()
+    with Connection(descriptor) as connection:
+        # It reads while functions run: the other end never waits for us when it asks, nor we for it when we answer.
+        threading.Thread(target=_listen, args=[connection, asked], daemon=True).start()
+        while (message := asked.get()) is not None:
+            _answer(connection, message)
+
+
+def _listen(connection: Connection, asked: SimpleQueue[bytes | None]) -> None:
+    """Pass on what is asked. End this process when the other one is gone: if that was killed, it cannot tell us to."""
+    try:
+        while True:
+            asked.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        asked.put(None)
+    with suppress(OSError):
+        poll = select.poll()
+        poll.register(connection.fileno(), 0)  # only the end of both directions is told
+        poll.poll()
+        os._exit(1)
+
+
+def serve_copies(descriptor: int) -> None:
+    """Do the same in a process with a single thread, which can copy itself. The main function of a `Original`."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for copies: their sockets tell of their ends
     with Connection(descriptor) as connection:
         while True:
             try:
-                function, args, kwargs = connection.recv()
+                message = connection.recv_bytes()
             except (EOFError, OSError):
                 return
-            error: Exception | None = None
-            result: object = None
-            try:
-                result = function(*args, **kwargs)
-            except MemoryError:
-                error = lost("a worker process has no memory left")
-            except Exception as raised:  # noqa: BLE001  # it is raised again where it was asked for
-                error = _portable(raised)
-            with suppress(BrokenPipeError, ConnectionResetError):
-                connection.send((error, result))
+            theirs = _answer(connection, message)
+            if theirs is not None:
+                break
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    serve(theirs)
+    sys.stderr.flush()
+    os._exit(0)  # what the original would do at its end is not done by its copies
 
 
-def _end_with_parent(descriptor: int) -> None:
-    """End this worker when its parent is gone: a parent that was killed cannot tell it to."""
-    poll = select.poll()
-    poll.register(descriptor, 0)  # only the end of both directions is told
-    poll.poll()
-    os._exit(1)
+def _copy() -> None:
+    """Stands for what `serve_copies` does itself."""
+
+
+def _answer(connection: Connection, message: bytes) -> int | None:
+    """Call the function that a message asks for, and answer. In a new copy of this process: return its socket."""
+    error: Exception | None = None
+    result: object = None
+    try:
+        function, args = pickle.loads(message)
+        if function is _copy:
+            gc.freeze()  # a collection would write to pages that are shared until then
+            _, [theirs], *_ = socket.recv_fds(socket.socket(fileno=os.dup(connection.fileno())), 1, 1)
+            result = os.fork()
+            if not result:
+                return theirs
+            os.close(theirs)
+        else:
+            result = function(*args)
+    except MemoryError:
+        error = lost("a worker process has no memory left")
+    except Exception as raised:  # noqa: BLE001  # it is raised again where it was asked for
+        error = _portable(raised)
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.send_bytes(pickle.dumps((error, result), protocol=5))
+    return None
 
 
 def _portable(error: Exception) -> Exception:

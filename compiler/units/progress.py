@@ -6,8 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.units.task import Outcome, Task
-
 
 @dataclass
 class Done:
@@ -24,19 +22,13 @@ class Done:
     share: float | None = None
     """Their share of all bytes, 0 to 1; None = not known."""
 
-    def count_cached(self, dataset: str, info: dict[str, Any]) -> None:
-        """Count a unit whose object was in the cache."""
+    def count(self, dataset: str, info: dict[str, Any], *, is_cached: bool) -> None:
+        """Count a unit, by what its object's record says."""
         self.dataset = dataset
-        self.cached += 1
+        self.cached += is_cached
+        self.compiled += not is_cached
         self.rows += info["counts"].get("read", 0)
         self.rejected += len(info["rejects"])
-
-    def count_compiled(self, task: Task, outcome: Outcome) -> None:
-        """Count a unit that was compiled."""
-        self.dataset = task.dataset
-        self.compiled += 1
-        self.rows += outcome.rows
-        self.rejected += outcome.rejected
 
 
 class Watcher:

@@ -1,31 +1,32 @@
-"""Units on a Ray cluster: the same `run_unit` as core tasks, one CPU each.
+"""Work on a Ray cluster: the same functions as core tasks, one CPU each.
 
 A task carries where its unit is (and the bytes of a unit that cannot be read by range, which go through Ray's object
-store); the object goes straight into the cache, which every node sees, and only what came of it comes back.
+store); the object goes straight into the cache, which every node sees, and what was counted and where the words are
+comes back. Shards are written by the nodes too, where they see the folder of the set.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import os
-import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compiler.proof.encoders import Trial
-from compiler.units.machines import Terms, check, check_name, marked, portable, terms_of
-from compiler.units.processes import lost
-from compiler.units.task import OnOutcome, Outcome, Task, Trouble
-from compiler.units.unit import run_unit
-from schemas import install
-from schemas.errors import InputError, Problem, Terminated, UsageError
+from compiler.units.connect import connected
+from compiler.units.local import Pool
+from compiler.units.machines import Terms, check, check_recipe, marked, portable, terms_of
+from compiler.units.processes import Worker, lost
+from compiler.units.task import Awaited, Setup, Task
+from schemas.errors import InputError, Problem
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 TRIES = 4
 """How often a unit is started, if workers or nodes are lost while they compile it, before the run ends."""
@@ -35,88 +36,82 @@ LOOKING = 2.0
 """Seconds between two looks at which nodes there are: one that joins and is lost in between is not missed."""
 PATIENCE = 10.0
 """Seconds without a result after which lost nodes are looked for."""
-CONNECTING = 10.0
-"""Seconds that the cluster's address has to answer."""
 STOPPING = 10.0
 """Seconds that units which are being compiled have to stop."""
 
 
-@dataclass(frozen=True)
 class Cluster:
-    """Units on a Ray cluster. The address "" means $RAY_ADDRESS, or else a cluster on this machine for this run."""
+    """A Ray cluster. The address "" means $RAY_ADDRESS, or else a cluster on this machine for this run."""
 
-    address: str
-    workers: int
-    """Tasks in flight at most; 0 = twice the CPUs of the cluster, so that none of them waits for this process."""
-    say: Callable[[str], None]
+    def __init__(self, address: str, workers: int, setup: Setup, cache: Path, say: Callable[[str], None]) -> None:
+        """`workers` are tasks in flight at most; 0 = twice the CPUs of the cluster, so that none waits for us."""
+        self._address, self._workers, self._setup, self._cache, self._say = address, workers, setup, cache, say
+        self._stack = ExitStack()
+        self._checkers, self._pool = list[Worker](), Pool()
+        self._ray: Any = None
+        self._terms: Terms | None = None
+
+    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """Call the function on each item, which is a unit or a shard. What a lost worker or node had is done again."""
+        iterator = iter(items)
+        first = next(iterator, None)
+        if first is None:
+            return
+        terms = self._begun(first)
+        flight = _Flight(self._ray, terms, function, self._say)
+        limit = self._workers or 2 * int(self._ray.cluster_resources()["CPU"])
+        try:
+            for found in flight.run(chain([first], iterator), limit):
+                self._listen(0)
+                yield found
+        finally:
+            flight.stop()
+
+    def _begun(self, first: object) -> Terms:
+        """Connect, and check all nodes, unless that was done."""
+        if self._terms is None:
+            assert isinstance(first, Task)
+            mark = self._stack.enter_context(marked(self._cache))
+            self._ray = self._stack.enter_context(connected(self._address, self._workers))
+            paths = (self._setup.tokenizer, portable(first).unit.path)
+            self._terms = terms_of(str(self._cache), mark, first.encoder, paths)
+            _check_nodes(self._ray, self._terms)
+        return self._terms
+
+    def sees(self, folder: Path) -> bool:
+        """Whether all nodes see this machine's folder, so that they can write into it; a note says if one does not."""
+        if self._ray is None:
+            return False
+        mark = folder.absolute() / f".{uuid.uuid4().hex}"
+        mark.touch()
+        try:
+            blind = [name for name, found in _asked(self._ray, _is_there, str(mark)) if not found]
+        finally:
+            mark.unlink()
+        if blind:
+            self._say(f"{folder.parent}: node {blind[0]} does not see it; this machine alone writes the shards")
+        return not blind
+
+    def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
+        """Call the function in a process of this machine."""
+        if not self._checkers:
+            self._checkers.append(self._pool.add(Worker.fresh()))
+        answer = Awaited[R](self._listen)
+        self._pool.send(self._checkers, answer, function, *args)
+        return answer
+
+    def _listen(self, seconds: float | None = None) -> None:
+        for _ in self._pool.listen(seconds):
+            pass
 
     def trial(self) -> Trial | None:
         """None: no worker runs before there are tasks."""
         return None
 
-    def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
-        """Run the tasks. The unit of a lost worker or node is compiled again."""
-        iterator = map(portable, tasks)
-        first = next(iterator, None)
-        if first is None:
-            return None
-        with marked(Path(first.cache)) as mark, _connected(self.address, self.workers) as ray:
-            terms = terms_of(first.cache, mark, first.encoder, (first.setup.tokenizer, first.unit.path))
-            _check_nodes(ray, terms)
-            flight = _Flight(ray, terms, on_outcome, self.say)
-            try:
-                return flight.run(chain([first], iterator), self.workers or 2 * int(ray.cluster_resources()["CPU"]))
-            finally:
-                flight.stop()
-
-
-@contextmanager
-def _connected(address: str, workers: int) -> Iterator[Any]:
-    """Connect to Ray. What it would print is in its logs; our stdout is for results."""
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("--engine ray", "Ray is not installed", install.extra("ray")) from None
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    where = f"--ray-address {address}" if address else "--engine ray"
-    _check_address(where, address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {"address": "local", "num_cpus": workers or None, "include_dashboard": False}
-    with redirect_stdout(io.StringIO()):
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **({"address": address} if address else own))
-        except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
-            raise _unreachable(where, str(error).splitlines()[0]) from error
-        before = signal.signal(signal.SIGTERM, _terminated)  # Ray's own handler prints a C++ stack and exits with 15
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-            signal.signal(signal.SIGTERM, before)
-
-
-def _terminated(*_: object) -> None:
-    hint = "What was compiled is in the cache: run the same command again."
-    raise Terminated("--engine ray", "SIGTERM ended the run", hint)
-
-
-def _check_address(where: str, address: str) -> None:
-    """Raise for an address at which nobody listens. Ray itself would wait a quarter of an hour."""
-    if "://" in address:
-        what = "expected HOST:PORT or auto; Ray's client protocol is for machines outside of the cluster"
-        raise UsageError(where, what, "Run this on a machine of the cluster.")
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECTING).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise _unreachable(where, str(error)) from error
-
-
-def _unreachable(where: str, why: str) -> InputError:
-    how = "Start it with `ray start --head`, which says its HOST:PORT; Python and Ray must be the same everywhere."
-    return InputError(where, f"no Ray cluster could be reached: {why}", how)
+    def close(self) -> None:
+        """Leave the cluster; end what runs on this machine."""
+        self._pool.close(patient=[])
+        self._stack.close()
 
 
 def _nodes(ray: Any) -> dict[str, str]:
@@ -127,23 +122,29 @@ def _nodes(ray: Any) -> dict[str, str]:
 
 def _check_nodes(ray: Any, terms: Terms) -> None:
     """Raise unless every node that can run tasks is as the run needs it. A node that joins later checks itself."""
+    for _ in _asked(ray, check, terms):
+        pass
+
+
+def _asked(ray: Any, function: Callable[..., object], *args: object) -> Iterator[tuple[str, object]]:
+    """Call a function in a worker of every node; yield the names of the nodes, and what it returned."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     names = _nodes(ray)
     if not names:
         raise InputError("--engine ray", "no node of the cluster has a CPU for tasks", "Add a node: ray start.")
-    probe = ray.remote(_look)
+    probe = ray.remote(_call)
     asked = {
         probe.options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote(terms): name
+        ).remote(function, args): name
         for node, name in names.items()
     }
     for ref, name in asked.items():
         try:
-            _get(ray, ref, timeout=STARTING)
+            yield name, _get(ray, ref, timeout=STARTING)
         except _lost(ray):
-            continue  # a node that is gone compiles nothing
+            continue  # a node that is gone does nothing
         except ray.exceptions.GetTimeoutError:
             raise InputError(
                 f"node {name}", f"started no worker in {STARTING:.0f} seconds", "See its Ray logs."
@@ -177,48 +178,50 @@ def _lost(ray: Any) -> tuple[type[Exception], ...]:
     return (of.WorkerCrashedError, of.NodeDiedError, of.OutOfMemoryError, of.ObjectLostError, of.TaskUnschedulableError)
 
 
-def _look(terms: Terms) -> None:
-    """Check a node, in a worker of it."""
-    check(terms)
+def _call(function: Callable[..., object], args: tuple[object, ...]) -> object:
+    """Call a function in a worker of the cluster."""
+    return function(*args)
 
 
-def _compile(task: Task, terms: Terms) -> Outcome:
-    """Compile a unit in a worker of the cluster."""
+def _is_there(path: str) -> bool:
+    return Path(path).exists()
+
+
+def _do(function: Callable[[T], R], item: T, terms: Terms) -> R:
+    """Do an item in a worker of the cluster."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one encoder thread per process: the workers are the parallelism
     check(terms)
-    check_name(task)
+    if isinstance(item, Task):
+        check_recipe(item)
     try:
-        return run_unit(task)
+        return function(item)
     except Problem as problem:
         where = f"{problem.where} (on {socket.gethostname()})"
         raise type(problem)(where, problem.what, problem.hint) from problem
 
 
 class _Flight:
-    """The tasks that Ray has and that have not come back.
+    """The items that Ray has and that have not come back.
 
-    A task whose worker is lost is given to Ray again by us, not by Ray: it would do so without a word, and without
+    An item whose worker is lost is given to Ray again by us, not by Ray: it would do so without a word, and without
     end where the memory of a node is not enough.
     """
 
-    def __init__(self, ray: Any, terms: Terms, on_outcome: OnOutcome, say: Callable[[str], None]) -> None:
-        self.ray, self.terms, self.on_outcome, self.say = ray, terms, on_outcome, say
-        self.compile = ray.remote(_compile).options(num_cpus=1, max_retries=0)
-        self.flying: dict[Any, tuple[Task, int]] = {}
+    def __init__(self, ray: Any, terms: Terms, function: Callable[[T], R], say: Callable[[str], None]) -> None:
+        self.ray, self.terms, self.function, self.say = ray, terms, function, say
+        self.do = ray.remote(_do).options(num_cpus=1, max_retries=0, name=function.__name__)
+        self.flying: dict[Any, tuple[Any, int]] = {}
         self.nodes = set(_nodes(ray))
         """All nodes that were seen and are not known to be lost."""
         self.looked = time.monotonic()
 
-    def run(self, tasks: Iterable[Task], limit: int) -> Trouble | None:
-        for task in tasks:
-            self._submit(task, 1)
+    def run(self, items: Iterable[Any], limit: int) -> Iterator[tuple[Any, Any]]:
+        for item in items:
+            self._submit(item, 1)
             while len(self.flying) >= limit:
-                if trouble := self._collect():
-                    return trouble
+                yield from self._collect()
         while self.flying:
-            if trouble := self._collect():
-                return trouble
-        return None
+            yield from self._collect()
 
     def stop(self) -> None:
         """Cancel what has not come back, and wait until it writes nothing any more."""
@@ -227,33 +230,32 @@ class _Flight:
         if self.flying:
             self.ray.wait(list(self.flying), num_returns=len(self.flying), timeout=STOPPING)
 
-    def _submit(self, task: Task, tries: int) -> None:
-        self.flying[self.compile.remote(task, self.terms)] = task, tries
+    def _submit(self, item: Any, tries: int) -> None:
+        given = portable(item) if isinstance(item, Task) else item
+        self.flying[self.do.remote(self.function, given, self.terms)] = item, tries
 
-    def _collect(self) -> Trouble | None:
-        """Wait for a task, and take all that have come back by then."""
+    def _collect(self) -> Iterator[tuple[Any, Any]]:
+        """Wait for an item, and yield all that have come back by then."""
         refs = list(self.flying)
         if not self.ray.wait(refs, timeout=PATIENCE)[0]:
             self._look_for_lost_nodes()
-            return None
+            return
         for ref in self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
-            task, tries = self.flying.pop(ref)
+            item, tries = self.flying.pop(ref)
             try:
-                outcome = _get(self.ray, ref)
+                found = _get(self.ray, ref)
             except _lost(self.ray) as error:
-                self._again(task, tries, type(error).__name__)
+                self._again(item, tries, type(error).__name__)
                 continue
-            if trouble := self.on_outcome(task, outcome):
-                return trouble
+            yield item, found
         if time.monotonic() - self.looked > LOOKING:
             self.looked = time.monotonic()
-            self.nodes |= set(_nodes(self.ray))  # one that joined during the run may have tasks too
-        return None
+            self.nodes |= set(_nodes(self.ray))  # one that joined during the run may have items too
 
     def _look_for_lost_nodes(self) -> None:
         """Give Ray again what may have been on a lost node: a node that falls silent answers nothing for minutes.
 
-        A unit that is compiled twice for that is the same object twice.
+        What is done twice for that makes the same file twice.
         """
         before, self.nodes = self.nodes, set(_nodes(self.ray))
         if not self.nodes:
@@ -261,15 +263,18 @@ class _Flight:
         if before - self.nodes:
             given = list(self.flying.values())
             self.flying.clear()
-            for task, tries in given:
-                self._again(task, tries, "its node is gone")
+            for item, tries in given:
+                self._again(item, tries, "its node is gone")
 
-    def _again(self, task: Task, tries: int, why: str) -> None:
-        where = f"{task.unit.path} at {task.unit.offset}"
+    def _again(self, item: Any, tries: int, why: str) -> None:
+        if isinstance(item, Task):
+            where, what, done = f"{item.unit.path} at {item.unit.offset}", "unit", "compiled"
+        else:
+            where, what, done = f"{item.split}/{item.file.name}", "shard", "written"
         if tries == TRIES:
             raise InputError(
-                where, f"every worker that compiled this unit was lost, the last of {TRIES} with {why}",
+                where, f"every worker by which this {what} was {done} was lost, the last of {TRIES} with {why}",
                 "Most often that is memory: fewer --workers, or nodes with more of it. What was compiled is kept.",
             )  # fmt: skip
-        self.say(f"{where}: the worker was lost ({why}); the unit is compiled again")
-        self._submit(task, tries + 1)
+        self.say(f"{where}: the worker was lost ({why}); the {what} is {done} again")
+        self._submit(item, tries + 1)

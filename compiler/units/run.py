@@ -1,32 +1,35 @@
-"""The units of a compile, compiled: what the cache lacks is planned and run; then the plan can be loaded.
+"""The units of a compile, settled: planned, run by an engine, and run again where a proof failed.
 
-    plan.missing()  ->  engine  ->  plan.load()
-    cut, look up        compile      objects
+    plan.to_settle()  ->  engine.run(settle)  ->  plan.load()
+    cut                   compile, or take        objects
+                          from the cache
 
-Two things can show only while units are compiled: that the fast encoder gives other ids than the reference, and that a
-skeleton does not stand for the chat template. Then everything is planned and run again without it.
+Three things can show only while units are compiled: that the fast encoder gives other ids than the reference, for texts
+that are tried or for texts of the data, and that a skeleton does not stand for the chat template. Then everything is
+planned and run again without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request, UnitOptions, wants_near
-from compiler.proof.encoders import agree, choose, refuse
+from compiler.proof.encoders import Choice, choose, judge, refuse, try_fast
 from compiler.templates.load import Template
 from compiler.tokenizer.encoders import FAST, REFERENCE
-from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.units import local, ray
+from compiler.tokenizer.tokenizer import Sample, Tokenizer
+from compiler.units.asked import agreed, certified, judged
+from compiler.units.engines import Engines
 from compiler.units.plan import UnitPlan
 from compiler.units.progress import Watcher
 from compiler.units.sample import UnitSample
-from compiler.units.task import Engine, Outcome, Setup, Task, Trouble
+from compiler.units.settle import settle
+from compiler.units.task import Awaited, Engine, Setup, Trouble
+from schemas.errors import Problem
 from schemas.stores import path_of
 
 FEW_UNITS = 4
@@ -34,6 +37,10 @@ FEW_UNITS = 4
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
 """With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
 about two seconds, when a unit of text takes a fifth of one. Units with images take longer."""
+COMPARED = 100
+"""Texts that are compared with the reference at once."""
+WAITING = 50
+"""Comparisons that may wait, so that not all texts of a run do."""
 
 
 def setup_of(options: CompileOptions, tokenizer: Tokenizer, template: Template, *, documents: bool) -> Setup:
@@ -59,14 +66,15 @@ def paths_of(options: UnitOptions) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class UnitRun:
-    """What compiling units needs to know. `certify` gives the template's certificate, or raises."""
+    """What compiling units needs to know."""
 
     options: CompileOptions
     datasets: list[tuple[Dataset, Request]]
     setup: Setup
     tokenizer: Tokenizer
-    certify: Callable[[], dict[str, Any]]
     watcher: Watcher
+    certify: bool = True
+    """Whether the template is certified first."""
     sample: UnitSample | None = None
     """Of a dry run: the units that stand for all."""
 
@@ -74,7 +82,7 @@ class UnitRun:
         """The units of the datasets, with none of them cut yet."""
         of = self.options
         return UnitPlan(
-            self.datasets, self.setup, of.cache, self.tokenizer, self.watcher, of.only, of.limit, self.sample
+            self.datasets, self.setup, of.cache.absolute(), self.tokenizer, self.watcher, of.only, of.limit, self.sample
         )
 
     @property
@@ -83,62 +91,107 @@ class UnitRun:
         small = self.setup.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
         return FEW_UNITS if small else IN_PROCESS_UNITS
 
+    def engines(self) -> Engines:
+        """Where it runs; a context manager."""
+        of = self.options
+        return Engines(of.engine, of.workers, of.ray_address, self.setup, of.cache.absolute(), self.watcher.say)
 
-def compile_units(run: UnitRun) -> UnitPlan:
-    """Compile the units that the cache lacks; return the plan, whose objects are all in the cache then."""
+
+def compile_units(run: UnitRun, engines: Engines) -> UnitPlan:
+    """Settle all units: take them from the cache or compile them. Return the plan, which can be loaded then."""
     encoder = ""
     while True:
         plan = run.plan()
-        encoder, trouble = _compile_missing(run, plan, encoder)
+        encoder, trouble = _settle_all(run, plan, engines, encoder)
         if trouble is None:
             return plan
         if trouble is Trouble.IDS:
             run.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
             refuse(run.options.cache, run.tokenizer)
-            encoder = REFERENCE
-        else:
+        if trouble is Trouble.SKELETON:
             run.watcher.say(f"{trouble}; every row is rendered instead, which is slower")
             run = replace(run, setup=replace(run.setup, skeletons=False))
+        else:
+            encoder = REFERENCE
 
 
-def _compile_missing(run: UnitRun, plan: UnitPlan, encoder: str) -> tuple[str, Trouble | None]:
-    """Compile what the cache lacks; return its encoder and the trouble there was. `encoder` "" = not chosen yet."""
-    few = run.few
-    missing = plan.missing()
-    first = list(islice(missing, few + 1))
+def _settle_all(run: UnitRun, plan: UnitPlan, engines: Engines, encoder: str) -> tuple[str, Trouble | None]:
+    """Settle the units; return their encoder and the trouble there was. `encoder` "" = not chosen yet."""
+    tasks, few = plan.to_settle(run.few), run.few
+    first = list(islice(tasks, few + 1))
     if not first:
         return encoder, None
-
-    def on_outcome(task: Task, outcome: Outcome) -> Trouble | None:
-        if outcome.trouble is None and not agree(run.tokenizer, outcome.samples):
-            return Trouble.IDS
-        if outcome.trouble is None:
+    engine = engines.started(encodes=plan.missing > 0) if len(first) > few else engines.current
+    certificate = engine.aside(certified, run.setup, str(run.options.cache)) if run.certify else Awaited.known(None)
+    proofs = _Proofs(run, engine)
+    encoder = encoder or proofs.choose(many=len(first) > FEW_UNITS)
+    if engine is not engines.in_process:
+        run.tokenizer.drop_fast()  # others encode
+    given = (replace(task, encoder=encoder) for task in chain(first, tasks))
+    try:
+        for task, outcome in engine.run(settle, given):
+            proofs.take(outcome.samples)
+            if trouble := outcome.trouble or proofs.trouble():
+                return encoder, trouble
             plan.came_of(task, outcome)
-        return outcome.trouble
-
-    with _engine(run, 1 if len(first) <= few else run.options.workers) as engine:  # its workers load meanwhile
-        run.certify()
-        encoder = encoder or _choose_encoder(run, len(first) > FEW_UNITS, engine)
-        if not isinstance(engine, local.InProcess):
-            run.tokenizer.drop_fast()  # others encode
-        tasks = (replace(task, encoder=encoder) for task in chain(first, missing))
-        return encoder, engine.run(tasks, on_outcome)
+    except Problem:
+        certificate.result()  # a template that is wrong is what a user should hear of first
+        raise
+    certificate.result()
+    return encoder, proofs.trouble(wait=True)
 
 
-def _choose_encoder(run: UnitRun, many: bool, engine: Engine) -> str:
-    choice = choose(run.options.cache, run.tokenizer, many=many, trial=engine.trial)
-    if choice.why_not_fast:
-        run.watcher.say(f"{FAST} is not used: {choice.why_not_fast}")
-    return choice.encoder
+class _Proofs:
+    """The proofs that the fast encoder is right, which are made while it encodes."""
 
+    def __init__(self, run: UnitRun, engine: Engine) -> None:
+        self._run, self._engine = run, engine
+        self._verdict: Awaited[Choice] | None = None
+        """Of the texts that are tried, where the cache did not have it."""
+        self._samples: list[Sample] = []
+        self._compared: deque[Awaited[bool]] = deque()
 
-@contextmanager
-def _engine(run: UnitRun, workers: int) -> Iterator[Engine]:
-    """Start the engine that was asked for."""
-    if run.options.engine == "ray":
-        yield ray.Cluster(run.options.ray_address, workers, run.watcher.say)
-    elif workers == 1:
-        yield local.InProcess()
-    else:
-        with local.workers(workers, run.setup) as engine:
-            yield engine
+    def choose(self, *, many: bool) -> str:
+        """Choose the encoder; the fast one before its verdict is there."""
+        run = self._run
+        choice = choose(run.options.cache, run.tokenizer, many=many)
+        if choice is None:
+            trial = self._engine.trial()
+            if trial is None:
+                choice = judge(run.options.cache, run.tokenizer, try_fast(run.tokenizer))
+            else:
+                self._verdict = self._engine.aside(judged, run.setup, str(run.options.cache), trial)
+                if trial.why_not:
+                    choice, self._verdict = self._verdict.result(), None
+        if choice is not None:
+            self._say(choice)
+        return FAST if choice is None else choice.encoder
+
+    def _say(self, choice: Choice) -> None:
+        if choice.why_not_fast:
+            self._run.watcher.say(f"{FAST} is not used: {choice.why_not_fast}")
+
+    def take(self, samples: list[Sample]) -> None:
+        """Take texts that were encoded."""
+        self._samples += samples
+        if len(self._samples) >= COMPARED:
+            self._compare()
+
+    def _compare(self) -> None:
+        if self._samples:
+            self._compared.append(self._engine.aside(agreed, self._run.setup, self._samples))
+            self._samples = []
+
+    def trouble(self, *, wait: bool = False) -> Trouble | None:
+        """What has shown so far; `wait` until all is proven."""
+        if self._verdict is not None and (wait or self._verdict.is_there):
+            choice, self._verdict = self._verdict.result(), None
+            self._say(choice)
+            if choice.encoder != FAST:
+                return Trouble.TRIAL
+        if wait:
+            self._compare()
+        while self._compared and (wait or self._compared[0].is_there or len(self._compared) > WAITING):
+            if not self._compared.popleft().result():
+                return Trouble.IDS
+        return None

@@ -1,11 +1,11 @@
-"""A unit as a task: what it is compiled with, what comes of it, where it runs, and the name of its object."""
+"""A unit as a task: what it is compiled with, what comes of it, where it is done, and the name of its object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import registry
 from compiler.cache import objects
@@ -15,6 +15,9 @@ from compiler.read import Unit
 from compiler.rows.shingles import minhash_version
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.tokenizer.tokenizer import Sample
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,18 @@ class Setup:
 class Task:
     """A unit and everything that decides its object. Picklable."""
 
+    number: int
+    """Its number in the plan."""
     unit: Unit
     read_as: DatasetOptions
     setup: Setup
+    recipe: str
+    """The digest of these two; see `recipe_of`."""
     cache: str
     dataset: str
     """Its name, for progress only."""
     key: str
-    """The name of the object, worked out once, where the file is cut."""
+    """The name of the object; "" if the unit's digest is not known yet."""
     encoder: str = REFERENCE
     """What encodes; the object does not depend on it."""
 
@@ -58,36 +65,77 @@ class Trouble(StrEnum):
     """Why all units must be compiled again in another way."""
 
     IDS = IDS_DIFFER
+    TRIAL = "the fast encoder gave other ids for texts that were tried"
     SKELETON = "a skeleton did not reproduce the chat template's rendering"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task; with `trouble` there is no object."""
+    """What came of a task; with `trouble` there is no object. Picklable."""
 
     trouble: Trouble | None = None
+    object: objects.Object | None = None
     samples: list[Sample] = field(default_factory=list)
     """Texts that a fast encoder encoded, to be compared with the reference."""
-    rows: int = 0
-    rejected: int = 0
+    is_cached: bool = False
+    """Whether the object was in the cache."""
+    digest: str = ""
+    """The unit's, and the name of the object."""
+    key: str = ""
 
 
-OnOutcome = Callable[[Task, Outcome], Trouble | None]
-"""Called with what came of each task; a trouble ends the run."""
+class Awaited(Generic[R]):
+    """What a function that is called elsewhere will return, or raise."""
+
+    def __init__(self, listen: Callable[[], object]) -> None:
+        """`listen` waits until something new is known."""
+        self._listen = listen
+        self._found: list[tuple[R, Exception | None]] = []
+
+    @classmethod
+    def known(cls, result: R) -> Awaited[R]:
+        """An answer that is there."""
+        answer = cls(lambda: None)
+        answer.put(result)
+        return answer
+
+    def put(self, result: R, error: Exception | None = None) -> None:
+        """Take the result, or the error in its place."""
+        self._found.append((result, error))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether `result` need not wait."""
+        return bool(self._found)
+
+    def result(self) -> R:
+        """Wait for the result."""
+        while not self._found:
+            self._listen()
+        [(result, error)] = self._found
+        if error is not None:
+            raise error
+        return result
 
 
 class Engine(Protocol):
-    """A place where units run."""
+    """A place where things are done: in this process, in others, on other machines."""
+
+    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+        """Call a function on each item, several at once; yield the items with what came of them, as it comes."""
+
+    def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
+        """Call a function beside all that."""
 
     def trial(self) -> Trial | None:
         """Try the fast encoder in a process that has loaded it; None if there is no such process."""
 
-    def run(self, tasks: Iterable[Task], on_outcome: OnOutcome) -> Trouble | None:
-        """Run the tasks, a few at a time. Return None when all are done, or the trouble that ended the run."""
+    def close(self) -> None:
+        """End what was started."""
 
 
-def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
-    """The name of the object that a unit compiled this way becomes."""
+def recipe_of(read_as: DatasetOptions, setup: Setup) -> str:
+    """A digest of everything that decides the objects of a dataset but its units."""
     asked, how = asdict(setup), asdict(read_as)
     del asked["tokenizer"], asked["benchmarks"]  # where the files are does not matter, only what they say
     how["keys"] = registry.keys()
@@ -101,5 +149,12 @@ def object_key(unit: Unit, read_as: DatasetOptions, setup: Setup) -> str:
         del how["where"]
     if not setup.vision:
         del how["media"]
+    return objects.key_of(how, asked)
+
+
+def object_key(unit: Unit, recipe: str) -> str:
+    """The name of the object that a unit becomes; "" if the unit's digest is not known yet."""
+    if not unit.digest:
+        return ""
     digest = unit.digest if unit.rows is None else f"{unit.digest} {unit.rows}"
-    return objects.key_of(unit.kind, digest, list(unit.header), how, asked)
+    return objects.key_of(unit.kind, digest, list(unit.header), recipe)

@@ -1,7 +1,6 @@
 """One unit compiled: rows -> conversations -> runs of text -> columns -> one object in the cache.
 
-`run_unit` is pure: its object depends on the task alone, not on the worker, the engine or what ran before. It is what
-every engine calls.
+`run_unit` is pure: its object depends on the task alone, not on the worker, the engine or what ran before.
 """
 
 from __future__ import annotations
@@ -82,8 +81,8 @@ def run_unit(task: Task) -> Outcome:
     except SkeletonMismatch:
         return Outcome(Trouble.SKELETON)
     samples = compiler.tokenizer.pop_samples()
-    objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
-    return Outcome(samples=samples, rows=compiler.counts["read"], rejected=len(compiler.rejects))
+    made = objects.store(Path(task.cache), task.key, compiler.table(), compiler.info(len(samples)))
+    return Outcome(object=made, samples=samples)
 
 
 def examples_of(task: Task) -> Iterator[Example]:

@@ -1,0 +1,46 @@
+"""What processes are asked beside compiling units: to load what units need, and to prove that it is right."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from compiler.proof.certificate import certificate_of
+from compiler.proof.encoders import Choice, Trial, agree, judge, try_fast
+from compiler.tokenizer.tokenizer import Sample
+from compiler.units.task import Setup
+from compiler.units.unit import tools_of
+from schemas.errors import Problem
+
+
+def load_tools(setup: Setup) -> None:
+    """Load the tokenizer and the template. What is wrong with them is for the first unit to say."""
+    with suppress(Problem):
+        tools_of(setup)
+
+
+def load_fast(setup: Setup) -> None:
+    """Load the fast encoder too, where there is one."""
+    with suppress(Problem):
+        tools_of(setup)[0].load_fast()
+
+
+def trial(setup: Setup) -> Trial:
+    """Try the fast encoder of this process on awkward texts."""
+    return try_fast(tools_of(setup)[0])
+
+
+def judged(setup: Setup, cache: str, found: Trial) -> Choice:
+    """Compare a trial with the reference; the cache keeps the verdict."""
+    return judge(Path(cache), tools_of(setup)[0], found)
+
+
+def agreed(setup: Setup, samples: list[Sample]) -> bool:
+    """Whether the reference gives the same ids for texts that the fast encoder of another process encoded."""
+    return agree(tools_of(setup)[0], samples)
+
+
+def certified(setup: Setup, cache: str) -> None:
+    """Check the template, unless the cache has its certificate; it is there then. Raises what is wrong with it."""
+    tokenizer, template = tools_of(setup)
+    certificate_of(template, tokenizer, setup.options.special_text, Path(cache))
