@@ -30,7 +30,7 @@ def tasks_of(tokenizer: Path, files: list[str], folder: Path) -> list[Task]:
     """The units of the files, as a run would compile them."""
     options = CompileOptions(folder / "out", folder / "cache", tuple(files), tokenizer=tokenizer)
     run, _, _ = begin(options, Watcher())
-    return [replace(task, encoder=FAST) for task in run.plan().missing()]
+    return [replace(task, encoder=FAST) for task in run.plan().units()]
 
 
 def measure(tasks: list[Task]) -> tuple[Counter[str], int]:

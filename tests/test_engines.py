@@ -143,7 +143,7 @@ class Nodes:
     def compiling(self, node: Any = None) -> list[int]:
         """Return the workers that are compiling a unit; of one node, where one is named."""
         raylet = None if node is None else raylet_of(node)
-        found = processes_of(self.session, "ray::_compile")
+        found = processes_of(self.session, "ray::settle")
         return [pid for pid in found if raylet in (None, parent_of(pid))]
 
     def hold(self, node: Any = None) -> int:
@@ -255,7 +255,7 @@ def test_a_unit_whose_workers_are_always_lost_is_given_up_in_one_message(
         message = one_message(process.communicate()[1])
     assert process.returncode == 5
     assert killed >= 4
-    assert "every worker that compiled this unit was lost, the last of 4 with WorkerCrashedError" in message
+    assert "every worker by which this unit was compiled was lost, the last of 4 with WorkerCrashedError" in message
     assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "manifest.json").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from compiler.commands.compile_options import SECTIONS
+from compiler.commands.cores import cores
 from compiler.commands.sections import SectionedCommand
 from schemas.errors import EXIT_CODES, UsageError
 from schemas.printed import json_line
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from compiler.options import CompileOptions
 
 T = TypeVar("T")
-
-
-def workers() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @click.command("compile", cls=SectionedCommand, sections=SECTIONS, epilog=EXIT_CODES)
@@ -151,7 +146,7 @@ def _options(given: dict[str, Any]) -> CompileOptions:
         chosen(given["hub"], "--hub")  # a contradiction is said before anything is downloaded
     if given["tokenizer"] is not None:
         given["tokenizer"], given["tokenizer_source"] = hub.tokenizer(given["tokenizer"], given["hub"])
-    given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else workers())
+    given["workers"] = given["workers"] or (0 if given["engine"] == "ray" else cores())
     given["only"] = None if given["only"] is None else parse_part(given["only"])
     if given["dedup"] is not None:
         given |= _dedup(given["dedup"])

@@ -65,12 +65,11 @@ def convert_command(out: AnyPath, target: str, folder: Path, as_json: bool, cach
 
         @contextmanager
         def lines(kept_in: Path) -> Iterator[RowLines]:
-            from compiler.commands.compile import workers
             from compiler.convert.messages import source_lines
             from compiler.sets.again import Unknown, made_again
 
             try:
-                with made_again(opened, cache, workers(), watcher) as plan, source_lines(plan, kept_in) as found:
+                with made_again(opened, cache, cores(), watcher) as plan, source_lines(plan, kept_in) as found:
                     yield found
             except Unknown as reason:
                 what = f"its conversations cannot be read again: {reason}"

@@ -44,12 +44,11 @@ def why(out: AnyPath, place: str, sources: bool, as_json: bool, cache: Path) -> 
 
     def make_again() -> RemadePlan:
         from compiler.commands import terminal
-        from compiler.commands.compile import workers
         from compiler.questions.again import plan_again
 
         if not made:
             with terminal.watch() as watcher:
-                made.append(plan_again(opened, cache, workers(), watcher))
+                made.append(plan_again(opened, cache, cores(), watcher))
         return made[0]
 
     answers = answers_of(opened, place, make_again, sources=sources)
@@ -204,7 +203,6 @@ def _raw(
 ) -> dict[str, Any]:
     """Count files that are not compiled."""
     from compiler.commands import terminal
-    from compiler.commands.compile import workers
     from compiler.datasets import hub
     from compiler.formats import get
     from compiler.options import CompileOptions, MixOptions
@@ -230,7 +228,7 @@ def _raw(
         format=given["format_"] or "auto",
         template=given["template"] or "auto",
         mixing=MixOptions(seed=given["seed"] or 0),
-        workers=workers(),
+        workers=cores(),
         **more,
     )
     with terminal.watch("reading") as watcher:
