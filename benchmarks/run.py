@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokenizer", type=Path, default=_tokenizer())
+    parser.add_argument("--tokenizer", type=Path, default=tokenizer_folder())
     parser.add_argument(
         "--scale", default="", metavar="ROWS,...", help="sizes to measure, such as 10000,50000,300000,1000000"
     )
@@ -133,7 +133,8 @@ class Ours:
         return self.run(files, name)
 
 
-def _tokenizer() -> Path:
+def tokenizer_folder() -> Path:
+    """A real tokenizer where it is beside the project, else the embedded one."""
     real = meter.ROOT.parent / "shared" / "tokenizers" / "qwen2.5"
     return real if real.is_dir() else registry.DEMO_TOKENIZER
 

@@ -65,6 +65,7 @@ def convert_command(out: AnyPath, target: str, folder: Path, as_json: bool, cach
 
         @contextmanager
         def lines(kept_in: Path) -> Iterator[RowLines]:
+            from compiler.commands.cores import cores
             from compiler.convert.messages import source_lines
             from compiler.sets.again import Unknown, made_again
 

@@ -44,6 +44,7 @@ def why(out: AnyPath, place: str, sources: bool, as_json: bool, cache: Path) -> 
 
     def make_again() -> RemadePlan:
         from compiler.commands import terminal
+        from compiler.commands.cores import cores
         from compiler.questions.again import plan_again
 
         if not made:
@@ -203,6 +204,7 @@ def _raw(
 ) -> dict[str, Any]:
     """Count files that are not compiled."""
     from compiler.commands import terminal
+    from compiler.commands.cores import cores
     from compiler.datasets import hub
     from compiler.formats import get
     from compiler.options import CompileOptions, MixOptions

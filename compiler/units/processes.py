@@ -212,8 +212,6 @@ def _copy() -> None:
 
 def _answer(connection: Connection, message: bytes) -> int | None:
     """Call the function that a message asks for, and answer. In a new copy of this process: return its socket."""
-    error: Exception | None = None
-    result: object = None
     try:
         function, args = pickle.loads(message)
         if function is _copy:
@@ -225,12 +223,13 @@ def _answer(connection: Connection, message: bytes) -> int | None:
             os.close(theirs)
         else:
             result = function(*args)
+        answer = pickle.dumps((None, result), protocol=5)
     except MemoryError:
-        error = lost("a worker process has no memory left")
+        answer = pickle.dumps((lost("a worker process has no memory left"), None))
     except Exception as raised:  # noqa: BLE001  # it is raised again where it was asked for
-        error = _portable(raised)
+        answer = pickle.dumps((_portable(raised), None))
     with suppress(BrokenPipeError, ConnectionResetError):
-        connection.send_bytes(pickle.dumps((error, result), protocol=5))
+        connection.send_bytes(answer)
     return None
 
 

@@ -1,0 +1,45 @@
+"""What workers do in `benchmarks.coordinator`: they sleep as long as the work takes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from compiler.cache import objects
+from compiler.sets.link import BATCH_ROWS, ShardJob
+from compiler.units.settle import look_up
+from compiler.units.task import Outcome, Task
+from schemas.manifest import BatchEntry, ShardEntry
+
+A_ROW, A_TOKEN = 65e-6, 12e-9
+"""Seconds that a worker takes to compile a row, and to write a token into a shard."""
+_KEPT: dict[str, objects.Object] = {}
+
+
+def sleeping_unit(task: Task) -> Outcome:
+    """Sleep as long as the unit takes; return an object of as many rows as units have."""
+    if not _KEPT:
+        cache = Path(task.cache)
+        for path in sorted(cache.glob("objects/*/*.arrow")):
+            found = look_up(cache, path.stem, task.setup.tokenizer_digest)
+            if found is not None:
+                _KEPT[path.stem] = found
+    key = sorted(_KEPT)[task.number % len(_KEPT)]
+    time.sleep(A_ROW * _KEPT[key].num_rows)
+    return Outcome(object=_KEPT[key], digest=f"{task.number:064x}", key=key)
+
+
+def sleeping_shard(job: ShardJob) -> ShardEntry:
+    """Sleep as long as the shard takes; return an entry like its own."""
+    tokens, rows = int(job.lengths.sum()), len(job.repeats)
+    time.sleep(A_TOKEN * tokens)
+    batches: list[BatchEntry] = [
+        {"offset": n, "length": 1, "rows": min(BATCH_ROWS, rows - n), "xxh3": f"{n:032x}"}
+        for n in range(0, rows, BATCH_ROWS)
+    ]
+    job.file.touch()
+    name = f"{job.split}/{job.file.name}"
+    return {
+        "file": name, "rows": rows, "tokens": tokens, "trained_tokens": tokens, "bytes": 8 * tokens,
+        "sha256": f"{tokens:064x}", "batches": batches,
+    }  # fmt: skip

@@ -1,0 +1,216 @@
+"""What workers do, and that nothing depends on how many there are and how they were started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.corpus import write
+from compiler.read import cut, named, open_source, read
+from compiler.units import processes
+from compiler.units.processes import Original, Worker
+from schemas.errors import InputError
+from tests.support.command import outside
+from tests.support.encoders import long_files
+from tests.support.sets import manifest
+
+Run = Callable[..., Result]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three formats; more units than one process compiles by itself."""
+    return write(tmp_path_factory.mktemp("corpus"), 3000)
+
+
+def compiled(files: list[Path], out: Path, *arguments: object, copies: bool = True) -> dict[str, Any]:
+    """Compile with an empty cache of its own; return the summary."""
+    main = f"from compiler.units import processes; processes.CAN_FORK = {copies}; import cli; cli.main()"
+    given = [*files, "--cache", f"{out}-cache", "-o", out, "--val-size", "0.1", *arguments, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", main, "compile", *map(str, given)], cwd=files[0].parent,
+        env=outside() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+# -- the same set --
+
+
+@pytest.mark.slow
+def test_a_set_does_not_depend_on_the_number_of_workers_and_how_they_were_started(
+    files: list[Path], tmp_path: Path
+) -> None:
+    one = compiled(files, tmp_path / "1", "--workers", 1, "--pack", 4096)
+    for workers, copies in ((2, True), (3, True), (8, True), (2, False), (3, False)):
+        out = tmp_path / f"{workers}-{copies}"
+        other = compiled(files, out, "--workers", workers, "--pack", 4096, copies=copies)
+        assert other["digest"] == one["digest"]
+        assert other["units_compiled"] == one["units_compiled"] > 4
+        for path in sorted((tmp_path / "1").glob("*/*.arrow")):
+            assert (out / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
+
+
+def test_workers_find_in_the_cache_what_this_process_did_not_look_up(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """It looks up the first ones alone, so that a large set that is linked again is read by all workers."""
+    monkeypatch.setattr("compiler.units.plan.LOOKED_UP", 1)
+    made, again = (
+        json.loads(run("compile", *files, "--workers", "2", "-o", tmp_path / out, "--json").stdout) for out in "ab"
+    )
+    assert (again["units_compiled"], again["units_cached"]) == (0, made["units_compiled"])
+    assert again["digest"] == made["digest"] and made["units_compiled"] > 4
+
+
+def test_a_file_that_is_named_twice_is_compiled_once(run: Run, tmp_path: Path) -> None:
+    first = long_files(tmp_path, 4000)[0]
+    second = Path(tmp_path / "again.jsonl")
+    second.write_bytes(first.read_bytes())
+    given = ["compile", first, second, "--workers", "2", "-o", tmp_path / "out", "--json"]
+    summary = json.loads(run(*given).stdout)
+    units = summary["units_compiled"]
+    assert units > 4
+    assert summary["balance"]["in_shards"] == 8000
+    mine, its = (one["files"][0] for one in manifest(tmp_path / "out")["datasets"])
+    assert mine["digest"] == its["digest"]
+    alone = json.loads(run("compile", first, "-o", tmp_path / "one", "--json").stdout)
+    assert (alone["units_compiled"], alone["units_cached"]) == (0, units)
+
+
+# -- units of lines --
+
+
+def lines_of(data: bytes) -> list[tuple[int, int]]:
+    """The ranges of the lines."""
+    ends = [at + 1 for at, byte in enumerate(data) if byte == 10]
+    if not data.endswith(b"\n"):
+        ends.append(len(data))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def by_the_rule(data: bytes, target: int) -> list[tuple[int, int]]:
+    """The ranges of the units: every line is looked at, and asked whether a unit ends with it."""
+    units, begin = [], 0
+    for start, end in lines_of(data):
+        chance = (end - start) * (1 << 33) // target
+        chosen = (end - begin) * 4 >= target and zlib.crc32(data[max(start, end - 64) : end]) < chance
+        if chosen or end - begin >= 2 * target:
+            units.append((begin, end))
+            begin = end
+    if begin < len(data):
+        units.append((begin, len(data)))
+    return [(a, b) for a, b in units if not data[a:b].isspace()]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(st.one_of(st.just(b""), st.binary(max_size=12).map(lambda some: some.replace(b"\n", b"."))), min_size=1),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_files_of_lines_are_cut_by_the_rule(lines: list[bytes], target: int, ended: bool) -> None:
+    data = b"x\n" + b"\n".join(lines) + b"\n" * ended
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"cut-{os.getpid()}.txt"
+    path.write_bytes(data)
+    try:
+        found = list(cut(open_source(path), target))
+        later = list(cut(open_source(path), target, digests=lambda: False))
+        assert [(unit.offset, unit.offset + unit.length) for unit in found] == by_the_rule(data, target)
+        assert [unit.line for unit in found] == [data.count(b"\n", 0, unit.offset) + 1 for unit in found]
+        assert [replace(named(unit), data=None) for unit in later] == found
+        assert {unit.digest for unit in later} == {""}
+        for mine, its in zip(found, later, strict=True):
+            assert list(read(mine)) == list(read(named(its)))
+    finally:
+        path.unlink()
+
+
+def test_a_unit_that_changed_after_it_was_cut_is_noticed_by_whoever_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    [unit] = cut(open_source(path), digests=lambda: False)
+    path.write_text('{"a": 1}\n{"a": 3}\n')
+    with pytest.raises(InputError, match="changed since it was cut into units"):
+        named(unit)
+
+
+# -- processes --
+
+
+@pytest.fixture
+def original() -> Any:
+    if not processes.CAN_FORK:
+        pytest.skip("processes are not copied here")
+    original = Original.fresh()
+    yield original
+    original.no_more()
+    original.stop(5)
+    original.close()
+
+
+def _has_loaded(name: str) -> bool:
+    return name in sys.modules
+
+
+def test_a_copy_has_what_its_original_loaded_and_neither_ends_with_the_other(original: Original) -> None:
+    assert original.ask(_has_loaded, "wave") is False
+    original.ask(exec, "import colorsys")
+    first, second = original.copy(), original.copy()
+    assert first.ask(_has_loaded, "colorsys") and second.ask(_has_loaded, "colorsys")
+    assert len({one.ask(os.getpid) for one in (original, first, second)}) == 3
+    gone = first.ask(os.getpid)
+    os.kill(gone, signal.SIGKILL)
+    with pytest.raises(InputError, match="a worker process was killed"):
+        first.receive()
+    assert second.ask(len, "abc") == original.ask(len, "abc") == 3
+    assert not Path(f"/proc/{gone}").exists()
+    for one in (first, second):
+        one.no_more()
+        one.stop(5)
+        one.close()
+
+
+def test_neither_side_waits_for_the_other_where_both_send_more_than_a_socket_holds() -> None:
+    worker = Worker.fresh()
+    much = b"x" * (4 << 20)
+    for _ in range(8):
+        worker.send(bytes, much)
+    assert [len(worker.receive()) for _ in range(8)] == [len(much)] * 8
+    worker.no_more()
+    worker.stop(5)
+    worker.close()
+
+
+def test_what_is_wrong_with_a_template_is_said_before_what_is_wrong_with_a_file(run: Run, tmp_path: Path) -> None:
+    """Units are compiled while the template is being proven."""
+    import shutil
+
+    import registry
+
+    tokenizer = Path(shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "tokenizer"))
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for m in messages %}{{ m.content[::-1] }}{% endfor %}"
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(config))
+    for extra in tokenizer.glob("*.jinja"):
+        extra.unlink()
+    given = ["compile", *long_files(tmp_path, 1000), "--tokenizer", tokenizer, "--workers", "2"]
+    errors = {run(*given, "-o", tmp_path / "out", code=4).stderr.split("error: ")[-1] for _ in range(2)}
+    assert [error.splitlines()[0] for error in errors] == [
+        "chat template: the reply of message 2 ends without a stop token"
+    ]
