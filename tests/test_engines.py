@@ -140,24 +140,24 @@ class Nodes:
         self.address = self.cluster.address
         self.session = self.cluster.head_node.get_session_dir_path()
 
-    def compiling(self, node: Any = None) -> list[int]:
-        """Return the workers that are compiling a unit; of one node, where one is named."""
+    def working(self, node: Any = None, what: str = "settle") -> list[int]:
+        """Return the workers that are compiling a unit (or writing a shard); of one node, where one is named."""
         raylet = None if node is None else raylet_of(node)
-        found = processes_of(self.session, "ray::settle")
+        found = processes_of(self.session, f"ray::{what}")
         return [pid for pid in found if raylet in (None, parent_of(pid))]
 
-    def hold(self, node: Any = None) -> int:
+    def hold(self, node: Any = None, what: str = "settle") -> int:
         """Stop a worker within a unit, so that what is done to it hits just then; return its process."""
 
         def held() -> int:
-            for pid in self.compiling(node):
+            for pid in self.working(node, what):
                 os.kill(pid, signal.SIGSTOP)
-                if pid in self.compiling(node):
+                if pid in self.working(node, what):
                     return pid
                 os.kill(pid, signal.SIGCONT)
             return 0
 
-        return int(wait_until(held, "no worker compiles"))
+        return int(wait_until(held, f"no worker is in {what}"))
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
         command = [*CLI, "compile", *map(str, arguments), "--engine", "ray", "--ray-address", self.address]
@@ -219,6 +219,56 @@ def test_a_cluster_that_loses_a_worker_and_two_nodes_makes_the_same_set(
     assert summary["units_compiled"] == local["units_compiled"]
 
 
+def test_a_worker_and_a_node_that_are_lost_while_shards_are_written_cost_no_byte(
+    nodes: Nodes, files: list[Path], local: dict[str, Any], tmp_path: Path
+) -> None:
+    """A worker is killed within a shard; then the node that writes it falls silent, and its half is left there."""
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    second = nodes.cluster.add_node(num_cpus=1)
+    with nodes.start(*files, "--cache", cache, "-o", out, "--json") as process:
+        os.kill(nodes.hold(what="write_shard"), signal.SIGKILL)
+        silent = nodes.hold(what="write_shard")
+        raylet = parent_of(silent)
+        node = second if raylet == raylet_of(second) else nodes.cluster.head_node
+        if node is second:
+            os.kill(raylet, signal.SIGSTOP)
+        else:  # the head is the cluster itself
+            os.kill(silent, signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=LIMIT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(silent, signal.SIGKILL)
+    nodes.cluster.remove_node(second, allow_graceful=node is not second)
+    assert process.returncode == 0, stderr
+    again = re.findall(r"train/shard-00000.arrow: the worker was lost \((.*)\); the shard is written again", stderr)
+    assert 1 <= len(again) <= 2, stderr  # the second one may have been over when it was stopped
+    assert json.loads(stdout)["digest"] == local["digest"]
+    assert not list(out.glob("train/.*"))
+
+
+def test_where_a_node_does_not_see_the_output_the_shards_are_written_here(
+    nodes: Nodes, files: list[Path], local: dict[str, Any], tmp_path: Path
+) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount namespace, which this machine does not give")
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    start = f"mount -t tmpfs none {hidden} && exec ray start --address={nodes.address} --num-cpus=1 --block"
+    environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    before = len(nodes.cluster.global_state._live_node_ids())
+    with subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", start], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as node:
+        try:
+            wait_until(lambda: len(nodes.cluster.global_state._live_node_ids()) > before, "the node does not start")
+            done = cli("compile", *files, "--cache", tmp_path / "cache", "-o", hidden / "out",
+                       "--engine", "ray", "--ray-address", nodes.address, "--json")  # fmt: skip
+        finally:
+            node.terminate()
+            node.wait(LIMIT)
+    assert re.search(r"hidden/out: node \S+ does not see it; this machine alone writes the shards", done.stderr)
+    assert json.loads(done.stdout)["digest"] == local["digest"]
+
+
 def test_a_node_that_joins_during_the_run_and_falls_silent_costs_seconds(
     nodes: Nodes, files: list[Path], local: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -248,7 +298,7 @@ def test_a_unit_whose_workers_are_always_lost_is_given_up_in_one_message(
     with nodes.start(files[1], "--cache", tmp_path / "cache", "-o", tmp_path / "out", "--workers", 1) as process:
         killed = 0
         while process.poll() is None:
-            for pid in nodes.compiling():
+            for pid in nodes.working():
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
             time.sleep(0.02)
@@ -344,7 +394,7 @@ def test_an_interrupt_ends_a_run_on_a_cluster_of_its_own_and_leaves_no_process(
         session = session_of(process.pid)
         os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
         _, stderr = process.communicate(timeout=LIMIT)
-    assert process.returncode == code
+    assert process.returncode == code, stderr
     one_message(stderr)
     assert objects_in(cache) < local["units_compiled"]
     wait_until(lambda: not processes_of(session), "processes are left")

@@ -59,6 +59,10 @@ class Object:
         """The number of rows."""
         return self.small.num_rows
 
+    def edges(self, name: str) -> npt.NDArray[np.int32]:
+        """Where each row's words of a list begin, after its first one, and where the last row's end; int32[N + 1]."""
+        return self.lists[name][1] if name in self.lists else np.zeros(self.num_rows + 1, np.int32)
+
     @property
     def nbytes(self) -> int:
         """The size of the file."""

@@ -98,11 +98,7 @@ class CompiledRows:
         """The edges of a column; None where no object has words of it."""
         name = name.replace("labels", "input_ids")  # as long as their ids
         if name not in self._edges and any(name in part.object.lists for part in self.parts):
-            none = (0, np.zeros(0, np.int32))
-            edges = [part.object.lists.get(name, none)[1] for part in self.parts]
-            zeros = [np.zeros(part.object.num_rows + 1, np.int32) if not len(one) else one
-                     for one, part in zip(edges, self.parts, strict=True)]  # fmt: skip
-            self._edges[name] = np.concatenate(zeros)
+            self._edges[name] = np.concatenate([part.object.edges(name) for part in self.parts])
         return self._edges.get(name)
 
     def _small(self, sizes: list[int]) -> pa.RecordBatch:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,6 +173,17 @@ def _get(ray: Any, ref: Any, timeout: float | None = None) -> Any:
         raise InputError("--engine ray", what, "See Ray's logs; what was compiled is kept.") from error
 
 
+def _ready(ray: Any, refs: list[Any], count: int, seconds: float) -> list[Any]:
+    """Wait so long for so many results; those that are there."""
+    try:
+        ready: list[Any] = ray.wait(refs, num_returns=count, timeout=seconds)[0]
+    except SystemError as error:  # a signal's handler raised in Ray's code, which does not expect that
+        if isinstance(error.__cause__, Problem):
+            raise error.__cause__ from None
+        raise
+    return ready
+
+
 def _lost(ray: Any) -> tuple[type[Exception], ...]:
     """The errors of a lost worker, node or result, after which a unit is compiled again."""
     of = ray.exceptions
@@ -231,16 +243,16 @@ class _Flight:
             self.ray.wait(list(self.flying), num_returns=len(self.flying), timeout=STOPPING)
 
     def _submit(self, item: Any, tries: int) -> None:
-        given = portable(item) if isinstance(item, Task) else item
+        given = replace(portable(item), is_again=tries > 1) if isinstance(item, Task) else item
         self.flying[self.do.remote(self.function, given, self.terms)] = item, tries
 
     def _collect(self) -> Iterator[tuple[Any, Any]]:
         """Wait for an item, and yield all that have come back by then."""
         refs = list(self.flying)
-        if not self.ray.wait(refs, timeout=PATIENCE)[0]:
+        if not _ready(self.ray, refs, 1, PATIENCE):
             self._look_for_lost_nodes()
             return
-        for ref in self.ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
+        for ref in _ready(self.ray, refs, len(refs), 0.0):
             item, tries = self.flying.pop(ref)
             try:
                 found = _get(self.ray, ref)

@@ -19,7 +19,7 @@ def settle(task: Task) -> Outcome:
         unit = named(task.unit)
         task = replace(task, unit=unit, key=object_key(unit, task.recipe))
     kept = look_up(Path(task.cache), task.key, task.setup.tokenizer_digest)
-    outcome = run_unit(task) if kept is None else Outcome(object=kept, is_cached=True)
+    outcome = run_unit(task) if kept is None else Outcome(object=kept, is_cached=not task.is_again)
     return replace(outcome, digest=task.unit.digest, key=task.key)
 
 

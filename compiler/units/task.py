@@ -59,6 +59,8 @@ class Task:
     """The name of the object; "" if the unit's digest is not known yet."""
     encoder: str = REFERENCE
     """What encodes; the object does not depend on it."""
+    is_again: bool = False
+    """Whether a worker that had it was lost: what is in the cache by now may be of this run."""
 
 
 class Trouble(StrEnum):
