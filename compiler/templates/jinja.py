@@ -26,6 +26,7 @@ SECONDS = 10.0
 MOST_TEXT = 1 << 26
 """The most characters of a rendering."""
 _MOST_BITS = 1 << 16
+_OF_DICT = frozenset(dir(dict))
 
 
 class Slot(Mapping[str, Any]):
@@ -99,6 +100,12 @@ class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, without numbers of any length: time is looked at between the steps of a template, not within one."""
 
     intercepted_binops = frozenset(("*", "**"))
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """What `message.content` is. For a dictionary, jinja2 first has Python raise that it has no such attribute."""
+        if type(obj) is dict and attribute not in _OF_DICT:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute, unless the result would be a number with too many digits."""
