@@ -5,6 +5,7 @@ One row = one token sequence. Shards are Arrow IPC *files*: memory-mapped by pya
 
 from __future__ import annotations
 
+import sys
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -44,6 +45,20 @@ many placeholders if the manifest's `media.repeats_pad` is true, else one.
 
 EMBEDDED = "media"
 """The folder of a set with the images that rows held themselves, each once, named by its sha256."""
+
+
+def leave_pandas() -> None:
+    """Keep pyarrow from importing pandas, which takes as long as all of a compile's own imports.
+
+    `pa.array` asks once whether pandas is there, since it may be given a Series. It is never given one in a process of
+    ours. `to_pandas` asks again, and works.
+    """
+    if "pandas" not in sys.modules:
+        sys.modules["pandas"] = None  # type: ignore[assignment]
+        try:
+            pa.array([])
+        finally:
+            del sys.modules["pandas"]
 
 
 def embedded_uri(sha256: str, suffix: str) -> str:

@@ -62,7 +62,9 @@ def compile_(**given: Any) -> None:
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
+    from schemas.arrow import leave_pandas
 
+    leave_pandas()
     if given["dry_run"]:
         from compiler.commands.dry_run import dry_run
 
