@@ -15,7 +15,7 @@ import click
 
 from compiler.commands.compile_options import SECTIONS
 from compiler.commands.sections import SectionedCommand
-from schemas.errors import EXIT_CODES, UsageError
+from schemas.errors import EXIT_CODES, Problem, UsageError
 from schemas.printed import json_line
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ def compile_(**given: Any) -> None:
 
 
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
+    from compiler.tokenizer.tokenizer import Tokenizer
+
+    with contextlib.suppress(Problem):  # it is loaded again in its turn, which says what is wrong
+        Tokenizer.load(options.tokenizer, options.cache)  # first: it goes on in a thread while this one imports
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
     from schemas.arrow import leave_pandas

@@ -76,8 +76,9 @@ class ReferenceEncoder:
     with it.
     """
 
-    def __init__(self, specs: Specs) -> None:
-        self.official = HFTokenizer.from_str(specs.json(specs.official))
+    def __init__(self, specs: Specs, official: HFTokenizer | None = None) -> None:
+        """`official` is given where it was built already."""
+        self.official = official or HFTokenizer.from_str(specs.json(specs.official))
         self._fresh = self._plain(specs.fresh)
         self._continued = self._plain(specs.continued) if specs.continued else self._fresh
 
@@ -103,6 +104,20 @@ class ReferenceEncoder:
         """A text as it is normalized before it is encoded (NFC for Qwen)."""
         normalizer = self._fresh.normalizer
         return normalizer.normalize_str(text) if normalizer else text
+
+
+def published(text: str) -> HFTokenizer | None:
+    """The official tokenizer of a `tokenizer.json`; None where that is none, which `ReferenceEncoder` says better.
+
+    It takes a quarter of a second, in which other threads run.
+    """
+    try:
+        official = HFTokenizer.from_str(text)
+    except BaseException:  # noqa: BLE001  # tokenizers raises bare Exception, and panics of Rust are not even that
+        return None
+    official.no_truncation()
+    official.no_padding()
+    return official
 
 
 class FastEncoder:
