@@ -116,7 +116,7 @@ def test_a_compile_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     unused = {
         "torch", "pandas", "polars", "transformers", "datasets", "huggingface_hub", "jsonschema", "PIL", "fastokens",
-        "ray", "boto3",
+        "ray", "boto3", "yaml",
     }  # fmt: skip
     assert unused & set(done.stderr.split()) == set()
 
