@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import orjson
-from tokenizers import AddedToken, Encoding
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
 from compiler.tokenizer.vocabulary import without_prefix
@@ -91,9 +91,11 @@ class ReferenceEncoder:
         return plain
 
     def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
-        """Encode the texts."""
+        """Encode the texts, those that several rows have once: system prompts with their tools are long."""
         plain = self._fresh if fresh else self._continued
-        return _flatten(plain.encode_batch_fast(list(texts), add_special_tokens=False))
+        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        lists = [encoding.ids for encoding in plain.encode_batch_fast(list(number), add_special_tokens=False)]
+        return _flatten([lists[number[text]] for text in texts])
 
     def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """(ids int32[T], offsets int64[T, 2] in characters of `text`)."""
@@ -163,8 +165,7 @@ def _added_token(token: dict[str, Any]) -> AddedToken:
     return AddedToken(token["content"], **flags)
 
 
-def _flatten(encodings: list[Encoding]) -> Ids:
-    lists = [encoding.ids for encoding in encodings]
+def _flatten(lists: list[list[int]]) -> Ids:
     lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
     ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(lengths.sum()))
     return ids, lengths
