@@ -219,6 +219,14 @@ def test_what_the_cache_keeps_of_a_tokenizer_says_what_its_files_say(
     assert plain.official.to_str() == first.official.to_str() == kept.official.to_str()
 
 
+def test_texts_that_are_equal_have_the_ids_of_each(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
+    some = ["You are a helpful assistant.", "", "Hi", "You are a helpful assistant.", "Hi", ""]
+    ids, lengths = tokenizer.encode(some, fresh=True)
+    alone = [tokenizer.official.encode(text, add_special_tokens=False).ids for text in some]
+    assert ids.tolist() == [i for one in alone for i in one] and lengths.tolist() == [len(one) for one in alone]
+
+
 @pytest.mark.parametrize("change", ["damaged", "of another version"])
 def test_what_the_cache_keeps_of_a_tokenizer_is_not_used_when_it_is(
     change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +95,11 @@ class Tokenizer(Vocabulary):
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[files.identity] = tokenizer
         return _LOADED[files.identity]
+
+    def wait(self) -> None:
+        """Wait for what another thread loads. Templates run under a limit of memory, at which Rust ends the process."""
+        if self._ahead is not None:
+            wait([self._ahead])
 
     @cached_property
     def reference(self) -> ReferenceEncoder:
