@@ -201,7 +201,7 @@ def test_what_the_cache_keeps_of_a_tokenizer_says_what_its_files_say(
 ) -> None:
     def loaded(cache: Path | None) -> Tokenizer:
         monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
-        return Tokenizer.load(registry.DEMO_TOKENIZER, cache)
+        return Tokenizer.load(registry.DEMO_TOKENIZER, cache, ahead=True)
 
     def facts(tokenizer: Tokenizer) -> dict[str, Any]:
         tables = {name: getattr(tokenizer, name) for name in ("is_control", "byte_lengths")}

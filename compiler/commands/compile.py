@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SMALL = 16 << 20
+"""Bytes of files: where there are fewer, workers take longer to start than they gain (`compiler/units/run.py`)."""
+
 
 def workers() -> int:
     """The number of cores that this process may use."""
@@ -62,8 +65,9 @@ def compile_(**given: Any) -> None:
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
     from compiler.tokenizer.tokenizer import Tokenizer
 
-    with contextlib.suppress(Problem):  # it is loaded again in its turn, which says what is wrong
-        Tokenizer.load(options.tokenizer, options.cache)  # first: it goes on in a thread while this one imports
+    with contextlib.suppress(Problem, OSError):  # it is loaded again in its turn, which says what is wrong
+        # First: its encoder is loaded in a thread while this one imports.
+        Tokenizer.load(options.tokenizer, options.cache, ahead=_is_small(options.files))
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
     from schemas.arrow import leave_pandas
@@ -100,6 +104,12 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
         click.echo(json_line(summary))
     else:
         terminal.print_out(report.summary(result, str(given["out"])))
+
+
+def _is_small(files: tuple[str, ...]) -> bool:
+    """Whether files are so small that this process will encode them, as far as their sizes tell."""
+    paths = [Path(file.rpartition("=")[2]) for file in files]
+    return bool(paths) and sum(path.stat().st_size if path.is_file() else SMALL for path in paths) < SMALL
 
 
 @contextlib.contextmanager

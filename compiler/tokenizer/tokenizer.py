@@ -70,24 +70,25 @@ class Tokenizer(Vocabulary):
         return found
 
     @classmethod
-    def load(cls, folder: Path, cache: Path | None = None) -> Tokenizer:
+    def load(cls, folder: Path, cache: Path | None = None, *, ahead: bool = False) -> Tokenizer:
         """Load the tokenizer of a folder. Its encoders are loaded when they are used.
 
-        The outline of a tokenizer is kept in the cache, so that its file need not be parsed where nothing is encoded. A
-        tokenizer that the cache does not know will encode soon: another thread begins to load the reference encoder.
+        The outline of a tokenizer is kept in the cache, so that its file need not be parsed where nothing is encoded.
+        `ahead`: this process will encode, so another thread begins to load the reference encoder of a tokenizer that
+        the cache does not know. Nothing but the time depends on it.
         """
         files = TokenizerFiles.find(folder)
         if files.identity not in _LOADED:
             key = "" if cache is None else objects.key_of("tokenizer", files.digest)
             kept = None if cache is None else objects.load_record(cache, key)
-            ahead = _begin(files) if cache is not None and kept is None else None
+            begun = _begin(files) if ahead and kept is None else None
             try:
                 tokenizer = cls(files, files.spec()) if kept is None else cls(files, outline=kept["outline"])
             except Problem:
                 raise
             except Exception as error:  # the file may hold anything
                 raise _broken(files, error) from error
-            tokenizer._ahead = ahead
+            tokenizer._ahead = begun
             if cache is not None and kept is None:
                 with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
                     objects.store_record(cache, key, {"outline": tokenizer.outline})
