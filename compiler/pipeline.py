@@ -220,7 +220,7 @@ def begin(options: CompileOptions, watcher: Watcher) -> tuple[UnitRun, str, Temp
         for note in dataset.notes:
             watcher.say(f"{dataset.name}: {note}")
     kind = kind_of(datasets, options)
-    tokenizer = Tokenizer.load(options.tokenizer)
+    tokenizer = Tokenizer.load(options.tokenizer, options.cache)
     documents, special_text = kind == Kind.PRETRAIN, options.units.special_text
     thinking = options.units.thinking
     template = load_template(

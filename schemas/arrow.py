@@ -5,6 +5,7 @@ One row = one token sequence. Shards are Arrow IPC *files*: memory-mapped by pya
 
 from __future__ import annotations
 
+import sys
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -44,6 +45,29 @@ many placeholders if the manifest's `media.repeats_pad` is true, else one.
 
 EMBEDDED = "media"
 """The folder of a set with the images that rows held themselves, each once, named by its sha256."""
+
+
+class _NoPandas:
+    """An importer that says that there is no pandas."""
+
+    @staticmethod
+    def find_spec(name: str, *_: object) -> None:
+        """Refuse pandas; of other modules the next importer is asked."""
+        if name == "pandas":
+            raise ModuleNotFoundError(name=name)
+
+
+def leave_pandas() -> None:
+    """Keep pyarrow from importing pandas, which takes about as long as all imports of a compile together.
+
+    The first `pa.array` asks whether pandas is there, in case it is given a Series. In a process that calls this, it is
+    never given one. `to_pandas` asks again, and works.
+    """
+    sys.meta_path.insert(0, _NoPandas)
+    try:
+        pa.array([])
+    finally:
+        sys.meta_path.remove(_NoPandas)
 
 
 def embedded_uri(sha256: str, suffix: str) -> str:

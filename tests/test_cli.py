@@ -109,6 +109,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert heavy & set(done.stderr.split()) == set()
 
 
+def test_a_compile_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    """Every import is waited for before the first unit, and in each worker. pandas takes as long as all the others."""
+    code = "import sys, cli; cli.main(sys.argv[1:], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    arguments = ("compile", "--mix", "agent:1", "--cache", str(tmp_path / "cache"), "-o", str(tmp_path / "out"))
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    unused = {
+        "torch", "pandas", "polars", "transformers", "datasets", "huggingface_hub", "jsonschema", "PIL", "fastokens",
+        "ray", "boto3", "yaml",
+    }  # fmt: skip
+    assert unused & set(done.stderr.split()) == set()
+
+
 @pytest.mark.slow
 def test_the_core_compiles_without_torch_transformers_or_a_hub_client(tmp_path: Path) -> None:
     code = """

@@ -6,9 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import xxhash
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,3 +195,56 @@ def test_workers_load_no_reference() -> None:
     tokenizer = Tokenizer(files, files.spec())
     tokenizer.encode(["Hello"], fresh=True, encoder=encoders.FAST)
     assert "reference" not in tokenizer.__dict__
+
+
+def test_what_the_cache_keeps_of_a_tokenizer_says_what_its_files_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def loaded(cache: Path | None) -> Tokenizer:
+        monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
+        return Tokenizer.load(registry.DEMO_TOKENIZER, cache, ahead=True)
+
+    def facts(tokenizer: Tokenizer) -> dict[str, Any]:
+        tables = {name: getattr(tokenizer, name) for name in ("is_control", "byte_lengths")}
+        known = {name: value for name, value in vars(tokenizer).items() if not name.startswith("_")}
+        return known | {name: None if table is None else table.tolist() for name, table in tables.items()}
+
+    plain, first, kept = loaded(None), loaded(tmp_path), loaded(tmp_path)
+    assert "_specs" in vars(first) and "_specs" not in vars(kept), "it was not parsed again"
+    assert facts(first) == facts(kept) == facts(plain)
+    for encoder in (encoders.REFERENCE, encoders.FAST):
+        one, other, third = (
+            t.encode(["Hi <|im_end|> \n 你好"], fresh=True, encoder=encoder) for t in (plain, first, kept)
+        )
+        assert encoders.same(one, other) and encoders.same(one, third)
+    assert plain.official.to_str() == first.official.to_str() == kept.official.to_str()
+
+
+def test_texts_that_are_equal_have_the_ids_of_each(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
+    some = ["You are a helpful assistant.", "", "Hi", "You are a helpful assistant.", "Hi", ""]
+    ids, lengths = tokenizer.encode(some, fresh=True)
+    alone = [tokenizer.official.encode(text, add_special_tokens=False).ids for text in some]
+    assert ids.tolist() == [i for one in alone for i in one] and lengths.tolist() == [len(one) for one in alone]
+
+
+@pytest.mark.parametrize("change", ["damaged", "of another version"])
+def test_what_the_cache_keeps_of_a_tokenizer_is_not_used_when_it_is(
+    change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = Tokenizer.load(registry.DEMO_TOKENIZER).controls
+    monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
+    if change == "of another version":
+        with monkeypatch.context() as other:
+            other.setattr("compiler.cache.objects.code_digest", lambda: "0" * 64)
+            Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
+    else:
+        Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
+    (record,) = (tmp_path / "objects").glob("??/*.json")
+    checksum, data = record.read_bytes().split(b"\n", 1)
+    wrong = data.replace(b"<|im_end|>", b"<|IM_END|>")
+    assert wrong != data
+    digest = checksum if change == "damaged" else xxhash.xxh3_128_hexdigest(wrong).encode()
+    record.write_bytes(digest + b"\n" + wrong)
+    monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
+    assert Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path).controls == expected

@@ -210,8 +210,11 @@ def test_a_file_that_is_no_tokenizer_is_one_message(tmp_path: Path, change: dict
     shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "t")
     spec = json.loads((tmp_path / "t" / "tokenizer.json").read_text())
     (tmp_path / "t" / "tokenizer.json").write_text(json.dumps(spec | change))
-    with pytest.raises(InputError, match="not a tokenizer"):
+    with pytest.raises(InputError, match="not a tokenizer") as told:
         _ = Tokenizer.load(tmp_path / "t").reference
+    with pytest.raises(InputError) as again:  # as in a compile, where it is loaded ahead
+        _ = Tokenizer.load(tmp_path / "t", tmp_path / "cache", ahead=True).reference
+    assert str(again.value) == str(told.value)
 
 
 def test_half_a_character_in_the_settings_of_a_tokenizer_is_one_message(

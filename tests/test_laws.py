@@ -14,7 +14,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -726,6 +726,25 @@ def test_a_skeleton_agrees_with_a_template_that_treats_texts_unlike_one_another(
         except SkeletonMismatch:
             continue  # noticed: the run goes on without skeletons
         assert found == expected, (where, text)
+
+
+def test_a_skeleton_is_probed_with_what_the_rows_hold_and_with_the_rest_when_there_are_many() -> None:
+    """A probe takes a rendering, and most shapes of a small file have a handful of rows."""
+    renderings: list[int] = []
+
+    class Counted(Rendering):
+        def segments(self, conversation: Conversation) -> list[Segment]:
+            renderings.append(1)
+            return super().segments(conversation)
+
+    rendering = made("{{ m.content }}").rendering
+    program = Program(Counted(**{field.name: getattr(rendering, field.name) for field in fields(rendering)}))
+    counts = []
+    for text in ("Hi.", "Hi.", "Hi.", "Hi.", "a  b", "a  b", *["Hi."] * 40):
+        program.segments(chat("x", text))
+        counts.append(len(renderings))
+    assert [b - a for a, b in itertools.pairwise([0, *counts])][:6] == [1, 1, 1, 0, 2, 0]
+    assert counts[-1] == 5 + 6 + 1 + 2, "the probes for white space at an end, tabs and carriage returns"
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())

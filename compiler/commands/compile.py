@@ -15,13 +15,16 @@ import click
 from compiler.commands.compile_options import SECTIONS
 from compiler.commands.cores import cores
 from compiler.commands.sections import SectionedCommand
-from schemas.errors import EXIT_CODES, UsageError
+from schemas.errors import EXIT_CODES, Problem, UsageError
 from schemas.printed import json_line
 
 if TYPE_CHECKING:
     from compiler.options import CompileOptions
 
 T = TypeVar("T")
+
+SMALL = 16 << 20
+"""Bytes of files: where there are fewer, workers take longer to start than they gain (`compiler/units/run.py`)."""
 
 
 @click.command("compile", cls=SectionedCommand, sections=SECTIONS, epilog=EXIT_CODES)
@@ -55,9 +58,16 @@ def compile_(**given: Any) -> None:
 
 
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
+    from compiler.tokenizer.tokenizer import Tokenizer
+
+    with contextlib.suppress(Problem, OSError):  # it is loaded again in its turn, which says what is wrong
+        # First: its encoder is loaded in a thread while this one imports.
+        Tokenizer.load(options.tokenizer, options.cache, ahead=_is_small(options.files))
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
+    from schemas.arrow import leave_pandas
 
+    leave_pandas()
     if given["dry_run"]:
         from compiler.commands.dry_run import dry_run
 
@@ -89,6 +99,12 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
         click.echo(json_line(summary))
     else:
         terminal.print_out(report.summary(result, str(given["out"])))
+
+
+def _is_small(files: tuple[str, ...]) -> bool:
+    """Whether files are so small that this process will encode them, as far as their sizes tell."""
+    paths = [Path(file.rpartition("=")[2]) for file in files]
+    return bool(paths) and sum(path.stat().st_size if path.is_file() else SMALL for path in paths) < SMALL
 
 
 @contextlib.contextmanager

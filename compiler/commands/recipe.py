@@ -20,7 +20,7 @@ from click.core import ParameterSource
 from compiler.commands.compile_options import SECTIONS
 from compiler.options import OWN, quoted
 from registry import weights
-from schemas import check_config, disk, yaml
+from schemas import check_config, disk
 from schemas.errors import UsageError
 from schemas.manifest import read_manifest
 from schemas.stores import SCHEME, AnyPath, StorePath
@@ -56,6 +56,8 @@ def is_recipe(files: tuple[str, ...]) -> bool:
 
 def read(path: Path) -> Recipe:
     """The recipe in a file; UsageError or InputError where it is none."""
+    from schemas import yaml  # most compiles have no recipe
+
     return _checked(yaml.read(path), path.parent, str(path))
 
 
@@ -139,6 +141,8 @@ def save(asked: Mapping[str, Any], path: Path) -> None:
     if not _is_text(asked):
         raise UsageError(f"--save-recipe {path}", "a file's name is not UTF-8, which YAML cannot hold", "Rename it.")
     base = Path(os.path.relpath(Path.cwd(), path.resolve().parent)).as_posix()
+    from schemas import yaml
+
     disk.write(path, yaml.dump(({} if base == "." else {"base": base}) | dict(asked)).encode())
 
 

@@ -28,7 +28,7 @@ from compiler.options import CompileOptions, DatasetOptions, Names, quoted
 from compiler.read import cut, open_source, place_of, read
 from compiler.rows.mend import mend
 from compiler.rows.nearest import nearest_format
-from compiler.rows.recognise import recognise, refused
+from compiler.rows.recognise import fits_of, recognise, refused
 from schemas.errors import UsageError, nearest
 
 _PEEK = 20
@@ -115,14 +115,12 @@ def _recognise(file: File, rows: list[Any], kind: str, asked: CompileOptions) ->
     if asked.kind == "auto" and (known := refused(rows)):
         raise UsageError(file.label, *known)
     given = asked.units.repairs, asked.columns, asked.tags, asked.units.ignore
-    name, fits = recognise(rows, kind, *given)
+    name, fitting = recognise(rows, kind, *given)
     is_open = asked.kind == "auto" and not any(isinstance(row, dict) and row.keys() & _SURE for row in rows)
     if name is None and is_open and (found := recognise(rows, Kind.PRETRAIN, *given))[0] is not None:
-        kind, (name, fits) = Kind.PRETRAIN, found  # a text with other keys beside it (url, label), and no chat
+        kind, (name, fitting) = Kind.PRETRAIN, found  # a text with other keys beside it (url, label), and no chat
     elif name is None and asked.kind in (Kind.PREFERENCE, Kind.KTO):  # such rows may come later
-        plain = {
-            one: n for one, n in recognise(rows, Kind.SFT, *given)[1].items() if kind in formats.FORMATS[one].kinds
-        }
+        plain = {one: n for one, n, _ in fits_of(rows, Kind.SFT, *given) if kind in formats.FORMATS[one].kinds}
         name = max(plain, key=lambda one: plain[one]) if any(plain.values()) else None
     if name is None:
         keys = ", ".join(map(repr, rows[0])) if rows and isinstance(rows[0], dict) else "no object"
@@ -132,7 +130,7 @@ def _recognise(file: File, rows: list[Any], kind: str, asked: CompileOptions) ->
     if formats.FORMATS[name].session:
         return name, kind, f"recognised as {name}: all lines of a file are one row, which has the place of the first"
     what = name if kind in (Kind.SFT, name) else f"{name}, {kind} rows"
-    return name, kind, f"recognised as {what} ({fits[name]} of the first {len(rows)} rows match its schema)"
+    return name, kind, f"recognised as {what} ({fitting} of the first {len(rows)} rows match its schema)"
 
 
 def _what_to_do(file: File, rows: list[Any], kind: str) -> str:

@@ -8,11 +8,13 @@ import struct
 import warnings
 from functools import lru_cache
 from pathlib import Path
-
-from PIL import ExifTags, Image, JpegImagePlugin
+from typing import TYPE_CHECKING
 
 from compiler.conversation import MediaFacts
 from schemas.errors import Reason, RowError
+
+if TYPE_CHECKING:
+    from PIL import Image  # each function that needs it imports it: most rows have no images
 
 MAX_BYTES = 128 * 2**20
 """The largest image file that is read."""
@@ -62,6 +64,8 @@ def look_at(name: str, data: bytes) -> tuple[str, int, int]:
 
 
 def _look(name: str, data: bytes) -> tuple[str, int, int]:
+    from PIL import Image
+
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (*_BROKEN, Image.DecompressionBombError) as error:
@@ -82,6 +86,8 @@ def _look(name: str, data: bytes) -> tuple[str, int, int]:
 
 def _read(image: Image.Image, data: bytes) -> tuple[int, int]:
     """(width, height) of the upright image, read to its end as cheaply as its format allows."""
+    from PIL import ExifTags, Image, JpegImagePlugin
+
     width, height = image.size
     if image.format == "PNG":
         image.verify()  # the file of a verified image is closed

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from compiler.formats import FORMATS
 from compiler.formats.kinds import columns_for, of_kind, own_names
@@ -32,15 +32,42 @@ def recognise(
     names: tuple[tuple[str, str], ...] = (),
     roles: tuple[tuple[str, str], ...] = (),
     ignored: tuple[str, ...] = (),
-) -> tuple[str | None, dict[str, int]]:
-    """(the format that most of the rows fit, the number of fitting rows by format); None if no row fits any format.
+) -> tuple[str | None, int]:
+    """(the format that most of the rows fit, how many do); None if no row fits any format.
 
-    `names` and `roles` are the user's columns and tags; only formats that have all of them are tried. Rows whose keys
-    are all read or known to mean little count before others that fit, and of formats that fit equally many, the first
-    is chosen. For each format, rows are repaired with its columns and tags.
+    Rows whose keys are all read or known to mean little count before others that fit, and of formats that fit equally
+    many, the first is chosen.
     """
-    fits: dict[str, int] = {}
-    read: dict[str, int] = {}
+    best = _Fit("", 0, 0)
+    for found in fits_of(rows, kind, repairs, names, roles, ignored):
+        if (found.read, found.fitting) > (best.read, best.fitting):
+            best = found
+        if best.read == len(rows):
+            break  # no later format can fit more
+    return best.name or None, best.fitting
+
+
+class _Fit(NamedTuple):
+    """A format, the number of rows that fit it, and of those the ones whose keys are read or known to mean little."""
+
+    name: str
+    fitting: int
+    read: int
+
+
+def fits_of(
+    rows: list[Any],
+    kind: str = "sft",
+    repairs: Sequence[str] = (),
+    names: tuple[tuple[str, str], ...] = (),
+    roles: tuple[tuple[str, str], ...] = (),
+    ignored: tuple[str, ...] = (),
+) -> Iterator[_Fit]:
+    """How many rows fit each format, in the order of the formats.
+
+    `names` and `roles` are the user's columns and tags; only formats that have all of them are tried. For each format,
+    rows are repaired with its columns and tags.
+    """
     for name, format_ in FORMATS.items():
         if kind not in format_.kinds:
             continue
@@ -51,16 +78,14 @@ def recognise(
         tags: Names = {**format_.tags, **given_tags}
         validator = Validator(format_, columns, tags, name, kind)
         if format_.session:  # all its rows are one
-            fits[name] = 0 if validator.check({"lines": rows}) else len(rows)
+            fitting = 0 if validator.check({"lines": rows}) else len(rows)
+            yield _Fit(name, fitting, fitting)
             continue
         keys = held_columns(format_, columns)
         mended = (mend(unpack(row, keys), repairs, columns, tags)[0] for row in rows)
-        fitting = [row for row, reject in (check(row, keys, validator) for row in mended) if reject is None]
-        fits[name] = len(fitting)
-        of_rows = RowKeys(validator.schema, format_, columns, ignored)
-        read[name] = sum(_may_be_read(row, of_rows) for row in fitting)
-    best = max(fits, key=lambda name: (read.get(name, fits[name]), fits[name]), default="")
-    return (best if fits.get(best) else None), fits
+        fit = [row for row, reject in (check(row, keys, validator) for row in mended) if reject is None]
+        of_rows = RowKeys(validator.schema, format_, columns, ignored) if fit else None
+        yield _Fit(name, len(fit), sum(_may_be_read(row, of_rows) for row in fit) if of_rows else 0)
 
 
 def _may_be_read(row: Any, keys: RowKeys) -> bool:

@@ -69,8 +69,8 @@ def _what_they_are(one: CompiledDataset) -> str:
     misfits = (reject["raw"] for reject in one.rejects() if reject["reason"] == Reason.SCHEMA and "raw" in reject)
     rows = [row for raw in islice(misfits, _LOOKED_AT) if isinstance(row := parse(raw.encode(), "text")[0], dict)]
     kind = kind_of_rows(rows)
-    name, fits = recognise(rows, kind) if rows else (None, {})
-    if name is None or fits[name] < len(rows) or (name, kind) == (asked.format, asked.kind):
+    name, fitting = recognise(rows, kind) if rows else (None, 0)
+    if name is None or fitting < len(rows) or (name, kind) == (asked.format, asked.kind):
         return ""
     others = f"rejects that are good {kind} rows of the format {name} among {asked.kind} rows of {asked.format}"
     return f"  There are {others}; put each sort into a file of its own.\n"

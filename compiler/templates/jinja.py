@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jinja2
@@ -26,6 +27,7 @@ SECONDS = 10.0
 MOST_TEXT = 1 << 26
 """The most characters of a rendering."""
 _MOST_BITS = 1 << 16
+_OF_DICT = frozenset(dir(dict))
 
 
 class Slot(Mapping[str, Any]):
@@ -100,6 +102,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset(("*", "**"))
 
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """What `message.content` is. For a dictionary, jinja2 first has Python raise that it has no such attribute."""
+        if type(obj) is dict and attribute not in _OF_DICT:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute, unless the result would be a number with too many digits."""
         if isinstance(left, int) and isinstance(right, int):
@@ -115,13 +123,19 @@ _ENVIRONMENT.filters["python_arguments"] = python_arguments
 _ENVIRONMENT.globals["raise_exception"] = _raise_exception
 
 
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> jinja2.Template:
+    """A template as Python code; a run asks for one several times."""
+    return _ENVIRONMENT.from_string(source)
+
+
 class ChatTemplate:
     """One Jinja chat template with the names it may use (bos_token, eos_token, ..., variables that switch it)."""
 
     def __init__(self, source: str, names: Mapping[str, Any], where: str) -> None:
         try:
             with limited(SECONDS):  # what is constant is worked out here
-                self._template = _ENVIRONMENT.from_string(source)
+                self._template = _compiled(source)
         except TimeLimitError as error:
             raise InputError(where, f"the chat template took more than {SECONDS:g} seconds to be read") from error
         except jinja2.TemplateSyntaxError as error:

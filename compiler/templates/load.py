@@ -51,6 +51,7 @@ def load_template(
     thinking: str = "template",
 ) -> Template:
     """The template called `name`; "auto" is the tokenizer's own chat template. Documents need none."""
+    tokenizer.wait()
     card: dict[str, Any] = {} if name == "auto" else registry.template(name)
     missing = [token for token in card.get("needs", ()) if token not in tokenizer.controls]
     if missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.conversation import Conversation, Message, Segment, to_json
@@ -22,15 +22,21 @@ Text = tuple[str | int, ...]
 """A text with slots: literals, and the numbers of the fields that stand between them."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
-_PROBES = (
-    (r"", ("q\"uo'te\\ <&> {x} [y] é\n中 ABC",)),
-    (r"\A\s|\s\Z", ("  x  ", "\nx\n", "\n\n x", "\tx\t", "\r\nx", "\u3000x")),
-    (r"\t", ("a\tb",)),
-    (r"\r", ("a\r\nb", "a\rb")),
-    (r"\s\s", ("a  b", "a\n\nb")),
-)
-"""(pattern, probe texts): where a template changes a probe, rows with a text of that pattern are rendered instead. A
-template that changes or escapes the first probe has no skeletons."""
+_FIRST_PROBE = "q\"uo'te\\ <&> {x} [y] é\n中 ABC"
+"""A template that changes or escapes this text has no skeletons."""
+_PROBES = {
+    re.compile(pattern): texts
+    for pattern, texts in (
+        (r"\A\s|\s\Z", ("  x  ", "\nx\n", "\n\n x", "\tx\t", "\r\nx", "\u3000x")),
+        (r"\t", ("a\tb",)),
+        (r"\r", ("a\r\nb", "a\rb")),
+        (r"\s\s", ("a  b", "a\n\nb")),
+    )
+}
+"""By a pattern, probe texts: where a template changes one of them, rows with a text of that pattern are rendered
+instead. A probe takes a rendering, so a pattern is tried when the first row has it."""
+_ALL_TRIED = 32
+"""After so many rows of a shape all patterns are tried: looking for them takes longer by then."""
 
 _REQUIRED = ("content", "call", "arguments", "tool")
 """The fields that must appear in a rendering; ids and names of results may be left out."""
@@ -43,11 +49,19 @@ class Skeleton:
     rendering: Rendering
     segments: list[tuple[Segment, Text]]
     fields: tuple[Field, ...]
+    like: Conversation
+    """A conversation of the shape, which probes are made of; its contents are short."""
     avoid: re.Pattern[str] | None = None
     """Texts that the template may treat specially: rows that contain one are rendered."""
+    untried: list[re.Pattern[str]] = field(default_factory=lambda: list(_PROBES))
+    """The patterns whose probes were not tried yet."""
+    rows: int = 0
+    """The rows that were asked about while there were such patterns."""
 
     def fits(self, conversation: Conversation) -> bool:
         """Whether a conversation of the shape may be filled in."""
+        if self.untried:
+            self._try(conversation)
         avoid = self.avoid
         for message in conversation.messages:
             if avoid is not None and avoid.search(message.content):
@@ -59,6 +73,16 @@ class Skeleton:
                 if not all(_PLAIN_NAME.fullmatch(name) for name in names if name is not None):
                     return False
         return True
+
+    def _try(self, conversation: Conversation) -> None:
+        """Try the probes of the patterns that a row has; those of all patterns after some rows."""
+        self.rows += 1
+        texts = [message.content for message in conversation.messages]
+        for pattern in list(self.untried):
+            if self.rows > _ALL_TRIED or any(map(pattern.search, texts)):
+                self.untried.remove(pattern)
+                if not all(_holds(self, text) for text in _PROBES[pattern]):
+                    self.avoid = _any_of(self.avoid, pattern)
 
     def fill(self, conversation: Conversation) -> list[Segment]:
         """The segments of a conversation that fits."""
@@ -115,22 +139,19 @@ def make_skeleton(rendering: Rendering, conversation: Conversation) -> Skeleton 
     if any(what not in fields for what in slots if what[0] in _REQUIRED):
         return None
     whole = pieces if rendering.special_text == "allow" else _joined(pieces)
-    return _probed(Skeleton(rendering, whole, tuple(fields)), conversation)
+    sensitive = "|".join(map(re.escape, rendering.sensitive_texts))
+    avoid = re.compile(sensitive) if sensitive else None
+    skeleton = Skeleton(rendering, whole, tuple(fields), _with_contents(conversation, "x"), avoid)
+    return skeleton if _holds(skeleton, _FIRST_PROBE) else None
 
 
-def _probed(skeleton: Skeleton, conversation: Conversation) -> Skeleton | None:
-    avoid = list(map(re.escape, skeleton.rendering.sensitive_texts))
-    for pattern, texts in _PROBES:
-        if all(_holds(skeleton, _with_contents(conversation, text)) for text in texts):
-            continue
-        if not pattern:
-            return None
-        avoid.append(pattern)
-    skeleton.avoid = re.compile("|".join(avoid)) if avoid else None
-    return skeleton
+def _any_of(first: re.Pattern[str] | None, second: re.Pattern[str]) -> re.Pattern[str]:
+    return second if first is None else re.compile(f"{first.pattern}|{second.pattern}")
 
 
-def _holds(skeleton: Skeleton, conversation: Conversation) -> bool:
+def _holds(skeleton: Skeleton, text: str) -> bool:
+    """Whether the template keeps a probe text in every content as it is."""
+    conversation = _with_contents(skeleton.like, text)
     try:
         return skeleton.fill(conversation) == skeleton.rendering.segments(conversation)
     except RowError:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import orjson
-from tokenizers import AddedToken, Encoding
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 
 from compiler.tokenizer.vocabulary import without_prefix
@@ -76,8 +76,9 @@ class ReferenceEncoder:
     with it.
     """
 
-    def __init__(self, specs: Specs) -> None:
-        self.official = HFTokenizer.from_str(specs.json(specs.official))
+    def __init__(self, specs: Specs, official: HFTokenizer | None = None) -> None:
+        """`official` is given where it was built already."""
+        self.official = official or HFTokenizer.from_str(specs.json(specs.official))
         self._fresh = self._plain(specs.fresh)
         self._continued = self._plain(specs.continued) if specs.continued else self._fresh
 
@@ -90,9 +91,11 @@ class ReferenceEncoder:
         return plain
 
     def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
-        """Encode the texts."""
+        """Encode the texts, those that several rows have once: system prompts with their tools are long."""
         plain = self._fresh if fresh else self._continued
-        return _flatten(plain.encode_batch_fast(list(texts), add_special_tokens=False))
+        number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        lists = [encoding.ids for encoding in plain.encode_batch_fast(list(number), add_special_tokens=False)]
+        return _flatten([lists[number[text]] for text in texts])
 
     def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """(ids int32[T], offsets int64[T, 2] in characters of `text`)."""
@@ -103,6 +106,20 @@ class ReferenceEncoder:
         """A text as it is normalized before it is encoded (NFC for Qwen)."""
         normalizer = self._fresh.normalizer
         return normalizer.normalize_str(text) if normalizer else text
+
+
+def published(text: str) -> HFTokenizer | None:
+    """The official tokenizer of a `tokenizer.json`; None where that is none, which `ReferenceEncoder` says better.
+
+    It takes a quarter of a second, in which other threads run.
+    """
+    try:
+        official = HFTokenizer.from_str(text)
+    except BaseException:  # noqa: BLE001  # tokenizers raises bare Exception, and panics of Rust are not even that
+        return None
+    official.no_truncation()
+    official.no_padding()
+    return official
 
 
 class FastEncoder:
@@ -148,8 +165,7 @@ def _added_token(token: dict[str, Any]) -> AddedToken:
     return AddedToken(token["content"], **flags)
 
 
-def _flatten(encodings: list[Encoding]) -> Ids:
-    lists = [encoding.ids for encoding in encodings]
+def _flatten(lists: list[list[int]]) -> Ids:
     lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
     ids = np.fromiter(chain.from_iterable(lists), dtype=np.int32, count=int(lengths.sum()))
     return ids, lengths

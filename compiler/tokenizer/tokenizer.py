@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as HFTokenizer
 
+from compiler.cache import objects
 from compiler.tokenizer import encoders
 from compiler.tokenizer.encoders import FAST, REFERENCE, FastEncoder, Ids, ReferenceEncoder, Specs
 from compiler.tokenizer.files import TokenizerFiles
-from compiler.tokenizer.vocabulary import Vocabulary
+from compiler.tokenizer.vocabulary import Vocabulary, byte_lengths_of, outline_of
 from schemas.errors import InputError, Problem
 
 _LOADED: dict[str, Tokenizer] = {}
@@ -37,33 +39,75 @@ class Sample(NamedTuple):
 class Tokenizer(Vocabulary):
     """A vocabulary with the encoders of its texts, each loaded when it is first used."""
 
-    def __init__(self, files: TokenizerFiles, spec: dict[str, Any]) -> None:
-        super().__init__(files, spec)
+    def __init__(
+        self, files: TokenizerFiles, spec: dict[str, Any] | None = None, outline: dict[str, Any] | None = None
+    ) -> None:
+        """Without a parsed `tokenizer.json` its outline is given, and the file is parsed when an encoder is used."""
+        super().__init__(files, outline_of(files.spec() if spec is None else spec) if outline is None else outline)
         self.files = files
-        self._specs = Specs.of(spec, self.text_tokens)
+        self._ahead: Future[HFTokenizer | None] | None = None
+        """The official tokenizer, which another thread builds."""
         self._samples: list[Sample] = []
+        if spec is not None:
+            self._take(spec)
+
+    def _take(self, spec: dict[str, Any]) -> None:
+        """Keep what encoding needs of a parsed `tokenizer.json`, which is large and is not kept itself."""
+        self.__dict__["_specs"] = Specs.of(spec, self.text_tokens)
+        self.__dict__["byte_lengths"] = byte_lengths_of(spec, len(self.is_control))
+
+    @cached_property
+    def _specs(self) -> Specs:
+        self._take(self.files.spec())
+        found: Specs = self.__dict__["_specs"]
+        return found
+
+    @cached_property
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """int64[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
+        self._take(self.files.spec())
+        found: npt.NDArray[np.int64] | None = self.__dict__["byte_lengths"]
+        return found
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Load the tokenizer of a folder. Its encoders are loaded when they are used."""
+    def load(cls, folder: Path, cache: Path | None = None, *, ahead: bool = False) -> Tokenizer:
+        """Load the tokenizer of a folder. Its encoders are loaded when they are used.
+
+        The outline of a tokenizer is kept in the cache, so that its file need not be parsed where nothing is encoded.
+        `ahead`: this process will encode, so another thread begins to load the reference encoder of a tokenizer that
+        the cache does not know. Nothing but the time depends on it.
+        """
         files = TokenizerFiles.find(folder)
         if files.identity not in _LOADED:
+            key = "" if cache is None else objects.key_of("tokenizer", files.digest)
+            kept = None if cache is None else objects.load_record(cache, key)
+            begun = _begin(files) if ahead and kept is None else None
             try:
-                tokenizer = cls(files, files.spec())
+                tokenizer = cls(files, files.spec()) if kept is None else cls(files, outline=kept["outline"])
             except Problem:
                 raise
             except Exception as error:  # the file may hold anything
                 raise _broken(files, error) from error
+            tokenizer._ahead = begun
+            if cache is not None and kept is None:
+                with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
+                    objects.store_record(cache, key, {"outline": tokenizer.outline})
             _trim_memory()
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[files.identity] = tokenizer
         return _LOADED[files.identity]
 
+    def wait(self) -> None:
+        """Wait for what another thread loads. Templates run under a limit of memory, at which Rust ends the process."""
+        if self._ahead is not None:
+            wait([self._ahead])
+
     @cached_property
     def reference(self) -> ReferenceEncoder:
         """The reference encoder."""
+        ahead, self._ahead = self._ahead, None
         try:
-            found = ReferenceEncoder(self._specs)
+            found = ReferenceEncoder(self._specs, ahead.result() if ahead else None)
         except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
             if isinstance(error, KeyboardInterrupt | SystemExit | Problem):
                 raise
@@ -83,8 +127,9 @@ class Tokenizer(Vocabulary):
         _ = self.fast
 
     def drop_fast(self) -> None:
-        """Let go of the fast encoder, since other processes encode."""
+        """Let go of the fast encoder, and of what was loaded ahead, since other processes encode."""
         self.__dict__.pop("fast", None)
+        self._ahead = None
         _trim_memory()
 
     # -- encoding --
@@ -162,6 +207,17 @@ class Tokenizer(Vocabulary):
 def _broken(files: TokenizerFiles, error: BaseException) -> InputError:
     said = str(error)[:200] if isinstance(error, ValueError) else f"{type(error).__name__}: {str(error)[:200]}"
     return InputError(str(files.folder / "tokenizer.json"), f"not a tokenizer: {said}")
+
+
+def _begin(files: TokenizerFiles) -> Future[HFTokenizer | None] | None:
+    """Begin to build the official tokenizer; None where there is no `tokenizer.json` to build it from."""
+    text = files.tokenizer.get("tokenizer.json")
+    if text is None:
+        return None
+    thread = ThreadPoolExecutor(1)
+    begun = thread.submit(lambda: encoders.published(text.decode(errors="replace")))
+    thread.shutdown(wait=False)
+    return begun
 
 
 def _trim_memory() -> None:

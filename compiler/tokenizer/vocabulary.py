@@ -15,17 +15,35 @@ import numpy.typing as npt
 from compiler.tokenizer.files import TokenizerFiles
 
 
-class Vocabulary:
-    """Facts of a tokenizer. The parsed `tokenizer.json` they come from is large, and is not kept."""
+def outline_of(spec: dict[str, Any]) -> dict[str, Any]:
+    """A parsed `tokenizer.json` without its model, of which only what a vocabulary asks is there.
 
-    def __init__(self, files: TokenizerFiles, spec: dict[str, Any]) -> None:
+    `last_of_model` is the last id of the model, and `of_model` are the added tokens that it has too.
+    """
+    vocab, added = spec["model"]["vocab"], [token["content"] for token in spec["added_tokens"]]
+    if isinstance(vocab, dict):
+        _check_ids(vocab.values())
+    last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+    of_model = [text for text in added if text in vocab]
+    return {name: part for name, part in spec.items() if name != "model"} | {
+        "last_of_model": last,
+        "of_model": of_model,
+    }
+
+
+class Vocabulary:
+    """Facts of a tokenizer. They come from the outline of its `tokenizer.json`."""
+
+    def __init__(self, files: TokenizerFiles, outline: dict[str, Any]) -> None:
+        self.outline = outline
+        """Its `tokenizer.json` without the model."""
         self.digest = files.digest
         self.named_tokens = files.named_tokens()
         """bos_token, eos_token ... as text."""
         self.chat_templates = files.chat_templates()
         """The Jinja chat templates by name."""
-        added = spec["added_tokens"]
-        is_text = [self._is_text(token, spec) for token in added]
+        added = outline["added_tokens"]
+        is_text = [self._is_text(token) for token in added]
         self.text_tokens: list[dict[str, Any]] = list(compress(added, is_text))
         """The added tokens that are ordinary text."""
         self.controls: dict[str, int] = {
@@ -38,30 +56,28 @@ class Vocabulary:
         """The control tokens that may end a reply: those marked special (`</tool_call>`, say, is not)."""
         self.swallows = frozenset(t["id"] for t in added if t["rstrip"])
         """The control tokens that swallow the white space after them, as Phi-3's do (`rstrip`)."""
-        self.is_control = _is_control(spec, self.controls)
+        self.is_control = _is_control(outline["last_of_model"], list(self.controls.values()))
         """bool[V]: which ids are control tokens."""
-        self.byte_lengths = _byte_lengths(spec, len(self.is_control))
-        """int64[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
-        self.has_prefix = without_prefix(spec) is not None
+        self.has_prefix = without_prefix(outline) is not None
         """Whether a text of its own gets a leading space."""
-        schemes = [step.get("prepend_scheme") for step in steps_of(spec.get("pre_tokenizer"))]
+        schemes = [step.get("prepend_scheme") for step in steps_of(outline.get("pre_tokenizer"))]
         self.prefix_every_section = "first" not in schemes
         """Whether the official tokenizer puts the leading space after every control token too, not only first."""
-        self._normalizers = frozenset(step["type"] for step in steps_of(spec.get("normalizer")))
+        self._normalizers = frozenset(step["type"] for step in steps_of(outline.get("normalizer")))
 
     def reads_as_is(self, text: str) -> bool:
         """Whether the tokenizer certainly encodes a text as it is, and changes at most how its spaces look."""
         changing = self._normalizers - {"Prepend", "Replace"}
         return not changing or (changing == {"NFC"} and (text.isascii() or unicodedata.is_normalized("NFC", text)))
 
-    def _is_text(self, token: dict[str, Any], spec: dict[str, Any]) -> bool:
+    def _is_text(self, token: dict[str, Any]) -> bool:
         """Whether an added token is ordinary text, as Gemma's `<table>` and runs of spaces are.
 
         It is not special, the model's own vocabulary has it (it was there when the model was trained on text), and
         the chat template does not write it (`<tool_call>`), unless it is white space.
         """
         text = token["content"]
-        if token["special"] or text not in spec["model"]["vocab"]:
+        if token["special"] or text not in self.outline["of_model"]:
             return False
         return not text.strip("▁ \n\t\r") or not any(text in source for source in self.chat_templates.values())
 
@@ -78,18 +94,20 @@ MOST = 1 << 24
 """The most ids of a vocabulary; the largest have a quarter of a million."""
 
 
-def _is_control(spec: dict[str, Any], controls: dict[str, int]) -> npt.NDArray[np.bool_]:
-    vocab = spec["model"]["vocab"]
-    ids = [*(vocab.values() if isinstance(vocab, dict) else ()), *controls.values()]
+def _check_ids(ids: Iterable[Any]) -> None:
     if not all(isinstance(number, int) and 0 <= number < MOST for number in ids):
         raise ValueError(f"an id is not a number from 0 to {MOST:,}")
-    last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
-    table = np.zeros(max([last, *controls.values()]) + 1, dtype=bool)
-    table[list(controls.values())] = True
+
+
+def _is_control(last: int, controls: list[int]) -> npt.NDArray[np.bool_]:
+    _check_ids(controls)
+    table = np.zeros(max([last, *controls]) + 1, dtype=bool)
+    table[controls] = True
     return table
 
 
-def _byte_lengths(spec: dict[str, Any], size: int) -> npt.NDArray[np.int64] | None:
+def byte_lengths_of(spec: dict[str, Any], size: int) -> npt.NDArray[np.int64] | None:
+    """How many bytes of text each of `size` ids stands for; None where that is not known. Takes the whole spec."""
     vocab, kinds = spec["model"]["vocab"], decoder_kinds(spec)
     if not isinstance(vocab, dict) or not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
         return None
