@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SMALL = 16 << 20
-"""Bytes of files: where there are fewer, workers take longer to start than they gain (`compiler/units/run.py`)."""
+SMALL, LARGE = 16 << 20, 48 << 20
+"""Bytes of files. Where there are fewer, workers take longer to start than they gain (compiler/units/run.py), and this
+process loads an encoder early; where there are more, what workers load is loaded early."""
 
 
 @click.command("compile", cls=SectionedCommand, sections=SECTIONS, epilog=EXIT_CODES)
@@ -58,11 +59,23 @@ def compile_(**given: Any) -> None:
 
 
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
+    from compiler.units import processes
+
+    size = _size_of(options.files)
+    early: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if processes.CAN_FORK and options.engine == "local" and options.workers > 1 and size is not None and size > LARGE:
+        where = str(options.tokenizer.resolve()), str(options.cache.absolute())
+        early = processes.started_early("compiler.units.asked", "load_tokenizer", *where)
+    with early:
+        _compile_or_try(options, given, is_small=size is not None and size < SMALL)
+
+
+def _compile_or_try(options: CompileOptions, given: dict[str, Any], *, is_small: bool) -> None:
     from compiler.tokenizer.tokenizer import Tokenizer
 
     with contextlib.suppress(Problem, OSError):  # it is loaded again in its turn, which says what is wrong
         # First: its encoder is loaded in a thread while this one imports.
-        Tokenizer.load(options.tokenizer, options.cache, ahead=_is_small(options.files))
+        Tokenizer.load(options.tokenizer, options.cache, ahead=is_small)
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
     from schemas.arrow import leave_pandas
@@ -101,10 +114,10 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
         terminal.print_out(report.summary(result, str(given["out"])))
 
 
-def _is_small(files: tuple[str, ...]) -> bool:
-    """Whether files are so small that this process will encode them, as far as their sizes tell."""
+def _size_of(files: tuple[str, ...]) -> int | None:
+    """The bytes of the files; None where there are none, or more than plain files."""
     paths = [Path(file.rpartition("=")[2]) for file in files]
-    return bool(paths) and sum(path.stat().st_size if path.is_file() else SMALL for path in paths) < SMALL
+    return sum(path.stat().st_size for path in paths) if paths and all(path.is_file() for path in paths) else None
 
 
 @contextlib.contextmanager

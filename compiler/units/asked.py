@@ -7,14 +7,23 @@ from pathlib import Path
 
 from compiler.proof.certificate import certificate_of
 from compiler.proof.encoders import Choice, Trial, agree, judge, try_fast
-from compiler.tokenizer.tokenizer import Sample
+from compiler.tokenizer.tokenizer import Sample, Tokenizer
 from compiler.units.task import Setup
 from compiler.units.unit import tools_of
+from schemas.arrow import leave_pandas
 from schemas.errors import Problem
+
+
+def load_tokenizer(folder: str, cache: str) -> None:
+    """Load a tokenizer, before it is known how it will be used. What is wrong with it is for others to say."""
+    leave_pandas()
+    with suppress(Problem, OSError):
+        Tokenizer.load(Path(folder), Path(cache))
 
 
 def load_tools(setup: Setup) -> None:
     """Load the tokenizer and the template. What is wrong with them is for the first unit to say."""
+    leave_pandas()
     with suppress(Problem):
         tools_of(setup)
 

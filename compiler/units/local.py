@@ -57,7 +57,7 @@ class Pool:
 
     def add(self, worker: Worker) -> Worker:
         """Add a process."""
-        self._asked[worker] = deque()
+        self._asked[worker] = deque([None] * worker.owed)
         self._selector.register(worker, EVENT_READ)
         return worker
 

@@ -11,6 +11,7 @@ loaded.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import pickle
 import select
@@ -47,6 +48,8 @@ class Worker:
 
     def __init__(self, ours: socket.socket, process: int) -> None:
         self._socket, self._connection, self._process = ours, Connection(os.dup(ours.fileno())), process
+        self.owed = 0
+        """How many answers it owes."""
 
     @classmethod
     def fresh(cls) -> Worker:
@@ -63,6 +66,7 @@ class Worker:
             self._connection.send_bytes(pickle.dumps((function, args), protocol=5))
         except OSError as gone:
             raise lost(_KILLED) from gone
+        self.owed += 1
 
     def answer(self) -> tuple[Exception | None, Any]:
         """Wait for the next answer: what the function raised, and what it returned; InputError if it is gone."""
@@ -70,6 +74,7 @@ class Worker:
             found: tuple[Exception | None, Any] = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as gone:
             raise lost(_KILLED) from gone
+        self.owed -= 1
         return found
 
     def receive(self) -> Any:
@@ -116,8 +121,8 @@ class Original(Worker):
 
     @classmethod
     def fresh(cls) -> Original:
-        """Start it."""
-        return cls(*_started("serve_copies"))
+        """Start it, or take one that was started early."""
+        return _EARLY.pop() if _EARLY else cls(*_started("serve_copies"))
 
     def copy(self) -> Worker:
         """Make a worker, after all that was asked before is done and its answers were received."""
@@ -129,6 +134,32 @@ class Original(Worker):
             except OSError as gone:
                 raise lost(_KILLED) from gone
             return Worker(ours, self.receive())
+
+
+_EARLY: list[Original] = []
+
+
+@contextmanager
+def started_early(module: str, function: str, *args: object) -> Iterator[None]:
+    """Start an original before its modules are imported here; it calls a function of one of them.
+
+    It ends with the context if nobody has taken it.
+    """
+    original = Original.fresh()
+    original.send(_called, module, function, args)
+    _EARLY.append(original)
+    try:
+        yield
+    finally:
+        if original in _EARLY:
+            _EARLY.remove(original)
+            original.no_more()
+            original.stop(0.0)
+            original.close()
+
+
+def _called(module: str, function: str, args: tuple[object, ...]) -> None:
+    getattr(importlib.import_module(module), function)(*args)
 
 
 def _started(main: str) -> tuple[socket.socket, int]:
