@@ -2,6 +2,7 @@
 
 compile.py          cli compile
 compile_options.py  its options, under the headings of its help
+cores.py            how many workers there are where nobody says it
 recipe.py           what it is asked, as a file or as a set remembers it
 sets.py             cli inspect, cli verify
 raw.py              cli inspect of rows that are not compiled

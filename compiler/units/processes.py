@@ -3,9 +3,9 @@
 They share nothing: no queue, no lock. A `multiprocessing` pool waits for ever where a worker dies at the wrong moment,
 such as with the queue's lock in its hands or before the next worker is there.
 
-A worker is a fresh process, or, where the system does that well, a copy (fork) of one: of a `Original`, a fresh process
+A worker is a fresh process, or, where the system does that well, a copy (fork) of one: of an `Original`, a fresh process
 with a single thread that has loaded what workers need. A copy takes milliseconds, and shares the memory of what was
-loaded.
+loaded. (Arrow's allocator has a thread beside ours. It expects to be copied, and starts that thread again.)
 """
 
 from __future__ import annotations
@@ -247,7 +247,8 @@ def _answer(connection: Connection, message: bytes) -> int | None:
         function, args = pickle.loads(message)
         if function is _copy:
             gc.freeze()  # a collection would write to pages that are shared until then
-            _, [theirs], *_ = socket.recv_fds(socket.socket(fileno=os.dup(connection.fileno())), 1, 1)
+            with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+                _, [theirs], *_ = socket.recv_fds(ours, 1, 1)
             result = os.fork()
             if not result:
                 return theirs
