@@ -173,6 +173,8 @@ def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     total, some = count(wrapped.module)
     for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.set):
         shown.say(line)
+    if plan.order.windows or plan.set.cache:
+        shown.say(f"order: {plan.order_in_words}")
     if plan.objective.settings:
         shown.say(plan.objective_in_words)
     shown.say(

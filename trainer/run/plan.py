@@ -22,7 +22,7 @@ from trainer.data import media, stream
 from trainer.device import Device
 from trainer.models import demo, experts, folder, tune
 from trainer.objectives.objective import Objective
-from trainer.run import checkpoints, checks
+from trainer.run import checkpoints, checks, shuffle
 from trainer.run import resume as resumes
 from trainer.run.checkpoints import Checkpoint
 from trainer.run.schedule import in_steps
@@ -94,6 +94,11 @@ class RunPlan:
         return f"{self.objective.name}: {settings}" if settings else self.objective.name
 
     @property
+    def order_in_words(self) -> str:
+        """How rows are shuffled."""
+        return shuffle.in_words(self.train, self.order, self.facts["shuffle_shards"])
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the reference's log-probabilities are computed before the first step, since training changes it."""
         return self.objective.needs_reference and self.config.tuning != "lora"
@@ -113,6 +118,7 @@ def make(
     opened = stream.TrainingSet.open(where)
     remarks = list(loaded.remarks)
     objective = checks.choose_objective(opened, config, loaded.where)
+    shuffle.limit_cache(opened, config, loaded.where)
     train = opened.split("train")
     val = None if config.eval_strategy == "no" else opened.split("val")
     has_test = config.eval_strategy != "no" and opened.shards("test")
@@ -129,9 +135,10 @@ def make(
     checkpoint = resumes.find(config, resume, remarks, damaged)
     grouped = config.group_by_length and not opened.is_packed
     accumulation = config.gradient_accumulation_steps
+    together = shuffle.together(train, config.shuffle_shards, checkpoint, remarks)
     facts = {
-        "set": content_digest(opened.manifest), "seed": config.seed, "grouped": grouped, "tuning": config.tuning,
-        "zero_stage": zero.stage(deepspeed), "objective": objective.name,
+        "set": content_digest(opened.manifest), "seed": config.seed, "grouped": grouped, "shuffle_shards": together,
+        "tuning": config.tuning, "zero_stage": zero.stage(deepspeed), "objective": objective.name,
         "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32",
     }  # fmt: skip
     if checkpoint:
@@ -139,7 +146,8 @@ def make(
         accumulation = resumes.accumulation(checkpoint, config, device, remarks)
     micro = config.per_device_train_batch_size
     rows = micro * accumulation * device.world
-    order = Order(len(train), rows, config.seed, train.lengths if grouped else None)
+    shards = [shard["rows"] for shard in train.shards]
+    order = Order.of(shards, rows, config.seed, train.lengths if grouped else None, together)
     if objective.pair and rows < 2:
         what = f"a step has 1 row, and {objective.name} pairs each row with the next one"
         raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Use at least 2 rows per step.")
