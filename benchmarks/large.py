@@ -63,8 +63,8 @@ def _many(small: Path, large: Path) -> None:
     (large / MANIFEST).write_bytes(sealed(manifest))
 
 
-def trained(out: Path, config: Path) -> tuple[float, int]:
-    """Run `cli train` on a set: seconds from start to finish, and the most memory of the process in bytes (RSS)."""
+def trained(out: Path, config: Path) -> tuple[float, float, int]:
+    """Run `cli train` on a set: seconds from start to finish, those of a processor, and the most memory (RSS)."""
     began = time.perf_counter()
     process = subprocess.Popen(
         ["cli", "train", str(out), str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -75,7 +75,7 @@ def trained(out: Path, config: Path) -> tuple[float, int]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(said)
-    return time.perf_counter() - began, used.ru_maxrss * 1024
+    return time.perf_counter() - began, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
 
 
 def main() -> None:
@@ -86,9 +86,10 @@ def main() -> None:
         config = folder / "run.yaml"
         config.write_text(json.dumps(CONFIG | {"output_dir": str(folder / "run")}))
         for out in sets:
-            seconds, peak = trained(out, config)
-            size = (out / MANIFEST).stat().st_size / 1e6
-            print(f"{out.name}: manifest {size:.1f} MB, one step in {seconds:.1f} s, {peak / 1e6:,.0f} MB", flush=True)
+            seconds, cpu, peak = trained(out, config)
+            size = (out / MANIFEST).stat().st_size
+            said = f"manifest {size / 1e6:.1f} MB, one step in {seconds:.1f} s ({cpu:.1f} s of cpu)"
+            print(f"{out.name}: {said}, at most {peak / 1e6:,.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

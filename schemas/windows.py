@@ -41,7 +41,7 @@ class Windows:
 
     @cached_property
     def lanes(self) -> int:
-        """How many lanes there are: a power of two, which the rows of a step can be divided by, one shard or more each."""
+        """How many lanes there are: a power of two that divides the rows of a step, at most one for each shard."""
         return math.gcd(self.step_rows, 1 << (min(LANES, self.together).bit_length() - 1))
 
     @property
