@@ -17,7 +17,7 @@ from schemas.order import Ints, Shuffled, hashes
 from schemas.windows import Windows
 
 BLOCK_STEPS = 64
-"""Rows are grouped by length within blocks of this many steps; larger blocks need more lengths at once."""
+"""Rows are grouped by length within blocks of at most this many steps; larger blocks need more lengths at once."""
 ALL: Literal["all"] = "all"
 Together = int | Literal["all"]
 """The shards whose rows are shuffled together."""
@@ -60,6 +60,15 @@ class Order:
         """Steps until every row has been trained once."""
         return -(-self.rows // self.step_rows)
 
+    @property
+    def block_steps(self) -> int:
+        """The steps that rows are grouped within: no more than half a window has, or more than that would be read."""
+        return (
+            BLOCK_STEPS
+            if self.windows is None
+            else min(BLOCK_STEPS, max(1, self.windows.window // self.step_rows // 2))
+        )
+
     def step(self, number: int, places: Ints | None = None) -> Ints:
         """The rows of step `number` (0-based, over all epochs), the longest of a lane first where lengths are known.
 
@@ -67,7 +76,7 @@ class Order:
         windows there is one lane.
         """
         epoch, inside = divmod(number, self.steps_per_epoch)
-        block, place = divmod(inside, BLOCK_STEPS)
+        block, place = divmod(inside, self.block_steps)
         if self.windows is None:
             return self._part(epoch, block, 0)[place * self.step_rows : (place + 1) * self.step_rows]
         if (inside + 1) * self.step_rows > self.rows:
@@ -90,7 +99,7 @@ class Order:
         """The rows of a block that are of one lane, before they are grouped, and how many of them a step has."""
         if self.windows is not None:
             share = self.windows.share
-            size = BLOCK_STEPS * share
+            size = self.block_steps * share
             return self.windows.part(epoch, lane, block * size, (block + 1) * size), share
         if self._epoch[0] != epoch:
             self._epoch = (epoch, Shuffled(self.rows, self.seed, f"epoch:{epoch}"))

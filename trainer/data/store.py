@@ -49,15 +49,15 @@ class CachedShards(StoredShards):
 
     def _keep(self, data: pa.Buffer, kept: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock:
+        with self._lock:  # what another thread writes counts when room is made
             if self._room < data.size:
-                self._make_room(wanted := max(data.size, self.limit // _SLACK))
-                self._room = wanted
+                self._room = max(data.size, self.limit // _SLACK)
+                self._make_room(self._room)
             self._room -= data.size
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-        disk.write(partial, data)
-        with contextlib.suppress(FileNotFoundError):
-            partial.rename(kept)
+            partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+            disk.write(partial, data)
+            with contextlib.suppress(FileNotFoundError):
+                partial.rename(kept)
 
     def _make_room(self, length: int) -> None:
         """Remove the least recently used files; a mapped file stays readable until it is released."""

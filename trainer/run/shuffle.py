@@ -34,7 +34,7 @@ def together(split: SplitRows, asked: str | int, checkpoint: Checkpoint | None, 
         found = checkpoint.run.get("shuffle_shards", ALL)  # earlier versions had no windows
     elif asked == "auto" and cache and split.size > cache.limit:
         found = max(1, cache.limit * count // (PART * split.size))
-    taken = split.size if found == ALL else split.size * found * 2 // count
+    taken = split.size if found == ALL else split.size * found // count
     if cache and taken > cache.limit:
         remarks.append(
             f"store_cache_gib: {_gib(cache.limit)} GiB are less than the {_gib(taken)} GiB that rows are shuffled in "
