@@ -18,6 +18,7 @@ import trainer
 from schemas.arrow import MANIFEST
 from schemas.errors import UsageError
 from schemas.order import Ints
+from schemas.reader import CompiledSet
 from schemas.steps import Order, Together
 from tests.support.store import BUCKET, Store, wire_to
 from tests.support.trained import (
@@ -37,7 +38,7 @@ from trainer.config import config as configs
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader
 from trainer.data.order import micro_batches, places_of
-from trainer.run import plan
+from trainer.run import checks, plan
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_process")]
 
@@ -277,3 +278,25 @@ def test_a_set_that_fits_into_the_cache_is_shuffled_as_in_a_folder(
     assert "order: all 800 rows shuffled together (shuffle_shards: all)" in train(stored[0], remote).stderr
     assert "order:" not in train(folder / "stored", local).stderr
     assert losses(remote) == losses(local)
+
+
+# -- what is not read before the first step --
+
+
+def test_rows_beyond_the_first_are_compared_with_the_expected_length_when_they_are_read(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "COMPARED", 1)
+    opened = CompiledSet.open(data)
+    split = opened.split("train")
+    lengths = [max(len(row["input_ids"]) for row in split.batch(n).to_pylist()) for n in range(len(split.entries))]
+    longest = max(len(row["input_ids"]) for name in ("train", "val") for row in opened.rows(name))
+    run = config(tmp_path / "run.json", model, expect={"max_length": longest})
+    said = train(data, run).stderr
+    first = split.starts[1]
+    assert f"of train the first {first} rows were compared, and the other {len(split) - first} are when" in said
+    looked_at = max(lengths[0], *(len(row["input_ids"]) for row in list(opened.rows("val"))[:5]))
+    assert max(lengths) > looked_at
+    shorter = ("--set", f"expect.max_length={looked_at}", "--set", "overwrite_output_dir=true")
+    said = train(data, run, *shorter, "--set", "max_steps=30", code=2).stderr
+    assert f"#/expect/max_length: {data}: expected at most {looked_at} tokens, the set has rows of " in said

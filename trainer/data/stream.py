@@ -79,6 +79,8 @@ class SplitRows(SplitReader):
         self._held = functools.lru_cache(self._most_held())(self._read)
         self.more: Callable[[int], Row] | None = None
         """Further columns of a row, by its number, which the set does not have."""
+        self.expect: Callable[[pa.RecordBatch], None] | None = None
+        """What raises for a batch that is not as the configuration expects."""
 
     def _most_held(self) -> int:
         """The batches that stay mapped: of a store at most half of what its cache may take, which they keep on disk."""
@@ -92,7 +94,10 @@ class SplitRows(SplitReader):
 
     def _read(self, number: int) -> pa.RecordBatch:
         with self._locks[number % FETCHED_AT_ONCE]:  # so that each is fetched once
-            return super().batch(number)
+            batch = super().batch(number)
+        if self.expect is not None:
+            self.expect(batch)
+        return batch
 
     @property
     def size(self) -> int:
@@ -142,17 +147,17 @@ class SplitRows(SplitReader):
             batch = self.batch(number)  # which says what is damaged
         return np.sum([np.diff(batch.column(name).offsets.to_numpy()) for name in names], axis=0, dtype=np.int64)
 
-    def longest_example(self) -> int:
-        """The tokens of the longest example; reads every batch. A picture that is one placeholder counts nothing."""
+    def longest_example(self, batches: int) -> int:
+        """The tokens of the longest example in the first batches."""
+        return max(self.longest_of(self.batch(number)) for number in range(min(batches, len(self.entries))))
+
+    def longest_of(self, batch: pa.RecordBatch) -> int:
+        """The tokens of the longest example of a batch. A picture that is one placeholder counts nothing."""
         media = self.opened.manifest.get("media")
-        single = media is not None and not media["repeats_pad"]
-        found = 0
-        for batch in self.batches():
-            lengths = pc.list_flatten(batch.column("seq_lens")).to_numpy(zero_copy_only=False)
-            if single:
-                lengths = lengths - pc.list_value_length(batch.column("images")).to_numpy(zero_copy_only=False)
-            found = max(found, int(lengths.max()))
-        return found
+        lengths = pc.list_flatten(batch.column("seq_lens")).to_numpy(zero_copy_only=False)
+        if media is not None and not media["repeats_pad"]:
+            lengths = lengths - pc.list_value_length(batch.column("images")).to_numpy(zero_copy_only=False)
+        return int(lengths.max())
 
     def describe(self, row: int) -> str:
         """Which row it is and where it is from, for messages."""

@@ -121,13 +121,13 @@ def make(
     shuffle.limit_cache(opened, config, loaded.where)
     train = opened.split("train")
     val = None if config.eval_strategy == "no" else opened.split("val")
-    has_test = config.eval_strategy != "no" and opened.shards("test")
+    test = opened.split("test") if config.eval_strategy != "no" and opened.shards("test") else None
     source = folder.find(config)
     remarks += _about(source, config, loaded.where)
     media_dir, said = media.find_folder(opened, config.media_dir, f"{loaded.where}#/media_dir")
     config, remarks = replace(config, media_dir=media_dir), remarks + said
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
-    remarks += checks.check_expected(opened, source, config, loaded.where)
+    remarks += checks.check_expected(opened, [s for s in (train, val, test) if s], source, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
     checks.check_model(opened, source, config, deepspeed, loaded.where)
     checks.check_libraries(source, config, loaded.where)
@@ -159,8 +159,7 @@ def make(
     starts = max(earlier) + 1 if earlier else 0
     return RunPlan(
         config=config, where=loaded.where, set=opened, objective=objective, train=train, val=val,
-        test=opened.split("test") if has_test else None,
-        source=source, device=device, order=order,
+        test=test, source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
         checkpoint=checkpoint, facts=facts, starts=starts,
         run=checkpoint.run["run"] if checkpoint else uuid.uuid4().hex,
