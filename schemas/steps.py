@@ -22,7 +22,7 @@ ALL: Literal["all"] = "all"
 Together = int | Literal["all"]
 """The shards whose rows are shuffled together."""
 NOBODYS = -1
-"""What stands for a row that was not asked for."""
+"""What stands for a row whose process is another one."""
 
 
 @dataclass
@@ -63,11 +63,9 @@ class Order:
     @property
     def block_steps(self) -> int:
         """The steps that rows are grouped within: no more than half a window has, or more than that would be read."""
-        return (
-            BLOCK_STEPS
-            if self.windows is None
-            else min(BLOCK_STEPS, max(1, self.windows.window // self.step_rows // 2))
-        )
+        if self.windows is None:
+            return BLOCK_STEPS
+        return min(BLOCK_STEPS, max(1, self.windows.window // self.step_rows // 2))
 
     def step(self, number: int, places: Ints | None = None) -> Ints:
         """The rows of step `number` (0-based, over all epochs), the longest of a lane first where lengths are known.

@@ -7,7 +7,8 @@ import itertools
 import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ from trainer.config import config as configs
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader
 from trainer.data.order import micro_batches, places_of
-from trainer.run import checks, plan
+from trainer.run import checks, plan, shuffle
+from trainer.run.checkpoints import Checkpoint
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("one_process")]
 
@@ -264,6 +266,8 @@ def test_an_epoch_fetches_a_set_once_with_a_cache_of_a_tenth(
         assert 0 < sum(path.stat().st_size for path in kept) <= size / 10
         thrashes = [remark for remark in made.remarks if "so that batches are fetched several times" in remark]
         assert bool(thrashes) == (together == "all")
+        earlier = cast("Checkpoint", SimpleNamespace(run={}))  # of a version that had no windows: its order stays
+        assert shuffle.together(made.train, "auto", earlier, []) == "all"
         assert ("the rows of 1 of the 20 shuffled together" in made.order_in_words) == (together == "auto")
     assert found["auto"] < 1.3 * size
     assert found["all"] > 1.3 * size  # in a fifth of an epoch

@@ -38,9 +38,8 @@ class Evaluator:
         found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
         number = 0
         for batch in split.batches():
-            for names, lengths in zip(
-                *(batch.column(name).to_pylist() for name in ("dataset", "seq_lens")), strict=True
-            ):
+            columns = (batch.column(name).to_pylist() for name in ("dataset", "seq_lens"))
+            for names, lengths in zip(*columns, strict=True):
                 several = names if plan.set.is_packed else [names]
                 for place, (name, length) in enumerate(zip(several, lengths, strict=True)):
                     found.setdefault(name, []).append((length, (number, place)))

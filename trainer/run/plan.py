@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
@@ -92,6 +93,11 @@ class RunPlan:
         """The objective and its settings but zeros, those that the configuration leaves out too."""
         settings = ", ".join(f"{name} {value:g}" for name, value in self.objective_settings.items() if value)
         return f"{self.objective.name}: {settings}" if settings else self.objective.name
+
+    @property
+    def first_row(self) -> int:
+        """The row that this start of the run trains first; rows of other lanes are not looked at for it."""
+        return int(self.order.step(self.start, np.array([0]))[0])
 
     @property
     def order_in_words(self) -> str:
