@@ -10,6 +10,7 @@ packs.py       the examples in a row of a packed set
 places.py      places in source files, as messages print them
 order.py       seeded orders, the same on every machine
 steps.py       which rows a step of training has: a function of rows, seed, epoch and step
+windows.py     the same where rows are shuffled within windows of some shards
 stores.py      object stores
 kept.py        their small files, in memory while a run lasts
 disk.py        durable writes, locks, digests of files, names that files give

@@ -40,7 +40,7 @@ def _valid(data: pa.Buffer, schema: pa.Schema, names: list[str]) -> pa.RecordBat
             raise ValueError("it is compressed, which no shard is")
         batch = pa.ipc.read_record_batch(message, schema).select(names)
         batch.validate(full=True)
-    except (pa.ArrowException, OSError, struct.error) as error:
+    except (pa.ArrowException, OSError, EOFError, struct.error) as error:
         raise ValueError(str(error)) from error
     return batch
 

@@ -28,7 +28,7 @@ from schemas.reader import CompiledSet
 from tests.support.browser import Page, chromium
 from tests.support.command import outside
 from tests.support.sets import manifest, one_message, qa, rows, text, write
-from tests.support.trained import compile_set, config, records, save_model, small_set, train
+from tests.support.trained import compile_set, config, in_shards, records, save_model, small_set, train
 
 CLI = [sys.executable, "-m", "cli", "browse"]
 EVIL = (
@@ -214,14 +214,17 @@ def test_a_row_is_found_by_its_number_and_by_its_place_as_cli_why_takes_it(tmp_p
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("way", ["as they come", "grouped", "packed"])
+@pytest.mark.parametrize("way", ["as they come", "grouped", "packed", "windows"])
 def test_the_rows_of_a_step_are_those_that_the_run_trained(tmp_path: Path, way: str) -> None:
     """The oracle is the log of a real run: how many tokens it counted in each step."""
     data = small_set(tmp_path / "data", *(["--pack", 64] if way == "packed" else []))
+    if way == "windows":
+        in_shards(data, 5)
     model = save_model(tmp_path / "model")
     run = config(
         tmp_path / "run.json", model, max_steps=12, save_strategy="steps", save_steps=12, seed=7,
-        group_by_length=way == "grouped", per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        group_by_length=way in ("grouped", "windows"), per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        **({"shuffle_shards": 2} if way == "windows" else {}),
     )  # fmt: skip
     train(data, run)
     shard, before = rows(data), 0

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from cli import main
 from schemas.arrow import MANIFEST
 from schemas.errors import InputError, IntegrityError, UsageError
-from schemas.order import Ints
+from schemas.order import Ints, Shuffled, hashes
 from schemas.steps import BLOCK_STEPS, Order
 from tests.support.command import runner
 from tests.support.store import BUCKET, Store
@@ -104,6 +105,25 @@ def test_the_order_is_that_of_splitmix64() -> None:
     assert Order(10, 10, 42).step(1).tolist() == sorted(range(10), key=mixed)
 
 
+@given(st.integers(0, 400), st.integers(1, 90), st.integers(1, 70))
+def test_an_order_that_is_made_piece_by_piece_is_the_one_that_is_made_at_once(
+    count: int, piece: int, part: int
+) -> None:
+    whole = np.argsort(hashes(3, "epoch:0", np.arange(count)), kind="stable").tolist()
+    shuffled = Shuffled(count, 3, "epoch:0", piece)
+    parts = [shuffled.part(start, start + part).tolist() for start in range(0, count, part)]
+    assert [row for some in parts for row in some] == whole
+    assert Shuffled(count, 3, "epoch:0", piece).part(count // 2, count).tolist() == whole[count // 2 :]
+
+
+def test_a_hundred_million_rows_are_put_in_order_in_little_memory() -> None:
+    tracemalloc.start()
+    Order(100_000_000, 16, 42).step(0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250e6  # a list of all takes 800 MB
+
+
 def test_rows_of_similar_length_share_a_step() -> None:
     rows = 8 * BLOCK_STEPS * 2
     grouped, plain = Order(rows, 8, 0, lengths), Order(rows, 8, 0)
@@ -136,7 +156,7 @@ def test_any_row_is_the_compiled_one(data: Path) -> None:
         }
     found = split.lengths(np.arange(len(split)))
     assert found.tolist() == [len(one["input_ids"]) for one in table]
-    assert split.longest_example() == max(found)
+    assert split.longest_example(1 << 20) == max(found)
 
 
 def test_a_row_is_described_by_its_place(tmp_path: Path) -> None:
@@ -177,6 +197,24 @@ def test_every_flipped_byte_of_a_batch_is_seen_before_it_is_used(broken: Path) -
         data[place] ^= 4
         path.write_bytes(data)
         stream.TrainingSet.open(str(broken)).split("train").row(0)
+
+
+def test_lengths_are_read_without_the_rows_and_no_damaged_row_is_trained(broken: Path) -> None:
+    """The first step waits for the lengths of 64 steps: for a few bytes of their batches, not for all."""
+    entry = json.loads((broken / MANIFEST).read_text())["splits"]["train"]["shards"][0]
+    path, batch = broken / entry["file"], entry["batches"][0]
+    known = stream.TrainingSet.open(str(broken)).split("train").lengths(np.arange(5)).tolist()
+    data = bytearray(path.read_bytes())
+    data[batch["offset"] + batch["length"] // 2] ^= 4
+    path.write_bytes(data)
+    split = stream.TrainingSet.open(str(broken)).split("train")
+    assert split.lengths(np.arange(5)).tolist() == known
+    with pytest.raises(IntegrityError, match="is damaged"):
+        split.row(0)
+    data[batch["offset"] : batch["offset"] + 40] = bytes(40)  # lengths cannot be read either
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match="is damaged"):
+        stream.TrainingSet.open(str(broken)).split("train").lengths(np.arange(5))
 
 
 def test_a_shard_that_is_short_or_gone_is_named(broken: Path) -> None:

@@ -32,16 +32,19 @@ if TYPE_CHECKING:
 def dataset(
     out: str | AnyPath, split: str = "train", *, rank: int = 0, world: int = 1, seed: int = 42, step: int = 0,
     batch_size: int = 1, accumulation: int = 1, threads: int = 0, drop_weights: bool = False,
+    shuffle_shards: str | int = "auto",
 ) -> TrainingData:  # fmt: skip
     """The rows of a compiled set for training with torch, in the order that `cli train` has with the same numbers.
 
     `rank` of `world`: the process whose batches `steps` yields. `step`: the position, counted in steps of
     batch_size * accumulation * world rows over all epochs. `threads` prepare batches ahead. `drop_weights`: weights of
-    tokens may be lost where the model computes the loss itself. Errors are those of `schemas.errors`.
+    tokens may be lost where the model computes the loss itself. `shuffle_shards`: as in a training configuration.
+    Errors are those of `schemas.errors`.
     """
     from trainer.api import open_data  # torch is imported when it is called
 
     return open_data(
         out, split, rank=rank, world=world, seed=seed, step=step, batch_size=batch_size,
         accumulation=accumulation, threads=threads, drop_weights=drop_weights,
+        shuffle_shards=shuffle_shards,
     )  # fmt: skip

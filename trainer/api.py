@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 
 from schemas.errors import UsageError
-from schemas.steps import Order
+from schemas.steps import ALL, Order
 from schemas.stores import AnyPath
 from trainer import objectives
 from trainer.data.collate import Batch, Collator, pad_id, tensors
 from trainer.data.loader import Loader, StepBatches
 from trainer.data.stream import Row, SplitRows, TrainingSet, from_where
 from trainer.objectives.objective import Objective, Parts
+from trainer.run import shuffle
 
 
 @dataclass
@@ -108,7 +109,7 @@ class TrainingData(torch.utils.data.Dataset[Row]):
 
 def open_data(
     out: str | AnyPath, split: str, *, rank: int, world: int, seed: int, step: int, batch_size: int,
-    accumulation: int, threads: int, drop_weights: bool,
+    accumulation: int, threads: int, drop_weights: bool, shuffle_shards: str | int,
 ) -> TrainingData:  # fmt: skip
     """Open a split for training; see `trainer.dataset`."""
     least = {"world": (world, 1), "batch_size": (batch_size, 1), "accumulation": (accumulation, 1), "step": (step, 0)}
@@ -122,7 +123,11 @@ def open_data(
         what = "its rows have images or videos, which this API does not read"
         raise UsageError(str(out), what, "Train it with cli train, or use data of texts alone.")
     rows, objective = opened.split(split), objectives.default(opened.kind)
-    order = Order(len(rows), batch_size * accumulation * world, seed)
+    if not (shuffle_shards in ("auto", ALL) or (isinstance(shuffle_shards, int) and shuffle_shards >= 1)):
+        raise UsageError(f"dataset(shuffle_shards={shuffle_shards!r})", "expected auto, all, or a number above 0")
+    together = shuffle.together(rows, shuffle_shards, None, [])
+    shards = [shard["rows"] for shard in rows.shards]
+    order = Order.of(shards, batch_size * accumulation * world, seed, None, together)
     if objective.pair and order.step_rows < 2:
         raise UsageError("dataset(batch_size=1)", f"a step has 1 row, and {opened.kind} pairs each with the next one")
     collate = Collator(opened.is_packed, pad_id(opened.manifest), objective.sides)

@@ -171,8 +171,10 @@ def _images(plan: RunPlan) -> Images | None:
 def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
     """Print what will run, and the first sequence as it will be trained."""
     total, some = count(wrapped.module)
-    for line in sanity.lines(plan.train.sequences(int(plan.order.step(plan.start)[0]))[0], plan.set):
+    for line in sanity.lines(plan.train.sequences(plan.first_row)[0], plan.set):
         shown.say(line)
+    if plan.order.windows or plan.set.cache:
+        shown.say(f"order: {plan.order_in_words}")
     if plan.objective.settings:
         shown.say(plan.objective_in_words)
     shown.say(

@@ -3,7 +3,7 @@
 They share nothing: no queue, no lock. A `multiprocessing` pool waits for ever where a worker dies at the wrong moment,
 such as with the queue's lock in its hands or before the next worker is there.
 
-A worker is a fresh process, or, where the system does that well, a copy (fork) of one: of an `Original`, a fresh process
+A worker is a fresh process, or, where the system does that well, a copy (fork) of an `Original`, a fresh process
 with a single thread that has loaded what workers need. A copy takes milliseconds, and shares the memory of what was
 loaded. (Arrow's allocator has a thread beside ours. It expects to be copied, and starts that thread again.)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import transformers
 import xxhash
@@ -116,16 +118,38 @@ def rewrite(out: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> No
     write_manifest(out, manifest)
 
 
+def in_shards(out: Path, count: int, *, batch_rows: int = 5) -> Path:
+    """Write the rows of a set's training split into so many shards instead of its own. Returns the folder."""
+    manifest = json.loads((out / MANIFEST).read_text())
+    split = manifest["splits"]["train"]
+    table = pa.concat_tables(pa.ipc.open_file(str(out / one["file"])).read_all() for one in split["shards"])
+    edges = [len(table) * n // count for n in range(count + 1)]
+    split["shards"] = []
+    for number, (first, end) in enumerate(itertools.pairwise(edges)):
+        part, name = table.slice(first, end - first).combine_chunks(), f"train/shard-{number:05}.arrow"
+        entry = {
+            "file": name, "rows": len(part), "trained_tokens": pc.sum(part["num_trained"]).as_py(),
+            "tokens": sum(len(part[name].combine_chunks().flatten()) for name in _TOKENS if name in part.schema.names),
+        }  # fmt: skip
+        if "packing" in manifest:
+            entry["sequences"] = len(part["seq_lens"].combine_chunks().flatten())
+        split["shards"].append(entry | _write_shard(out / name, part, batch_rows))
+    return write_manifest(out, manifest)
+
+
+_TOKENS = ("input_ids", "rejected_input_ids")
+
+
 def write_manifest(out: Path, manifest: dict[str, Any]) -> Path:
     """Write a manifest with its digests."""
     (out / MANIFEST).write_bytes(sealed(cast("Manifest", manifest)))
     return out
 
 
-def _write_shard(path: Path, table: pa.Table) -> dict[str, Any]:
+def _write_shard(path: Path, table: pa.Table, batch_rows: int = 5) -> dict[str, Any]:
     batches = []
     with path.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=5):
+        for batch in table.to_batches(max_chunksize=batch_rows):
             start = file.tell()
             writer.write_batch(batch)
             batches.append({"offset": start, "length": file.tell() - start, "rows": batch.num_rows})

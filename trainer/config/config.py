@@ -109,6 +109,8 @@ class TrainConfig:
     ddp_timeout: int = 1800
     seed: int = 42
     group_by_length: bool = True
+    shuffle_shards: str | int = "auto"
+    store_cache_gib: float = 32
     dataloader_num_workers: int = 2
     logging_steps: float = 10
     report_to: list[str] = field(default_factory=list)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from schemas.order import Ints
 from schemas.steps import Order
 from trainer.data.collate import Batch, Collator
-from trainer.data.order import following, micro_batches
+from trainer.data.order import following, micro_batches, places_of
 from trainer.data.stream import Row, SplitRows
 
 AHEAD = 2
@@ -23,7 +23,7 @@ class StepBatches:
 
     number: int
     rows: Ints
-    """The rows of the whole step, over all processes."""
+    """The rows of the whole step, over all processes; with windows NOBODYS where others have them."""
     mine: list[Ints]
     """The rows of each forward pass of this process."""
     batches: list[Batch]
@@ -48,7 +48,7 @@ class Loader:
         """Yield steps `start` to `stop`; an error in a step is raised when its turn comes."""
         if not self.threads:
             for number in range(start, stop):
-                yield self._make(number, self.order.step(number))
+                yield self._make(number, self._rows(number))
             return
         waiting: deque[Future[StepBatches]] = deque()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="batches")
@@ -56,13 +56,19 @@ class Loader:
             for number in range(start, stop):
                 while len(waiting) < self.threads * AHEAD and number + len(waiting) < stop:
                     ahead = number + len(waiting)
-                    waiting.append(pool.submit(self._make, ahead, self.order.step(ahead)))
+                    waiting.append(pool.submit(self._make, ahead, self._rows(ahead)))
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def _rows(self, number: int) -> Ints:
+        """The rows of a step as far as this process must know them."""
+        step_rows = self.order.step_rows
+        return self.order.step(number, places_of(self.rank, self.world, step_rows, pairs=self.pair is not None))
+
     def _make(self, number: int, rows: Ints) -> StepBatches:
-        mine = micro_batches(rows, self.rank, self.world, self.micro, self.accumulation)
+        lanes = self.order.windows is not None
+        mine = micro_batches(rows, self.rank, self.world, self.micro, self.accumulation, lanes=lanes)
         batches = []
         for part in mine:
             read = [self._row(rows, int(row)) for row in part]

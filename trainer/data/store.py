@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +15,11 @@ from schemas.manifest import ShardEntry
 from schemas.reader import StoredShards
 from schemas.stores import StorePath
 
-CACHE_BYTES = 32 * 2**30
-"""The most that each process keeps of a set."""
+GIB = 2**30
+CACHE_BYTES = 32 * GIB
+"""The most that is kept of a set."""
+_SLACK = 64
+"""Room is made for this part of the limit at once: it takes a look at every file."""
 
 
 class CachedShards(StoredShards):
@@ -30,6 +34,7 @@ class CachedShards(StoredShards):
         super().__init__(folder)
         self.limit = limit
         own = hashlib.sha256(folder.uri.encode()).hexdigest()[:16]
+        self._lock, self._room = threading.Lock(), 0
         self.cache = Path(platformdirs.user_cache_dir("finetune-data-compiler")) / "shards" / own
 
     def read(self, shard: ShardEntry, offset: int, length: int, *, again: bool = False) -> pa.Buffer:
@@ -44,24 +49,28 @@ class CachedShards(StoredShards):
 
     def _keep(self, data: pa.Buffer, kept: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        self._make_room(data.size)
-        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
-        disk.write(partial, data)
-        with contextlib.suppress(FileNotFoundError):
-            partial.rename(kept)
+        with self._lock:  # what another thread writes counts when room is made
+            if self._room < data.size:
+                self._room = max(data.size, self.limit // _SLACK)
+                self._make_room(self._room)
+            self._room -= data.size
+            partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+            disk.write(partial, data)
+            with contextlib.suppress(FileNotFoundError):
+                partial.rename(kept)
 
     def _make_room(self, length: int) -> None:
         """Remove the least recently used files; a mapped file stays readable until it is released."""
         files = []
-        for path in self.cache.iterdir():
+        for entry in os.scandir(self.cache):
             with contextlib.suppress(FileNotFoundError):
-                files.append((path, path.stat()))
+                files.append((entry, entry.stat()))
         total = sum(stat.st_size for _, stat in files) + length
-        for path, stat in sorted(files, key=lambda one: one[1].st_mtime):
+        for entry, stat in sorted(files, key=lambda one: one[1].st_mtime):
             if total <= self.limit:
                 return
             with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+                Path(entry).unlink()
             total -= stat.st_size
 
 

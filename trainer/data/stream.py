@@ -6,6 +6,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,12 +24,21 @@ from schemas.reader import CompiledSet, SplitReader
 from schemas.stores import AnyPath, StorePath
 from trainer.data.store import CachedShards
 
+HELD = 4096
+"""The most batches of a split that stay mapped."""
+FETCHED_AT_ONCE = 16
+"""Batches that are fetched from a store, or whose lengths are read, at the same time."""
 Row = dict[str, Any]
 """One row's columns: lists as numpy arrays, the rest as Python values."""
 
 
 class TrainingSet(CompiledSet):
     """A compiled set whose rows are read in any order; batches from an object store are kept on disk."""
+
+    @property
+    def cache(self) -> CachedShards | None:
+        """What keeps its batches on disk; None of a set in a folder."""
+        return self.source if isinstance(self.source, CachedShards) else None
 
     @classmethod
     def of(cls, folder: AnyPath, manifest: Manifest) -> Self:
@@ -61,17 +71,38 @@ class TrainingSet(CompiledSet):
 class SplitRows(SplitReader):
     """The rows of a split by number. A batch is read when a row of it is needed, and stays mapped."""
 
-    def __init__(self, opened: CompiledSet, name: str) -> None:
+    opened: TrainingSet
+
+    def __init__(self, opened: TrainingSet, name: str) -> None:
         super().__init__(opened, name)
-        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in range(FETCHED_AT_ONCE)]
+        self._held = functools.lru_cache(self._most_held())(self._read)
         self.more: Callable[[int], Row] | None = None
         """Further columns of a row, by its number, which the set does not have."""
+        self.expect: Callable[[pa.RecordBatch], None] | None = None
+        """What raises for a batch that is not as the configuration expects."""
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019  # a split lives as long as the run
+    def _most_held(self) -> int:
+        """The batches that stay mapped: of a store at most half of what its cache may take, which they keep on disk."""
+        if (cache := self.opened.cache) is None:
+            return HELD
+        return max(1, min(HELD, cache.limit * len(self.entries) // (2 * max(self.size, 1))))
+
     def batch(self, number: int) -> pa.RecordBatch:
-        """Read one batch as `SplitReader` does; one thread at a time, so that each is fetched once."""
-        with self._lock:
-            return super().batch(number)
+        """Read one batch as `SplitReader` does, and hold it."""
+        return self._held(number)
+
+    def _read(self, number: int) -> pa.RecordBatch:
+        with self._locks[number % FETCHED_AT_ONCE]:  # so that each is fetched once
+            batch = super().batch(number)
+        if self.expect is not None:
+            self.expect(batch)
+        return batch
+
+    @property
+    def size(self) -> int:
+        """The bytes of its shards."""
+        return sum(shard["bytes"] for shard in self.shards)
 
     def row(self, number: int) -> Row:
         """Row `number` of the split in the set's own order."""
@@ -87,7 +118,7 @@ class SplitRows(SplitReader):
         examples, first = self._examples(batch)
         return [_row(examples, i) for i in range(first[inside], first[inside + 1])]
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019  # as `batch`; tokens and labels are not copied
+    @functools.lru_cache(maxsize=HELD)  # noqa: B019  # tokens and labels are not copied
     def _examples(self, number: int) -> tuple[pa.RecordBatch, Ints]:
         """The examples of a batch of packs, and where those of each pack begin."""
         batch = self.batch(number)
@@ -95,29 +126,38 @@ class SplitRows(SplitReader):
         return unpacked(batch, self.opened.kind), np.cumsum([0, *counts])
 
     def lengths(self, rows: Ints) -> Ints:
-        """The tokens of these rows (of both sides of a pair), int64[N]; one batch at a time is read."""
-        numbers = np.searchsorted(self.starts, rows, side="right") - 1
-        found = np.zeros(len(rows), np.int64)
-        for number in np.unique(numbers):
-            mine = numbers == number
-            batch = self.batch(int(number))
-            for name in ("input_ids", "rejected_input_ids"):
-                if name in self.schema.names:
-                    offsets = batch.column(name).offsets.to_numpy()
-                    found[mine] += np.diff(offsets)[rows[mine] - self.starts[number]]
-        return found
+        """The tokens of these rows (of both sides of a pair), int64[N]."""
+        numbers, of_row = np.unique(np.searchsorted(self.starts, rows, side="right") - 1, return_inverse=True)
+        with ThreadPoolExecutor(FETCHED_AT_ONCE) as pool:
+            each = list(pool.map(self._lengths, numbers.tolist()))
+        firsts = np.cumsum([0, *map(len, each)])[:-1]
+        return np.concatenate([np.empty(0, np.int64), *each])[firsts[of_row] + rows - self.starts[numbers[of_row]]]
 
-    def longest_example(self) -> int:
-        """The tokens of the longest example; reads every batch. A picture that is one placeholder counts nothing."""
+    @functools.lru_cache(maxsize=HELD)  # noqa: B019  # a split lives as long as the run
+    def _lengths(self, number: int) -> Ints:
+        """The tokens of a batch's rows.
+
+        In a folder their bytes alone are read, a few KiB of several MiB: the first step waits for lengths of 64 steps.
+        The batch is compared with its digest before a row of it is trained.
+        """
+        names = [name for name in ("input_ids", "rejected_input_ids") if name in self.schema.names]
+        try:
+            batch = self.columns(number, names) if self.opened.cache is None else self.batch(number)
+        except IntegrityError:
+            batch = self.batch(number)  # which says what is damaged
+        return np.sum([np.diff(batch.column(name).offsets.to_numpy()) for name in names], axis=0, dtype=np.int64)
+
+    def longest_example(self, batches: int) -> int:
+        """The tokens of the longest example in the first batches."""
+        return max(self.longest_of(self.batch(number)) for number in range(min(batches, len(self.entries))))
+
+    def longest_of(self, batch: pa.RecordBatch) -> int:
+        """The tokens of the longest example of a batch. A picture that is one placeholder counts nothing."""
         media = self.opened.manifest.get("media")
-        single = media is not None and not media["repeats_pad"]
-        found = 0
-        for batch in self.batches():
-            lengths = pc.list_flatten(batch.column("seq_lens")).to_numpy(zero_copy_only=False)
-            if single:
-                lengths = lengths - pc.list_value_length(batch.column("images")).to_numpy(zero_copy_only=False)
-            found = max(found, int(lengths.max()))
-        return found
+        lengths = pc.list_flatten(batch.column("seq_lens")).to_numpy(zero_copy_only=False)
+        if media is not None and not media["repeats_pad"]:
+            lengths = lengths - pc.list_value_length(batch.column("images")).to_numpy(zero_copy_only=False)
+        return int(lengths.max())
 
     def describe(self, row: int) -> str:
         """Which row it is and where it is from, for messages."""

@@ -2,6 +2,7 @@
 
 plan.py         steps and order, known before a weight is loaded
 checks.py       what set, model and configuration must be for each other
+shuffle.py      how many shards are shuffled together
 report.py       what `--dry-run` prints, and likely mistakes
 sanity.py       the first sequence, token by token
 probe.py        a pack's loss against its examples' losses

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from schemas.errors import UsageError
 from schemas.manifest import Realized
@@ -17,6 +21,8 @@ from trainer.objectives.objective import Objective
 from trainer.run import log
 from trainer.run.schedule import learning_rate
 
+COMPARED = 1024
+"""Batches of a split whose lengths are compared with what is expected before a run begins."""
 _NEVER_TRIED = ("gptq", "awq", "aqlm")
 _SEE_AFTER_A_PREFIX = ("llava", "cogagent")
 """Cards of models whose pictures are like other tokens to positions and masks, so that PEFT's prefix fits them."""
@@ -36,8 +42,13 @@ def choose_objective(opened: stream.TrainingSet, config: TrainConfig, where: str
     return objective
 
 
-def check_expected(opened: stream.TrainingSet, source: ModelFolder, config: TrainConfig, where: str) -> list[str]:
-    """Raise, naming every difference, unless the set is as the configuration expects; return remarks."""
+def check_expected(
+    opened: stream.TrainingSet, splits: Sequence[stream.SplitRows], source: ModelFolder, config: TrainConfig, where: str
+) -> list[str]:
+    """Raise, naming every difference, unless the set is as the configuration expects; return remarks.
+
+    Rows of `splits` that are too many to be compared now are compared when they are read.
+    """
     expect, manifest = config.expect, opened.manifest
     wrong: list[tuple[str, str]] = []
     remarks = []
@@ -54,12 +65,8 @@ def check_expected(opened: stream.TrainingSet, source: ModelFolder, config: Trai
         else:
             wrong.append(("template", f"expected {expect.template}, the set was compiled with {template['name']}"))
     if expect.max_length is not None:
-        limit, picture = manifest["options"].get("max_length"), source.tokens_of_a_picture if opened.has_media else 0
-        # The document's lengths are those of text; a picture's tokens come on top.
-        if (limit is None or limit > expect.max_length + picture) and (longest := _longest(opened)) > expect.max_length:
-            beside = f" beside {picture} for each picture" if picture else ""
-            what = f"expected at most {expect.max_length} tokens{beside}, the set has rows of {longest}"
-            wrong.append(("max_length", what))
+        problems = _too_long(opened, splits, source, expect.max_length, where, remarks)
+        wrong.extend(("max_length", problem) for problem in problems)
     if expect.max_samples is not None:
         more = [one["name"] for one in manifest["datasets"] if one["realized"]["rows"] > expect.max_samples]
         if more:
@@ -98,10 +105,31 @@ def check_libraries(source: ModelFolder, config: TrainConfig, where: str) -> Non
             ) from error
 
 
-def _longest(opened: stream.TrainingSet) -> int:
-    """The tokens of the longest example, without placeholders of pictures that a model sees in one size."""
-    splits = [name for name in opened.manifest["splits"] if opened.shards(name)]
-    return max(opened.split(name).longest_example() for name in splits)
+def _too_long(
+    opened: stream.TrainingSet, splits: Sequence[stream.SplitRows], source: ModelFolder, most: int, where: str,
+    remarks: list[str],
+) -> Iterator[str]:  # fmt: skip
+    """Yield what is wrong if examples have more tokens than expected; the document's lengths are those of text."""
+    limit, picture = opened.manifest["options"].get("max_length"), source.tokens_of_a_picture if opened.has_media else 0
+    if limit is not None and limit <= most + picture:
+        return
+    beside = f" beside {picture} for each picture" if picture else ""
+    said = f"expected at most {most} tokens{beside}, the set has rows of "
+    found = [opened.split(name) for name in opened.manifest["splits"] if opened.shards(name)]
+    if (longest := max(split.longest_example(COMPARED) for split in found)) > most:
+        yield f"{said}{longest}"
+    for split in splits:
+        if len(split.entries) > COMPARED:
+            split.expect = functools.partial(_check_length, split, most, said, where)
+            first, rest = split.starts[COMPARED], len(split) - split.starts[COMPARED]
+            compared = f"of {split.name} the first {first:,} rows were compared"
+            remarks.append(f"expect.max_length: {compared}, and the other {rest:,} are when they are read")
+
+
+def _check_length(split: stream.SplitRows, most: int, said: str, where: str, batch: pa.RecordBatch) -> None:
+    if (longest := split.longest_of(batch)) > most:
+        hint = "Compile the set accordingly, or skip the check: --set expect.max_length=null."
+        raise UsageError(f"{where}#/expect/max_length", f"{split.opened.where}: {said}{longest}", hint)
 
 
 def check_model(

@@ -36,11 +36,14 @@ class Evaluator:
     def make(cls, plan: RunPlan, split: stream.SplitRows, collate: Collator, beat: Heartbeat) -> Evaluator:
         """The evaluator of a split."""
         found: dict[str, list[tuple[int, tuple[int, int]]]] = {}
-        for number in range(len(split)):
-            row = split.row(number)
-            names = row["dataset"] if plan.set.is_packed else [row["dataset"]]
-            for place, (name, length) in enumerate(zip(names, row["seq_lens"].tolist(), strict=True)):
-                found.setdefault(name, []).append((length, (number, place)))
+        number = 0
+        for batch in split.batches():
+            columns = (batch.column(name).to_pylist() for name in ("dataset", "seq_lens"))
+            for names, lengths in zip(*columns, strict=True):
+                several = names if plan.set.is_packed else [names]
+                for place, (name, length) in enumerate(zip(several, lengths, strict=True)):
+                    found.setdefault(name, []).append((length, (number, place)))
+                number += 1
         size = plan.config.per_device_eval_batch_size or plan.micro
         batches = []
         for name in sorted(found):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
 from registry import PROCESSOR_FILES, TOKENIZER_FILES
@@ -22,7 +23,7 @@ from trainer.data import media, stream
 from trainer.device import Device
 from trainer.models import demo, experts, folder, tune
 from trainer.objectives.objective import Objective
-from trainer.run import checkpoints, checks
+from trainer.run import checkpoints, checks, shuffle
 from trainer.run import resume as resumes
 from trainer.run.checkpoints import Checkpoint
 from trainer.run.schedule import in_steps
@@ -94,6 +95,16 @@ class RunPlan:
         return f"{self.objective.name}: {settings}" if settings else self.objective.name
 
     @property
+    def first_row(self) -> int:
+        """The row that this start of the run trains first; rows of other lanes are not looked at for it."""
+        return int(self.order.step(self.start, np.array([0]))[0])
+
+    @property
+    def order_in_words(self) -> str:
+        """How rows are shuffled."""
+        return shuffle.in_words(self.train, self.order, self.facts["shuffle_shards"])
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the reference's log-probabilities are computed before the first step, since training changes it."""
         return self.objective.needs_reference and self.config.tuning != "lora"
@@ -113,15 +124,16 @@ def make(
     opened = stream.TrainingSet.open(where)
     remarks = list(loaded.remarks)
     objective = checks.choose_objective(opened, config, loaded.where)
+    shuffle.limit_cache(opened, config, loaded.where)
     train = opened.split("train")
     val = None if config.eval_strategy == "no" else opened.split("val")
-    has_test = config.eval_strategy != "no" and opened.shards("test")
+    test = opened.split("test") if config.eval_strategy != "no" and opened.shards("test") else None
     source = folder.find(config)
     remarks += _about(source, config, loaded.where)
     media_dir, said = media.find_folder(opened, config.media_dir, f"{loaded.where}#/media_dir")
     config, remarks = replace(config, media_dir=media_dir), remarks + said
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
-    remarks += checks.check_expected(opened, source, config, loaded.where)
+    remarks += checks.check_expected(opened, [s for s in (train, val, test) if s], source, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
     checks.check_model(opened, source, config, deepspeed, loaded.where)
     checks.check_libraries(source, config, loaded.where)
@@ -129,9 +141,10 @@ def make(
     checkpoint = resumes.find(config, resume, remarks, damaged)
     grouped = config.group_by_length and not opened.is_packed
     accumulation = config.gradient_accumulation_steps
+    together = shuffle.together(train, config.shuffle_shards, checkpoint, remarks)
     facts = {
-        "set": content_digest(opened.manifest), "seed": config.seed, "grouped": grouped, "tuning": config.tuning,
-        "zero_stage": zero.stage(deepspeed), "objective": objective.name,
+        "set": content_digest(opened.manifest), "seed": config.seed, "grouped": grouped, "shuffle_shards": together,
+        "tuning": config.tuning, "zero_stage": zero.stage(deepspeed), "objective": objective.name,
         "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32",
     }  # fmt: skip
     if checkpoint:
@@ -139,7 +152,8 @@ def make(
         accumulation = resumes.accumulation(checkpoint, config, device, remarks)
     micro = config.per_device_train_batch_size
     rows = micro * accumulation * device.world
-    order = Order(len(train), rows, config.seed, train.lengths if grouped else None)
+    shards = [shard["rows"] for shard in train.shards]
+    order = Order.of(shards, rows, config.seed, train.lengths if grouped else None, together)
     if objective.pair and rows < 2:
         what = f"a step has 1 row, and {objective.name} pairs each row with the next one"
         raise UsageError(f"{loaded.where}#/gradient_accumulation_steps", what, "Use at least 2 rows per step.")
@@ -151,8 +165,7 @@ def make(
     starts = max(earlier) + 1 if earlier else 0
     return RunPlan(
         config=config, where=loaded.where, set=opened, objective=objective, train=train, val=val,
-        test=opened.split("test") if has_test else None,
-        source=source, device=device, order=order,
+        test=test, source=source, device=device, order=order,
         micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
         checkpoint=checkpoint, facts=facts, starts=starts,
         run=checkpoint.run["run"] if checkpoint else uuid.uuid4().hex,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas import checkpoint as files
 from schemas.errors import IntegrityError, UsageError
+from schemas.steps import ALL
 from trainer.config.config import TrainConfig
 from trainer.device import Device
 from trainer.run import checkpoints
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 _FREE = frozenset({
     "model_name_or_path", "model_revision", "hub", "trust_remote_code", "output_dir", "overwrite_output_dir",
     "media_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "fp16",
-    "zero_stage", "deepspeed", "use_cpu", "ddp_timeout", "group_by_length", "dataloader_num_workers", "logging_steps",
-    "report_to", "run_name", "plot_loss", "save_strategy", "save_steps", "save_total_limit", "eval_strategy",
-    "eval_steps", "per_device_eval_batch_size", "predict_with_generate", "generation_max_new_tokens",
+    "zero_stage", "deepspeed", "use_cpu", "ddp_timeout", "group_by_length", "store_cache_gib", "dataloader_num_workers",
+    "logging_steps", "report_to", "run_name", "plot_loss", "save_strategy", "save_steps", "save_total_limit",
+    "eval_strategy", "eval_steps", "per_device_eval_batch_size", "predict_with_generate", "generation_max_new_tokens",
     "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
     "early_stopping_threshold", "expect", "max_steps", "num_train_epochs",
 })  # fmt: skip
@@ -35,6 +36,10 @@ _SAID = frozenset({
     "desirable_weight", "undesirable_weight", "dpo_label_smoothing", "simpo_gamma", "rpo_alpha",
 })  # fmt: skip
 """Keys that a resumed run may change, and a remark says so. Any other key must be as it was."""
+
+
+_EARLIER = {"shuffle_shards": ALL}
+"""Facts that checkpoints of earlier versions do not have."""
 
 
 def find(config: TrainConfig, resume: str | None, remarks: list[str], damaged: Mapping[Path, str]) -> Checkpoint | None:
@@ -85,7 +90,8 @@ def check(checkpoint: Checkpoint, facts: dict[str, Any], config: TrainConfig, re
     run = checkpoint.run
     before = _flat(_defaults()) | _flat(run["config"])  # keys may be newer than the checkpoint
     now = _flat(config.as_dict())
-    wrong = [f"{key}: {run[key]}, now {value}" for key, value in facts.items() if run.get(key, value) != value]
+    was = _EARLIER | run
+    wrong = [f"{key}: {was[key]}, now {value}" for key, value in facts.items() if was.get(key, value) != value]
     for key in sorted(before.keys() | now.keys()):
         old, new, top = before.get(key), now.get(key), key.partition(".")[0]
         if old == new or _FREE & {key, top} or key in facts:

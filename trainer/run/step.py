@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from schemas.errors import IntegrityError
-from schemas.order import Ints
 from trainer.data.collate import tensors
 from trainer.data.loader import StepBatches
 from trainer.run.plan import RunPlan
@@ -40,7 +40,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
     divisor = torch.stack([objective.weights(batch).sum() for batch in batches]).sum()
     torch.distributed.all_reduce(divisor)
     if not divisor > 0:
-        raise IntegrityError(_where(plan, step.number), "nothing is trained in this step", _of(plan, step.rows))
+        raise IntegrityError(_where(plan, step.number), "nothing is trained in this step", _of(plan, step))
     settings = plan.objective_settings
     if objective.shared:
         settings |= objective.shared(wrapped, batches)
@@ -69,7 +69,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
     norm = None if norm is None else float(norm)
     if norm is not None and not math.isfinite(norm):
         if not plan.fp16:
-            raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step.rows))
+            raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step))
         norm = None  # DeepSpeed has skipped the step, and lowers its loss scale
     loss, tokens = float(sums[0] / divisor), int(sums[2])
     return StepResult(loss, norm, float(divisor), tokens, means(logs), stop=bool(sums[3]))
@@ -96,16 +96,17 @@ def _check_loss(plan: RunPlan, step: StepBatches, total: float, losses: list[tor
     found: list[list[int]] = [[] for _ in range(plan.device.world)]
     torch.distributed.all_gather_object(found, [int(row) for row in bad])
     rows = [row for some in found for row in some]
-    raise IntegrityError(_where(plan, step.number), f"the loss is {total}", _of(plan, rows or step.rows))
+    raise IntegrityError(_where(plan, step.number), f"the loss is {total}", _of(plan, step, rows))
 
 
 def _where(plan: RunPlan, step: int) -> str:
     return f"{plan.set.where}: step {step + 1}"
 
 
-def _of(plan: RunPlan, rows: Ints | list[int]) -> str:
-    """Where rows come from, and what to do."""
-    listed = "; ".join(plan.train.describe(int(row)) for row in rows[:4])
+def _of(plan: RunPlan, step: StepBatches, bad: Sequence[int] = ()) -> str:
+    """Where `bad` rows of a step come from, or all of its rows, and what to do."""
+    rows = bad or plan.order.step(step.number).tolist()
+    listed = "; ".join(plan.train.describe(row) for row in rows[:4])
     more = f"; ... {len(rows) - 4} more" if len(rows) > 4 else ""
     return (
         f"Rows: {listed}{more}.\n  Look at them with cli inspect --row N. If they are fine, try a lower learning_rate,"

@@ -22,7 +22,7 @@ from schemas.disk import check_regular
 from schemas.errors import InputError, Problem, UsageError
 from schemas.order import Ints
 from schemas.reader import CompiledSet
-from schemas.steps import Order
+from schemas.steps import ALL, Order
 
 LOG = "log.jsonl"
 _MOST_STEPS = 10**15
@@ -91,8 +91,8 @@ class TrainedRun:
     log: RunLog
     about: dict[str, Any]
     """What run.json says."""
-    rows: int
-    """The rows of the training split."""
+    shards: list[int]
+    """The rows of each shard of the training split."""
 
     @classmethod
     def open(cls, given: Path, opened: CompiledSet) -> TrainedRun:
@@ -106,14 +106,14 @@ class TrainedRun:
         if about["set"] != content_digest(opened.manifest):
             what = f"the run was trained on another set ({about['provenance']['out']}), or on this one before a change"
             raise UsageError(f"--log {given}", what, "Name the set that it was trained on.")
-        run = cls(RunLog(path), about, len(opened.split("train")))
+        run = cls(RunLog(path), about, [shard["rows"] for shard in opened.shards("train")])
         run.log.refresh()
         return run
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps until every row was trained once."""
-        return -(-self.rows // int(self.about["step_rows"]))
+        return -(-sum(self.shards) // int(self.about["step_rows"]))
 
     @property
     def last(self) -> int:
@@ -124,7 +124,8 @@ class TrainedRun:
     def rows_of(self, step: int, lengths: Ints | None) -> Ints:
         """The rows of a step in the order of training. `lengths` of all rows are needed if `grouped`."""
         by_length = (lambda rows: lengths[rows]) if self.grouped and lengths is not None else None
-        return Order(self.rows, self.about["step_rows"], self.about["seed"], by_length).step(step - 1)
+        together = self.about.get("shuffle_shards", ALL)  # earlier versions had no windows
+        return Order.of(self.shards, self.about["step_rows"], self.about["seed"], by_length, together).step(step - 1)
 
     @property
     def grouped(self) -> bool:
