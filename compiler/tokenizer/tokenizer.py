@@ -98,8 +98,6 @@ class Tokenizer(Vocabulary):
         assert not isinstance(chosen, str), chosen
         ids, lengths = chosen.encode(texts, fresh=fresh)
         self._check_plain(ids)
-        if encoder == FAST:
-            self._take_samples(texts, ids, lengths, fresh)
         return ids, lengths
 
     def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -118,17 +116,13 @@ class Tokenizer(Vocabulary):
                 f"ordinary text was encoded to the control token {self.token(found)!r} ({found})",
             )
 
-    def _take_samples(
-        self, texts: Sequence[str], ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], fresh: bool
-    ) -> None:
-        """Keep a few texts of a call with their ids. Which ones does not depend on chance."""
-        for i in {0, len(texts) // 3, len(texts) * 2 // 3} if texts else ():
-            if len(texts[i]) <= SAMPLE_LENGTH:
-                start = int(lengths[:i].sum())
-                self._samples.append(Sample(fresh, texts[i], ids[start : start + int(lengths[i])].tolist()))
+    def take_sample(self, fresh: bool, text: str, ids: npt.NDArray[np.int32]) -> None:
+        """Keep a text that the fast encoder encoded, unless it is long."""
+        if len(text) <= SAMPLE_LENGTH:
+            self._samples.append(Sample(fresh, text, ids.tolist()))
 
     def pop_samples(self) -> list[Sample]:
-        """Return the samples taken since the last call, and forget them."""
+        """Return the samples that were taken since the last call, and forget them."""
         found, self._samples = self._samples, []
         return found
 
