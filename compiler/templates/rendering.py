@@ -13,8 +13,11 @@ the template wrote: what the row spells is hidden while it renders.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 
 import orjson
 
@@ -110,35 +113,59 @@ class Rendering(Markup):
     def spelled_controls(self, conversations: list[Conversation]) -> list[str | None]:
         """The first control token that each row's own text spells, or None.
 
-        Plain words do not count: ChatGLM3's "sop" is in "philosophy".
+        Plain words do not count: ChatGLM3's "sop" is in "philosophy". The texts of all rows are searched at once; the
+        rows in which something was found are looked at again by themselves.
         """
-        return [self._spelled_control(one) if self._may_spell_control(one) else None for one in conversations]
+        found: list[str | None] = [None] * len(conversations)
+        for number in self._candidates(conversations):
+            texts = texts_of(conversations[number])
+            tokens = (match[0] for text in texts for match in self.control_pattern.finditer(text))
+            found[number] = next((token for token in tokens if not token.isalnum()), None)
+        return found
 
-    def _spelled_control(self, conversation: Conversation) -> str | None:
-        found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
-        return next((token for token in found if not token.isalnum()), None)
+    def _candidates(self, conversations: list[Conversation]) -> Iterable[int]:
+        """The numbers of the rows that may spell a control token."""
+        if self._spelling is None:
+            return range(len(conversations))
+        texts: list[str] = []
+        ends: list[int] = []
+        found: set[int] = set()
+        for number, conversation in enumerate(conversations):
+            try:
+                texts += _written(conversation)
+            except TypeError:  # orjson cannot write its tools or arguments
+                found.add(number)
+            ends.append(len(texts))
+        whole = "\n".join(texts)
+        if self._spelling.search(whole):
+            starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
+            for match in self._spelling.finditer(whole):
+                text = bisect_right(starts, match.start()) - 1
+                found.add(bisect_right(ends, text))
+        return sorted(found)
 
     @cached_property
-    def _beginnings(self) -> list[str]:
-        """The beginnings of control tokens; [""] where JSON text would escape one."""
-        found = sorted({text[:2] for text in self.controls if not text.isalnum()})
-        plain = all(orjson.dumps(text).decode() == f'"{text}"' for text in found)
-        return found if plain else [""]
+    def _spelling(self) -> re.Pattern[str] | None:
+        """Matches control tokens in texts and in JSON; None where JSON or the ends of lines would hide one."""
+        tokens = [text for text in self.controls if not text.isalnum()]
+        if any("\n" in text or orjson.dumps(text).decode() != f'"{text}"' for text in tokens):
+            return None
+        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
-    def _may_spell_control(self, conversation: Conversation) -> bool:
-        """Whether the row contains the beginning of a control token: a quick test, which most rows fail."""
-        texts = []
-        for message in conversation.messages:
-            texts.append(message.content)
-            texts += [text for text in (message.reasoning, message.name, message.call_id) if text is not None]
-            texts += [text for call in message.calls for text in (call.name, call.id) if text is not None]
-        values = [conversation.tools, *(call.arguments for message in conversation.messages for call in message.calls)]
-        try:
-            texts += [orjson.dumps(value).decode() for value in values if value is not None]
-        except TypeError:  # what orjson cannot write is searched in full
-            return True
-        joined = "\n".join(texts)
-        return any(beginning in joined for beginning in self._beginnings)
+
+def _written(conversation: Conversation) -> list[str]:
+    """The texts of a row, tools and arguments as JSON; TypeError where orjson cannot write them."""
+    texts = [message.content for message in conversation.messages]
+    for message in conversation.messages:
+        if message.reasoning is not None:
+            texts.append(message.reasoning)
+        if message.calls or message.name is not None or message.call_id is not None:
+            texts += [text for text in (message.name, message.call_id) if text is not None]
+            for call in message.calls:
+                texts += [call.name, call.id or "", orjson.dumps(call.arguments).decode()]
+    if conversation.tools is not None:
+        texts.append(orjson.dumps(conversation.tools).decode())
+    return texts
 
 
 def _is_mark(segment: Segment) -> bool:

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,7 +108,8 @@ class Tokenizer(Vocabulary):
         return ids, offsets
 
     def _check_plain(self, ids: npt.NDArray[np.int32]) -> None:
-        if len(ids) and self.is_control[ids].any():
+        low, high = self._without_controls
+        if len(ids) and not (low <= ids.min() and ids.max() < high) and self.is_control[ids].any():
             found = int(ids[self.is_control[ids]][0])
             # Some vocabularies can spell <unk> or a control token from ordinary pieces. Refusing the text is better
             # than a control token that the template did not write.
@@ -115,6 +117,13 @@ class Tokenizer(Vocabulary):
                 str(self.files.folder),
                 f"ordinary text was encoded to the control token {self.token(found)!r} ({found})",
             )
+
+    @cached_property
+    def _without_controls(self) -> tuple[int, int]:
+        """The longest range of ids without a control token, [low, high): most texts have no id beside it."""
+        edges = [-1, *np.flatnonzero(self.is_control).tolist(), len(self.is_control)]
+        low, high = max(pairwise(edges), key=lambda pair: pair[1] - pair[0])
+        return low + 1, high
 
     def take_sample(self, fresh: bool, text: str, ids: npt.NDArray[np.int32]) -> None:
         """Keep a text that the fast encoder encoded, unless it is long."""
