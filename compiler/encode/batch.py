@@ -65,7 +65,8 @@ class Batch:
     @cached_property
     def num_trained(self) -> list[int]:
         """The numbers of trained tokens, by sequence."""
-        found: list[int] = np.diff(np.concatenate([[0], np.cumsum(self.weights > 0)])[self.edges]).tolist()
+        sums = np.add.reduceat(np.append(self.weights > 0, False), self.edges[:-1], dtype=np.int64)
+        found: list[int] = np.where(np.diff(self.edges) > 0, sums, 0).tolist()
         return found
 
     @cached_property

@@ -41,9 +41,12 @@ def weigh_cuts(
     counts = np.array([len(cut.lengths) for cut in cuts])
     runs = np.array([cut.run for cut in cuts])
     low, high = ends[runs], ends[runs + 1]
-    where = np.repeat(high - np.cumsum(high - low), high - low) + np.arange((high - low).sum())
     widths = _widths(cuts, lengths, counts, tokenizer)
-    sizes = None if tokenizer.byte_lengths is None else tokenizer.byte_lengths[ids[where]]
+    sizes = None
+    if tokenizer.byte_lengths is not None:
+        sizes = tokenizer.byte_lengths[
+            np.concatenate([ids[a:b] for a, b in zip(low.tolist(), high.tolist(), strict=True)])
+        ]
     tell = np.zeros(len(cuts), np.bool_)
     if sizes is not None and sizes.all():
         tell = np.array([tokenizer.reads_as_is(cut.text) for cut in cuts])
@@ -51,8 +54,10 @@ def weigh_cuts(
     tokens = np.zeros(len(lengths), np.int64)
     some, last = np.repeat(tell, counts), np.cumsum(counts)
     if sizes is not None and tell.any():
-        of_some = np.repeat(tell, high - low)
-        weights[where[of_some]], tokens[some] = by_bytes(given[some], widths[some], sizes[of_some])
+        found, tokens[some] = by_bytes(given[some], widths[some], sizes[np.repeat(tell, high - low)])
+        at = 0
+        for a, b in zip(low[tell].tolist(), high[tell].tolist(), strict=True):
+            weights[a:b], at = found[at : at + b - a], at + b - a
     for number in np.flatnonzero(~tell).tolist():
         cut, mine = cuts[number], slice(last[number] - counts[number], last[number])
         _, offsets = tokenizer.encode_with_offsets(cut.text, fresh=cut.fresh)

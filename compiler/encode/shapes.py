@@ -322,8 +322,10 @@ def _filled(text: Text, values: list[list[str]], rows: int) -> list[str]:
     """Fill a text with the values of each row."""
     if len(text) == 3 and isinstance(text[1], int):
         before, after = text[0], text[2]
+        if before == after == "":
+            return values[text[1]]
         return [f"{before}{value}{after}" for value in values[text[1]]]
-    if _is_literal(text):
-        return ["".join(map(str, text))] * rows
+    if len(text) == 1 and isinstance(text[0], str):
+        return [text[0]] * rows
     columns: list[list[str]] = [values[piece] if isinstance(piece, int) else [piece] * rows for piece in text]
-    return ["".join(pieces) for pieces in zip(*columns, strict=True)]
+    return ["".join(pieces) for pieces in zip(*columns, strict=True)] if columns else [""] * rows

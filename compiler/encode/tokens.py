@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import accumulate, chain
 
 import numpy as np
@@ -111,19 +112,20 @@ def _ids(rows: list[Rendered], tokenizer: Tokenizer, encoder: str) -> tuple[Ints
 
 def _take_samples(rows: list[Rendered], tokenizer: Tokenizer, lengths: Ints, ids: npt.NDArray[np.int32]) -> None:
     """Have a few of the texts compared with the reference, those that do not vary too."""
-    ends = np.cumsum(lengths)
     is_text = np.concatenate([row.shape.control for row in rows]) < 0
-    texts = [text for row in rows for text in row.texts]
-    fresh = np.ones(len(texts), np.bool_)
+    ways = [(True, is_text)]
     if tokenizer.has_prefix:
-        fresh = np.concatenate([row.shape.fresh for row in rows])[is_text]
-    text_ends, text_lengths = ends[is_text], lengths[is_text]
-    for is_fresh in (True, False) if tokenizer.has_prefix else (True,):
-        some = np.flatnonzero(fresh == is_fresh)
-        for i in {0, len(some) // 3, len(some) * 2 // 3} if len(some) else ():
-            number = int(some[i])
-            end = int(text_ends[number])
-            tokenizer.take_sample(is_fresh, texts[number], ids[end - int(text_lengths[number]) : end])
+        fresh = np.concatenate([row.shape.fresh for row in rows])
+        ways = [(True, is_text & fresh), (False, is_text & ~fresh)]
+    ends, text_edges = np.cumsum(lengths), [0, *accumulate(len(row.texts) for row in rows)]
+    number_of = np.cumsum(is_text) - 1
+    for is_fresh, mine in ways:
+        runs = np.flatnonzero(mine)
+        for i in {0, len(runs) // 3, len(runs) * 2 // 3} if len(runs) else ():
+            number, end = int(number_of[runs[i]]), int(ends[runs[i]])
+            row = bisect_right(text_edges, number) - 1
+            text = rows[row].texts[number - text_edges[row]]
+            tokenizer.take_sample(is_fresh, text, ids[end - int(lengths[runs[i]]) : end])
 
 
 def _placed(row: Rendered, starts: list[int]) -> list[Placed]:
