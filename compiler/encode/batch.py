@@ -86,9 +86,9 @@ class Batch:
         row, owner, lengths = row[filled], numbers[self.part_origins[filled]], self.part_lengths[filled]
         begins = np.flatnonzero((np.diff(row, prepend=-1) > 0) | (np.diff(owner, prepend=-1) != 0))
         row, owner = row[begins], owner[begins]
-        found, first = np.unique(owner, return_index=True)
         named = list(met)
-        for number in found[np.argsort(first)].tolist():
+        is_of = [owner == number for number in range(len(named))]
+        for number in sorted((n for n, some in enumerate(is_of) if some.any()), key=lambda n: int(is_of[n].argmax())):
             owners.setdefault(named[number], len(owners))
         numbers = np.array([owners.get(name, -1) for name in named], np.int64)
         lengths = np.add.reduceat(lengths, begins) if len(begins) else lengths

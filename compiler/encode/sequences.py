@@ -34,7 +34,7 @@ class SequenceMaker:
     template: Template
     policy: Policy
     merge_system: bool = False
-    _shapes: dict[tuple[Skeleton, tuple[float | None, ...]], Shape] = field(default_factory=dict)
+    _shapes: dict[tuple[Skeleton, tuple[float | None, ...] | None], Shape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find out whether rows may share shapes: not where control tokens swallow text, or text becomes them."""
@@ -49,8 +49,9 @@ class SequenceMaker:
             if token is not None and self.rendering.special_text == "reject":
                 found.append(Reject(Reason.SPECIAL_TEXT, f"the text spells the control token {token!r}"))
                 continue
+            if token is not None:
+                notes["special_text"] += 1
             try:
-                notes.update(["special_text"] if token is not None else [])
                 found.append(self._made(conversation, notes))
             except RowError as error:
                 found.append(error.reject)
@@ -59,7 +60,9 @@ class SequenceMaker:
     def _spelled(self, conversations: list[Conversation]) -> list[str | None]:
         """The first control token that each conversation spells, in the other reply of a pair too; or None."""
         said = [c if c.rejected is None else replace(c, messages=c.said) for c in conversations]
-        return self.rendering.spelled_controls([self._with_reasoning(c) for c in said])
+        if self.rendering.thinks:
+            said = list(map(with_reasoning, said))
+        return self.rendering.spelled_controls(said)
 
     def _made(self, conversation: Conversation, notes: Counter[str]) -> Made:
         """The sequences of a conversation; each trained reply by itself where the template asks for that."""
@@ -118,7 +121,8 @@ class SequenceMaker:
             return Rendered.of(conversation, found, self.tokenizer, self.policy)
         if not self._shared:
             return Rendered.of(conversation, found.fill(conversation), self.tokenizer, self.policy)
-        key = (found, tuple([message.weight for message in conversation.messages]))
+        weights = [message.weight for message in conversation.messages]
+        key = (found, tuple(weights) if weights.count(None) < len(weights) else None)
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= MOST_SHAPES:

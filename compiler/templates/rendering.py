@@ -13,11 +13,9 @@ the template wrote: what the row spells is hidden while it renders.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
 
 import orjson
 
@@ -113,59 +111,40 @@ class Rendering(Markup):
     def spelled_controls(self, conversations: list[Conversation]) -> list[str | None]:
         """The first control token that each row's own text spells, or None.
 
-        Plain words do not count: ChatGLM3's "sop" is in "philosophy". The texts of all rows are searched at once; the
-        rows in which something was found are looked at again by themselves.
+        Plain words do not count: ChatGLM3's "sop" is in "philosophy".
         """
-        found: list[str | None] = [None] * len(conversations)
-        for number in self._candidates(conversations):
-            texts = texts_of(conversations[number])
-            tokens = (match[0] for text in texts for match in self.control_pattern.finditer(text))
-            found[number] = next((token for token in tokens if not token.isalnum()), None)
-        return found
+        return [self._spelled_control(one) if self._may_spell_control(one) else None for one in conversations]
 
-    def _candidates(self, conversations: list[Conversation]) -> Iterable[int]:
-        """The numbers of the rows that may spell a control token."""
+    def _spelled_control(self, conversation: Conversation) -> str | None:
+        found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
+        return next((token for token in found if not token.isalnum()), None)
+
+    def _may_spell_control(self, conversation: Conversation) -> bool:
+        """Whether a control token may be in the row: a quick test, which most rows fail."""
         if self._spelling is None:
-            return range(len(conversations))
-        texts: list[str] = []
-        ends: list[int] = []
-        found: set[int] = set()
-        for number, conversation in enumerate(conversations):
-            try:
-                texts += _written(conversation)
-            except TypeError:  # orjson cannot write its tools or arguments
-                found.add(number)
-            ends.append(len(texts))
-        whole = "\n".join(texts)
-        if self._spelling.search(whole):
-            starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
-            for match in self._spelling.finditer(whole):
-                text = bisect_right(starts, match.start()) - 1
-                found.add(bisect_right(ends, text))
-        return sorted(found)
+            return True
+        search, search_json = self._spelling
+        for message in conversation.messages:
+            if search(message.content) or (message.reasoning and search(message.reasoning)):
+                return True
+        values = [conversation.tools] if conversation.tools is not None else []
+        for message in conversation.messages:
+            if message.calls or message.name is not None or message.call_id is not None:
+                values.append([message.name, message.call_id])
+                values += [[call.name, call.id, call.arguments] for call in message.calls]
+        try:
+            return any(search_json(orjson.dumps(value)) for value in values)
+        except TypeError:  # what orjson cannot write is searched in full
+            return True
 
     @cached_property
-    def _spelling(self) -> re.Pattern[str] | None:
-        """Matches control tokens in texts and in JSON; None where JSON or the ends of lines would hide one."""
+    def _spelling(self) -> tuple[Callable[[str], object], Callable[[bytes], object]] | None:
+        """What finds control tokens in a text and in JSON; None where JSON writes one in another way."""
         tokens = [text for text in self.controls if not text.isalnum()]
-        if any("\n" in text or orjson.dumps(text).decode() != f'"{text}"' for text in tokens):
+        if any(orjson.dumps(text).decode() != f'"{text}"' for text in tokens):
             return None
-        return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
-
-
-def _written(conversation: Conversation) -> list[str]:
-    """The texts of a row, tools and arguments as JSON; TypeError where orjson cannot write them."""
-    texts = [message.content for message in conversation.messages]
-    for message in conversation.messages:
-        if message.reasoning is not None:
-            texts.append(message.reasoning)
-        if message.calls or message.name is not None or message.call_id is not None:
-            texts += [text for text in (message.name, message.call_id) if text is not None]
-            for call in message.calls:
-                texts += [call.name, call.id or "", orjson.dumps(call.arguments).decode()]
-    if conversation.tools is not None:
-        texts.append(orjson.dumps(conversation.tools).decode())
-    return texts
+        pattern = "|".join(map(re.escape, tokens)) or r"(?!)"
+        return re.compile(pattern).search, re.compile(pattern.encode()).search
 
 
 def _is_mark(segment: Segment) -> bool:

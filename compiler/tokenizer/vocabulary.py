@@ -41,7 +41,7 @@ class Vocabulary:
         self.is_control = _is_control(spec, self.controls)
         """bool[V]: which ids are control tokens."""
         self.byte_lengths = _byte_lengths(spec, len(self.is_control))
-        """int64[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
+        """int32[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
         self.has_prefix = without_prefix(spec) is not None
         """Whether a text of its own gets a leading space."""
         schemes = [step.get("prepend_scheme") for step in steps_of(spec.get("pre_tokenizer"))]
@@ -89,11 +89,11 @@ def _is_control(spec: dict[str, Any], controls: dict[str, int]) -> npt.NDArray[n
     return table
 
 
-def _byte_lengths(spec: dict[str, Any], size: int) -> npt.NDArray[np.int64] | None:
+def _byte_lengths(spec: dict[str, Any], size: int) -> npt.NDArray[np.int32] | None:
     vocab, kinds = spec["model"]["vocab"], decoder_kinds(spec)
     if not isinstance(vocab, dict) or not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
         return None
-    table = np.zeros(size, np.int64)
+    table = np.zeros(size, np.int32)
     if "ByteLevel" in kinds:  # a letter a byte
         for token, number in vocab.items():
             table[number] = len(token)
