@@ -52,7 +52,7 @@ class SequenceMaker:
             if token is not None:
                 notes["special_text"] += 1
             try:
-                found.append(self._made(conversation, notes))
+                found.append((self._made if self._leaves_out else self._rendered)(conversation, notes))
             except RowError as error:
                 found.append(error.reject)
         return found
@@ -65,9 +65,7 @@ class SequenceMaker:
         return self.rendering.spelled_controls(said)
 
     def _made(self, conversation: Conversation, notes: Counter[str]) -> Made:
-        """The sequences of a conversation; each trained reply by itself where the template asks for that."""
-        if not self._leaves_out:
-            return self._rendered(conversation, notes)
+        """The sequences of a conversation without the replies that the policy leaves out."""
         counted: Counter[str] = Counter()  # by the replies of the row, not of each example it makes
         chosen = choose_replies(self.policy, conversation, counted)
         if counted and not chosen.has_trained:
@@ -78,6 +76,7 @@ class SequenceMaker:
         return made
 
     def _rendered(self, conversation: Conversation, notes: Counter[str]) -> Made:
+        """The sequences of a conversation; each trained reply by itself where the template asks for that."""
         try:
             return [(conversation, self.sequences(conversation))]
         except RowError as error:
@@ -110,8 +109,7 @@ class SequenceMaker:
 
     def _sequence(self, conversation: Conversation) -> Rendered:
         """The conversation in its shape: the one that rows share where that is proven, else one of its own."""
-        thought = self._with_reasoning(conversation)
-        if thought is not conversation:
+        if self.rendering.thinks and (thought := with_reasoning(conversation)) is not conversation:
             segments = self.template.program.segments(thought)
             if not self.rendering.is_published(segments, conversation):
                 raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
@@ -145,6 +143,3 @@ class SequenceMaker:
             hint = "; if it takes no system message, --system merge puts it before the first user message"
             raise RowError(error.reject.reason, error.reject.message + hint) from error
         raise error
-
-    def _with_reasoning(self, conversation: Conversation) -> Conversation:
-        return with_reasoning(conversation) if self.rendering.thinks else conversation

@@ -86,8 +86,10 @@ def _cuts(rows: list[Rendered], run_edges: Ints, run_origins: Ints) -> tuple[lis
 
 def _ids(rows: list[Rendered], tokenizer: Tokenizer, encoder: str) -> tuple[Ints, npt.NDArray[np.int32]]:
     """(lengths int64[R], ids int32[T]) of all runs: those that vary are encoded in one call, the others are known."""
-    constants = [row.shape.constants(tokenizer, encoder) for row in rows]
-    lengths = np.concatenate([known for known, _ in constants])
+    shapes = {id(row.shape): row.shape for row in rows}
+    known = {key: shape.constants(tokenizer, encoder) for key, shape in shapes.items()}
+    constants = [known[id(row.shape)] for row in rows]
+    lengths = np.concatenate([lengths for lengths, _ in constants])
     varies = np.concatenate([row.shape.varies for row in rows])
     texts = [row.texts[number] for row in rows for number in row.shape.varying]
     ways = [(True, varies)]
@@ -102,7 +104,7 @@ def _ids(rows: list[Rendered], tokenizer: Tokenizer, encoder: str) -> tuple[Ints
         part, lengths[mine] = tokenizer.encode(some, fresh=is_fresh, encoder=encoder)
         encoded.append((mine, part))
     ids = np.empty(lengths.sum(), np.int32)
-    ids[np.repeat(~varies, lengths)] = np.concatenate([known for _, known in constants])
+    ids[np.repeat(~varies, lengths)] = np.concatenate([ids for _, ids in constants])
     for mine, part in encoded:
         ids[np.repeat(mine, lengths)] = part
     if encoder == FAST:

@@ -154,13 +154,13 @@ class Policy:
     def by_keyword(self, reply: str, begin: int) -> Weighed | None:
         """The pieces that the `intervals` of a policy make which has keywords alone; None where there are none."""
         first = self._keyword.match(reply, begin)
-        before, *rest = self._keyword_line.split(reply[first.end() if first else begin :])
-        if not (first or rest):
+        parts = self._keyword_line.split(reply[first.end() if first else begin :])
+        if not first and len(parts) == 1:
             return None
-        lengths = [len(before), *map(len, rest)]
-        for number in range(0, len(rest), 2):
+        lengths = list(map(len, parts))
+        for number in range(0, len(parts) - 1, 2):
             lengths[number] += 1  # the end of the line before a keyword
-        kinds = list(chain.from_iterable(map(self._kinds.__getitem__, rest[::2])))
+        kinds = list(chain.from_iterable(map(self._kinds.__getitem__, parts[1::2])))
         if first:
             lengths[:0], kinds[:0] = [begin, len(first[0])], [(1.0, ""), *self._kinds[first[0]]]
         else:

@@ -234,9 +234,9 @@ class _UnitCompiler:
         if any(other and np.array_equal(first.ids, other[0].ids) for first, *other in found):
             raise RowError(Reason.NOTHING_TRAINED, "both replies are the same, so there is nothing to prefer")
         self.counts["expanded"] += len(found) - 1
-        self.notes.update([note] if note else [])
-        self.notes.update(f"repair:{name}" for name in conversation.repairs)
-        self.notes.update(conversation.notes)
+        if note or conversation.repairs or conversation.notes:
+            repairs = [f"repair:{name}" for name in conversation.repairs]
+            self.notes.update([*([note] if note else []), *repairs, *conversation.notes])
         if self.options.scan_secrets:
             self._place_secrets(one.row, conversation)
         return [
