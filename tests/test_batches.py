@@ -18,6 +18,7 @@ from compiler.encode.shapes import Owner
 from compiler.encode.tokens import encode
 from compiler.encode.weigh import Policy
 from compiler.read import Row
+from compiler.templates.jinja import ChatTemplate
 from compiler.templates.program import Program
 from compiler.templates.thinking import with_reasoning
 from compiler.tokenizer.encoders import FAST, REFERENCE
@@ -33,6 +34,15 @@ LAW = settings(
     max_examples=6,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
+
+THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content %}<think>
+{{ m.reasoning_content }}
+</think>
+
+{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 
 def tame(conversation: Conversation, number: int) -> Conversation:
@@ -109,7 +119,10 @@ def test_the_columns_of_a_batch_hold_what_each_row_makes_by_itself(case: Case) -
 @LAW
 @given(data=st.data())
 def test_pairs_and_thinking_in_a_batch_are_what_each_row_makes_by_itself(data: st.DataObject) -> None:
-    loaded, template = tools("qwen3")
+    loaded, template = tools("demo")
+    own = template.program.rendering
+    thinks = ChatTemplate(THINKS, {}, "a template that takes thinking apart")
+    template = replace(template, program=Program(replace(own, template=thinks, tool_template=thinks)))
     text = texts(spelled=False)
     rows = []
     for number in range(data.draw(st.integers(2, 5))):
