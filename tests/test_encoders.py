@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import registry
 from compiler.conversation import Conversation, Message, Role
 from compiler.encode.places import by_place
-from compiler.encode.shapes import Rendered, RunPart, Shape
-from compiler.encode.shapes import Run as EncodedRun
+from compiler.encode.runs import Run as EncodedRun
+from compiler.encode.runs import RunPart
+from compiler.encode.shapes import Rendered, Shape
 from compiler.encode.tokens import encode
 from compiler.encode.weigh import EVEN
 from compiler.proof.encoders import Choice, Trial, choose, refuse, try_fast

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from compiler.conversation import Conversation
 from compiler.encode.replies import choose_replies, leaves_out
-from compiler.encode.shapes import Rendered, Shape, runs_of
+from compiler.encode.runs import runs_of
+from compiler.encode.shapes import Rendered, Shape
 from compiler.encode.system import merge_system
 from compiler.encode.weigh import Policy
 from compiler.formats.turns import unusual_order

@@ -1,17 +1,15 @@
-"""Conversations as runs, and what the runs of all rows of one shape share.
+"""What the runs of all rows of one shape share.
 
-1. `runs_of` joins rendered segments: neighbouring texts are one run, encoded as inference encodes them; a control
-   token is a run by itself. A run ends at a control token and where generation begins.
-2. A `Shape` is made of the runs of one conversation: control tokens, weights and owners as columns, and texts with
+1. A `Shape` is made of the runs of one conversation: control tokens, weights and owners as columns, and texts with
    slots for what differs between rows. Rows of one shape that ask for the same weights share it; a row whose shape is
    not proven has one of its own, without slots.
-3. `Shape.fill` puts many rows into their shape at once. Runs that hold several weights or owners, and the replies that
+2. `Shape.fill` puts many rows into their shape at once. Runs that hold several weights or owners, and the replies that
    the weights policy looks into, are cut into pieces for each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,43 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.conversation import Conversation, Role, Segment
+from compiler.encode.runs import Run, RunPart, runs_of
 from compiler.encode.weigh import Kind, Policy, Weighed, weigh_replies
 from compiler.templates.skeleton import Field, Text, values_of
 from compiler.tokenizer.tokenizer import Tokenizer
-
-WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
-"""What control tokens that swallow white space swallow: Unicode's, which Python's `strip` adds \\x1c to \\x1f to."""
 
 Owner = tuple[str, str]
 """(role, policy key): whose tokens these are; the role "template" is the template's own text."""
 
 TEMPLATE: Owner = ("template", "")
-
-
-class RunPart(NamedTuple):
-    """Neighbouring characters of a run with one origin: a message's own text, or the template's (message -1)."""
-
-    text: Text
-    message: int
-    generated: bool
-
-
-@dataclass(slots=True)
-class Run:
-    """What is encoded at once: a text (control -1), or one control token, `repeat` times."""
-
-    parts: list[RunPart]
-    control: int = -1
-    fresh: bool = False
-    repeat: int = 1
-    media: int = -1
-    swallowed: str = ""
-    """White space of a reply before this run that the control token before it swallows: it is not encoded."""
-
-    @property
-    def text(self) -> Text:
-        """The text of the run, or the control token's own."""
-        return tuple(piece for part in self.parts for piece in part.text)
 
 
 class Origin(NamedTuple):
@@ -190,7 +160,7 @@ class Shape:
         else:
             texts = ["".join([self.swallowed[i] + self._text(i, row) for i in body]) for row in rows]
         found = weigh_replies(self.policies, texts, [row.conversation for row in rows], reply.message)
-        numbers = _Numbers(self, reply)
+        numbers = _OriginNumbers(self, reply)
         for row, (weighed, stop_weight) in zip(rows, found, strict=True):
             if weighed is not None:
                 if is_one and self.text_number[body[0]] >= 0:
@@ -200,7 +170,7 @@ class Shape:
             if stop_weight != 1:
                 row.pieces[stop] = [len(self.names[stop])], [numbers[stop_weight, ""]]
 
-    def _weigh_runs(self, body: list[int], row: Rendered, weighed: Weighed, numbers: _Numbers) -> None:
+    def _weigh_runs(self, body: list[int], row: Rendered, weighed: Weighed, numbers: _OriginNumbers) -> None:
         """Cut a reply of several runs."""
         at = 0
         for number in body:
@@ -224,34 +194,7 @@ class Shape:
         return row.texts[text] if text >= 0 else self.names[number]
 
 
-def runs_of(segments: Iterable[tuple[Segment, Text]], tokenizer: Tokenizer) -> list[Run]:
-    """Join segments, given with their texts, to runs."""
-    runs: list[Run] = []
-    swallowed = ""
-    for segment, text in segments:
-        is_swallowed = runs and runs[-1].control in tokenizer.swallows and not segment.boundary
-        if is_swallowed and segment.control < 0:
-            whole = "".join(map(str, text))  # there are no slots where control tokens swallow text
-            text = (whole.lstrip(WHITE_SPACE),)
-            swallowed += whole[: len(whole) - len(text[0])] if segment.generated else ""
-        part = RunPart(text, segment.message, segment.generated)
-        if segment.control >= 0:
-            runs.append(Run([part], segment.control, False, segment.repeat, segment.media, swallowed))
-            swallowed = ""
-        elif not any(piece != "" for piece in text):
-            continue
-        elif runs and runs[-1].control < 0 and not segment.boundary:
-            runs[-1].parts.append(part)
-        else:
-            fresh = not runs or tokenizer.prefix_every_section
-            if segment.boundary and runs and runs[-1].control < 0:
-                fresh = segment.fresh
-            runs.append(Run([part], fresh=fresh, swallowed=swallowed))
-            swallowed = ""
-    return runs
-
-
-class _Numbers(dict[Kind, int]):
+class _OriginNumbers(dict[Kind, int]):
     """The numbers of the origins of a reply's pieces, by weight and key."""
 
     def __init__(self, shape: Shape, reply: _Reply) -> None:
