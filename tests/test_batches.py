@@ -47,9 +47,13 @@ THINKS = """{% for m in messages %}<|im_start|>{{ m.role }}
 
 
 def tame(conversation: Conversation, number: int) -> Conversation:
-    """A row of the same shape: other words in its texts, the empty ones empty."""
+    """A row of the same shape: other words in its texts, the empty ones empty; odd ones ask for no weights."""
     messages = [
-        replace(message, content=f"Hi {number}.{i}" if message.content else "")
+        replace(
+            message,
+            content=f"Hi {number}.{i}" if message.content else "",
+            weight=None if number % 2 else message.weight,
+        )
         for i, message in enumerate(conversation.messages)
     ]
     return replace(conversation, messages=messages)
@@ -98,7 +102,8 @@ def test_the_columns_of_a_batch_hold_what_each_row_makes_by_itself(case: Case) -
     def law(data: st.DataObject) -> None:
         nonlocal shared
         drawn = data.draw(st.lists(case.conversations(replies=react_texts()), min_size=2, max_size=3))
-        rows = [row for wild in drawn for row in (*(tame(wild, n) for n in range(3)), wild, tame(wild, 4))]
+        drawn.append(Conversation([Message(Role.USER, "q"), Message(Role.ASSISTANT, "Action:")]))  # a keyword alone
+        rows = [row for wild in drawn for row in (*(tame(wild, n) for n in range(4)), wild, wild)]
         rows = data.draw(st.permutations(rows))
         encoder = data.draw(st.sampled_from(encoders), label="encoder")
         fates = [data.draw(st.sampled_from(("kept", "kept", "cut", "dropped"))) for _ in rows]
