@@ -184,7 +184,10 @@ class Conversation:
 
     def fingerprint(self) -> bytes:
         """16 bytes, equal for equal conversations (text, roles, calls, tools, media; not weights)."""
-        parts = [_said(message) for message in self.said]
+        parts = [
+            _said(m) if m.media or m.calls else (m.role._value_, m.content, _NONE, m.name, m.reasoning, _NONE)
+            for m in self.said
+        ]
         more = [self.tools, self.rejected is not None, self.desirable, self.context]
         try:
             text = orjson.dumps([parts, more])
@@ -193,12 +196,12 @@ class Conversation:
         return xxhash.xxh3_128_digest(text)
 
 
+_NONE: tuple[()] = ()
+
+
 def _said(message: Message) -> list[Any]:
-    media: list[Any] = []
-    calls: list[Any] = []
-    if message.media or message.calls:  # few messages have any
-        media = [[m.kind, m.at, m.facts.sha256 if m.facts else m.uri] for m in message.media]
-        calls = [[call.name, call.arguments] for call in message.calls]
+    media = [[m.kind, m.at, m.facts.sha256 if m.facts else m.uri] for m in message.media]
+    calls = [[call.name, call.arguments] for call in message.calls]
     return [message.role, message.content, calls, message.name, message.reasoning, media]
 
 

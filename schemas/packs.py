@@ -57,10 +57,15 @@ def lists(edges: npt.NDArray[Any], values: Any) -> pa.ListArray:
 
 def weight_lists(edges: npt.NDArray[np.integer[Any]], weights: npt.NDArray[np.float32]) -> pa.ListArray:
     """The column `loss_weights` of rows between these edges: null where all weights of a row are 0 or 1."""
-    uneven = np.diff(np.concatenate([[0], np.cumsum((weights != 0) & (weights != 1))])[edges]) > 0
+    others = (weights != 0) & (weights != 1)
+    if not others.any():  # of most batches
+        none = np.zeros(len(edges), np.int32)
+        return pa.ListArray.from_arrays(none, weights[:0], mask=pa.array(np.ones(len(edges) - 1, np.bool_)))
     lengths = np.diff(edges)
+    uneven = np.logical_or.reduceat(np.append(others, False), edges[:-1]) & (lengths > 0)
     kept = np.concatenate([[0], np.cumsum(np.where(uneven, lengths, 0))]).astype(np.int32)
-    return pa.ListArray.from_arrays(kept, weights[np.repeat(uneven, lengths)], mask=pa.array(~uneven))
+    given = weights if uneven.all() else weights[np.repeat(uneven, lengths)]
+    return pa.ListArray.from_arrays(kept, given, mask=pa.array(~uneven))
 
 
 def media_at(media: pa.StructArray, position: npt.NDArray[Any]) -> pa.StructArray:

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 import registry
 from compiler.conversation import Conversation, Message, Role
-from compiler.encode.shapes import Rendered, RunPart, Shape
-from compiler.encode.shapes import Run as EncodedRun
-from compiler.encode.tokens import by_place, encode
+from compiler.encode.places import by_place
+from compiler.encode.runs import Run as EncodedRun
+from compiler.encode.runs import RunPart
+from compiler.encode.shapes import Rendered, Shape
+from compiler.encode.tokens import encode
 from compiler.encode.weigh import EVEN
 from compiler.proof.encoders import Choice, Trial, choose, judge, refuse, try_fast
 from compiler.tokenizer import encoders
@@ -96,12 +98,12 @@ def test_where_a_token_stands_is_the_same_by_bytes_and_by_characters(name: str) 
         runs = [([(text, weight) for text, weight in pieces if text], fresh) for pieces, fresh in rows]
         batch = [in_pieces(pieces, fresh) for pieces, fresh in runs if pieces]
         for row, encoded in zip(batch, encode(batch, tokenizer), strict=True):
-            [text], fresh, pieces = row.texts, bool(row.shape.fresh[0]), row.pieces.get(0, [])
+            [text], fresh, pieces = row.texts, bool(row.shape.fresh[0]), row.pieces.get(0)
             ids, offsets = tokenizer.encode_with_offsets(text, fresh=fresh)
             assert encoded.ids.tolist() == ids.tolist()
             if pieces:
-                widths, given = [piece.length for piece in pieces], [piece.weight for piece in pieces]
-                weights, owners = by_place(given, offsets[:, 0], offsets[:, 1], widths)
+                widths, given = pieces[0], [row.shape.origins[number].weight for number in pieces[1]]
+                weights, owners = by_place(np.array(given, np.float32), offsets[:, 0], offsets[:, 1], widths)
                 assert encoded.weights.tolist() == weights.tolist()
                 counts = [int((owners == i).sum()) for i in range(len(widths))]
                 assert [stretch.length for stretch in encoded.stretches] == [count for count in counts if count]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Role
-from compiler.encode.tokens import Encoded
+from compiler.encode.batch import Encoded
 from compiler.proof.template import certify
 from compiler.templates.history import by_reply
 from compiler.templates.load import Template, load_template

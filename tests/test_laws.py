@@ -26,10 +26,11 @@ from hypothesis import HealthCheck, assume, given, settings
 
 import registry
 from compiler.conversation import Call, Conversation, Message, Segment
+from compiler.encode.batch import Encoded
 from compiler.encode.length import POLICIES, fit
 from compiler.encode.sequences import SequenceMaker
 from compiler.encode.shapes import Rendered
-from compiler.encode.tokens import Encoded, encode
+from compiler.encode.tokens import encode
 from compiler.encode.weigh import Policy
 from compiler.templates.jinja import ChatTemplate
 from compiler.templates.load import load_template
@@ -287,7 +288,7 @@ def _fitting_candidates(case: Case, conversation: Conversation, policy: str) -> 
     for part in kept:
         tokens = Reference(case, replace(conversation, messages=part)).tokens
         ids, weights = (np.array(column) for column in zip(*tokens, strict=True))
-        found.append(Encoded(ids.astype(np.int32), weights.astype(np.float32), []))
+        found.append(Encoded.of(ids.astype(np.int32), weights.astype(np.float32), []))
     return found
 
 
@@ -365,8 +366,6 @@ def test_law_11_rows_compiled_together_are_what_each_is_when_rendered_by_itself(
         for row, found in zip(rows, encode(batch, loaded), strict=True):
             expected = encode_segments(row, template.program.rendering.segments(row), loaded, policy)
             assert columns_of(found) == columns_of(expected)
-            (owners, counts), (others, wanted) = found.spans(), expected.spans()
-            assert (owners, counts.tolist()) == (others, wanted.tolist())
             assert found.stretches == expected.stretches
 
 

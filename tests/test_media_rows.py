@@ -28,8 +28,8 @@ from tokenizers import Tokenizer
 import registry
 from cli import main
 from compiler.conversation import Conversation, Media, MediaFacts, Message, Role
+from compiler.encode.batch import Encoded
 from compiler.encode.length import fit
-from compiler.encode.tokens import Encoded
 from compiler.rows import media
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer as Compiled

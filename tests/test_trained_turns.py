@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 
 import registry
 from compiler.conversation import Conversation, Message, Role
-from compiler.encode.tokens import Encoded
+from compiler.encode.batch import Encoded
 from compiler.encode.weigh import Policy
 from tests.support.conversations import react_texts, texts
 from tests.support.reference import CASES, DEMO, Case, Reference

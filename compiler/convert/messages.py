@@ -28,8 +28,8 @@ import pyarrow as pa
 from compiler.cache.objects import Object
 from compiler.conversation import Conversation, Message, Role
 from compiler.convert.base import Bools, Columns, Job, Target
+from compiler.encode.batch import Encoded
 from compiler.encode.columns import Example
-from compiler.encode.tokens import Encoded
 from compiler.sets.again import PlanAgain
 from compiler.templates.messages import as_dict
 from compiler.units.progress import Done, Watcher

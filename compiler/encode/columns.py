@@ -12,8 +12,8 @@ import pyarrow as pa
 import xxhash
 
 from compiler.conversation import Conversation
+from compiler.encode.batch import Encoded, joined
 from compiler.encode.shapes import Owner
-from compiler.encode.tokens import Encoded, labels_of
 from compiler.read import Row, Unit
 from compiler.rows.shingles import shingles_of, signatures
 from schemas.arrow import MEDIA, OBJECT, OBJECT_NEAR, SHINGLES
@@ -44,26 +44,29 @@ def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int], *, nea
 
     With `near`, also those by which near duplicates are found.
     """
-    wholes = [example.conversation.fingerprint() for example in kept]
-    groups = [example.conversation.group or whole for example, whole in zip(kept, wholes, strict=True)]
-    chosen, trained = _sequences("", [example.encoded for example in kept], owners)
-    rejected, also_trained = _sequences("rejected_", [example.rejected for example in kept], owners)
-    lengths = np.array([example.encoded.length for example in kept])
-    lengths += np.array([0 if example.rejected is None else example.rejected.length for example in kept])
+    conversations = [example.conversation for example in kept]
+    wholes = [conversation.fingerprint() for conversation in conversations]
+    prints = wholes
+    if any(example.piece for example in kept):
+        prints = [_print(whole, example.piece) for whole, example in zip(wholes, kept, strict=True)]
+    groups = [one.group or whole for one, whole in zip(conversations, wholes, strict=True)]
+    chosen, lengths, trained = _sequences("", [example.encoded for example in kept], owners)
+    rejected, more, also_trained = _sequences("rejected_", [example.rejected for example in kept], owners)
+    offsets = [example.row.offset for example in kept]
     arrays = {
         **chosen,
         **rejected,
-        "images": pa.array([_media(example, "image") for example in kept], MEDIA),
-        "videos": pa.array([_media(example, "video") for example in kept], MEDIA),
-        "desirable": pa.array([example.conversation.desirable for example in kept], pa.bool_()),
+        "images": _media(kept, "image"),
+        "videos": _media(kept, "video"),
+        "desirable": pa.array([one.desirable for one in conversations], pa.bool_()),
         "num_trained": pa.array((trained + also_trained).astype(np.int32)),
-        "repairs": pa.array([example.conversation.repairs or None for example in kept], pa.list_(pa.string())),
+        "repairs": pa.array([one.repairs or None for one in conversations], pa.list_(pa.string())),
         "part": pa.array([example.part for example in kept], pa.int32()),
         "index": pa.array([example.row.index for example in kept], pa.int64()),
-        "offset": pa.array([within(example.row.offset, unit) for example in kept], pa.int64()),
-        "length": pa.array(lengths, pa.int32()),
-        "fingerprint": pa.array([_print(whole, one.piece) for whole, one in zip(wholes, kept, strict=True)]),
-        "group": pa.array(groups),
+        "offset": pa.array([within(offset, unit) for offset in offsets], pa.int64()),
+        "length": pa.array((lengths + more).astype(np.int32)),
+        "fingerprint": _digests(prints),
+        "group": _digests(groups),
     }
     schema = OBJECT
     if near:
@@ -75,7 +78,7 @@ def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int], *, nea
 
 
 def _lists(sets: list[npt.NDArray[np.uint32]]) -> pa.ListArray:
-    return pa.ListArray.from_arrays(_offsets(list(map(len, sets))), np.concatenate(sets).view(np.int32))
+    return pa.ListArray.from_arrays(_offsets(np.array(list(map(len, sets)))), np.concatenate(sets).view(np.int32))
 
 
 def _print(whole: bytes, piece: int) -> bytes:
@@ -83,34 +86,46 @@ def _print(whole: bytes, piece: int) -> bytes:
     return xxhash.xxh3_128_digest(whole + piece.to_bytes(8)) if piece else whole
 
 
+def _digests(some: list[bytes]) -> pa.Array:
+    return pa.Array.from_buffers(pa.binary(16), len(some), [None, pa.py_buffer(b"".join(some))])
+
+
 def _sequences(
     prefix: str, sides: Sequence[Encoded | None], owners: dict[Owner, int]
-) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64]]:
-    """The token columns of one side of the examples, null where there is none, and the numbers of trained tokens."""
-    present = [side for side in sides if side is not None]
-    absent = np.array([side is None for side in sides])
-    mask = pa.array(absent) if absent.any() else None
-    offsets = _offsets([0 if side is None else len(side.ids) for side in sides])
-    ids = np.concatenate([side.ids for side in present] or [np.empty(0, np.int32)])
-    weights = np.concatenate([side.weights for side in present] or [np.empty(0, np.float32)])
+) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The token columns of one side of the examples, null where there is none; the numbers of tokens that the model
+    sees, and of trained ones."""
+    present = np.array([side is not None for side in sides])
+    batch = joined([side for side in sides if side is not None])
+    mask = None if present.all() else pa.array(~present)
+    offsets = _offsets(_spread(np.diff(batch.edges), present))
+    spans, edges = batch.spans(owners)
     columns = {
-        "input_ids": pa.ListArray.from_arrays(offsets, ids, mask=mask),
-        "labels": pa.ListArray.from_arrays(offsets, labels_of(ids, weights), mask=mask),
-        "loss_weights": weight_lists(offsets, weights),
-        "spans": _spans(sides, owners, mask),
+        "input_ids": pa.ListArray.from_arrays(offsets, batch.ids, mask=mask),
+        "labels": pa.ListArray.from_arrays(offsets, batch.labels, mask=mask),
+        "loss_weights": weight_lists(offsets, batch.weights),
+        "spans": pa.ListArray.from_arrays(_offsets(_spread(2 * np.diff(edges), present)), spans.reshape(-1), mask=mask),
     }
-    return {f"{prefix}{name}": column for name, column in columns.items()}, _counts(weights > 0, offsets)
+    lengths, trained = np.array(batch.lengths, np.int64), np.array(batch.num_trained, np.int64)
+    named = {f"{prefix}{name}": column for name, column in columns.items()}
+    return named, _spread(lengths, present), _spread(trained, present)
 
 
-def _counts(holds: npt.NDArray[np.bool_], offsets: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """The number of tokens of each row for which `holds` is true, int64[N]."""
-    return np.diff(np.concatenate([[0], np.cumsum(holds)])[offsets])
+def _spread(values: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Values of the examples that have this side, 0 for the others."""
+    found = np.zeros(len(present), np.int64)
+    found[present] = values
+    return found
 
 
-def _media(example: Example, kind: str) -> list[dict[str, Any]]:
-    """The references of one kind with where they stand in the ids."""
-    if not example.encoded.placed:
-        return []
+def _media(kept: list[Example], kind: str) -> pa.Array:
+    """The references of one kind in each example, with where they stand in the ids."""
+    if not any(example.encoded.placed for example in kept):
+        return pa.ListArray.from_arrays(pa.array([0] * (len(kept) + 1), pa.int32()), pa.array([], MEDIA.value_type))
+    return pa.array([_references(example, kind) for example in kept], MEDIA)
+
+
+def _references(example: Example, kind: str) -> list[dict[str, Any]]:
     media = example.conversation.media()
     found = []
     for placed in example.encoded.placed:
@@ -130,27 +145,5 @@ def _media(example: Example, kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def _spans(sides: Sequence[Encoded | None], owners: dict[Owner, int], absent: pa.Array | None) -> pa.ListArray:
-    """Numbers of owners and of tokens by turns, for each side."""
-    known: dict[int, tuple[list[Owner], npt.NDArray[np.int32]]] = {}  # holds the lists, so that no other has their id
-    empty = np.empty(0, np.int32)
-    numbers: list[npt.NDArray[np.int32]] = [empty]
-    counts: list[npt.NDArray[Any]] = [empty]
-    lengths = []
-    for side in sides:
-        if side is None:
-            lengths.append(0)
-            continue
-        found, count = side.spans()
-        if (numbered := known.get(id(found))) is None:
-            numbered = found, np.array([owners.setdefault(owner, len(owners)) for owner in found], np.int32)
-            known[id(found)] = numbered
-        numbers.append(numbered[1])
-        counts.append(count)
-        lengths.append(2 * len(found))
-    values = np.stack([np.concatenate(numbers), np.concatenate(counts)], axis=1, dtype=np.int32, casting="unsafe")
-    return pa.ListArray.from_arrays(_offsets(lengths), values.reshape(-1), mask=absent)
-
-
-def _offsets(lengths: list[int]) -> npt.NDArray[np.int32]:
+def _offsets(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

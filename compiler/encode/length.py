@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from compiler.conversation import Conversation, Message, Role
+from compiler.encode.batch import Encoded, Stretch
 from compiler.encode.system import put_before
-from compiler.encode.tokens import Encoded, Stretch
 from schemas.errors import Reason, RowError
 
 POLICIES = ("turns", "last-turns", "reject", "cut")

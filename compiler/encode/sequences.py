@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from compiler.conversation import Conversation
 from compiler.encode.replies import choose_replies, leaves_out
-from compiler.encode.shapes import Rendered, Shape, runs_of
+from compiler.encode.runs import runs_of
+from compiler.encode.shapes import Rendered, Shape
 from compiler.encode.system import merge_system
 from compiler.encode.weigh import Policy
 from compiler.formats.turns import unusual_order
@@ -34,7 +35,7 @@ class SequenceMaker:
     template: Template
     policy: Policy
     merge_system: bool = False
-    _shapes: dict[tuple[Skeleton, tuple[float | None, ...]], Shape] = field(default_factory=dict)
+    _shapes: dict[tuple[Skeleton, tuple[float | None, ...] | None], Shape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Find out whether rows may share shapes: not where control tokens swallow text, or text becomes them."""
@@ -49,9 +50,10 @@ class SequenceMaker:
             if token is not None and self.rendering.special_text == "reject":
                 found.append(Reject(Reason.SPECIAL_TEXT, f"the text spells the control token {token!r}"))
                 continue
+            if token is not None:
+                notes["special_text"] += 1
             try:
-                notes.update(["special_text"] if token is not None else [])
-                found.append(self._made(conversation, notes))
+                found.append((self._made if self._leaves_out else self._rendered)(conversation, notes))
             except RowError as error:
                 found.append(error.reject)
         return found
@@ -59,12 +61,12 @@ class SequenceMaker:
     def _spelled(self, conversations: list[Conversation]) -> list[str | None]:
         """The first control token that each conversation spells, in the other reply of a pair too; or None."""
         said = [c if c.rejected is None else replace(c, messages=c.said) for c in conversations]
-        return self.rendering.spelled_controls([self._with_reasoning(c) for c in said])
+        if self.rendering.thinks:
+            said = list(map(with_reasoning, said))
+        return self.rendering.spelled_controls(said)
 
     def _made(self, conversation: Conversation, notes: Counter[str]) -> Made:
-        """The sequences of a conversation; each trained reply by itself where the template asks for that."""
-        if not self._leaves_out:
-            return self._rendered(conversation, notes)
+        """The sequences of a conversation without the replies that the policy leaves out."""
         counted: Counter[str] = Counter()  # by the replies of the row, not of each example it makes
         chosen = choose_replies(self.policy, conversation, counted)
         if counted and not chosen.has_trained:
@@ -75,6 +77,7 @@ class SequenceMaker:
         return made
 
     def _rendered(self, conversation: Conversation, notes: Counter[str]) -> Made:
+        """The sequences of a conversation; each trained reply by itself where the template asks for that."""
         try:
             return [(conversation, self.sequences(conversation))]
         except RowError as error:
@@ -107,8 +110,7 @@ class SequenceMaker:
 
     def _sequence(self, conversation: Conversation) -> Rendered:
         """The conversation in its shape: the one that rows share where that is proven, else one of its own."""
-        thought = self._with_reasoning(conversation)
-        if thought is not conversation:
+        if self.rendering.thinks and (thought := with_reasoning(conversation)) is not conversation:
             segments = self.template.program.segments(thought)
             if not self.rendering.is_published(segments, conversation):
                 raise RowError(Reason.TEMPLATE_REFUSED, "the chat template changes the thinking of a reply")
@@ -118,7 +120,8 @@ class SequenceMaker:
             return Rendered.of(conversation, found, self.tokenizer, self.policy)
         if not self._shared:
             return Rendered.of(conversation, found.fill(conversation), self.tokenizer, self.policy)
-        key = (found, tuple([message.weight for message in conversation.messages]))
+        weights = [message.weight for message in conversation.messages]
+        key = (found, tuple(weights) if weights.count(None) < len(weights) else None)
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= MOST_SHAPES:
@@ -141,6 +144,3 @@ class SequenceMaker:
             hint = "; if it takes no system message, --system merge puts it before the first user message"
             raise RowError(error.reject.reason, error.reject.message + hint) from error
         raise error
-
-    def _with_reasoning(self, conversation: Conversation) -> Conversation:
-        return with_reasoning(conversation) if self.rendering.thinks else conversation

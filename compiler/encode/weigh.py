@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from compiler.conversation import Conversation, Message, Role
 from compiler.rows.react.parse import ACTION, ACTION_INPUT, OBSERVATION, parse_reply
@@ -28,8 +29,27 @@ FAILED = "failed_call"
 Interval = tuple[int, int, float, str]
 """(start, end, weight, key) in characters of a reply; intervals are in order and do not overlap."""
 
-Weighed = tuple[int, float, str]
-"""(number of characters, weight, key): neighbouring characters of a reply that weigh the same."""
+Kind = tuple[float, str]
+"""(weight, key) of neighbouring characters of a reply that weigh the same."""
+
+
+class Weighed(NamedTuple):
+    """A reply in pieces: their lengths in characters, and their kinds."""
+
+    lengths: list[int]
+    kinds: list[Kind]
+
+    def between(self, start: int, end: int) -> Weighed:
+        """The characters [start, end)."""
+        found = Weighed([], [])
+        at = 0
+        for length, kind in zip(*self, strict=True):
+            low, high = max(at, start), min(at + length, end)
+            if low < high:
+                found.lengths.append(high - low)
+                found.kinds.append(kind)
+            at += length
+        return found
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,12 @@ class Policy:
     def parts(self) -> tuple[Policy, ...]:
         """The policies that are applied one after the other."""
         return (self, *self.then)
+
+    @cached_property
+    def has_keywords_alone(self) -> bool:
+        """Whether its keywords are all that gives characters a weight."""
+        others = self.patterns or self.queries or self.errors
+        return bool(self.keywords) and not others and self.before == 1
 
     @property
     def looks(self) -> bool:
@@ -119,6 +145,31 @@ class Policy:
     @cached_property
     def _keyword_line(self) -> re.Pattern[str]:
         return re.compile(f"\n({self._keyword.pattern})")  # begins with a literal, which makes the search fast
+
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[Kind, Kind]]:
+        """The kinds of a keyword and of what follows it."""
+        return {word: ((own, KEYWORD), (content, word)) for word, (own, content) in self.keywords.items()}
+
+    def by_keyword(self, reply: str, begin: int) -> Weighed | None:
+        """The pieces that the `intervals` of a policy make which has keywords alone; None where there are none."""
+        first = self._keyword.match(reply, begin)
+        parts = self._keyword_line.split(reply[first.end() if first else begin :])
+        if not first and len(parts) == 1:
+            return None
+        lengths = list(map(len, parts))
+        for number in range(0, len(parts) - 1, 2):
+            lengths[number] += 1  # the end of the line before a keyword
+        kinds = list(chain.from_iterable(map(self._kinds.__getitem__, parts[1::2])))
+        if first:
+            lengths[:0], kinds[:0] = [begin, len(first[0])], [(1.0, ""), *self._kinds[first[0]]]
+        else:
+            lengths[0], kinds[:0] = lengths[0] + begin, [(1.0, "")]
+        if not lengths[0]:
+            del lengths[0], kinds[0]
+        if not lengths[-1]:
+            del lengths[-1], kinds[-1]
+        return Weighed(lengths, kinds)
 
     def intervals(self, reply: str, begin: int = 0) -> list[Interval]:
         """The intervals of a reply whose own text, which begins a line, is at character `begin`.
@@ -198,6 +249,8 @@ def _begin(reply: str, message: Message) -> int:
 
     A template may put a space before the text (Mistral, Llama 2), or strip it.
     """
+    if message.reasoning is None and reply.startswith(message.content):
+        return 0  # nearly always
     thought = (message.reasoning or "").strip()
     after = max(reply.find(thought), 0) + len(thought) if thought else 0
     places = (reply.find(text, after) for text in (message.content, message.content.strip()))
@@ -206,33 +259,45 @@ def _begin(reply: str, message: Message) -> int:
 
 def weigh_replies(
     policies: list[Policy], texts: list[str], conversations: list[Conversation], number: int
-) -> list[tuple[list[Weighed], float]]:
-    """Weigh message `number` of each conversation, a reply of this text: its characters, and the stop after them."""
-    found = []
-    for text, conversation in zip(texts, conversations, strict=True):
-        weighed, stop = [(len(text), 1.0, "")], 1.0
-        for policy in policies:
-            whole = policy.of_whole(conversation, number)
-            if whole is not None:
-                weighed, stop = [(length, weight * whole, key) for length, weight, key in weighed], stop * whole
-                continue
-            if conversation.plain and policy.only_react:
-                continue
-            begin = _begin(text, conversation.messages[number])
-            if intervals := policy.intervals(text, begin):
-                weighed = _multiplied(weighed, intervals)
-            if policy.errors and not conversation.plain and (actions := policy.failed_actions(text[begin:])):
-                failed = [(begin + start, begin + end, 0.0, FAILED) for start, end in actions]
-                weighed = _multiplied(weighed, failed)
-        found.append((weighed, stop))
-    return found
+) -> list[tuple[Weighed | None, float]]:
+    """Weigh message `number` of each conversation, a reply of this text: its characters, and the stop after them.
+
+    None instead of pieces: every character weighs 1 and has no key.
+    """
+    return [
+        _weigh_reply(policies, text, conversation, number)
+        for text, conversation in zip(texts, conversations, strict=True)
+    ]
 
 
-def _multiplied(weighed: list[Weighed], intervals: list[Interval]) -> list[Weighed]:
+def _weigh_reply(
+    policies: list[Policy], text: str, conversation: Conversation, number: int
+) -> tuple[Weighed | None, float]:
+    weighed, stop = Weighed([len(text)], [(1.0, "")]), 1.0
+    for policy in policies:
+        whole = policy.of_whole(conversation, number)
+        if whole is not None:
+            kinds = [(weight * whole, key) for weight, key in weighed.kinds]
+            weighed, stop = Weighed(weighed.lengths, kinds), stop * whole
+            continue
+        if conversation.plain and policy.only_react:
+            continue
+        begin = _begin(text, conversation.messages[number])
+        if policy.has_keywords_alone and len(policies) == 1:
+            return policy.by_keyword(text, begin), stop
+        if intervals := policy.intervals(text, begin):
+            weighed = _multiplied(weighed, intervals)
+        if policy.errors and not conversation.plain and (actions := policy.failed_actions(text[begin:])):
+            failed = [(begin + start, begin + end, 0.0, FAILED) for start, end in actions]
+            weighed = _multiplied(weighed, failed)
+    return (None if weighed.kinds == [(1.0, "")] else weighed), stop
+
+
+def _multiplied(weighed: Weighed, intervals: list[Interval]) -> Weighed:
     """Cut characters at intervals, and multiply their weights by those of the intervals."""
-    found: list[Weighed] = []
+    found: list[tuple[int, Kind]] = []
     at = 0
-    for length, weight, key in weighed:
+    for length, (weight, key) in zip(*weighed, strict=True):
         end = at + length
         for start, stop, times, name in intervals:
             if stop <= at:
@@ -240,24 +305,12 @@ def _multiplied(weighed: list[Weighed], intervals: list[Interval]) -> list[Weigh
             if start >= end:
                 break
             if start > at:
-                found.append((start - at, weight, key))
+                found.append((start - at, (weight, key)))
                 at = start
             last = min(stop, end)
-            found.append((last - at, weight * times, name or key))
+            found.append((last - at, (weight * times, name or key)))
             at = last
         if at < end:
-            found.append((end - at, weight, key))
+            found.append((end - at, (weight, key)))
             at = end
-    return found
-
-
-def between(weighed: list[Weighed], start: int, end: int) -> list[Weighed]:
-    """The characters [start, end) of weighed ones."""
-    found: list[Weighed] = []
-    at = 0
-    for length, weight, key in weighed:
-        low, high = max(at, start), min(at + length, end)
-        if low < high:
-            found.append((high - low, weight, key))
-        at += length
-    return found
+    return Weighed([length for length, _ in found], [kind for _, kind in found])

@@ -24,8 +24,9 @@ from dataclasses import replace
 from typing import Any
 
 from compiler.conversation import Conversation, Role, Segment
+from compiler.encode.batch import Encoded
 from compiler.encode.shapes import Rendered
-from compiler.encode.tokens import Encoded, encode
+from compiler.encode.tokens import encode
 from compiler.encode.weigh import EVEN
 from compiler.proof.laws import must_be_equal
 from compiler.proof.probes import Probe, probes_of, with_controls_spelled

@@ -20,7 +20,9 @@ def cut(markup: Markup, messages: list[dict[str, Any]], tools: list[Any] | None,
         if message.role is not Role.ASSISTANT or source.is_history(i):
             continue
         prompt = markup.render(messages[:i], tools, generation_prompt=True)
-        reply_end = _reply_end(markup, full, _without_closing(markup, messages[: i + 1], tools, prompt))
+        so_far = messages[: i + 1]
+        rendered = full if len(so_far) == len(messages) else markup.render(so_far, tools, generation_prompt=False)
+        reply_end = _reply_end(markup, full, _without_closing(markup, rendered, so_far, tools, prompt))
         if not reply_end.startswith(prompt):
             raise RowError(
                 Reason.TEMPLATE_UNSTABLE,
@@ -47,13 +49,14 @@ def cut(markup: Markup, messages: list[dict[str, Any]], tools: list[Any] | None,
     return segments + markup.split(full[done:])
 
 
-def _without_closing(markup: Markup, messages: list[dict[str, Any]], tools: list[Any] | None, prompt: str) -> str:
+def _without_closing(
+    markup: Markup, rendered: str, messages: list[dict[str, Any]], tools: list[Any] | None, prompt: str
+) -> str:
     """Take off what is written only because nothing follows: Phi-3's last <|endoftext|>.
 
     A reply has one stop. Where several follow it, what the template writes before a further message tells which
     one it is; a template that begins the next reply unasked (the first one of Llama 3) is refused.
     """
-    rendered = markup.render(messages, tools, generation_prompt=False)
     if markup.final_stop is not None or len(markup.stops_in(rendered.removeprefix(prompt))) < 2:
         return rendered
     ends = takewhile(lambda pair: pair[0] == pair[1], zip(reversed(rendered), reversed(prompt), strict=False))

@@ -36,11 +36,13 @@ class SkeletonMismatch(Exception):
 
 
 @dataclass(slots=True)
-class _Seen:
-    """The rows of one shape so far: how many, and the first ones with their renderings."""
+class _Known:
+    """A shape: how many rows of it were met, the first ones with their renderings, and its skeleton once it is made."""
 
     count: int = 0
     first: list[tuple[Conversation, list[Segment]]] = field(default_factory=list)
+    is_made: bool = False
+    skeleton: Skeleton | None = None
 
 
 @dataclass
@@ -49,8 +51,7 @@ class Program:
 
     rendering: Rendering
     skeletons: bool = True
-    _shapes: dict[ShapeKey, Skeleton | None] = field(default_factory=dict)
-    _seen: dict[ShapeKey, _Seen] = field(default_factory=dict)
+    _shapes: dict[ShapeKey, _Known] = field(default_factory=dict)
 
     def segments(self, conversation: Conversation) -> list[Segment]:
         """The conversation's segments, by skeleton where that is proven to give the same."""
@@ -59,70 +60,71 @@ class Program:
 
     def proven(self, conversation: Conversation) -> Skeleton | list[Segment]:
         """The skeleton that the conversation may be filled into, or else its rendered segments."""
-        if not self.skeletons or _has_no_shape(conversation):
+        known = self._known(conversation)
+        if known is None:
             return self.rendering.segments(conversation)
-        shape = _shape(conversation)
-        seen = self._seen.get(shape)
-        if seen is None:
-            if len(self._seen) >= MOST_SHAPES:
-                self._seen.clear()
-                self._shapes.clear()
-            seen = self._seen[shape] = _Seen()
-        seen.count += 1
-        if seen.count <= PROVE_FIRST:
+        known.count += 1
+        if known.count <= PROVE_FIRST:
             segments = self.rendering.segments(conversation)
-            seen.first.append((conversation, [segment.piece(segment.text) for segment in segments]))
+            known.first.append((conversation, [segment.piece(segment.text) for segment in segments]))
             return segments
-        skeleton = self._skeleton_for(conversation, shape)
+        skeleton = self._skeleton_of(known, conversation)
         if skeleton is None:
             return self.rendering.segments(conversation)
-        for row, rendered in seen.first:
-            if skeleton.fits(row) and skeleton.fill(row) != rendered:
-                raise SkeletonMismatch
-        seen.first.clear()
-        sampled = _is_sampled(conversation)
+        if known.first:
+            for row, rendered in known.first:
+                if skeleton.fits(row) and skeleton.fill(row) != rendered:
+                    raise SkeletonMismatch
+            known.first.clear()
         if not skeleton.fits(conversation):
             return self.rendering.segments(conversation)
-        if sampled and skeleton.fill(conversation) != self.rendering.segments(conversation):
+        if _is_sampled(conversation) and skeleton.fill(conversation) != self.rendering.segments(conversation):
             raise SkeletonMismatch
         return skeleton
 
     def joined(self, conversation: Conversation) -> list[Segment]:
         """The conversation's segments by its skeleton, unproven; by rendering where it can have none."""
-        if not self.skeletons or _has_no_shape(conversation):
-            return self.rendering.segments(conversation)
-        skeleton = self._skeleton_for(conversation, _shape(conversation))
+        known = self._known(conversation)
+        skeleton = None if known is None else self._skeleton_of(known, conversation)
         if skeleton is None or not skeleton.fits(conversation):
             return self.rendering.segments(conversation)
         return skeleton.fill(conversation)
 
-    def _skeleton_for(self, conversation: Conversation, shape: ShapeKey) -> Skeleton | None:
-        if shape not in self._shapes:
-            self._shapes[shape] = make_skeleton(self.rendering, conversation)
-        return self._shapes[shape]
+    def _known(self, conversation: Conversation) -> _Known | None:
+        """What is known of the conversation's shape; None where it has none."""
+        shape = _shape(conversation) if self.skeletons else None
+        if shape is None:
+            return None
+        if (known := self._shapes.get(shape)) is None:
+            if len(self._shapes) >= MOST_SHAPES:
+                self._shapes.clear()
+            known = self._shapes[shape] = _Known()
+        return known
 
-
-def _has_no_shape(conversation: Conversation) -> bool:
-    """Whether it holds something that a shape has no slot for: media, reasoning, tools that are no list."""
-    if conversation.tools is not None and not isinstance(conversation.tools, list):
-        return True
-    return any(message.media or message.reasoning is not None for message in conversation.messages)
+    def _skeleton_of(self, known: _Known, conversation: Conversation) -> Skeleton | None:
+        if not known.is_made:
+            known.is_made, known.skeleton = True, make_skeleton(self.rendering, conversation)
+        return known.skeleton
 
 
 def _is_sampled(conversation: Conversation) -> bool:
     return zlib.crc32(conversation.messages[-1].content.encode()) % PROVE_EVERY == 0
 
 
-def _shape(conversation: Conversation) -> ShapeKey:
-    """The key of a conversation's shape: roles, calls, which texts are empty or absent, how many tools."""
-    turns = [
-        (
-            m.role,
-            not m.content,
-            m.name is None,
-            m.call_id is None,
-            tuple([(call.id is None, not call.arguments) for call in m.calls]) if m.calls else (),
-        )
-        for m in conversation.messages
-    ]
-    return (-1 if conversation.tools is None else len(conversation.tools), conversation.context, *turns)
+def _shape(conversation: Conversation) -> ShapeKey | None:
+    """The key of a conversation's shape: roles, calls, which texts are empty or absent, how many tools.
+
+    None where it holds something that a shape has no slot for: media, reasoning, tools that are no list.
+    """
+    tools = conversation.tools
+    if tools is not None and not isinstance(tools, list):
+        return None
+    key: list[Any] = [-1 if tools is None else len(tools), conversation.context]
+    for m in conversation.messages:
+        if m.media or m.reasoning is not None:
+            return None
+        key.append(m.role if m.content else (m.role,))
+        if m.calls or m.name is not None or m.call_id is not None:
+            calls = tuple([(call.id is None, not call.arguments) for call in m.calls])
+            key.append((m.name is None, m.call_id is None, calls))
+    return tuple(key)

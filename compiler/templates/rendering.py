@@ -13,6 +13,7 @@ the template wrote: what the row spells is hidden while it renders.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 
@@ -118,27 +119,32 @@ class Rendering(Markup):
         found = (match[0] for text in texts_of(conversation) for match in self.control_pattern.finditer(text))
         return next((token for token in found if not token.isalnum()), None)
 
-    @cached_property
-    def _beginnings(self) -> list[str]:
-        """The beginnings of control tokens; [""] where JSON text would escape one."""
-        found = sorted({text[:2] for text in self.controls if not text.isalnum()})
-        plain = all(orjson.dumps(text).decode() == f'"{text}"' for text in found)
-        return found if plain else [""]
-
     def _may_spell_control(self, conversation: Conversation) -> bool:
-        """Whether the row contains the beginning of a control token: a quick test, which most rows fail."""
-        texts = []
+        """Whether a control token may be in the row: a quick test, which most rows fail."""
+        if self._spelling is None:
+            return True
+        search, search_json = self._spelling
         for message in conversation.messages:
-            texts.append(message.content)
-            texts += [text for text in (message.reasoning, message.name, message.call_id) if text is not None]
-            texts += [text for call in message.calls for text in (call.name, call.id) if text is not None]
-        values = [conversation.tools, *(call.arguments for message in conversation.messages for call in message.calls)]
+            if search(message.content) or (message.reasoning and search(message.reasoning)):
+                return True
+        values = [conversation.tools] if conversation.tools is not None else []
+        for message in conversation.messages:
+            if message.calls or message.name is not None or message.call_id is not None:
+                values.append([message.name, message.call_id])
+                values += [[call.name, call.id, call.arguments] for call in message.calls]
         try:
-            texts += [orjson.dumps(value).decode() for value in values if value is not None]
+            return any(search_json(orjson.dumps(value)) for value in values)
         except TypeError:  # what orjson cannot write is searched in full
             return True
-        joined = "\n".join(texts)
-        return any(beginning in joined for beginning in self._beginnings)
+
+    @cached_property
+    def _spelling(self) -> tuple[Callable[[str], object], Callable[[bytes], object]] | None:
+        """What finds control tokens in a text and in JSON; None where JSON writes one in another way."""
+        tokens = [text for text in self.controls if not text.isalnum()]
+        if any(orjson.dumps(text).decode() != f'"{text}"' for text in tokens):
+            return None
+        pattern = "|".join(map(re.escape, tokens)) or r"(?!)"
+        return re.compile(pattern).search, re.compile(pattern.encode()).search
 
 
 def _is_mark(segment: Segment) -> bool:

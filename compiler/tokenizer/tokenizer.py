@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,10 +64,10 @@ class Tokenizer(Vocabulary):
         return found
 
     @cached_property
-    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
-        """int64[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
+    def byte_lengths(self) -> npt.NDArray[np.int32] | None:
+        """int32[V]: how many bytes of text each entry of the vocabulary stands for; None where that is not known."""
         self._take(self.files.spec())
-        found: npt.NDArray[np.int64] | None = self.__dict__["byte_lengths"]
+        found: npt.NDArray[np.int32] | None = self.__dict__["byte_lengths"]
         return found
 
     @classmethod
@@ -143,8 +144,6 @@ class Tokenizer(Vocabulary):
         assert not isinstance(chosen, str), chosen
         ids, lengths = chosen.encode(texts, fresh=fresh)
         self._check_plain(ids)
-        if encoder == FAST:
-            self._take_samples(texts, ids, lengths, fresh)
         return ids, lengths
 
     def encode_with_offsets(self, text: str, *, fresh: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -154,7 +153,8 @@ class Tokenizer(Vocabulary):
         return ids, offsets
 
     def _check_plain(self, ids: npt.NDArray[np.int32]) -> None:
-        if len(ids) and self.is_control[ids].any():
+        low, high = self._without_controls
+        if len(ids) and not (low <= ids.min() and ids.max() < high) and self.is_control[ids].any():
             found = int(ids[self.is_control[ids]][0])
             # Some vocabularies can spell <unk> or a control token from ordinary pieces. Refusing the text is better
             # than a control token that the template did not write.
@@ -163,17 +163,20 @@ class Tokenizer(Vocabulary):
                 f"ordinary text was encoded to the control token {self.token(found)!r} ({found})",
             )
 
-    def _take_samples(
-        self, texts: Sequence[str], ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int64], fresh: bool
-    ) -> None:
-        """Keep a few texts of a call with their ids. Which ones does not depend on chance."""
-        for i in {0, len(texts) // 3, len(texts) * 2 // 3} if texts else ():
-            if len(texts[i]) <= SAMPLE_LENGTH:
-                start = int(lengths[:i].sum())
-                self._samples.append(Sample(fresh, texts[i], ids[start : start + int(lengths[i])].tolist()))
+    @cached_property
+    def _without_controls(self) -> tuple[int, int]:
+        """The longest range of ids without a control token, [low, high): most texts have no id beside it."""
+        edges = [-1, *np.flatnonzero(self.is_control).tolist(), len(self.is_control)]
+        low, high = max(pairwise(edges), key=lambda pair: pair[1] - pair[0])
+        return low + 1, high
+
+    def take_sample(self, fresh: bool, text: str, ids: npt.NDArray[np.int32]) -> None:
+        """Keep a text that the fast encoder encoded, unless it is long."""
+        if len(text) <= SAMPLE_LENGTH:
+            self._samples.append(Sample(fresh, text, ids.tolist()))
 
     def pop_samples(self) -> list[Sample]:
-        """Return the samples taken since the last call, and forget them."""
+        """Return the samples that were taken since the last call, and forget them."""
         found, self._samples = self._samples, []
         return found
 

@@ -106,12 +106,12 @@ def _is_control(last: int, controls: list[int]) -> npt.NDArray[np.bool_]:
     return table
 
 
-def byte_lengths_of(spec: dict[str, Any], size: int) -> npt.NDArray[np.int64] | None:
+def byte_lengths_of(spec: dict[str, Any], size: int) -> npt.NDArray[np.int32] | None:
     """How many bytes of text each of `size` ids stands for; None where that is not known. Takes the whole spec."""
     vocab, kinds = spec["model"]["vocab"], decoder_kinds(spec)
     if not isinstance(vocab, dict) or not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
         return None
-    table = np.zeros(size, np.int64)
+    table = np.zeros(size, np.int32)
     if "ByteLevel" in kinds:  # a letter a byte
         for token, number in vocab.items():
             table[number] = len(token)

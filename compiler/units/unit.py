@@ -22,10 +22,11 @@ import pyarrow as pa
 from compiler.cache import objects
 from compiler.conversation import Conversation, Kind
 from compiler.encode import length
+from compiler.encode.batch import Encoded
 from compiler.encode.columns import Example, columns_of, within
 from compiler.encode.sequences import SequenceMaker
 from compiler.encode.shapes import Owner, Rendered
-from compiler.encode.tokens import Encoded, encode
+from compiler.encode.tokens import encode
 from compiler.encode.weigh import Policy
 from compiler.media.embedded import without_base64
 from compiler.read import FileKind, Row, lines_of_items, read
@@ -227,14 +228,14 @@ class _UnitCompiler:
     def _examples(self, one: _Pending, sides: list[Encoded]) -> list[Example]:
         """The example at its final length; several only where a document is longer than --max-length."""
         conversation, found, note = self._fitted(one.conversation, sides)
-        if not all(side.weights.any() for sides in found for side in sides):  # a weight is never negative
+        if not all(side.num_trained for sides in found for side in sides):
             raise RowError(Reason.NOTHING_TRAINED, "no token of it would be trained")
         if any(other and np.array_equal(first.ids, other[0].ids) for first, *other in found):
             raise RowError(Reason.NOTHING_TRAINED, "both replies are the same, so there is nothing to prefer")
         self.counts["expanded"] += len(found) - 1
-        self.notes.update([note] if note else [])
-        self.notes.update(f"repair:{name}" for name in conversation.repairs)
-        self.notes.update(conversation.notes)
+        if note or conversation.repairs or conversation.notes:
+            repairs = [f"repair:{name}" for name in conversation.repairs]
+            self.notes.update([*([note] if note else []), *repairs, *conversation.notes])
         if self.options.scan_secrets:
             self._place_secrets(one.row, conversation)
         return [

@@ -6,9 +6,10 @@ from collections import Counter
 from itertools import accumulate, pairwise
 
 from compiler.conversation import Conversation, Segment
+from compiler.encode.batch import Encoded
 from compiler.encode.replies import choose_replies
 from compiler.encode.shapes import Rendered
-from compiler.encode.tokens import Encoded, encode
+from compiler.encode.tokens import encode
 from compiler.encode.weigh import EVEN, Policy
 from compiler.tokenizer.tokenizer import Tokenizer
 
@@ -31,10 +32,8 @@ def weighed_texts(
     found = []
     for number, text_number in enumerate(shape.text_number):
         text = shape.names[number] if text_number < 0 else row.texts[text_number]
-        pieces = row.pieces.get(number)
-        if pieces is None:
-            found.append((text, float(shape.weight[number]), shape.generated[number]))
-            continue
-        edges = pairwise([0, *accumulate(piece.length for piece in pieces)])
-        found += [(text[a:b], piece.weight, piece.generated) for (a, b), piece in zip(edges, pieces, strict=True)]
+        lengths, origins = row.pieces.get(number, ([len(text)], [number]))
+        edges = pairwise([0, *accumulate(lengths)])
+        for (start, end), one in zip(edges, origins, strict=True):
+            found.append((text[start:end], shape.origins[one].weight, shape.origins[one].generated))
     return found

@@ -11,7 +11,7 @@ from typing import Any
 import registry
 from compiler import formats
 from compiler.conversation import Conversation
-from compiler.encode.tokens import Encoded
+from compiler.encode.batch import Encoded
 from compiler.encode.weigh import Policy
 from compiler.formats.turns import check_turns
 from tests.support.encoded import encode_segments

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer as HFTokenizer
 import registry
 from compiler import reference
 from compiler.conversation import Conversation, Role
-from compiler.encode.tokens import Encoded
+from compiler.encode.batch import Encoded
 from compiler.encode.weigh import EVEN, Policy
 from compiler.reference import CUT
 from compiler.templates.program import Program
