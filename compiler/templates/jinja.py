@@ -116,12 +116,6 @@ class _Environment(ImmutableSandboxedEnvironment):
                 raise jinja2.exceptions.SecurityError(f"a number of more than {_MOST_BITS} bits")
         return super().call_binop(context, operator, left, right)
 
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        """What a name after a dot means: most often a key of a message, which the sandbox tries last."""
-        if type(obj) is dict and attribute in obj and not hasattr(obj, attribute):
-            return obj[attribute]
-        return super().getattr(obj, attribute)
-
 
 _ENVIRONMENT = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
 _ENVIRONMENT.filters["tojson"] = _to_json_filter
