@@ -30,6 +30,10 @@ class Role(StrEnum):
     """A text for pretraining: one message, no turns, no template."""
 
 
+SYSTEM, USER, ASSISTANT, TOOL = Role.SYSTEM, Role.USER, Role.ASSISTANT, Role.TOOL
+"""The roles for code that runs for every message: to find a member of an enum takes longer than to compare it."""
+
+
 class Kind(StrEnum):
     """How the rows of a set are trained; one kind per set (decision 25)."""
 

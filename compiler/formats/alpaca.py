@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compiler.conversation import Conversation, Message, Role
+from compiler.conversation import ASSISTANT, USER, Conversation, Message
 from compiler.formats.common import complete, read_columns
 from compiler.formats.format import CHAT_KINDS, Format
 from compiler.formats.kinds import KIND_COLUMNS
@@ -17,12 +17,12 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:  # n
     found = read_columns(row, columns)
     messages = []
     for user, reply in filter(None, found.get("history") or ()):  # [[]] is no turn
-        messages += [Message(Role.USER, user), Message(Role.ASSISTANT, reply)]
+        messages += [Message(USER, user), Message(ASSISTANT, reply)]
     prompt, query = found.get("prompt"), found.get("query")
-    messages.append(Message(Role.USER, f"{prompt}\n{query}" if prompt and query else prompt or query or ""))
+    messages.append(Message(USER, f"{prompt}\n{query}" if prompt and query else prompt or query or ""))
     paired = found.get("chosen") is not None and found.get("rejected") is not None
     if not paired and (reply := found.get("response")) is not None:
-        messages.append(Message(Role.ASSISTANT, reply))
+        messages.append(Message(ASSISTANT, reply))
     return complete(found, columns, messages)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from compiler.conversation import Call, Conversation, Message, Role, to_json
@@ -17,6 +18,9 @@ FLAGS = ("train", "trainable", "loss_mask", "loss", "loss_scale", "loss_weight",
 WEIGHT_KEYS = frozenset(FLAGS)
 REASONING_KEYS = frozenset({"reasoning_content", "reasoning", "thinking"})
 """The keys of a message under which people keep what a reply thinks before it speaks."""
+
+_SHARED = 1 << 16
+"""The most characters of tools that are kept for the next row."""
 
 UNREAD = "unread: "
 """What the note on a key begins with that a lift leaves out; its path follows."""
@@ -47,7 +51,8 @@ def complete(
     prefer; without it, the conversation's own last reply is. `to_message` reads a reply at a pointer. The schema for
     the kind decides which rows may be a pair.
     """
-    conversation = Conversation(messages, parse_tools(found.get("tools"), f"/{columns.get('tools')}"))
+    tools = parse_tools(found["tools"], f"/{columns['tools']}") if "tools" in found else None
+    conversation = Conversation(messages, tools)
     if (system := found.get("system")) and messages[0].role is not Role.SYSTEM:
         conversation.places = [-1, *range(len(messages))]
         conversation.messages = [Message(Role.SYSTEM, system), *messages]
@@ -75,14 +80,25 @@ def parse_text(text: str, what: str, reason: Reason, pointer: str) -> Any:
 
 
 def parse_tools(value: Any, pointer: str) -> list[Any] | None:
-    """The list of tools given as JSON text, a list, a list of JSON texts, or one tool; None for nothing, [] for []."""
-    within = pointer
+    """The list of tools given as JSON text, a list, a list of JSON texts, or one tool; None for nothing, [] for [].
+
+    Rows with the same text share the list: do not change it.
+    """
     if isinstance(value, str):
-        value = parse_text(value, "a list of tools", Reason.TOOLS, pointer) if value.strip() else None
-    elif isinstance(value, list):
-        within = f"{pointer}/{{}}"
-    if value is None:
+        return _tools_of_text(value, pointer) if len(value) <= _SHARED else _tools_of_text.__wrapped__(value, pointer)
+    return None if value is None else _tools(value, pointer, f"{pointer}/{{}}" if isinstance(value, list) else pointer)
+
+
+@lru_cache(maxsize=256)
+def _tools_of_text(text: str, pointer: str) -> list[Any] | None:
+    if not text.strip():
         return None
+    value = parse_text(text, "a list of tools", Reason.TOOLS, pointer)
+    return None if value is None else _tools(value, pointer, pointer)
+
+
+def _tools(value: Any, pointer: str, within: str) -> list[Any]:
+    """The tools of a value that is one, or a list of them; `within` points to each."""
     tools = [value] if isinstance(value, dict) else value
     if not isinstance(tools, list):
         raise RowError(Reason.TOOLS, f"expected a JSON list of tools, found {_kind(value)}", pointer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from compiler.conversation import Conversation, Message, Role
+from compiler.conversation import SYSTEM, Conversation, Message, Role
 from compiler.formats.common import (
     CALL_ROLE,
     REASONING_KEYS,
@@ -43,13 +43,10 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
     column = columns["messages"]
     assert column is not None
     role_tag, content_tag = str(tags["role_tag"]), str(tags["content_tag"])
-    calling = (CALL_ROLE, tags.get("function_tag"))
-    roles = _roles(tuple(map(tags.get, _ROLES)))
+    roles, calling = _roles(tuple(map(tags.get, _ROLES)))
 
     def message(source: dict[str, Any], pointer: str) -> Message:
         role = roles[source[role_tag]]
-        if len(source) == 2 and source[role_tag] not in calling:  # nothing but role and text, as in most messages
-            return Message(role, source[content_tag])
         weight = None if WEIGHT_KEYS.isdisjoint(source) else asked_weight(source, role, pointer)
         reasoning = None if REASONING_KEYS.isdisjoint(source) else reasoning_of(source, role, pointer)
         if source[role_tag] in calling:
@@ -57,18 +54,27 @@ def lift(row: dict[str, Any], columns: Names, tags: Names) -> Conversation:
             return Message(role, "", calls, weight=weight, reasoning=reasoning)
         return Message(role, source[content_tag], weight=weight, reasoning=reasoning)
 
-    messages = [message(source, f"/{column}/{i}") for i, source in enumerate(row[column])]
+    messages = [
+        Message(roles[said], source[content_tag])
+        if len(source) == 2 and (said := source[role_tag]) not in calling  # nothing but role and text, as in most
+        else message(source, f"/{column}/{i}")
+        for i, source in enumerate(row[column])
+    ]
     for i, one in enumerate(messages):
-        if one.role is Role.SYSTEM and i > 0:
+        if one.role is SYSTEM and i > 0:
             raise RowError(Reason.TURN_ORDER, "expected the system message first, found one later", f"/{column}/{i}")
     return complete(read_columns(row, columns), columns, messages, message)
 
 
 @lru_cache(maxsize=64)
-def _roles(names: tuple[str | None, ...]) -> dict[str, Role]:
-    """The role that each name in a message means; `names` are those of `_ROLES` (shared: do not change them)."""
+def _roles(names: tuple[str | None, ...]) -> tuple[dict[str, Role], tuple[str | None, ...]]:
+    """The role that each name in a message means, and the names of those whose text is a call (shared: do not change).
+
+    `names` are those of `_ROLES`.
+    """
+    given = dict(zip(_ROLES, names, strict=True))
     own = {name: role for name, role in zip(names, _ROLES.values(), strict=True) if name is not None}
-    return SWIFT_ROLES | _OTHER_ROLES | own
+    return SWIFT_ROLES | _OTHER_ROLES | own, (CALL_ROLE, given["function_tag"])
 
 
 FORMAT = Format(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import pairwise
+
 from compiler.conversation import Conversation, Role
 from schemas.errors import Reason, RowError
 
@@ -10,6 +13,14 @@ _MAY_FOLLOW = {
     Role.ASSISTANT: (Role.USER, Role.TOOL),
     Role.TOOL: (Role.ASSISTANT, Role.TOOL, Role.USER),
 }
+
+
+@lru_cache(maxsize=1024)
+def take_turns(roles: tuple[Role, ...]) -> bool:
+    """Whether messages of these roles take turns and end with a reply, whatever they hold."""
+    said = [role for role in roles if role is not Role.SYSTEM]
+    in_order = all(role in _MAY_FOLLOW[before] for before, role in pairwise(said))
+    return in_order and said[-1:] == [Role.ASSISTANT]
 
 
 def check_turns(conversation: Conversation, pointer: str | None) -> None:

@@ -21,6 +21,7 @@ The rules that hold for every kind:
     lines.py     the units of .jsonl and .txt
     elements.py  where the elements of a JSON array are
     value.py     one JSON value, and everything that can be wrong with it
+    together.py  the values of many rows at once
     literal.py   a list or object as Python prints it
     columns.py   the units and rows of tables
     tables.py    .parquet .arrow .feather

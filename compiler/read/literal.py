@@ -6,7 +6,6 @@ import ast
 import math
 import re
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -21,24 +20,14 @@ Nesting needs no limit here: Python's tokenizer stops at 200 brackets, fewer tha
 
 _QUOTED = re.compile(r"\s*[\[{(]\s*'")
 """The beginning of a text that cannot be JSON and that Python probably printed."""
-_NOT_AS_JSON = re.compile(r"""["\\(]|-0|[Tt]rue|[Ff]alse|None|null""")
-"""What may mean something else, or nothing, in a Python literal whose quotes are replaced by those of JSON."""
-
-
-def parse_texts(texts: Iterable[str]) -> list[Any]:
-    """The value of each text, as `parse_text` has it; a text that is neither has its ValueError in place of one."""
-    found: list[Any] = []
-    for text in texts:
-        try:
-            found.append(parse_text(text))
-        except ValueError as error:
-            found.append(error)
-    return found
+_NOT_AS_JSON = re.compile(r""""|\\|True|true|False|false|None|null|-(?<!\w-)0""")
+"""What may mean something else, or nothing, in a Python literal whose quotes are replaced by those of JSON: -0, but not
+the 2025-04 of a date. Each way begins with a character of its own: so places that none begins at are passed quickly."""
 
 
 def parse_text(text: str) -> Any:
     """The value of a text that is JSON or a Python literal; ValueError says why it is neither."""
-    if _QUOTED.match(text):
+    if "'" in text and _QUOTED.match(text):
         if not _NOT_AS_JSON.search(text):
             # Every single quote begins or ends a text then, so this is JSON or an error, and several times as fast.
             value, reject = parse(text.strip().replace("'", '"').encode(), "text")

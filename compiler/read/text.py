@@ -31,7 +31,8 @@ from compiler.read.model import (
     without_index,
 )
 from compiler.read.source import open_stream
-from compiler.read.value import excerpt, not_utf8, parse_row
+from compiler.read.together import TOGETHER, parse_rows
+from compiler.read.value import excerpt, not_utf8
 from schemas.errors import InputError, Reason, Reject
 from schemas.places import spell
 from schemas.stores import StorePath
@@ -191,30 +192,52 @@ def _grouped(spans: Iterable[tuple[int, int]], target_bytes: int, window: _Windo
 
 def _read_json_lines(unit: Unit, data: bytes) -> Iterator[Row]:
     """Yield a row per line that is not blank; JSON space around the value is not part of the row."""
-    index, number, at, size = 0, 0, 0, len(data)
+    index = number = 0
+    at = unit.offset
+    for block in _blocks(data):
+        rows: list[Row] = []
+        begun = at
+        for line in block.split(b"\n"):
+            if raw := line.strip(_JSON_SPACE):
+                offset = at if raw is line else at + line.index(raw)
+                rows.append(Row(index, offset, len(raw), None, raw, None, None, number))
+                index += 1
+            at += len(line) + 1
+            number += 1
+        parse_rows(rows, block, begun)
+        yield from rows
+
+
+def _blocks(data: bytes) -> Iterator[bytes]:
+    """Yield whole lines of about TOGETHER bytes, without the newline that ends the last."""
+    at, size = 0, len(data)
     while at < size:
-        end = data.find(b"\n", at)
-        line = data[at : end if end >= 0 else size]
-        if raw := line.strip(_JSON_SPACE):
-            value, reject, not_json = parse_row(raw)
-            offset = unit.offset + at + (0 if raw is line else line.index(raw))
-            yield Row(index, offset, len(raw), value, raw, reject, not_json, number)
-            index += 1
-        at += len(line) + 1
-        number += 1
+        end = data.find(b"\n", at + TOGETHER)
+        end = size if end < 0 else end
+        yield data[at:end]
+        at = end + 1
 
 
 def _read_elements(unit: Unit, data: bytes, spans: Iterable[tuple[int, int]]) -> Iterator[Row]:
     """Yield a row per element."""
     line = None if unit.kind in COUNTED else 0
-    before = 0
+    before = first = 0
+    rows: list[Row] = []
     for index, (begin, end) in enumerate(spans):
-        raw = data[begin - unit.offset : end - unit.offset]
+        at, after = begin - unit.offset, end - unit.offset
         if line is not None:
-            line += data.count(b"\n", before, begin - unit.offset)
-            before = begin - unit.offset
-        value, reject, not_json = parse_row(raw)
-        yield Row(index, begin, end - begin, value, raw, reject, not_json, line)
+            line += data.count(b"\n", before, at)
+            before = at
+        if not rows:
+            first = at
+        rows.append(Row(index, begin, end - begin, None, data[at:after], None, None, line))
+        if after - first >= TOGETHER:
+            parse_rows(rows, data[first:after], unit.offset + first)
+            yield from rows
+            rows = []
+    if rows:
+        parse_rows(rows, data[first:after], unit.offset + first)
+        yield from rows
 
 
 def _read_session(unit: Unit, data: bytes) -> Iterator[Row]:

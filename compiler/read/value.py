@@ -21,7 +21,10 @@ from compiler.read.model import MAX_DEPTH
 from schemas.errors import Reason, Reject
 
 _ZERO_IF_DIGIT = bytes(48 if 48 <= byte <= 57 else 0 for byte in range(256))
-_NINETEEN_DIGITS = re.compile(rb"[0-9]{19}")
+_BACKSLASH = ord("\\")
+BEFORE_NUMBER = b" \t\r\n,:[+-.eE"
+"""What may stand before the digits of a number in JSON; after anything else, digits are in a string."""
+_NINETEEN_DIGITS = re.compile(rb"(?:\A|[" + re.escape(BEFORE_NUMBER) + rb"])[0-9]{19}")
 
 
 def parse(raw: bytes, whole: str = "row") -> tuple[Any, Reject | None]:
@@ -37,7 +40,7 @@ def parse(raw: bytes, whole: str = "row") -> tuple[Any, Reject | None]:
       kept, T. Every string kept comes from a string of `raw` of its own, and (no escaped colon) has the
       same colons there, so T <= S; and V <= K. From V + T = K + S follows V = K.
       This never fails for a row without repeated keys and without an escaped colon: then V = K and T = S.
-    * It has no run of 19 digits: 18 always fit into 64 bits.
+    * It has no run of 19 digits but within a string: 18 always fit into 64 bits.
 
     Or if the value, written again, is `raw` itself, as in most files without a space after commas.
     """
@@ -47,7 +50,7 @@ def parse(raw: bytes, whole: str = "row") -> tuple[Any, Reject | None]:
     except (ValueError, TypeError):
         return _parse_carefully(raw, whole)
     if written == raw or (
-        _colons(written) == _colons(raw) and not _has_escaped_colon(raw) and not _has_long_number(raw)
+        written.count(b":") == raw.count(b":") and not _has_escaped_colon(raw) and not _has_long_number(raw)
     ):
         return value, None
     return _parse_carefully(raw, whole)
@@ -86,23 +89,18 @@ def excerpt(raw: bytes, at: int) -> str:
     return f"{'...' if begin else ''}{text!r}{'...' if end < len(raw) else ''}"
 
 
-def _colons(text: bytes) -> int:
-    """The number of colons; `replace` searches twice as fast as `count`."""
-    return len(text) - len(text.replace(b":", b""))
-
-
 def _has_escaped_colon(raw: bytes) -> bool:
-    """Whether a colon may be written as an escape; rfind is twice as fast as find here."""
-    return raw.rfind(b"\\u003") >= 0 and (b"\\u003a" in raw or b"\\u003A" in raw)
+    """Whether a colon is written as an escape; rfind is twice as fast as find here, and one byte much faster."""
+    return _BACKSLASH in raw and raw.rfind(b"\\u003") >= 0 and (b"\\u003a" in raw or b"\\u003A" in raw)
 
 
 def _has_long_number(raw: bytes) -> bool:
-    """Whether there are 19 digits in a row.
+    """Whether there are 19 digits in a row that may be those of a number.
 
     Any 19 neighbouring bytes contain at least three whose position is divisible by 6, so every sixth byte is
     looked at first: thirty times as fast as the plain search on text.
     """
-    return b"000" in raw[::6].translate(_ZERO_IF_DIGIT) and _NINETEEN_DIGITS.search(raw) is not None
+    return raw[::6].translate(_ZERO_IF_DIGIT).find(b"000") >= 0 and _NINETEEN_DIGITS.search(raw) is not None
 
 
 class _NotJsonError(Exception):

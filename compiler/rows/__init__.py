@@ -8,6 +8,7 @@ unpack.py     lists that rows hold as JSON text, nulls that unions add
 mend.py       repairs of raw rows, before they are validated
 validate.py   rows against the JSON Schema of their format, with the user's names in it
 keys.py       the keys of a row that its format does not read
+checks.py     both for a dataset, made once
 recognise.py  the format of a file, by its first rows
 nearest.py    the format that rows come nearest to when they fit none
 persona.py    self-cognition: the model's name in place of placeholders

@@ -86,6 +86,8 @@ class RowKeys:
         self._schema, self._ignorable, self._more = schema, ignorable, frozenset(more)
         found = _keys(schema, schema, ignorable, {})
         self._keys = found and replace(found, known=found.known | frozenset(more))
+        self._below: dict[tuple[Any, ...], tuple[tuple[str, _Keys], ...]] = {}
+        """The keys of a row, where all are read or ignorable -> those with keys below, which differ from row to row."""
         given = {default for name, default in format_.columns.items() if columns.get(name) is None}
         self._meaning = ({key: what for key, what in table["row"].items() if key not in given}, table["message"])
         """What keys of rows and of messages mean. A column that the user left out of a card is left out on purpose."""
@@ -94,9 +96,20 @@ class RowKeys:
     def covers(self, row: Any) -> bool:
         """Whether every key is read or ignorable. False may be wrong, where lists hold more than objects."""
         try:
-            return self._keys is None or _covers(self._keys, row if isinstance(row, list) else [row])
+            return self._keys is None or self._are_covered(self._keys, row)
         except (TypeError, AttributeError):  # a list in a list, or a text or number where others have objects
             return False
+
+    def _are_covered(self, keys: _Keys, row: Any) -> bool:
+        if row.__class__ is not dict:
+            return _covers(keys, row if isinstance(row, list) else [row])
+        inner = self._below.get(names := tuple(row))
+        if inner is not None:
+            return all(_covers(below, _objects(row[key])) for key, below in inner)
+        covered = _covers(keys, [row])
+        if covered and keys.only.keys().isdisjoint(names) and len(self._below) < MOST:
+            self._below[names] = tuple(one for one in keys.inner if one[0] in row)
+        return covered
 
     def unread(self, row: Any) -> Unread:
         """The keys that are neither; RowError for the first that is known to change what is trained."""
@@ -158,14 +171,15 @@ def _covers(keys: _Keys, objects: list[Any]) -> bool:
         if key in seen:
             below: list[Any] = []
             for one in objects:
-                held = one.get(key)
-                if held.__class__ is list:
-                    below += held
-                elif held.__class__ is dict:
-                    below.append(held)
+                below += _objects(one.get(key))
             if below and not _covers(inner, below):
                 return False
     return True
+
+
+def _objects(held: Any) -> list[Any]:
+    """What is held under a key with keys below: a list, or one."""
+    return held if held.__class__ is list else [held] if held.__class__ is dict else []
 
 
 def _is_read(keys: _Keys, key: str, one: dict[str, Any]) -> bool:

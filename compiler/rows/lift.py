@@ -27,17 +27,18 @@ from operator import attrgetter
 from typing import Any
 
 from compiler import formats
-from compiler.conversation import Conversation, Kind, Message, Role
+from compiler.conversation import ASSISTANT, Conversation, Kind, Message, Role
 from compiler.formats.common import UNREAD
 from compiler.formats.kinds import KIND_KEYS, columns_of_row, kind_of_row
 from compiler.formats.openai import NAMED
-from compiler.formats.turns import check_turns
+from compiler.formats.turns import check_turns, take_turns
 from compiler.media.rules import Vision
 from compiler.options import DatasetOptions, Names, UnitOptions
 from compiler.rows.calls import has_blocks, join_calls, take_out_blocks
+from compiler.rows.checks import checks
 from compiler.rows.clean import clean
 from compiler.rows.hints import Hints
-from compiler.rows.keys import MOST, OTHERS, RowKeys
+from compiler.rows.keys import MOST, OTHERS
 from compiler.rows.media import Keep, MediaOfRows
 from compiler.rows.mend import mend
 from compiler.rows.persona import substitute, warnings
@@ -45,11 +46,10 @@ from compiler.rows.react.check import check as check_react
 from compiler.rows.react.check import is_react
 from compiler.rows.react.dialect import to_text
 from compiler.rows.react.prompt import Language
-from compiler.rows.repair import REPAIRS
+from compiler.rows.repair import repair
 from compiler.rows.secrets import look
 from compiler.rows.texts import is_empty, markers_in, remarks_on
 from compiler.rows.unpack import check_without_nulls, held_columns, unpack
-from compiler.rows.validate import Validator
 from compiler.rows.where import where as condition
 from schemas.errors import Reason, Reject, RowError
 
@@ -58,7 +58,7 @@ DIALECTS = ("template", *_LANGUAGES)
 """How tools and calls are written: as the chat template does, or as ReAct text."""
 _WORDS = {kind: "plain" if kind == Kind.SFT else str(kind) for kind in Kind}
 _BY_THEMSELVES = "compile such rows by themselves, or say with --kind what all rows are"
-_media_of = attrgetter("media")
+_content_of, _media_of, _role_of = attrgetter("content"), attrgetter("media"), attrgetter("role")
 
 
 class Preparer:
@@ -88,20 +88,20 @@ class Preparer:
         self.media = MediaOfRows(dataset.media, vision, no_vision, keep)
         self._columns, self._tags, self._persona = dataset.columns, dataset.tags, dict(dataset.persona)
         self._format = formats.get(dataset.format, "format")
-        where = f"format {dataset.format}"
-        self._validator = Validator(self._format, self._columns, self._tags, where, dataset.kind)
-        self._held = held_columns(self._format, self._columns)
         more = (*(("tag",) if self._persona else ()), *(condition(dataset.where).columns if dataset.where else ()))
-        self._keys = RowKeys(self._validator.schema, self._format, self._columns, options.ignore, more)
+        self._validator, self._keys = checks(dataset, options.ignore, more)
+        self._held = held_columns(self._format, self._columns)
         turns, tools = (self._columns.get(name) for name in (self._format.turns or "", "tools"))
         listed = "" if self._format.bare else None
         self._turns, self._tools = f"/{turns}" if turns else listed, f"/{tools}" if tools else ""
         self._kind_keys = frozenset(dataset.kind_keys) if dataset.kind == Kind.SFT else frozenset()
         """The keys that a row among plain ones has only if it is of another kind, and a reject."""
         self._others = dataset.other_names
+        self._telling = self._kind_keys | self._others.keys()
         self._variants: dict[tuple[str | None, ...], Preparer] = {}
         """For rows under other names of columns."""
         parts = [dataset.policy, *dataset.policy.get("then", ())] if options.tools == "template" else []
+        self._plain, self._documents = dataset.kind == Kind.SFT, dataset.kind == Kind.PRETRAIN
         self._react = any(part.get("only_react") or part.get("replies") == "final" for part in parts)
         """Whether the weights tell ReAct text from other text, so that each row is looked at."""
         self._says_plain = any(part.get("only_react") and part.get("replies") != "final" for part in parts)
@@ -127,7 +127,7 @@ class Preparer:
         """
         made = self._made(value)
         for one in made:
-            if isinstance(one, Reject):
+            if one.__class__ is Reject:
                 return self._hints.add(value, made)
         return made
 
@@ -141,7 +141,7 @@ class Preparer:
     def _made(self, value: Any) -> list[Conversation | Reject]:
         mended: list[str] = []
         try:
-            if self._others and isinstance(value, dict) and not self._others.keys().isdisjoint(value):
+            if (telling := self._tells(value)) and not self._others.keys().isdisjoint(value):
                 columns = columns_of_row(self._format, self.dataset.kind, value, self._columns, self._others)
                 if columns != self._columns:
                     return self._variant(columns)._made(value)
@@ -150,11 +150,12 @@ class Preparer:
                 self.notes["json_text"] += 1
             if self.options.repairs:
                 value, mended = mend(value, self.options.repairs, self._columns, self._tags)
+                telling = self._tells(value)
             if (reject := self._validator.check(value)) is not None:
                 value, reject = check_without_nulls(value, self._held, self._validator, reject)
                 if reject is not None:
                     return [self._of_other_kind(value, reject)]
-            if self._kind_keys and isinstance(value, dict) and not self._kind_keys.isdisjoint(value):
+            if telling and not self._kind_keys.isdisjoint(value):
                 self._check_kind(value)
             if not self._keys.covers(value):
                 self._account(value)
@@ -167,6 +168,10 @@ class Preparer:
         if isinstance(lifted, Conversation):
             return [self._finished(lifted, mended)]
         return [one.reject if isinstance(one, RowError) else self._finished(one, mended) for one in lifted]
+
+    def _tells(self, value: Any) -> bool:
+        """Whether a row has a key by which it says that it is not read like most of them."""
+        return isinstance(value, dict) and not self._telling.isdisjoint(value)
 
     def _variant(self, columns: Names) -> Preparer:
         """The same for rows that call columns otherwise; what it counts is counted here."""
@@ -208,8 +213,6 @@ class Preparer:
 
     def _count_what_was_left_out(self, conversation: Conversation) -> None:
         """Count the keys that the lift left out, and names that are left out here, instead of noting them."""
-        if not conversation.notes:
-            return
         paths = {note.removeprefix(UNREAD) for note in conversation.notes if note.startswith(UNREAD)}
         if NAMED in conversation.notes and self._leave_out_names(conversation):
             paths.add(f"{self._columns[self._format.turns]}[].name" if self._format.turns else "name")
@@ -235,26 +238,22 @@ class Preparer:
     def _finished(self, conversation: Conversation, mended: list[str]) -> Conversation | Reject:
         """A lifted conversation after the steps that follow, or the reject of the one that it cannot pass."""
         try:
-            conversation.repairs += mended
-            for name in self.options.repairs:
-                if name in REPAIRS and REPAIRS[name](conversation):
-                    conversation.repairs.append(name)
-            if self.dataset.kind == Kind.PRETRAIN:
+            if self.options.repairs:
+                conversation.repairs += [*mended, *repair(conversation, self.options.repairs)]
+            if self._documents:
                 conversation.notes = markers_in(conversation.messages[0].content)
                 return look(conversation, redact=self.options.redact) if self.options.scan_secrets else conversation
             if self.dataset.clean:
                 conversation.repairs += clean(conversation, self.dataset.clean, self._turns)
-            self._count_what_was_left_out(conversation)
-            said = conversation.said
-            texts = [message.content for message in said]
+            if conversation.notes:
+                self._count_what_was_left_out(conversation)
+            texts = list(map(_content_of, conversation.said))
             text = "\n".join(texts)
-            if "<tool_" in text and has_blocks(said) and self._takes_calls():
-                take_out_blocks(conversation)
-            join_calls(conversation)
-            conversation = look(conversation, redact=self.options.redact) if self.options.scan_secrets else conversation
-            check_turns(conversation, self._turns)
+            blocks = "<" in text and "<tool_" in text and has_blocks(conversation.said) and self._takes_calls()
+            conversation = self._in_turns(conversation, blocks=blocks)
             said = conversation.said
-            self._check_replies(conversation, said)
+            if blocks or not all(map(str.strip, texts)):
+                self._check_replies(conversation, said)
             vision = self.media.vision is not None
             if found := remarks_on(said, text, empty="" in texts, vision=vision, react=self._knows_react):
                 conversation.notes = [*conversation.notes, *found]
@@ -267,7 +266,7 @@ class Preparer:
                 or any(map(_media_of, conversation.messages))
             ):
                 self.media.look(conversation, self.notes)
-            if self.dataset.kind != Kind.SFT:  # only the last reply is trained (decision 12)
+            if not self._plain:  # only the last reply is trained (decision 12)
                 conversation.messages[:-1] = [replace(message, weight=0.0) for message in conversation.messages[:-1]]
             if self.options.tools == "template":
                 return conversation
@@ -275,11 +274,24 @@ class Preparer:
         except RowError as error:
             return error.reject
 
+    def _in_turns(self, conversation: Conversation, *, blocks: bool) -> Conversation:
+        """The conversation with its calls joined, those in blocks of text too; its turns are in order."""
+        if blocks:
+            take_out_blocks(conversation)
+        in_turns = take_turns(tuple(map(_role_of, conversation.messages)))
+        if not in_turns:  # nowhere else do replies follow one another
+            join_calls(conversation)
+        if self.options.scan_secrets:
+            conversation = look(conversation, redact=self.options.redact)
+        if not in_turns:
+            check_turns(conversation, self._turns)
+        return conversation
+
     def _check_replies(self, conversation: Conversation, said: list[Message]) -> None:
         """Refuse a reply with nothing in it that would be trained (decision 29)."""
         last = conversation.rejected
         for i, message in enumerate(said):
-            if message.role is not Role.ASSISTANT or message.content.strip() or not is_empty(message):
+            if message.role is not ASSISTANT or message.content.strip() or not is_empty(message):
                 continue
             if message.weight == 0:
                 continue
@@ -304,4 +316,5 @@ class Preparer:
             place = first.message_index if conversation.places is None else conversation.places[first.message_index]
             where = "" if self._turns is None else f"{self._turns}/{place}"
             raise RowError(Reason.REACT, f"{first.rule}: {first.message}", where)
-        self.notes.update({f"warning:{finding.rule}" for finding in findings})
+        if findings:
+            self.notes.update({f"warning:{finding.rule}" for finding in findings})

@@ -5,7 +5,7 @@ Rows that a repair changed are counted under its name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from compiler.conversation import Conversation, Role
 
@@ -38,3 +38,8 @@ def media_first(conversation: Conversation) -> bool:
 
 
 REPAIRS: dict[str, Repair] = {"dangling": dangling, "media-first": media_first}
+
+
+def repair(conversation: Conversation, names: Sequence[str]) -> list[str]:
+    """Make those of the named repairs that are of conversations, in place; return the names of those that did."""
+    return [name for name in names if name in REPAIRS and REPAIRS[name](conversation)]

@@ -220,7 +220,9 @@ class _UnitCompiler:
             if needed is not None:
                 return [needed]
             self.notes["not_a_number"] += 1
-        found = [self.checked(one) for one in self.preparer.conversations(row.value)]
+        found = self.preparer.conversations(row.value)
+        if self.options.decontaminate:
+            found = [self.checked(one) for one in found]
         row.value = None
         self.counts["expanded"] += len(found) - 1
         return found

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from functools import lru_cache
 
-from compiler.conversation import Conversation, Message, Role
+from compiler.conversation import ASSISTANT, SYSTEM, Conversation, Message
 from compiler.rows.react.parse import (
     ACTION,
     ACTION_INPUT,
     FINAL_ANSWER,
     OBSERVATION,
     Api,
-    ReplyPart,
     parse_apis,
-    parse_inputs,
+    parse_input,
     parse_reply,
+    split_reply,
 )
 from schemas.errors import nearest
 
 Apis = dict[str, Api] | None
-Found = tuple[str, int] | None
-"""(message, character of the reply), or None where a rule finds nothing wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class _ReactReply:
-    """A reply that uses ReAct, the values of its inputs in order, and whether it is the last of them."""
-
-    parts: list[ReplyPart]
-    inputs: list[Any]
-    last: bool
+_Found = tuple[str, str, int]
+"""(rule, message, number of the part of the reply)"""
+RULES = ("react_action", "react_input", "react_observation", "react_final")
+"""The names by which findings are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,99 +46,87 @@ def check(conversation: Conversation) -> list[ReactFinding]:
     * `react_final`: nothing follows a final answer, and the last reply that uses ReAct ends with one.
     """
     replies = [
-        (i, parts)
+        (i, pieces)
         for i, message in enumerate(conversation.messages)
-        if message.role is Role.ASSISTANT and (parts := parse_reply(message.content))
+        if message.role is ASSISTANT and len(pieces := split_reply(message.content)) > 1
     ]
     if not replies:
         return []
-    system = (message.content for message in conversation.messages if message.role is Role.SYSTEM)
+    system = (message.content for message in conversation.messages if message.role is SYSTEM)
     apis = parse_apis("\n".join(system))
-    asked = [[part.text for part in parts if part.keyword == ACTION_INPUT] for _, parts in replies]
-    values = iter(parse_inputs([text for texts in asked for text in texts]))
     findings = []
-    for (i, parts), texts in zip(replies, asked, strict=True):
-        reply = _ReactReply(parts, list(islice(values, len(texts))), i == replies[-1][0])
-        for rule, look in _RULES.items():
-            if (found := look(reply, apis)) is not None:
-                findings.append(ReactFinding(rule, found[0], i, found[1]))
+    for i, pieces in replies:
+        keywords = tuple(pieces[1::2])
+        found = [*_acts(keywords, pieces[2::2], apis), *_order(keywords, last=i == replies[-1][0])]
+        if found:
+            parts = parse_reply(conversation.messages[i].content)
+            findings += [ReactFinding(rule, message, i, parts[k].start) for rule, message, k in found]
     return findings
 
 
 def is_react(messages: list[Message]) -> bool:
     """Whether replies are ReAct text: one has a line that begins with Action, or the system text lists APIs."""
     for message in messages:
-        if message.role is Role.ASSISTANT and (
-            message.content.startswith(_ACTION) or f"\n{_ACTION}" in message.content
-        ):
+        if message.role is ASSISTANT and (message.content.startswith(_ACTION) or f"\n{_ACTION}" in message.content):
             return True
-    system = (message.content for message in messages if message.role is Role.SYSTEM)
+    system = (message.content for message in messages if message.role is SYSTEM)
     return parse_apis("\n".join(system)) is not None
 
 
 _ACTION = f"{ACTION}:"
 
 
-def _action(reply: _ReactReply, apis: Apis) -> Found:
-    for part in reply.parts:
-        name = part.text.strip()
-        if part.keyword == ACTION and apis is not None and name not in apis:
-            return f"Action {_short(name)!r} is not an API of the system prompt; {nearest(name, apis)}", part.start
-    return None
-
-
-def _input(reply: _ReactReply, apis: Apis) -> Found:
-    values = iter(reply.inputs)
-    for before, part in _pairs(reply.parts):
-        if part.keyword != ACTION_INPUT:
+def _acts(keywords: Sequence[str], texts: Sequence[str], apis: Apis) -> list[_Found]:
+    """What is wrong with the actions and their inputs; `texts` are those after the keywords."""
+    found: dict[str, _Found] = {}
+    name = ""
+    """That of the action whose input may follow."""
+    for k, keyword in enumerate(keywords):
+        if keyword == ACTION:
+            name = texts[k].strip()
+            if apis is not None and name not in apis and "react_action" not in found:
+                what = f"Action {_short(name)!r} is not an API of the system prompt; {nearest(name, apis)}"
+                found["react_action"] = "react_action", what, k
             continue
-        value = next(values)
-        if isinstance(value, ValueError):
-            return f"Action Input {_short(part.text)!r} is {value}", part.start
-        name = before.text.strip() if before is not None and before.keyword == ACTION else ""
-        required = apis[name].required if apis is not None and name in apis else None
-        missing = [key for key in required or () if not isinstance(value, dict) or key not in value]
-        if missing:
-            named = ", ".join(map(repr, missing))
-            return f"expected Action Input with the parameters that {name!r} requires, found no {named}", part.start
-    return None
+        if keyword == ACTION_INPUT and "react_input" not in found and (what := _wrong_input(texts[k], name, apis)):
+            found["react_input"] = "react_input", what, k
+        name = ""
+    return sorted(found.values(), key=lambda one: RULES.index(one[0]))
 
 
-def _observation(reply: _ReactReply, _: Apis) -> Found:
-    parts = reply.parts
-    for i, part in enumerate(parts):
-        if part.keyword != OBSERVATION:
-            continue
-        keywords = [before.keyword for before in parts[max(i - 2, 0) : i]]
-        if keywords != [ACTION, ACTION_INPUT]:
-            found = f"found it after {' and '.join(keywords)}" if keywords else "found it first"
-            return f"expected Observation after Action and Action Input, {found}", part.start
-    return None
+def _wrong_input(text: str, name: str, apis: Apis) -> str:
+    """What is wrong with the input of an action; "" where nothing is."""
+    try:
+        value = parse_input(text)
+    except ValueError as error:
+        return f"Action Input {_short(text)!r} is {error}"
+    required = apis[name].required if apis is not None and name in apis else None
+    missing = [key for key in required or () if not isinstance(value, dict) or key not in value]
+    if not missing:
+        return ""
+    named = ", ".join(map(repr, missing))
+    return f"expected Action Input with the parameters that {name!r} requires, found no {named}"
 
 
-def _final(reply: _ReactReply, _: Apis) -> Found:
-    parts = reply.parts
-    for before, part in _pairs(parts):
-        if before is not None and before.keyword == FINAL_ANSWER:
-            return f"expected nothing after Final Answer, found {part.keyword}", part.start
-    if reply.last and parts[-1].keyword != FINAL_ANSWER:
-        return f"expected the last reply to end with Final Answer, found {parts[-1].keyword}", parts[-1].start
-    return None
-
-
-_RULES: dict[str, Callable[[_ReactReply, Apis], Found]] = {
-    "react_action": _action,
-    "react_input": _input,
-    "react_observation": _observation,
-    "react_final": _final,
-}
-RULES = tuple(_RULES)
-"""The names by which findings are counted."""
-
-
-def _pairs(parts: list[ReplyPart]) -> Iterator[tuple[ReplyPart | None, ReplyPart]]:
-    """Each part with the one before it."""
-    return zip([None, *parts], parts, strict=False)
+@lru_cache(maxsize=1024)
+def _order(keywords: tuple[str, ...], *, last: bool) -> list[_Found]:
+    """What is wrong with the order of the parts (shared: do not change it); `last` is whether no ReAct follows."""
+    found: list[_Found] = []
+    for k, keyword in enumerate(keywords):
+        before = keywords[max(k - 2, 0) : k]
+        if keyword == OBSERVATION and before != (ACTION, ACTION_INPUT):
+            where = f"after {' and '.join(before)}" if before else "first"
+            found.append(
+                ("react_observation", f"expected Observation after Action and Action Input, found it {where}", k)
+            )
+            break
+    if FINAL_ANSWER in keywords[:-1]:
+        k = keywords.index(FINAL_ANSWER) + 1
+        found.append(("react_final", f"expected nothing after Final Answer, found {keywords[k]}", k))
+    elif last and keywords[-1] != FINAL_ANSWER:
+        what = f"expected the last reply to end with Final Answer, found {keywords[-1]}"
+        found.append(("react_final", what, len(keywords) - 1))
+    return found
 
 
 def _short(text: str) -> str:

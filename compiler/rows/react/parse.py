@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from compiler.read.elements import BRACKETS
-from compiler.read.literal import parse_texts
+from compiler.read.literal import parse_text
 from compiler.read.value import parse
 
 THOUGHT = "Thought"
@@ -36,8 +36,7 @@ JSON needs no such limit, and both parsers bound the nesting.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyPart:
+class ReplyPart(NamedTuple):
     """A keyword and the text after it, not stripped: `reply[start:end]` is the keyword, a colon and `text`."""
 
     keyword: str
@@ -54,34 +53,52 @@ class Api:
     required: tuple[str, ...] | None
 
 
+def split_reply(text: str) -> list[str]:
+    """What stands before the first keyword, then each keyword and the text after it, without the newline at its end.
+
+    A newline is put before the first text: it stands for the end of a line. Plain chat is that text alone.
+    """
+    return _AFTER_A_LINE.split("\n" + text)
+
+
 def parse_reply(text: str) -> list[ReplyPart]:
     """The parts of a reply, in order. Text before the first keyword is not a part, so plain chat has none."""
-    # The newline put before the text stands for the end of a line: a match begins where its keyword does in the text.
-    marks = list(_AFTER_A_LINE.finditer("\n" + text))
-    ends = [*[mark.start() for mark in marks[1:]], len(text)]
-    # Without a keyword there is no part, and the only end is left over.
-    return [
-        ReplyPart(mark[1], text[mark.end() - 1 : end], mark.start(), end)
-        for mark, end in zip(marks, ends, strict=False)
-    ]
+    pieces = split_reply(text)
+    parts: list[ReplyPart] = []
+    start = len(pieces[0])
+    for k in range(1, len(pieces), 2):
+        keyword, said = pieces[k], pieces[k + 1]
+        end = start + len(keyword) + 1 + len(said) + 1
+        if end > len(text):  # the last one: no newline and keyword follow
+            end = len(text)
+        parts.append(ReplyPart(keyword, text[start + len(keyword) + 1 : end], start, end))
+        start = end
+    return parts
 
 
 def parse_inputs(texts: Sequence[str]) -> list[Any]:
-    """The values of Action Inputs: JSON, else a Python literal; an empty text is {}, no arguments.
+    """The values of Action Inputs; where one has none, its ValueError stands in its place."""
+    found: list[Any] = []
+    for text in texts:
+        try:
+            found.append(parse_input(text))
+        except ValueError as error:
+            found.append(error)
+    return found
 
-    Where it is neither, the ValueError stands in its place; the message completes the sentence "the input is ...".
+
+def parse_input(text: str) -> Any:
+    """The value of an Action Input: JSON, else a Python literal; an empty text is {}, no arguments.
+
+    Where it is neither, the message of the ValueError completes the sentence "the input is ...".
     """
-    texts = [text.strip() or "{}" for text in texts]
-    if all(len(text) <= MAX_LITERAL for text in texts):
-        return parse_texts(texts)
-    return [_long(text) if len(text) > MAX_LITERAL else parse_texts([text])[0] for text in texts]
-
-
-def _long(text: str) -> Any:
+    text = text.strip() or "{}"
+    if len(text) <= MAX_LITERAL:
+        return parse_text(text)
     value, reject = parse(text.encode(), "text")
     if reject is None:
         return value
-    return ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
+    raise ValueError(f"neither JSON nor, with {len(text):,} characters, a Python literal: {reject.message}")
 
 
 _NUMBERED = r"[0-9]+[.、)]\s*"
