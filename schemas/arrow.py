@@ -143,9 +143,15 @@ def shard_schema(kind: str, *, packed: bool = False) -> pa.Schema:
 
 SHARD = shard_schema("sft")
 
-_WORDS = ("input_ids", "labels", "loss_weights", "spans")
+_WORDS = ("input_ids", "trained", "loss_weights", "spans")
 WORD_LISTS = (*_WORDS, *(f"rejected_{name}" for name in _WORDS))
 """The columns that hold nearly all bytes of an object: lists of four-byte numbers, null or empty where unused."""
+
+
+def word_lists(schema: pa.Schema) -> list[str]:
+    """The word lists of objects that a shard with this schema is made of."""
+    return [name for name in WORD_LISTS if name.replace("trained", "labels") in schema.names]
+
 
 OBJECT = pa.schema(
     [
@@ -161,6 +167,8 @@ OBJECT = pa.schema(
 )
 """A unit's compiled rows in the cache.
 
+`trained` are the labels, which are the ids or -100, as run lengths: so many tokens that are not trained (0 if the first
+one is), so many that are, and so on. That is half of the bytes.
 `spans` are pairs of numbers: the owner (its place in the list of the object's record) and how many tokens.
 `index` and `offset` count within the unit, so that an object serves its unit wherever that stands in a file.
 `length` is how many tokens the model sees, with media and both sides of a pair.

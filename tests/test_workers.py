@@ -14,13 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.corpus import write
+from compiler.encode.columns import trained_runs
 from compiler.read import cut, named, open_source, read
+from compiler.sets.link import with_labels
 from compiler.units import processes
 from compiler.units.processes import Original, Worker
 from schemas.errors import InputError
@@ -218,3 +221,28 @@ def test_what_is_wrong_with_a_template_is_said_before_what_is_wrong_with_a_file(
     assert [error.splitlines()[0] for error in errors] == [
         "chat template: the reply of message 2 ends without a stop token"
     ]
+
+
+# -- what an object holds in place of labels --
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), max_size=6))
+def test_the_labels_of_a_shard_are_those_that_an_object_holds_as_run_lengths(rows: list[list[bool]]) -> None:
+    trained = np.array([one for row in rows for one in row], np.bool_)
+    edges = np.cumsum([0, *map(len, rows)])
+    ids = np.arange(100, 100 + len(trained), dtype=np.int32)
+    runs, counts = trained_runs(trained, edges)
+    lists = with_labels(
+        {"input_ids": (edges, ids), "trained": (np.concatenate([[0], np.cumsum(counts)]), runs), "spans": (edges, ids)}
+    )
+    assert list(lists) == ["input_ids", "labels", "spans"]
+    offsets, labels = lists["labels"]
+    assert offsets.tolist() == edges.tolist()
+    assert labels.tolist() == [int(token) if one else -100 for token, one in zip(ids, trained, strict=True)]
+    assert all(len(runs[a:b]) and (runs[a + 1 : b] > 0).all() for a, b in zip(*_pairs(counts), strict=True))
+
+
+def _pairs(counts: Any) -> tuple[list[int], list[int]]:
+    ends = np.cumsum(counts).tolist()
+    return [0, *ends][: len(ends)], ends

@@ -159,8 +159,6 @@ def _opened(path: Path, stamp: tuple[int, ...], info: dict[str, Any], data: pa.B
     in_file = [*WORD_LISTS, *(name for name in table.schema.names if name == SHINGLES)]
     small = table.drop_columns(in_file).take(pa.array(np.arange(table.num_rows)))  # copied, so that data is freed
     lists = {name: _place_of(table.column(name), data) for name in in_file}
-    for name in ("labels", "rejected_labels"):  # as long as their ids: one array serves both
-        lists[name] = lists[name][0], lists[name.replace("labels", "input_ids")][1]
     lists = {name: place for name, place in lists.items() if place[1][-1]}
     lines = np.array(info.pop("lines"), np.int32).reshape(-1, 2)  # a row each in the worst case: no lists of objects
     return Object(path, stamp, digest, info, small, lists, lines)

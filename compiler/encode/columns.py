@@ -100,15 +100,30 @@ def _sequences(
     mask = None if present.all() else pa.array(~present)
     offsets = _offsets(_spread(np.diff(batch.edges), present))
     spans, edges = batch.spans(owners)
+    runs, counts = trained_runs(batch.weights > 0, batch.edges)
     columns = {
         "input_ids": pa.ListArray.from_arrays(offsets, batch.ids, mask=mask),
-        "labels": pa.ListArray.from_arrays(offsets, batch.labels, mask=mask),
+        "trained": pa.ListArray.from_arrays(_offsets(_spread(counts, present)), runs, mask=mask),
         "loss_weights": weight_lists(offsets, batch.weights),
         "spans": pa.ListArray.from_arrays(_offsets(_spread(2 * np.diff(edges), present)), spans.reshape(-1), mask=mask),
     }
     lengths, trained = np.array(batch.lengths, np.int64), np.array(batch.num_trained, np.int64)
     named = {f"{prefix}{name}": column for name, column in columns.items()}
     return named, _spread(lengths, present), _spread(trained, present)
+
+
+def trained_runs(
+    trained: npt.NDArray[np.bool_], edges: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Which tokens are trained, bool[T], as run lengths int32[R], and how many runs each row has, int64[N].
+
+    The runs of a row begin with one that is not trained, of length 0 where the first token is.
+    """
+    begins = np.union1d(np.flatnonzero(trained[1:] != trained[:-1]) + 1, edges)
+    places = np.searchsorted(begins, edges)
+    first = trained[edges[:-1]]
+    runs = np.insert(np.diff(begins), places[:-1][first], 0)
+    return runs.astype(np.int32), np.diff(places) + first
 
 
 def _spread(values: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

@@ -32,7 +32,7 @@ from compiler.sets.rows import CompiledRows, PlacedWords, placed_in
 from compiler.sets.shard import ShardWriter
 from compiler.sets.words import SpilledRows, WordLists
 from compiler.units.compiled import CompiledDataset
-from schemas.arrow import SPANS, SPLITS, TEST, WORD_LISTS, shard_schema
+from schemas.arrow import IGNORED, SPANS, SPLITS, TEST, shard_schema, word_lists
 from schemas.disk import flush
 from schemas.manifest import ShardEntry
 from schemas.order import Ints
@@ -157,7 +157,7 @@ def _jobs(folder: Path, split: PlannedSplit, rows: CompiledRows, kind: str) -> I
         return
     folder.mkdir(parents=True)
     schema = shard_schema(kind, packed=split.packs is not None)
-    names = [name for name in WORD_LISTS if name in schema.names]
+    names = word_lists(schema)
     before = np.concatenate([[0], np.cumsum(_lengths(split, rows))])
     shards = split.shards(before)
     sources = _sources(folder, [split.rows[shard] for shard in shards], rows, names)
@@ -229,7 +229,7 @@ def _batches(job: ShardJob, block: slice, edges: Ints) -> Iterator[pa.RecordBatc
     Every batch has buffers of exactly its own size. Arrow pads these with zeros; a slice of a larger one it would pad
     with the bytes that follow. So the bytes of a shard depend on its rows alone.
     """
-    lists = job.words.lists(block)
+    lists = with_labels(job.words.lists(block))
     edges = edges[(edges >= block.start) & (edges <= block.stop)]
     for first, last in pairwise(_batch_edges(edges).tolist()):
         inside = first - block.start, last - block.start
@@ -238,6 +238,20 @@ def _batches(job: ShardJob, block: slice, edges: Ints) -> Iterator[pa.RecordBatc
             columns = packed_columns(columns, Packs(job.edges).within(slice(first, last)))
         arrays = [columns[field.name].cast(field.type) for field in job.schema]
         yield pa.RecordBatch.from_arrays(arrays, schema=job.schema)
+
+
+def with_labels(lists: WordLists) -> WordLists:
+    """The lists with labels in place of the run lengths that say which ids are trained."""
+    found = {}
+    for name, (offsets, words) in lists.items():
+        found[name] = offsets, words
+        if name.endswith("trained"):
+            run = np.arange(len(words)) - np.repeat(offsets[:-1], np.diff(offsets))  # counted within its row
+            ids_offsets, ids = lists[name.replace("trained", "input_ids")]
+            labels = np.where(np.repeat(run % 2 == 1, words), ids, np.int32(IGNORED))
+            found[name.replace("trained", "labels")] = ids_offsets, labels
+            del found[name]
+    return found
 
 
 def _slice(offsets: Ints, words: npt.NDArray[np.int32], first: int, last: int) -> tuple[Ints, npt.NDArray[np.int32]]:

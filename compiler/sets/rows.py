@@ -96,7 +96,6 @@ class CompiledRows:
 
     def _edges_of(self, name: str) -> npt.NDArray[np.int32] | None:
         """The edges of a column; None where no object has words of it."""
-        name = name.replace("labels", "input_ids")  # as long as their ids
         if name not in self._edges and any(name in part.object.lists for part in self.parts):
             self._edges[name] = np.concatenate([part.object.edges(name) for part in self.parts])
         return self._edges.get(name)
@@ -137,18 +136,14 @@ class CompiledRows:
         part_of = np.searchsorted(self.starts, rows, side="right") - 1
         used, file_of = np.unique(part_of, return_inverse=True)
         extents: Extents = {}
-        ranges: dict[int, tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = {}
         for name in names:
             edges = self._edges_of(name)
             if edges is None:
                 none = np.zeros(len(rows), np.int32)
                 extents[name] = none, none
                 continue
-            if id(edges) not in ranges:
-                begin = edges[rows + part_of]
-                ranges[id(edges)] = begin, edges[rows + part_of + 1] - begin
-            begin, length = ranges[id(edges)]
-            extents[name] = begin + self._first_words[name][part_of], length
+            begin = edges[rows + part_of]
+            extents[name] = begin + self._first_words[name][part_of], edges[rows + part_of + 1] - begin
         lengths = np.diff(self._first_number)[used]
         first_owner = np.concatenate([[0], np.cumsum(lengths)])[:-1]
         whole = np.repeat(self._first_number[used] - first_owner, lengths) + np.arange(int(lengths.sum()))

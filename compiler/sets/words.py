@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import add
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ from schemas.order import Ints
 
 WordLists = dict[str, tuple[Ints, npt.NDArray[np.int32]]]
 """By column: where each row begins, int64[N + 1], and the words of all rows, int32[T]."""
+
+_SPARSE = 4
+"""A stretch of a file is read row by row if its rows are less than one part of so many."""
 
 Extents = dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 """By column: the word of its file at which each row begins, and how many words it has; int32[N] or int64[N]."""
@@ -56,25 +60,38 @@ def copy_lists(
         begin, length = extents[name]
         offsets = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
         found[name] = (offsets, np.empty(int(offsets[-1]), np.int32))
-        columns = (begin[order], length[order], offsets[:-1][order])
-        ranges[name] = tuple((4 * column.astype(np.int64)).tolist() for column in columns)
+        in_order = (begin[order], length[order], offsets[:-1][order])
+        ranges[name] = [(4 * column.astype(np.int64)).tolist() for column in in_order]
     low = 0
     for number, count in zip(used.tolist(), counts.tolist(), strict=True):
         high = low + count
         with files[number].open(names) as descriptors:
             for name, columns in ranges.items():
-                some = zip(*(column[low:high] for column in columns), strict=True)
-                if not _copy(descriptors[name], some, found[name][1].view(np.uint8).data):
+                begins, sizes, places = (column[low:high] for column in columns)
+                if not _copy(descriptors[name], begins, sizes, places, found[name][1].view(np.uint8).data):
                     raise _gone(files[number].path)
         low = high
     return found
 
 
-def _copy(descriptor: int, ranges: Iterator[tuple[int, int, int]], into: memoryview) -> bool:
-    """Read bytes (begin, length) to their place in `into`; False if the file is too short."""
-    for begin, length, at in ranges:
-        if length and os.preadv(descriptor, [into[at : at + length]], begin) != length:
-            return False
+def _copy(descriptor: int, begin: list[int], length: list[int], at: list[int], into: memoryview) -> bool:
+    """Read bytes (begin, length) to their place in `into`; False if the file is too short.
+
+    Where they are a good part of a stretch of the file, it is read at once: a system call takes longer than to copy a
+    row.
+    """
+    first = min(begin)
+    size = max(map(add, begin, length)) - first
+    if sum(length) * _SPARSE < size:
+        return all(
+            not count or os.preadv(descriptor, [into[to : to + count]], start) == count
+            for start, count, to in zip(begin, length, at, strict=True)
+        )
+    stretch = memoryview(bytearray(size))
+    if size and os.preadv(descriptor, [stretch], first) != size:
+        return False
+    for start, count, to in zip(begin, length, at, strict=True):
+        into[to : to + count] = stretch[start - first : start - first + count]
     return True
 
 
