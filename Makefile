@@ -29,6 +29,7 @@ golden:
 	GOLDEN=write $(PYTHON) -m pytest -q tests/test_golden_tables.py
 
 bench:
+	$(PYTHON) -m benchmarks.bars
 	$(PYTHON) -m benchmarks.run --scale 10000,50000,300000,1000000
 
 wheel:

@@ -38,6 +38,17 @@ def write(folder: Path, rows: int, seed: int = 0) -> list[Path]:
     return paths
 
 
+def write_short(folder: Path, rows: int) -> list[Path]:
+    """Write rows of about forty tokens as one JSON Lines file; return it in a list."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "short.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(rows):
+            row = {"instruction": f"Add {n} and {n * 7 % 1009}.", "output": f"That is {n + n * 7 % 1009}."}
+            file.write(json.dumps(row) + "\n")
+    return [path]
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 

@@ -58,11 +58,11 @@ def compare(folder: Path, tokenizer: Path, rows: int, rounds: int, without_refer
     manifest = CompiledSet.open(folder / "warm-out").manifest
     texts = list(corpus.rendered(folder / "warm-out"))
     runs: dict[str, Callable[[int], Measured]] = {
-        "datasets.map, 2 processes": lambda i: _baseline(folder / f"map-{i}", tokenizer, files),
+        "datasets.map, 2 processes": lambda i: baseline(folder / f"map-{i}", tokenizer, files),
         "compile cold, 1 worker": lambda i: mine.cold(files, f"one-{i}", workers=1),
         "compile cold, 2 workers": lambda i: mine.cold(files, f"two-{i}", workers=2),
         "relink, another seed": lambda i: mine.run(files, "warm", seed=i + 1),
-        "a plain copy of the set": lambda i: _copy(folder / "warm-out" / "train", folder / f"copy-{i}"),
+        "a plain copy of the set": lambda i: copied(folder / "warm-out" / "train", folder / f"copy-{i}"),
         "fastokens alone, load included": lambda _: _alone(FastEncoder, tokenizer, texts),
         "1,000 rows, new cache": lambda i: mine.cold(small, f"small-{i}", workers=2),
         "1,000 rows, certificate kept": lambda _: mine.again(small, "again"),
@@ -97,7 +97,7 @@ def by_size(folder: Path, tokenizer: Path, sizes: list[int]) -> None:
         mine = Ours(folder, tokenizer)
         cold = mine.run(files, f"size-{size}")
         relink = mine.run(files, f"size-{size}", seed=1)
-        copy = _copy(folder / f"size-{size}-out" / "train", folder / "copy")
+        copy = copied(folder / f"size-{size}-out" / "train", folder / "copy")
         found.append((size, cold, relink, copy))
         mine_said = f"{size:9,} {cold.seconds:8.1f} {cold.seconds / size * 1e6:7.1f} {cold.peak / 1e6:6,.0f}"
         again = f"{relink.seconds:9.1f} {relink.peak / 1e6:6,.0f}"
@@ -139,13 +139,15 @@ def tokenizer_folder() -> Path:
     return real if real.is_dir() else registry.DEMO_TOKENIZER
 
 
-def _baseline(out: Path, tokenizer: Path, files: list[str]) -> Measured:
+def baseline(out: Path, tokenizer: Path, files: list[str]) -> Measured:
+    """What `datasets.map` takes with two processes."""
     found = meter.run("benchmarks.baseline", tokenizer, 2, out, *files)
     shutil.rmtree(out)
     return found
 
 
-def _copy(source: Path, target: Path) -> Measured:
+def copied(source: Path, target: Path) -> Measured:
+    """What a plain copy of a folder takes."""
     start = time.perf_counter()
     shutil.copytree(source, target)
     seconds = time.perf_counter() - start

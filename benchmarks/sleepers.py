@@ -1,19 +1,28 @@
-"""What workers do in `benchmarks.coordinator`: they sleep as long as the work takes."""
+"""What workers do in `benchmarks.coordinator` and `benchmarks.bars`: they sleep as long as work takes, or note it."""
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from compiler.cache import objects
 from compiler.sets.link import BATCH_ROWS, ShardJob
-from compiler.units.settle import look_up
+from compiler.units.settle import look_up, settle
 from compiler.units.task import Outcome, Task
 from schemas.manifest import BatchEntry, ShardEntry
 
 A_ROW, A_TOKEN = 65e-6, 12e-9
 """Seconds that a worker takes to compile a row, and to write a token into a shard."""
 _KEPT: dict[str, objects.Object] = {}
+
+
+def noted_unit(task: Task) -> Outcome:
+    """Note in the file $FIRST_UNIT when the first unit is under way; settle it."""
+    with suppress(FileExistsError), Path(os.environ["FIRST_UNIT"]).open("x", encoding="utf-8") as file:
+        file.write(str(time.time()))
+    return settle(task)
 
 
 def sleeping_unit(task: Task) -> Outcome:
