@@ -67,15 +67,16 @@ def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
         where = str(options.tokenizer.resolve()), str(options.cache.absolute())
         early = processes.started_early("compiler.units.asked", "load_tokenizer", *where)
     with early:
-        _compile_or_try(options, given, is_small=size is not None and size < SMALL)
+        how = {"ahead": size is not None and size < SMALL, "others_encode": size is not None and size > LARGE}
+        _compile_or_try(options, given, how)
 
 
-def _compile_or_try(options: CompileOptions, given: dict[str, Any], *, is_small: bool) -> None:
+def _compile_or_try(options: CompileOptions, given: dict[str, Any], how: dict[str, bool]) -> None:
     from compiler.tokenizer.tokenizer import Tokenizer
 
     with contextlib.suppress(Problem, OSError):  # it is loaded again in its turn, which says what is wrong
         # First: its encoder is loaded in a thread while this one imports.
-        Tokenizer.load(options.tokenizer, options.cache, ahead=is_small)
+        Tokenizer.load(options.tokenizer, options.cache, **how)
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
     from schemas.arrow import leave_pandas

@@ -71,12 +71,15 @@ class Tokenizer(Vocabulary):
         return found
 
     @classmethod
-    def load(cls, folder: Path, cache: Path | None = None, *, ahead: bool = False) -> Tokenizer:
+    def load(
+        cls, folder: Path, cache: Path | None = None, *, ahead: bool = False, others_encode: bool = False
+    ) -> Tokenizer:
         """Load the tokenizer of a folder. Its encoders are loaded when they are used.
 
         The outline of a tokenizer is kept in the cache, so that its file need not be parsed where nothing is encoded.
         `ahead`: this process will encode, so another thread begins to load the reference encoder of a tokenizer that
-        the cache does not know. Nothing but the time depends on it.
+        the cache does not know. `others_encode`: other processes will, so that what encoding needs is not made here.
+        Nothing but the time depends on these.
         """
         files = TokenizerFiles.find(folder)
         if files.identity not in _LOADED:
@@ -84,7 +87,12 @@ class Tokenizer(Vocabulary):
             kept = None if cache is None else objects.load_record(cache, key)
             begun = _begin(files) if ahead and kept is None else None
             try:
-                tokenizer = cls(files, files.spec()) if kept is None else cls(files, outline=kept["outline"])
+                if kept is not None:
+                    tokenizer = cls(files, outline=kept["outline"])
+                elif others_encode:
+                    tokenizer = cls(files, outline=outline_of(files.spec()))
+                else:
+                    tokenizer = cls(files, files.spec())
             except Problem:
                 raise
             except Exception as error:  # the file may hold anything

@@ -95,7 +95,8 @@ MOST = 1 << 24
 
 
 def _check_ids(ids: Iterable[Any]) -> None:
-    if not all(isinstance(number, int) and 0 <= number < MOST for number in ids):
+    some = list(ids)
+    if some and (set(map(type, some)) != {int} or min(some) < 0 or max(some) >= MOST):
         raise ValueError(f"an id is not a number from 0 to {MOST:,}")
 
 
@@ -113,8 +114,7 @@ def byte_lengths_of(spec: dict[str, Any], size: int) -> npt.NDArray[np.int32] | 
         return None
     table = np.zeros(size, np.int32)
     if "ByteLevel" in kinds:  # a letter a byte
-        for token, number in vocab.items():
-            table[number] = len(token)
+        table[np.fromiter(vocab.values(), np.int64, len(vocab))] = np.fromiter(map(len, vocab), np.int32, len(vocab))
     else:
         for token, number in vocab.items():
             fallback = re.fullmatch("<0x[0-9A-F]{2}>", token)
