@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -54,29 +55,32 @@ def compile_(**given: Any) -> None:
       cli compile chats.jsonl --engine ray --ray-address auto --cache /shared/cache -o /shared/shards
     """
     gc.set_threshold(100_000)  # there is little cyclic garbage; looking for it is a twentieth of a small compile
-    with asked_options(given) as options:
+    with _started_early(given), asked_options(given) as options:
         _compile(options, given)
 
 
-def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
+def _started_early(given: dict[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """Start the process that workers are copied from, where there will be workers, before this one imports the rest."""
     from compiler.units import processes
 
-    size = _size_of(options.files)
-    early: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    if processes.CAN_FORK and options.engine == "local" and options.workers > 1 and size is not None and size > LARGE:
-        where = str(options.tokenizer.resolve()), str(options.cache.absolute())
-        early = processes.started_early("compiler.units.asked", "load_tokenizer", *where)
-    with early:
-        how = {"ahead": size is not None and size < SMALL, "others_encode": size is not None and size > LARGE}
-        _compile_or_try(options, given, how)
+    size = _size_of(given["files"])
+    if size is None or size < LARGE or given["engine"] != "local" or (given["workers"] or cores()) == 1:
+        return contextlib.nullcontext()
+    if not processes.CAN_FORK:
+        return contextlib.nullcontext()
+    is_folder = os.path.isdir(given["tokenizer"] or "")  # noqa: PTH112  # False for a name that no file can have
+    folder = str(Path(given["tokenizer"]).absolute()) if is_folder else ""
+    return processes.started_early("compiler.units.asked", "load_tokenizer", folder, str(given["cache"].absolute()))
 
 
-def _compile_or_try(options: CompileOptions, given: dict[str, Any], how: dict[str, bool]) -> None:
+def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
     from compiler.tokenizer.tokenizer import Tokenizer
 
+    size = _size_of(options.files)
     with contextlib.suppress(Problem, OSError):  # it is loaded again in its turn, which says what is wrong
         # First: its encoder is loaded in a thread while this one imports.
-        Tokenizer.load(options.tokenizer, options.cache, **how)
+        small, large = size is not None and size < SMALL, size is not None and size >= LARGE
+        Tokenizer.load(options.tokenizer, options.cache, ahead=small, others_encode=large)
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
     from schemas.arrow import leave_pandas
@@ -117,8 +121,8 @@ def _compile_or_try(options: CompileOptions, given: dict[str, Any], how: dict[st
 
 def _size_of(files: tuple[str, ...]) -> int | None:
     """The bytes of the files; None where there are none, or more than plain files."""
-    paths = [Path(file.rpartition("=")[2]) for file in files]
-    return sum(path.stat().st_size for path in paths) if paths and all(path.is_file() for path in paths) else None
+    paths = [file.rpartition("=")[2] for file in files]
+    return sum(map(os.path.getsize, paths)) if paths and all(map(os.path.isfile, paths)) else None
 
 
 @contextlib.contextmanager

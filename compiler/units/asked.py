@@ -15,10 +15,14 @@ from schemas.errors import Problem
 
 
 def load_tokenizer(folder: str, cache: str) -> None:
-    """Load a tokenizer, before it is known how it will be used. What is wrong with it is for others to say."""
+    """Load a tokenizer ("" = none, but all that is imported), before it is known how it will be used.
+
+    What is wrong with it is for others to say.
+    """
     leave_pandas()
     with suppress(Problem, OSError):
-        Tokenizer.load(Path(folder), Path(cache))
+        if folder:
+            Tokenizer.load(Path(folder), Path(cache))
 
 
 def load_tools(setup: Setup) -> None:
