@@ -13,8 +13,10 @@ from typing import BinaryIO
 from compiler.read.model import MAX_ROW, SourceFile, Unit, checksum_of, digest_of, too_long
 from schemas.stores import StorePath
 
-_BLOCK = 4
-"""Targets that are read at once."""
+_TARGETS, _LEAST = 8, 1 << 16
+"""So many targets, and at least so many bytes, are read at once."""
+_CRCS = 1 << 33
+_NEWLINE = 10
 
 
 def closes(length: int, tail: bytes | memoryview, target: int) -> bool:
@@ -22,57 +24,64 @@ def closes(length: int, tail: bytes | memoryview, target: int) -> bool:
 
     The probability is twice its length over the target.
     """
-    return zlib.crc32(tail) < length * (1 << 33) // target
+    return zlib.crc32(tail) < length * _CRCS // target
 
 
 def cut_lines(source: SourceFile, stream: BinaryIO, target: int, digests: Callable[[], bool]) -> Iterator[Unit]:
     """Yield units of whole lines of about `target` bytes, of a stream that begins at `source.start`.
 
-    `digests()` says of each whether it gets its digest.
+    `digests()` says of each whether it gets its digest. Bytes are read into the same memory again and again.
     """
-    held, at, line, most = b"", source.start, 1, MAX_ROW + 2 * target
-    keep = bool(source.compression) or isinstance(source.path, StorePath)
-    more = True
+    held, filled = bytearray(max(_LEAST, _TARGETS * target)), 0
+    at, line, more = source.start, 1, True
     while more:
-        block = stream.read(max(1, _BLOCK * target))
-        held, more = held + block, bool(block)
+        if filled == len(held):
+            if filled > MAX_ROW + 2 * target:
+                raise too_long(str(source.path), at, MAX_ROW)
+            held.extend(bytes(filled))
+        with memoryview(held) as whole, whole[filled:] as free:
+            count = stream.readinto(free)  # type: ignore[attr-defined]  # of every stream that open_stream yields
+        filled, more = filled + count, count > 0
         begin = 0
-        while (end := _end_of_unit(held, begin, target, whole=not more)) > begin:
-            count = held.count(b"\n", begin, end)
-            if unit := _unit(source, held[begin:end], at + begin, line, count, keep=keep, digest=digests()):
+        while (end := _end_of_unit(held, begin, filled, target, is_last=not more)) > begin:
+            newlines = held.count(b"\n", begin, end)
+            with memoryview(held) as whole, whole[begin:end] as data:
+                unit = _unit(source, data, at + begin, line, newlines, digest=digests())
+            if unit is not None:
                 yield unit
-            line += count
+            line += newlines
             begin = end
-        held, at = held[begin:], at + begin
-        if len(held) > most:
-            raise too_long(str(source.path), at, MAX_ROW)
+        held[: filled - begin] = held[begin:filled]
+        filled, at = filled - begin, at + begin
 
 
-def _end_of_unit(held: bytes, begin: int, target: int, *, whole: bool) -> int:
-    """Where the unit ends that begins there; `begin` if that is not known yet. `whole`: nothing comes after `held`."""
-    end = held.find(b"\n", max(begin, begin + -(-target // 4) - 1)) + 1
+def _end_of_unit(held: bytearray, begin: int, filled: int, target: int, *, is_last: bool) -> int:
+    """Where the unit ends that begins there; `begin` if that is not known yet. `is_last`: nothing comes after."""
+    find, crc32, scale, most = held.find, zlib.crc32, _CRCS, begin + 2 * target
+    end = find(b"\n", begin + -(-target // 4) - 1, filled) + 1
     start = max(begin, held.rfind(b"\n", begin, end - 1) + 1) if end else begin  # of the line that ends there
     while end:
-        if end - begin >= 2 * target or closes(end - start, held[max(start, end - 64) : end], target):
+        length = end - start
+        tail = held[end - 64 if length > 64 else start : end]
+        if crc32(tail) < length * scale // target or end >= most:  # as `closes`, which takes longer to call
             return end
-        start, end = end, held.find(b"\n", end) + 1
-    return len(held) if whole else begin
+        start, end = end, find(b"\n", end, filled) + 1
+    return filled if is_last else begin
 
 
-def _unit(
-    source: SourceFile, data: bytes, offset: int, line: int, newlines: int, *, keep: bool, digest: bool
-) -> Unit | None:
+def _unit(source: SourceFile, data: memoryview, offset: int, line: int, newlines: int, *, digest: bool) -> Unit | None:
     """The unit of these lines; None if they are blank."""
-    if data[:64].isspace() and data.isspace():
+    if bytes(data[:64]).isspace() and bytes(data).isspace():
         return None
+    keep = bool(source.compression) or isinstance(source.path, StorePath)
     return Unit(
         path=str(source.path),
         kind=source.kind,
         offset=offset,
         length=len(data),
         digest=digest_of(source.kind, (), data) if digest else "",
-        data=data if keep else None,
+        data=bytes(data) if keep else None,
         line=line,
-        count=newlines + (not data.endswith(b"\n")),
+        count=newlines + (data[-1] != _NEWLINE),
         checksum=checksum_of(data),
     )

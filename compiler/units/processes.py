@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -47,7 +48,7 @@ class Worker:
     """The near end of a process that calls functions, one after the other, in the order in which it was asked."""
 
     def __init__(self, ours: socket.socket, process: int) -> None:
-        self._socket, self._connection, self._process = ours, Connection(os.dup(ours.fileno())), process
+        self._connection, self._process = Connection(ours.detach()), process
         self.owed = 0
         """How many answers it owes."""
 
@@ -92,15 +93,17 @@ class Worker:
 
     def no_more(self) -> None:
         """Let the process end after what it is doing."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
+        with suppress(OSError), _socket_of(self._connection) as ours:
+            ours.shutdown(socket.SHUT_WR)
 
     def stop(self, seconds: float) -> None:
         """Wait so long for the end of the process, then kill it."""
         end = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
         with suppress(OSError):
-            while select.select([self._connection], [], [], max(0.0, end - time.monotonic()))[0]:
-                if not self._socket.recv(1 << 16):  # what it still answers is of no use
+            while poll.poll(1000 * max(0.0, end - time.monotonic())):
+                if not os.read(self._connection.fileno(), 1 << 16):  # what it still answers is of no use
                     break
             else:
                 os.kill(self._process, signal.SIGKILL)
@@ -111,9 +114,8 @@ class Worker:
             os.waitpid(self._process, 0)
 
     def close(self) -> None:
-        """Close our ends of the socket."""
+        """Close our end of the socket."""
         self._connection.close()
-        self._socket.close()
 
 
 class Original(Worker):
@@ -130,7 +132,8 @@ class Original(Worker):
         with theirs:
             self.send(_copy)
             try:
-                socket.send_fds(self._socket, [b"\0"], [theirs.fileno()])
+                with _socket_of(self._connection) as mine:
+                    socket.send_fds(mine, [b"\0"], [theirs.fileno()])
             except OSError as gone:
                 raise lost(_KILLED) from gone
             return Worker(ours, self.receive())
@@ -175,6 +178,11 @@ def _started(main: str) -> tuple[socket.socket, int]:
         )
     process.returncode = 0  # it is waited for here, and not when the object goes
     return ours, process.pid
+
+
+def _socket_of(connection: Connection) -> socket.socket:
+    """The socket under a connection, as another descriptor."""
+    return socket.socket(fileno=os.dup(connection.fileno()))
 
 
 def lost(what: str) -> InputError:
@@ -247,9 +255,11 @@ def _answer(connection: Connection, message: bytes) -> int | None:
         function, args = pickle.loads(message)
         if function is _copy:
             gc.freeze()  # a collection would write to pages that are shared until then
-            with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+            with _socket_of(connection) as ours:
                 _, [theirs], *_ = socket.recv_fds(ours, 1, 1)
-            result = os.fork()
+            with warnings.catch_warnings():  # of the thread of Arrow's allocator, from Python 3.12 on
+                warnings.simplefilter("ignore", DeprecationWarning)
+                result = os.fork()
             if not result:
                 return theirs
             os.close(theirs)
