@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks.faults_kills import workers_of
 from cli import main
-from compiler.cache import objects
+from compiler.cache import halves
 from compiler.read import cut, open_source, read
 from compiler.units.processes import Worker
 from schemas import lease
@@ -100,13 +100,12 @@ def test_a_process_without_memory_ends_with_one_message(tmp_path: Path) -> None:
 def test_half_written_files_of_a_killed_run_are_removed_by_the_next_and_those_of_others_are_not(tmp_path: Path) -> None:
     row, cache = tmp_path / "a.jsonl", tmp_path / "cache"
     row.write_text('{"instruction": "a", "output": "b"}\n')
-    halves = cache / "objects" / objects.HALVES
-    halves.mkdir(parents=True)
+    (cache / "objects" / halves.HALVES).mkdir(parents=True)
     for folder in ("objects/00", "media/ab", "outgoing/mine", "stdin"):
         (cache / folder).mkdir(parents=True, exist_ok=True)
     others = ["objects/tmp/mine", "objects/00/mine.arrow", "media/ab/photo.png", "outgoing/mine/x", "stdin/mine.txt"]
     others.append(f"objects/tmp/{'0' * 8}-{'1' * 40}.json-abcd1234")  # of another machine, which may be writing it
-    ours = f"objects/tmp/{objects.machine()}-{'1' * 40}.arrow-abcd1234"
+    ours = f"objects/tmp/{halves.machine()}-{'1' * 40}.arrow-abcd1234"
     for name in (*others, ours):
         (cache / name).touch()
     compiled = runner().invoke(main, ["compile", str(row), "--cache", str(cache), "-o", str(tmp_path / "out")])

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.cache import objects
+from compiler.cache import halves, objects
 from schemas import disk, lease
 from schemas.arrow import EMBEDDED
 from schemas.errors import InputError, LockedError
@@ -97,14 +97,14 @@ def _remove_halves(folder: Path, lock: int) -> None:
         return
     for path in found:
         with suppress(OSError):
-            if path.name.startswith(objects.machine()) or time.time() - path.lstat().st_mtime > _DAY:
+            if path.name.startswith(halves.machine()) or time.time() - path.lstat().st_mtime > _DAY:
                 path.unlink()
 
 
 def halves_of(folder: Path) -> Iterator[Path]:
     """Half-written files, of runs that are at it or were killed."""
     for kind in ("objects", EMBEDDED):
-        yield from (folder / kind / objects.HALVES).glob("*")
+        yield from (folder / kind / halves.HALVES).glob("*")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from compiler.cache.objects import stamp_of
+from compiler.cache.halves import stamp_of
 from schemas.errors import IntegrityError
 from schemas.order import Ints
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from compiler.cache import objects
+from compiler.cache import halves, objects
 from compiler.tokenizer.encoders import REFERENCE, version_of
 from compiler.units.task import Task, recipe_of
 from schemas.errors import InputError, IntegrityError
@@ -49,7 +49,7 @@ def terms_of(cache: str, mark: str, encoder: str, paths: tuple[str, ...] = ()) -
 @contextmanager
 def marked(cache: Path) -> Iterator[str]:
     """Put a mark into the cache for the time of a run. If the run is killed, the next one removes it."""
-    mark = objects.begin_half(cache, f"{objects.key_of('mark', uuid.uuid4().hex)}.json")
+    mark = halves.begin_half(cache, f"{objects.key_of('mark', uuid.uuid4().hex)}.json")
     try:
         yield str(mark.relative_to(cache))
     finally:
