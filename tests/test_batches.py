@@ -71,7 +71,14 @@ def columns(kept: list[Example]) -> list[dict[str, Any]]:
                 assert all(spans[1::2]) and all(a != b for a, b in zip(spans[::2], spans[2::2], strict=False))
                 pairs = zip(spans[::2], spans[1::2], strict=True)
                 row[f"{side}owners"] = [names[n] for n, count in pairs for _ in range(count)]
+                row[f"{side}labels"] = labels(row[f"{side}input_ids"], row[f"{side}trained"])
     return found
+
+
+def labels(ids: list[int], runs: list[int]) -> list[int]:
+    """The labels that the run lengths of an object say."""
+    trained = [number % 2 == 1 for number, count in enumerate(runs) for _ in range(count)]
+    return [token if one else IGNORED for token, one in zip(ids, trained, strict=True)]
 
 
 def example(number: int, conversation: Conversation, sides: list[Any]) -> Example:
@@ -155,7 +162,7 @@ def test_pairs_and_thinking_in_a_batch_are_what_each_row_makes_by_itself(data: s
         row, total = one.conversation, 0
         for side, reply in (("", row.messages[-1]), ("rejected_", row.rejected)):
             if reply is None:
-                assert found[f"{side}input_ids"] is None and found[f"{side}labels"] is None
+                assert found[f"{side}input_ids"] is None and found[f"{side}trained"] is None
                 continue
             alone = with_reasoning(Conversation([row.messages[0], reply]))
             expected = encode_segments(alone, template.program.rendering.segments(alone), loaded)

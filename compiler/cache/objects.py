@@ -83,6 +83,7 @@ DECIDES_BYTES = (
     *(f"compiler/{room}/**/*.py" for room in ("templates", "tokenizer", "encode", "proof")),
     "compiler/conversation.py",
     "compiler/options.py",
+    "compiler/cache/halves.py",
     "compiler/cache/objects.py",
     "compiler/units/task.py",
     "compiler/units/unit.py",
