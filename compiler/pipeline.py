@@ -45,7 +45,7 @@ from compiler.sets.manifest import (
 from compiler.sets.mix import make_plan
 from compiler.sets.near import find_near
 from compiler.sets.rejects import check_keys, check_rejects, check_where, forget_rejects
-from compiler.sets.rows import examples_of, rows_of
+from compiler.sets.rows import examples_of, forget_columns, rows_of
 from compiler.templates.load import Template, load_template
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.progress import Done, Pace, Watcher
@@ -102,6 +102,7 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
         examples = [examples_of(one) for one in compiled]
         requests, rows = [one.request for one in compiled], rows_of(compiled)
         find_near(requests, examples, rows, options.mixing)
+        forget_columns(compiled, rows)
         mix = make_plan(requests, examples, options.mixing)
         splits = plan_splits(mix, compiled, rows, options.pack)
         embedded = link_embedded(output.partial, splits, rows, options.cache)

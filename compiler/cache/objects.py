@@ -65,6 +65,10 @@ class Object:
         """The size of the file."""
         return self.stamp[0]
 
+    def without_columns(self) -> Object:
+        """The object with nothing of its rows in memory but their number."""
+        return dataclasses.replace(self, small=pa.table({"none": pa.nulls(self.num_rows)}), lists={})
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process; the columns as an Arrow stream, which takes a tenth of the time of a pickled table."""
         sink = pa.BufferOutputStream()

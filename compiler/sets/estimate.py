@@ -217,8 +217,7 @@ def _expanded(one: SampledDataset, found: Examples) -> tuple[Examples, Ints]:
     copies = np.diff(ends, prepend=0.0).astype(np.int64)
     index = np.repeat(np.arange(len(copies)), copies)
     copy = np.arange(len(index)) - np.repeat(np.cumsum(copies) - copies, copies)
-    groups = found.groups
-    assert groups is not None
+    groups = found.fingerprints if found.groups is None else found.groups
     return Examples(
         found.tokens[index], found.trained[index], _named(found.fingerprints[index], copy), found.cap,
         _named(groups[index], copy),

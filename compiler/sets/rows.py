@@ -8,7 +8,7 @@ once, in order, and each group fits into memory. This is one pass of a bucket so
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from compiler.cache.objects import Object
 from compiler.encode.shapes import Owner
 from compiler.sets.mix import Examples
 from compiler.sets.words import Extents, ObjectFile, SpilledRows, WordFiles, WordLists, copy_lists
+from compiler.tokenizer.tokenizer import trim_memory
 from compiler.units.compiled import CompiledDataset
 from schemas.arrow import SHINGLES, WORD_LISTS
 from schemas.order import Ints
@@ -76,8 +77,13 @@ class CompiledRows:
         self.starts: Ints = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         """The number of the first row of each object, and the number of rows, int64[P + 1]."""
         self._files = [ObjectFile(part.object.path, part.object.stamp, part.object.digest) for part in parts]
-        self._edges: dict[str, npt.NDArray[np.int32]] = {}
-        """By column, where each row begins among the words of its object, and where the last one ends, int32[N + P]."""
+        self._edges = {
+            name: np.concatenate([part.object.edges(name) for part in parts])
+            for name in _IN_FILE
+            if any(name in part.object.lists for part in parts)
+        }
+        """By column that has words, where each row begins among those of its object, and where the last one ends,
+        int32[N + P]."""
         self._first_words = {
             name: np.array([part.object.lists.get(name, (0,))[0] for part in parts], np.int32) for name in _IN_FILE
         }
@@ -93,12 +99,6 @@ class CompiledRows:
         self._first_number = np.cumsum([0, *map(len, known)])
         self.small = self._small(sizes)
         """The columns that are not word lists, with each row's provenance."""
-
-    def _edges_of(self, name: str) -> npt.NDArray[np.int32] | None:
-        """The edges of a column; None where no object has words of it."""
-        if name not in self._edges and any(name in part.object.lists for part in self.parts):
-            self._edges[name] = np.concatenate([part.object.edges(name) for part in self.parts])
-        return self._edges.get(name)
 
     def _small(self, sizes: list[int]) -> pa.RecordBatch:
         parts = self.parts
@@ -137,7 +137,7 @@ class CompiledRows:
         used, file_of = np.unique(part_of, return_inverse=True)
         extents: Extents = {}
         for name in names:
-            edges = self._edges_of(name)
+            edges = self._edges.get(name)
             if edges is None:
                 none = np.zeros(len(rows), np.int32)
                 extents[name] = none, none
@@ -171,6 +171,15 @@ class CompiledRows:
         return spilled
 
 
+def forget_columns(compiled: Iterable[CompiledDataset], rows: CompiledRows) -> None:
+    """Let go of the columns of objects, which `examples_of` and `rows_of` have copied: a third of a run's memory."""
+    rows.parts = [replace(part, object=part.object.without_columns()) for part in rows.parts]
+    records = (record for one in compiled for record in one.records)
+    for record, part in zip(records, rows.parts, strict=True):
+        record.object = part.object
+    trim_memory()
+
+
 def placed_in(spilled: SpilledRows, rows: Ints, names: Sequence[str]) -> PlacedWords:
     """Where the words of spilled rows are, by their numbers, in any order."""
     none = np.zeros(0, np.int32)
@@ -182,11 +191,12 @@ def examples_of(one: CompiledDataset) -> Examples:
     """What the mix needs to know of a dataset's rows."""
     tables = [unit.small for unit in one.loaded]
     empty, none = [np.empty(0, np.int64)], [np.empty(0, "S16")]
+    grouped = any(not t.column("group").equals(t.column("fingerprint")) for t in tables)
     return Examples(
         tokens=np.concatenate([t.column("length").to_numpy() for t in tables] or empty).astype(np.int64),
         trained=np.concatenate([t.column("num_trained").to_numpy() for t in tables] or empty).astype(np.int64),
         fingerprints=np.concatenate([_prints(t, "fingerprint") for t in tables] or none),
-        groups=np.concatenate([_prints(t, "group") for t in tables] or none),
+        groups=np.concatenate([_prints(t, "group") for t in tables] or none) if grouped else None,
         cap=one.dataset.num_samples,
     )
 

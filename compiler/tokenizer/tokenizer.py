@@ -101,7 +101,7 @@ class Tokenizer(Vocabulary):
             if cache is not None and kept is None:
                 with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
                     objects.store_record(cache, key, {"outline": tokenizer.outline})
-            _trim_memory()
+            trim_memory()
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[files.identity] = tokenizer
         return _LOADED[files.identity]
@@ -121,14 +121,14 @@ class Tokenizer(Vocabulary):
             if isinstance(error, KeyboardInterrupt | SystemExit | Problem):
                 raise
             raise _broken(self.files, error) from error
-        _trim_memory()
+        trim_memory()
         return found
 
     @cached_property
     def fast(self) -> FastEncoder | str:
         """The fast encoder, or why there is none. Whether it is right is not asked here."""
         found = encoders.load_fast(self._specs)
-        _trim_memory()
+        trim_memory()
         return found
 
     def load_fast(self) -> None:
@@ -139,7 +139,7 @@ class Tokenizer(Vocabulary):
         """Let go of the fast encoder, and of what was loaded ahead, since other processes encode."""
         self.__dict__.pop("fast", None)
         self._ahead = None
-        _trim_memory()
+        trim_memory()
 
     # -- encoding --
 
@@ -231,7 +231,7 @@ def _begin(files: TokenizerFiles) -> Future[HFTokenizer | None] | None:
     return begun
 
 
-def _trim_memory() -> None:
-    """Return freed memory to the system: what a tokenizer is built from takes as much as the tokenizer."""
+def trim_memory() -> None:
+    """Return freed memory to the system: what a tokenizer is built from, say, takes as much as the tokenizer."""
     with suppress(OSError, AttributeError):  # of glibc alone
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from compiler.proof.encoders import Trial
 from compiler.units import processes
 from compiler.units.asked import load_fast, load_tools, trial
-from compiler.units.processes import STOPPING, Original, Worker
+from compiler.units.processes import ENDING, STOPPING, Original, Worker
 from compiler.units.task import Awaited, Setup
 
 T = TypeVar("T")
@@ -39,6 +39,9 @@ class InProcess:
     def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
         """Call the function at once."""
         return Awaited.known(function(*args))
+
+    def end_asides(self) -> None:
+        """Nothing was started."""
 
     def trial(self) -> Trial | None:
         """None: no other process has loaded the fast encoder."""
@@ -91,15 +94,16 @@ class Pool:
             elif about is not None:
                 yield about, result
 
-    def close(self, patient: Sequence[Worker]) -> None:
-        """End the processes; the patient ones may finish what they are at. Those that made others go last."""
-        for worker in patient:
-            worker.no_more()
-        end = time.monotonic() + STOPPING
-        for worker in reversed(self._asked):
-            worker.no_more()
-            worker.stop(max(0.0, end - time.monotonic()) if worker in patient else 0.0)
-            worker.close()
+    def end(self, worker: Worker, seconds: float) -> None:
+        """End a process, which has so many seconds for that."""
+        del self._asked[worker]
+        self._selector.unregister(worker)
+        worker.no_more()
+        worker.stop(seconds)
+        worker.close()
+
+    def close(self) -> None:
+        """Listen to none of the processes any more; all were ended."""
         self._selector.close()
 
 
@@ -190,6 +194,11 @@ class Workers:
         self._pool.send(self._checking(), answer, function, *args)
         return answer
 
+    def end_asides(self) -> None:
+        """End the checkers, whose encoders take much memory. They are started again where something is asked."""
+        while self._checkers:
+            self._pool.end(self._checkers.pop(), 0.0)
+
     def trial(self) -> Trial | None:
         """Try the fast encoder on awkward texts where it is loaded."""
         workers = self._working()
@@ -197,5 +206,13 @@ class Workers:
         return (self._original or workers[0]).ask(trial, self._setup)
 
     def close(self) -> None:
-        """End the processes. Workers may finish what they are at; the others have nothing to lose."""
-        self._pool.close(patient=self._workers)
+        """End the processes. Workers may finish what they are at; the checkers have nothing to lose."""
+        for worker in self._workers:
+            worker.no_more()
+        end = time.monotonic() + STOPPING
+        for worker in self._workers:
+            self._pool.end(worker, max(0.0, end - time.monotonic()))
+        self.end_asides()
+        if self._original is not None:  # it waits for the end of its copies
+            self._pool.end(self._original, ENDING)
+        self._pool.close()

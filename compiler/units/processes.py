@@ -38,6 +38,8 @@ CAN_FORK = sys.platform == "linux"
 """Elsewhere system libraries may start threads of their own, which a copy of a process does not have."""
 STOPPING = 3.0
 """Seconds that a worker has to finish its unit when the run ends early."""
+ENDING = 1.0
+"""Seconds that a process has to end which has nothing to finish."""
 _KILLED = "a worker process was killed, most often for memory"
 _START = "import sys; sys.path[:] = {path!r}; from compiler.units.processes import {main}; {main}({descriptor})"
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -235,6 +237,8 @@ def serve_copies(descriptor: int) -> None:
             try:
                 message = connection.recv_bytes()
             except (EOFError, OSError):
+                with suppress(ChildProcessError):
+                    os.wait()  # for all copies, since none is reported: who starts us can rely on our end
                 return
             theirs = _answer(connection, message)
             if theirs is not None:

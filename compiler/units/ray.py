@@ -101,6 +101,11 @@ class Cluster:
         self._pool.send(self._checkers, answer, function, *args)
         return answer
 
+    def end_asides(self) -> None:
+        """End the process of this machine that was asked."""
+        while self._checkers:
+            self._pool.end(self._checkers.pop(), 0.0)
+
     def _listen(self, seconds: float | None = None) -> None:
         for _ in self._pool.listen(seconds):
             pass
@@ -111,7 +116,8 @@ class Cluster:
 
     def close(self) -> None:
         """Leave the cluster; end what runs on this machine."""
-        self._pool.close(patient=[])
+        self.end_asides()
+        self._pool.close()
         self._stack.close()
 
 

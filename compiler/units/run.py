@@ -138,7 +138,9 @@ def _settle_all(run: UnitRun, plan: UnitPlan, engines: Engines, encoder: str) ->
         certificate.result()  # a template that is wrong is what a user should hear of first
         raise
     certificate.result()
-    return encoder, proofs.trouble(wait=True)
+    trouble = proofs.trouble(wait=True)
+    engine.end_asides()
+    return encoder, trouble
 
 
 class _Proofs:

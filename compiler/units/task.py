@@ -129,6 +129,9 @@ class Engine(Protocol):
     def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
         """Call a function beside all that."""
 
+    def end_asides(self) -> None:
+        """All that was asked aside is answered, and most likely no more will be asked."""
+
     def trial(self) -> Trial | None:
         """Try the fast encoder in a process that has loaded it; None if there is no such process."""
 
