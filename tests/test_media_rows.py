@@ -620,7 +620,7 @@ def test_images_that_the_machine_which_compiled_did_not_see_end_the_run_and_reje
 
     def blind(*arguments: Any) -> Any:
         (data / "a.png").rename(data / "moved.png")
-        found = really(*arguments)
+        found = list(really(*arguments))
         (data / "moved.png").rename(data / "a.png")
         return found
 

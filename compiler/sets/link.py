@@ -119,8 +119,9 @@ class ShardJob:
         return self.small.column("length").to_numpy().astype(np.int64)
 
 
-Link = Callable[[Callable[[ShardJob], ShardEntry], Iterable[ShardJob]], Iterable[tuple[ShardJob, ShardEntry]]]
-"""Writes shards: calls a function with each job, here or elsewhere; yields the jobs as they are done."""
+Link = Callable[[Callable[[ShardJob], ShardEntry], Iterable[ShardJob], int], Iterable[tuple[ShardJob, ShardEntry]]]
+"""Writes shards: calls a function with each job, here or elsewhere, of which a worker has so many at once; yields the
+jobs as they are done."""
 
 
 def link(
@@ -137,7 +138,7 @@ def link(
     jobs = chain.from_iterable(_jobs(folder / name, split, rows, kind) for name, split in splits.items())
     with ThreadPoolExecutor(1) as disk:  # so that publishing need not wait for it
         flushed = []
-        for job, entry in run(write_shard, jobs):
+        for job, entry in run(write_shard, jobs, 1):  # a job of short rows is large
             found[job.split].append((job.file, entry))
             flushed.append(disk.submit(flush, job.file))
             done[job.split] += len(job.repeats)

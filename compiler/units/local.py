@@ -1,6 +1,6 @@
 """Work on this machine: in this process, or in worker processes, which one thread asks and listens to.
 
-A worker is given two things to do at once, so that it never waits for this process. Beside the workers there are
+A worker is given two units at once, so that it never waits for this process. Beside the workers there are
 checkers, processes that do what is asked `aside`: they prove the template and compare texts with the reference encoder,
 which they alone load.
 """
@@ -18,7 +18,7 @@ from compiler.proof.encoders import Trial
 from compiler.units import processes
 from compiler.units.asked import load_fast, load_tools, trial
 from compiler.units.processes import ENDING, STOPPING, Original, Worker
-from compiler.units.task import Awaited, Setup
+from compiler.units.task import AHEAD, Awaited, Setup
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +30,7 @@ WORKERS_OF_A_CHECKER = 16
 class InProcess:
     """Work in this process, one after the other."""
 
-    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    def run(self, function: Callable[[T], R], items: Iterable[T], _ahead: int = AHEAD) -> Iterator[tuple[T, R]]:
         """Call the function on each item."""
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         for item in items:
@@ -160,18 +160,18 @@ class Workers:
             self._add_workers(self._original.copy)
         return self._workers
 
-    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    def run(self, function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD) -> Iterator[tuple[T, R]]:
         """Call the function on each item; yield the items with what came of them, as it comes.
 
-        A worker has two items at most, so that a long list of them is never in memory. What is left of an earlier call
-        is finished first, and forgotten.
+        A worker has so many items at most, so that a long list of them is never in memory. What is left of an earlier
+        call is finished first, and forgotten.
         """
         workers = self._working()
         self._finish()
         for item in items:
             self._pool.send(workers, item, function, item)
             self._listen(0)
-            while self._pool.least(workers) > 1:
+            while self._pool.least(workers) >= ahead:
                 self._listen()
             while self._found:
                 yield self._found.popleft()

@@ -23,7 +23,7 @@ from compiler.units.connect import connected
 from compiler.units.local import Pool
 from compiler.units.machines import Terms, check, check_recipe, marked, portable, terms_of
 from compiler.units.processes import Worker, lost
-from compiler.units.task import Awaited, Setup, Task
+from compiler.units.task import AHEAD, Awaited, Setup, Task
 from schemas.errors import InputError, Problem
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Cluster:
         self._ray: Any = None
         self._terms: Terms | None = None
 
-    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    def run(self, function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD) -> Iterator[tuple[T, R]]:
         """Call the function on each item, which is a unit or a shard. What a lost worker or node had is done again."""
         iterator = iter(items)
         first = next(iterator, None)
@@ -60,7 +60,7 @@ class Cluster:
             return
         terms = self._begun(first)
         flight = _Flight(self._ray, terms, function, self._say)
-        limit = self._workers or 2 * int(self._ray.cluster_resources()["CPU"])
+        limit = self._workers or ahead * int(self._ray.cluster_resources()["CPU"])
         try:
             for found in flight.run(chain([first], iterator), limit):
                 self._listen(0)

@@ -20,6 +20,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+AHEAD = 2
+"""Units that a worker has at once: it is at one, the other waits."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """What all units of a run are compiled with: the options, the tokenizer and the template. Picklable."""
@@ -123,8 +127,11 @@ class Awaited(Generic[R]):
 class Engine(Protocol):
     """A place where things are done: in this process, in others, on other machines."""
 
-    def run(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-        """Call a function on each item, several at once; yield the items with what came of them, as it comes."""
+    def run(self, function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD, /) -> Iterator[tuple[T, R]]:
+        """Call a function on each item, several at once; yield the items with what came of them, as it comes.
+
+        `ahead` is how many a worker has: the one that it is at, and those that wait.
+        """
 
     def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
         """Call a function beside all that."""
