@@ -32,13 +32,14 @@ def cut_lines(source: SourceFile, stream: BinaryIO, target: int, digests: Callab
 
     `digests()` says of each whether it gets its digest. Bytes are read into the same memory again and again.
     """
-    held, filled = bytearray(max(_LEAST, _TARGETS * target)), 0
+    block = bytes(max(_LEAST, _TARGETS * target))
+    held, filled = bytearray(block), 0
     at, line, more = source.start, 1, True
     while more:
         if filled == len(held):
             if filled > MAX_ROW + 2 * target:
                 raise too_long(str(source.path), at, MAX_ROW)
-            held.extend(bytes(filled))
+            held += block
         with memoryview(held) as whole, whole[filled:] as free:
             count = stream.readinto(free)  # type: ignore[attr-defined]  # of every stream that open_stream yields
         filled, more = filled + count, count > 0
