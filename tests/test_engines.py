@@ -166,6 +166,25 @@ class Nodes:
         )
 
 
+@contextlib.contextmanager
+def a_node_that_does_not_see(folder: Path, nodes: Nodes) -> Iterator[None]:
+    """Add a node to the cluster from which a folder is hidden."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs a mount namespace, which this machine does not give")
+    start = f"mount -t tmpfs none {folder} && exec ray start --address={nodes.address} --num-cpus=1 --block"
+    environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    before = len(nodes.cluster.global_state._live_node_ids())
+    with subprocess.Popen(
+        ["unshare", "-rm", "sh", "-c", start], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as node:
+        try:
+            wait_until(lambda: len(nodes.cluster.global_state._live_node_ids()) > before, "the node does not start")
+            yield
+        finally:
+            node.terminate()
+            node.wait(LIMIT)
+
+
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -248,23 +267,11 @@ def test_a_worker_and_a_node_that_are_lost_while_shards_are_written_cost_no_byte
 def test_where_a_node_does_not_see_the_output_the_shards_are_written_here(
     nodes: Nodes, files: list[Path], local: dict[str, Any], tmp_path: Path
 ) -> None:
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("needs a mount namespace, which this machine does not give")
     hidden = tmp_path / "hidden"
     hidden.mkdir()
-    start = f"mount -t tmpfs none {hidden} && exec ray start --address={nodes.address} --num-cpus=1 --block"
-    environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    before = len(nodes.cluster.global_state._live_node_ids())
-    with subprocess.Popen(
-        ["unshare", "-rm", "sh", "-c", start], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as node:
-        try:
-            wait_until(lambda: len(nodes.cluster.global_state._live_node_ids()) > before, "the node does not start")
-            done = cli("compile", *files, "--cache", tmp_path / "cache", "-o", hidden / "out",
-                       "--engine", "ray", "--ray-address", nodes.address, "--json")  # fmt: skip
-        finally:
-            node.terminate()
-            node.wait(LIMIT)
+    with a_node_that_does_not_see(hidden, nodes):
+        done = cli("compile", *files, "--cache", tmp_path / "cache", "-o", hidden / "out",
+                   "--engine", "ray", "--ray-address", nodes.address, "--json")  # fmt: skip
     assert re.search(r"hidden/out: node \S+ does not see it; this machine alone writes the shards", done.stderr)
     assert json.loads(done.stdout)["digest"] == local["digest"]
 
@@ -325,23 +332,11 @@ def test_a_node_with_other_code_is_refused_in_one_message(
 def test_a_node_that_does_not_see_the_cache_is_named_in_one_message(
     nodes: Nodes, files: list[Path], tmp_path: Path
 ) -> None:
-    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
-        pytest.skip("needs a mount namespace, which this machine does not give")
     cache = tmp_path / "cache"
     cache.mkdir()
-    start = f"mount -t tmpfs none {cache} && exec ray start --address={nodes.address} --num-cpus=1 --block"
-    environment = ENVIRONMENT | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    before = len(nodes.cluster.global_state._live_node_ids())
-    with subprocess.Popen(
-        ["unshare", "-rm", "sh", "-c", start], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as node:
-        try:
-            wait_until(lambda: len(nodes.cluster.global_state._live_node_ids()) > before, "the node does not start")
-            done = cli("compile", *files, "--cache", cache, "-o", tmp_path / "out",
-                       "--engine", "ray", "--ray-address", nodes.address, code=5)  # fmt: skip
-        finally:
-            node.terminate()
-            node.wait(LIMIT)
+    with a_node_that_does_not_see(cache, nodes):
+        done = cli("compile", *files, "--cache", cache, "-o", tmp_path / "out",
+                   "--engine", "ray", "--ray-address", nodes.address, code=5)  # fmt: skip
     message = one_message(done.stderr)
     assert message.startswith(f"error: {cache} (on ")
     assert "this folder is another one" in message and "on a shared file system" in message

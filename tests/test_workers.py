@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import registry
 from benchmarks.corpus import write
 from compiler.encode.columns import trained_runs
 from compiler.read import cut, named, open_source, read
@@ -206,10 +208,6 @@ def test_neither_side_waits_for_the_other_where_both_send_more_than_a_socket_hol
 
 def test_what_is_wrong_with_a_template_is_said_before_what_is_wrong_with_a_file(run: Run, tmp_path: Path) -> None:
     """Units are compiled while the template is being proven."""
-    import shutil
-
-    import registry
-
     tokenizer = Path(shutil.copytree(registry.DEMO_TOKENIZER, tmp_path / "tokenizer"))
     config = json.loads((tokenizer / "tokenizer_config.json").read_text())
     config["chat_template"] = "{% for m in messages %}{{ m.content[::-1] }}{% endfor %}"

@@ -64,9 +64,8 @@ def _started_early(given: dict[str, Any]) -> contextlib.AbstractContextManager[N
     from compiler.units import processes
 
     size = _size_of(given["files"])
-    if size is None or size < LARGE or given["engine"] != "local" or (given["workers"] or cores()) == 1:
-        return contextlib.nullcontext()
-    if not processes.CAN_FORK:
+    will_copy = processes.CAN_FORK and given["engine"] == "local" and (given["workers"] or cores()) > 1
+    if not will_copy or size is None or size < LARGE:
         return contextlib.nullcontext()
     is_folder = os.path.isdir(given["tokenizer"] or "")  # noqa: PTH112  # False for a name that no file can have
     folder = str(Path(given["tokenizer"]).absolute()) if is_folder else ""

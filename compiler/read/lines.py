@@ -1,7 +1,7 @@
 """Units of files of lines, cut without looking at every line.
 
-The rule is that of `grouped`: the content of a line decides whether a unit ends with it. It cannot end before a quarter
-of the target, so no line before that is looked at.
+The rule is that of other text, `_grouped` in text.py: the content of a line decides whether a unit ends with it. It
+cannot end before a quarter of the target, so no line before that is looked at.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def cut_lines(source: SourceFile, stream: BinaryIO, target: int, digests: Callab
 
     `digests()` says of each whether it gets its digest. Bytes are read into the same memory again and again.
     """
-    block = bytes(max(_LEAST, _TARGETS * target))
-    held, filled = bytearray(block), 0
+    size = max(_LEAST, _TARGETS * target)
+    held, filled = bytearray(size), 0  # memory that no byte is read into is never touched: most files are small
     at, line, more = source.start, 1, True
     while more:
         if filled == len(held):
             if filled > MAX_ROW + 2 * target:
                 raise too_long(str(source.path), at, MAX_ROW)
-            held += block
+            held += bytes(size)
         with memoryview(held) as whole, whole[filled:] as free:
             count = stream.readinto(free)  # type: ignore[attr-defined]  # of every stream that open_stream yields
         filled, more = filled + count, count > 0

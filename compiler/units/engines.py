@@ -42,5 +42,4 @@ class Engines:
         return self.current
 
     def __exit__(self, *_: object) -> None:
-        if self.current is not self.in_process:
-            self.current.close()
+        self.current.close()
