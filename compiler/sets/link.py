@@ -230,11 +230,13 @@ def _batches(job: ShardJob, block: slice, edges: Ints) -> Iterator[pa.RecordBatc
     Every batch has buffers of exactly its own size. Arrow pads these with zeros; a slice of a larger one it would pad
     with the bytes that follow. So the bytes of a shard depend on its rows alone.
     """
-    lists = with_labels(job.words.lists(block))
+    lists = job.words.lists(block)
     edges = edges[(edges >= block.start) & (edges <= block.stop)]
     for first, last in pairwise(_batch_edges(edges).tolist()):
         inside = first - block.start, last - block.start
-        columns = _columns(job, slice(first, last), {name: _slice(*found, *inside) for name, found in lists.items()})
+        # Labels are made a batch at a time: what is needed for them stays in the processor's cache.
+        some = with_labels({name: _slice(*found, *inside) for name, found in lists.items()})
+        columns = _columns(job, slice(first, last), some)
         if job.edges is not None:
             columns = packed_columns(columns, Packs(job.edges).within(slice(first, last)))
         arrays = [columns[field.name].cast(field.type) for field in job.schema]
