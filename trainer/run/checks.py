@@ -88,21 +88,10 @@ def _held_out(realized: Realized) -> bool:
     return realized["rows"] in (realized["val_rows"], realized.get("test_rows")) and realized["rows"] > 0
 
 
-def check_libraries(source: ModelFolder, config: TrainConfig, where: str) -> None:
-    """Raise for what a library would refuse later: a tracker, a kind of attention, settings of a scheduler."""
+def check_libraries(config: TrainConfig) -> None:
+    """Raise for what a library would refuse later: a tracker, settings of a scheduler."""
     log.check_trackers(config.report_to)
     learning_rate(config, max(config.max_steps, 2))
-    if config.attn_implementation:
-        import torch
-
-        try:
-            with torch.device("meta"):
-                source.made(attn_implementation=config.attn_implementation)
-        except (ImportError, ValueError, OSError) as error:
-            what = f"{config.attn_implementation!r} cannot be used: {str(error).strip().splitlines()[0]}"
-            raise UsageError(
-                f"{where}#/attn_implementation", what, "Leave it out, or install what it needs."
-            ) from error
 
 
 def _too_long(
