@@ -191,9 +191,7 @@ def test_what_people_write_every_day_is_taken(file: Path, given: dict[str, Any],
     assert set(kinds.values()) == {int}
 
 
-@pytest.mark.parametrize(
-    "key", ["tf32", "data_seed", "disable_tqdm", "use_liger_kernel", "torch_compile", "temperature"]
-)
+@pytest.mark.parametrize("key", ["tf32", "data_seed", "disable_tqdm", "temperature"])
 def test_what_has_no_effect_is_told(file: Path, key: str) -> None:
     (line,) = load(file, NEED | {key: True}).remarks
     assert line.startswith(f"{key} has no effect: ")

@@ -174,7 +174,8 @@ _IDLE: Sequence[Idle] = (
     ("bnb_4bit_quant_type", lambda c: c.quantization_bit != 4, "quantization_bit is not 4"),
     ("bnb_4bit_use_double_quant", lambda c: c.quantization_bit != 4, "quantization_bit is not 4"),
     (
-        "gradient_checkpointing_kwargs", lambda c: not c.gradient_checkpointing and c.tuning != "prefix",
+        "gradient_checkpointing_kwargs",
+        lambda c: not c.gradient_checkpointing and c.tuning != "prefix",
         "gradient_checkpointing is false",
     ),
     ("torch_compile_backend", lambda c: not c.torch_compile, "torch_compile is false"),

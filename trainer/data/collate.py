@@ -57,7 +57,10 @@ class Collator:
             pixels, rows = self.images.load(rows)
         own = [side for side in self.sides if side != "kl_"]  # which is another row's
         lengths = [
-            n for row in rows for side in own for n in (row["seq_lens"] if self.packed else [len(row[f"{side}input_ids"])])
+            n
+            for row in rows
+            for side in own
+            for n in (row["seq_lens"] if self.packed else [len(row[f"{side}input_ids"])])
         ]
         batch |= {"num_tokens": int(sum(lengths)), "num_squares": sum(int(n) ** 2 for n in lengths)}
         for side in self.sides:

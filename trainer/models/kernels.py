@@ -49,6 +49,8 @@ def choose(config: TrainConfig, source: Any, device: Device, stage: int, where: 
         raise UsageError(f"{where}#/use_liger_kernel", lack, "Leave it out: the model's own layers do the same.")
     if config.torch_compile and (what := _cannot_compile(device, stage)):
         raise UsageError(f"{where}#/torch_compile", what, "Set it to false.")
+    if again := {name for name in config.gradient_checkpointing_kwargs if name != "use_reentrant"}:
+        _check_again(again, config, device, f"{where}#/gradient_checkpointing_kwargs")
     return Kernels(liger=not lack, compiled=config.torch_compile, why=lack or "")
 
 
@@ -58,11 +60,15 @@ def _lacks(source: Any, device: Device) -> str | None:
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed"
     try:
-        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as known
+        from liger_kernel.transformers import monkey_patch
     except ImportError as error:  # without triton
         return f"liger-kernel cannot be imported: {error}"
     kind = source.config.model_type
-    return None if kind in known else f"Liger has no kernels for models of the type {kind}"
+    return (
+        None
+        if kind in monkey_patch.MODEL_TYPE_TO_APPLY_LIGER_FN
+        else f"Liger has no kernels for models of the type {kind}"
+    )
 
 
 def _cannot_compile(device: Device, stage: int) -> str | None:
@@ -73,6 +79,17 @@ def _cannot_compile(device: Device, stage: int) -> str | None:
     if device.kind == "cuda" and importlib.util.find_spec("triton") is None:
         return "torch compiles for CUDA with triton, which is not installed"
     return None
+
+
+def _check_again(asked: set[str], config: TrainConfig, device: Device, where: str) -> None:
+    """Raise for what cannot be asked of layers that are computed again."""
+    import transformers
+
+    if not hasattr(transformers.PreTrainedModel, "activation_checkpointing_enable"):
+        what = f"Transformers {transformers.__version__} does not have it"
+        raise UsageError(f"{where}/{min(asked)}", what, "Upgrade transformers, or leave it out.")
+    if config.gradient_checkpointing_kwargs.get("offload") and device.kind == "cpu":
+        raise UsageError(f"{where}/offload", "on a CPU all is in the host's memory already", "Leave it out.")
 
 
 def replace(model: nn.Module) -> None:
@@ -90,6 +107,6 @@ def compile_layers(model: nn.Module, config: TrainConfig) -> None:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in layers or [model]:
         layer.compile(backend=config.torch_compile_backend, mode=config.torch_compile_mode)

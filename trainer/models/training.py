@@ -22,7 +22,8 @@ def load(
 ) -> nn.Module:  # fmt: skip
     """Load a model, with adapters added or parameters frozen and gradient checkpointing as configured.
 
-    `attention` is what computes it, in the names of Transformers; None leaves it to the model. `liger`: with its kernels.
+    `attention` is what computes it, in the names of Transformers; None leaves it to the model. `liger`: with
+    its kernels.
     """
     torch.manual_seed(config.seed)  # new weights: adapters and prefixes
     settings: dict[str, Any] = {"dtype": dtype}

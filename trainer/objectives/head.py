@@ -34,14 +34,14 @@ def left_out(head: nn.Module | None) -> Iterator[None]:
         yield
         return
     own = vars(head).get("forward")
-    head.forward = _same  # type: ignore[method-assign]  # hooks, which gather what ZeRO-3 has split, stay
+    head.forward = _same  # its hooks, which gather what ZeRO-3 has split, stay
     try:
         yield
     finally:
         if own is None:
             del head.forward
         else:
-            head.forward = own  # type: ignore[method-assign]
+            head.forward = own
 
 
 def _same(hidden: Tensor) -> Tensor:

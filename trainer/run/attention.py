@@ -61,7 +61,7 @@ def choose(source: ModelFolder, asked: str, device: Device, where: str, *, half:
             hint = f"Leave it out (auto is {nearest.name} here), or provide what it needs."
             raise UsageError(f"{where}#/attn_implementation", f"{asked!r} cannot be used: {lack}", hint)
         return Attention(asked, "as the configuration asks", asked)
-    passed = []
+    passed: list[str] = []
     for name in _candidates(device, packed=packed):
         if not (lack := lacks(name, device, half=half)) and not (lack := _refused(source, name)):
             return Attention(name, "; ".join([_WHY[name], *passed]), name)
@@ -112,9 +112,10 @@ def lacks(name: str, device: Device, *, half: bool) -> str | None:
 
 
 def _is_installed(name: str) -> bool:
-    from transformers import utils
+    from transformers.utils import import_utils as libraries
 
-    return bool({"flash_attention_2": utils.is_flash_attn_2_available}.get(name, utils.is_flash_attn_3_available)())
+    of = libraries.is_flash_attn_2_available if name == "flash_attention_2" else libraries.is_flash_attn_3_available
+    return bool(of())
 
 
 def _refused(source: ModelFolder, name: str) -> str | None:

@@ -158,6 +158,9 @@ def check_model(
         what = f"its weights are stored by {stored}, and adapters of such layers were never tried"
         hint = "Use the model whose weights are not quantized, with quantization_bit: 4 if memory is short."
         raise UsageError(f"{source.folder / 'config.json'}#/quantization_config", what, hint)
+    if config.logits_in_chunks is True and zero.stage(deepspeed) == 3:
+        what = "ZeRO-3 takes the head's weights away before they are computed with again"
+        raise UsageError(f"{where}#/logits_in_chunks", what, "Use zero_stage: 2, or leave it out.")
     if config.quantization_bit and zero.stage(deepspeed) == 3:
         what = "weights of 4 or 8 bits cannot be split between processes"
         raise UsageError(f"{where}#/quantization_bit", what, "Use zero_stage: 2, or leave quantization_bit out.")

@@ -37,7 +37,10 @@ def wrap(plan: RunPlan) -> Any:
     if zero.stage(settings) < 3:  # the default takes a gigabyte even for a small adapter
         settings["zero_optimization"].setdefault("reduce_bucket_size", min(5 * 10**8, count(model)[1]))
     wrapped, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizers.make(model, plan.config, plan.optimizer), config=settings, dist_init_required=False
+        model=model,
+        optimizer=optimizers.make(model, plan.config, plan.optimizer),
+        config=settings,
+        dist_init_required=False,
     )
     return wrapped
 

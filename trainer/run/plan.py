@@ -177,8 +177,8 @@ def make(
     return RunPlan(
         config=config, where=loaded.where, set=opened, objective=objective, train=train, val=val,
         test=test, source=source, device=device, order=order,
-        micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, attention=chosen, kernels=layers, optimizer=optimizer,
-        deepspeed=deepspeed,
+        micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, attention=chosen, kernels=layers,
+        optimizer=optimizer, deepspeed=deepspeed,
         checkpoint=checkpoint, facts=facts, starts=starts,
         run=checkpoint.run["run"] if checkpoint else uuid.uuid4().hex,
         replaces=checkpoint.run["replaces"] if checkpoint else starts, remarks=tuple(remarks),

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from schemas.errors import UsageError
+from trainer.config import zero
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
 from trainer.models.wrappers import evaluating
@@ -72,6 +73,8 @@ def check_head(wrapped: Any, plan: RunPlan, collate: Collator) -> str | None:
     asked, size = plan.config.logits_in_chunks, logits_bytes(plan)
     if asked is False or (asked == "auto" and size < LARGE):
         return None
+    if zero.stage(plan.deepspeed) == 3:
+        return f"note: logits take {size / 2**30:.1f} GiB, as with ZeRO-3 they cannot be computed in chunks"
     batch = tensors(collate([plan.train.row(0)]), plan.device.torch)
     found = []
     with evaluating(wrapped):

@@ -77,9 +77,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
         norm = None  # DeepSpeed has skipped the step, and lowers its loss scale
     tokens, trained, squares, stopped = sums[2:].tolist()
     loss = float(sums[0] / divisor)
-    return StepResult(
-        loss, norm, float(divisor), int(tokens), int(trained), squares, means(logs), stop=bool(stopped)
-    )
+    return StepResult(loss, norm, float(divisor), int(tokens), int(trained), squares, means(logs), stop=bool(stopped))
 
 
 def means(logs: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How fast a run is: tokens, arithmetic as a share of the device's peak, memory, and the time that it waits for rows."""
+"""The speed of a run: tokens, arithmetic as a share of the device's peak, memory, and waiting for rows."""
 
 from __future__ import annotations
 
