@@ -99,6 +99,13 @@ def document_ends() -> dict[str, str]:
 
 
 @cache
+def devices() -> list[dict[str, Any]]:
+    """The dense peaks of devices in half precision, the more special names first."""
+    loaded: list[dict[str, Any]] = json.loads((ROOT / "devices.json").read_text(encoding="utf-8"))["peaks"]
+    return loaded
+
+
+@cache
 def other_models() -> dict[str, list[str]]:
     """The names of other models: "words" match whole words, "texts" match anywhere."""
     loaded: dict[str, list[str]] = json.loads(OTHER_MODELS.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ import torch
 
 from schemas import disk
 from tests.support.trained import config, losses, outside, records, save_model, small_set, train
-from trainer.run import checkpoints, evaluate, log, output, step
+from trainer.run import attention, checkpoints, evaluate, log, output, step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -331,6 +331,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
 
     monkeypatch.setattr(modeling_flash_attention_utils, "_lazy_imports", found)
     monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+    monkeypatch.setattr(attention, "lacks", lambda *_, **__: None)  # these kernels run on a CPU, in 32 bits
     monkeypatch.setattr(PreTrainedModel, "_flash_attn_import_error", lambda *_, **__: None, raising=False)
     monkeypatch.setattr(
         PreTrainedModel, "_check_and_adjust_attn_implementation", lambda _, name, *__, **___: name or "sdpa"

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -45,6 +46,27 @@ class Device:
         """The accelerator's memory in bytes; None on cpu."""
         module = _module(self.kind)
         return int(module.get_device_properties(self.local_rank).total_memory) if module else None
+
+    def memory_peak(self) -> int:
+        """The most bytes that this process has had in tensors on the accelerator; on cpu, in memory."""
+        module = _module(self.kind)
+        return int(module.max_memory_allocated(self.local_rank)) if module else _peak_of_process()
+
+
+def profiler(kind: str) -> Any:
+    """A profiler of this process and its accelerator, not yet started."""
+    import torch.profiler
+
+    library = importlib.import_module("torch_npu.profiler") if kind == "npu" else torch.profiler
+    seen = library.ProfilerActivity
+    return library.profile(activities=[seen.CPU, *([] if kind == "cpu" else [getattr(seen, kind.upper())])])
+
+
+def _peak_of_process() -> int:
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def computes_bf16(kind: str) -> bool:

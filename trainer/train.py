@@ -17,7 +17,7 @@ from trainer.data.loader import Loader
 from trainer.data.vision import find as eyes
 from trainer.models.tune import count
 from trainer.progress import Heartbeat
-from trainer.run import checkpoints, deepspeed, log, memory, output, peers, probe, sanity, step
+from trainer.run import attention, checkpoints, deepspeed, log, memory, output, peers, probe, sanity, step
 from trainer.run.best import History
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
@@ -25,28 +25,32 @@ from trainer.run.plan import RunPlan
 from trainer.run.readme import readme
 from trainer.run.schedule import learning_rate
 from trainer.run.stop import Stop, on_sigterm
+from trainer.run.throughput import Throughput, in_words
 
 MODEL_FILES = (*TOKENIZER_FILES, *PROCESSOR_FILES, "generation_config.json")
 """Files copied from the model's folder into every checkpoint, in addition to those that PEFT or Transformers write."""
 
 
-def train(plan: RunPlan, beat: Heartbeat) -> dict[str, Any]:
-    """Run the plan and return its summary. All processes call it, in a process group."""
+def train(plan: RunPlan, beat: Heartbeat, profile: int = 0) -> dict[str, Any]:
+    """Run the plan and return its summary. All processes call it, in a process group.
+
+    The profiler of torch records `profile` steps.
+    """
     if plan.checkpoint and plan.start >= plan.steps:
         return _summary(plan, plan.checkpoint.run["tokens"], plan.start)
     if plan.device.rank:
-        return _run(plan, None, beat)
+        return _run(plan, None, beat, profile)
     c = plan.config
     with output.locked(plan.output, beat.write):
         output.begin(plan.output, beat.write, replaces=plan.checkpoint is None)
         trackers = log.open_trackers(c.report_to, plan.output, c.run_name, c.as_dict(), beat.write)
         with log.watch(plan.output, plan.start, trackers, beat) as shown:
-            return _run(plan, shown, beat)
+            return _run(plan, shown, beat, profile)
 
 
-def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat) -> dict[str, Any]:
+def _run(plan: RunPlan, shown: Log | None, beat: Heartbeat, profile: int) -> dict[str, Any]:
     with on_sigterm() as stop, memory.explained(plan, beat), peers.explained(plan.device.rank):
-        return _Run(plan, shown, beat, stop).to_the_end()
+        return _Run(plan, shown, beat, stop, profile=profile).to_the_end()
 
 
 @dataclass
@@ -61,6 +65,9 @@ class _Run:
     evaluator: Evaluator | None = None
     history: History | None = None
     tokens: int = 0
+    profile: int = 0
+    """Steps that the profiler of torch records."""
+    speed: Throughput | None = None
 
     def to_the_end(self) -> dict[str, Any]:
         """Load the model, train, and return the summary."""
@@ -88,7 +95,11 @@ class _Run:
             reference.attach(plan, self.wrapped, collate, evaluators, self.beat, shown)
         deepspeed.restore(self.wrapped, plan)
         if shown:
+            self.speed = Throughput.of(plan, self.wrapped.module)
             _introduce(plan, self.wrapped, shown)
+        said = probe.check_head(self.wrapped, plan, collate)
+        if shown and said:
+            shown.say(said)
         if plan.set.is_packed:
             self.beat.doing("comparing packs with their sequences")
             difference = probe.check_packs(self.wrapped, plan, collate)
@@ -98,20 +109,27 @@ class _Run:
         done = self._train(loader)
         if tested:
             _evaluate(plan, tested, self.wrapped, done, shown, "test")
-        return _summary(plan, self.tokens, done, self.history)
+        return _summary(plan, self.tokens, done, self.history) | (self.speed.summary() if self.speed else {})
 
     def _train(self, loader: Loader) -> int:
         """Train until the last step, or until evaluations get no better; return the number of the last step."""
         plan, rates = self.plan, learning_rate(self.plan.config, self.plan.steps)
         self._training(plan.start)
+        steps = loader.steps(plan.start, plan.steps)
+        if self.profile and self.shown:
+            from trainer.run.profile import profiled
+
+            steps = profiled(steps, self.profile, plan, self.shown.say)
         began = time.perf_counter()
-        for one in loader.steps(plan.start, plan.steps):
-            rate = rates(one.number)
+        for one in steps:
+            waited, rate = time.perf_counter() - began, rates(one.number)
             result = step.run(self.wrapped, plan, one, rate, self.stop)
             done = one.number + 1
             self.tokens += result.tokens
-            if self.shown:
-                _record(plan, self.shown, done, rate, result, self.tokens, time.perf_counter() - began)
+            if self.shown and self.speed:
+                seconds = time.perf_counter() - began
+                speed = self.speed.step(result.tokens, result.trained, result.squares, seconds, waited)
+                _record(plan, self.shown, done, rate, result, self.tokens, speed)
             if self._after(done, stopped=result.stop):
                 return done
             began = time.perf_counter()  # waiting for rows counts for a step, evaluating and saving do not
@@ -143,7 +161,11 @@ class _Run:
     def _save(self, done: int) -> None:
         self.beat.doing("saving a checkpoint")
         best = self.history.best() if self.history and self.plan.config.load_best_model_at_end else None
-        _save(self.plan, self.wrapped, done, self.tokens, self.shown, best.step if best else None)
+        began = time.perf_counter()
+        path = _save(self.plan, self.wrapped, done, self.tokens, self.shown, best.step if best else None)
+        if self.shown and self.speed:
+            self.speed.saving += (took := time.perf_counter() - began)
+            self.shown.say(f"step {done:,}  saved {path} ({took:.1f} s)")
         self._training(done)
 
     def _training(self, done: int) -> None:
@@ -177,6 +199,8 @@ def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
         shown.say(f"order: {plan.order_in_words}")
     if plan.objective.settings:
         shown.say(plan.objective_in_words)
+    shown.say(f"attention: {plan.attention.in_words}")
+    shown.say(f"kernels: {plan.kernels.in_words}; optimizer: {plan.optimizer}")
     shown.say(
         f"{type(wrapped.module).__name__}: {some:,} of {total:,} parameters are trained ({some / total:.2%}); "
         f"steps {plan.start + 1:,} to {plan.steps:,} of {plan.order.step_rows} rows on {plan.device.world} x "
@@ -186,23 +210,22 @@ def _introduce(plan: RunPlan, wrapped: Any, shown: Log) -> None:
 
 
 def _record(
-    plan: RunPlan, shown: Log, done: int, rate: float, result: step.StepResult, tokens: int, seconds: float
+    plan: RunPlan, shown: Log, done: int, rate: float, result: step.StepResult, tokens: int, speed: dict[str, Any]
 ) -> None:
-    speed = result.tokens / seconds
     record = {
         "step": done, "epoch": round(done / plan.order.steps_per_epoch, 4), "loss": result.loss,
         "learning_rate": rate, "grad_norm": result.grad_norm, "weight": result.weight, "tokens": tokens,
-        "tokens_per_second": round(speed, 1),
-    } | result.logs  # fmt: skip
+    } | speed | result.logs  # fmt: skip
     shown.write(record)
-    shown.advance(done, f"loss {result.loss:.4f}  {speed:,.0f} tokens/s")
+    per_second = f"{speed['tokens_per_second']:,.0f} tokens/s"
+    shown.advance(done, f"loss {result.loss:.4f}  {per_second}")
     if done % plan.config.logging_steps == 0 or done == plan.steps:
         means = {name: shown.mean(name, int(plan.config.logging_steps)) for name in ("loss", *result.logs)}
         rewards = log.brief({name: means[name] for name in result.logs})
         left = f"  {shown.left()} left" if done < plan.steps else ""
         shown.say(
             f"step {done:,}/{plan.steps:,}  epoch {record['epoch']:.2f}  loss {means['loss']:.4f}{rewards}  "
-            f"lr {rate:.3g}  grad {result.grad_norm or 0:.3g}  {speed:,.0f} tokens/s{left}"
+            f"lr {rate:.3g}  grad {result.grad_norm or 0:.3g}  {per_second} {in_words(speed)}{left}"
         )
         shown.report(record | means)
 
@@ -228,7 +251,7 @@ def _evaluate(
     return record
 
 
-def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None, best: int | None) -> None:
+def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None, best: int | None) -> Path:
     files = {n: (plan.source.folder / n).read_bytes() for n in MODEL_FILES if (plan.source.folder / n).is_file()}
     if plan.config.trust_remote_code and plan.config.tuning == "full":  # without its code it is no model
         files |= {path.name: path.read_bytes() for path in plan.source.folder.glob("*.py")}
@@ -241,7 +264,7 @@ def _save(plan: RunPlan, wrapped: Any, done: int, tokens: int, shown: Log | None
         output.replaced(plan.output)
         if plan.config.plot_loss:
             shown.plot()
-        shown.say(f"step {done:,}  saved {path}")
+    return path
 
 
 def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
@@ -259,6 +282,8 @@ def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
         "resumes": plan.starts,
         "replaces": plan.replaces,
         "config": plan.config.as_dict(),
+        "attention": attention.record(plan.attention),
+        "kernels": plan.kernels.record(),
         "base_model": str(plan.source.folder.absolute()),
         "base_digest": plan.source.digest,
         "model": plan.source.record,

@@ -185,10 +185,16 @@ def train(data: Path | str, config_file: Path, *arguments: object, code: int = 0
     return result
 
 
+SPEEDS = (
+    "tokens_per_second", "trained_tokens_per_second", "seconds", "data_seconds", "memory_peak", "share_of_peak",
+)  # fmt: skip
+"""What a line of the log says that is another in every run."""
+
+
 def records(config_file: Path) -> list[dict[str, Any]]:
     """The lines of the log, without the speeds."""
     lines = (config_file.with_suffix("") / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
 
 
 def losses(config_file: Path) -> dict[int, float]:

@@ -37,6 +37,10 @@ LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors", "yaml"
 )  # fmt: skip
 @click.option("--resume", metavar="yes|N", help="Resume from the last complete checkpoint, or from checkpoint-N.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print what would run, without loading weights.")
+@click.option(
+    "--profile", type=click.IntRange(min=1), metavar="N",
+    help="Record N steps, from the second on, with the profiler of torch: a trace in output_dir.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the summary (or the dry run) as JSON.")
 def train(
     out: str,
@@ -46,6 +50,7 @@ def train(
     overrides: tuple[str, ...],
     resume: str | None,
     dry_run: bool,
+    profile: int | None,
     as_json: bool,
 ) -> None:
     """Fine-tune a model on the compiled set OUT, as CONFIG says.
@@ -71,7 +76,7 @@ def train(
     try:
         loaded = configs.load(config, given)
         with Heartbeat("importing libraries", silent=device.launched()[0] > 0) as beat:
-            summary = _train(out, loaded, resume, dry_run, as_json, beat)
+            summary = _train(out, loaded, resume, dry_run, profile or 0, as_json, beat)
     except Problem as problem:
         if not device.first_to_say(str(problem)):
             sys.exit(problem.exit_code)
@@ -90,7 +95,7 @@ def _sentence(summary: dict[str, Any]) -> str:
 
 
 def _train(
-    out: str, loaded: Any, resume: str | None, dry_run: bool, as_json: bool, beat: Heartbeat
+    out: str, loaded: Any, resume: str | None, dry_run: bool, profile: int, as_json: bool, beat: Heartbeat
 ) -> dict[str, Any] | None:
     from trainer import device
     from trainer.run import plan, report
@@ -117,5 +122,5 @@ def _train(
         if found.rank == 0:
             for line in (*decided.remarks, *report.lints(decided)):
                 click.echo(f"note: {line}", err=True)
-        summary = run(decided, beat)
+        summary = run(decided, beat, profile)
     return summary if found.rank == 0 else None

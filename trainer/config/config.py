@@ -62,7 +62,7 @@ class TrainConfig:
     model_revision: str | None = None
     hub: str | None = None
     trust_remote_code: bool = False
-    attn_implementation: str | None = None
+    attn_implementation: str = "auto"
     quantization_bit: int | None = None
     bnb_4bit_quant_type: str = "nf4"
     bnb_4bit_use_double_quant: bool = False
@@ -92,6 +92,7 @@ class TrainConfig:
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     warmup_ratio: float = 0.0
     warmup_steps: int = 0
+    optim: str = "auto"
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -103,6 +104,12 @@ class TrainConfig:
     bf16: bool | str = "auto"
     fp16: bool = False
     gradient_checkpointing: bool = False
+    gradient_checkpointing_kwargs: dict[str, Any] = field(default_factory=dict)
+    logits_in_chunks: bool | str = "auto"
+    use_liger_kernel: bool | str = "auto"
+    torch_compile: bool = False
+    torch_compile_backend: str = "inductor"
+    torch_compile_mode: str | None = None
     zero_stage: int = 2
     deepspeed: str | dict[str, Any] | None = None
     use_cpu: bool = False
@@ -113,6 +120,7 @@ class TrainConfig:
     store_cache_gib: float = 32
     dataloader_num_workers: int = 2
     logging_steps: float = 10
+    peak_tflops: float | None = None
     report_to: list[str] = field(default_factory=list)
     run_name: str | None = None
     plot_loss: bool = True
@@ -165,6 +173,13 @@ Idle = tuple[str, Callable[[TrainConfig], bool], str]
 _IDLE: Sequence[Idle] = (
     ("bnb_4bit_quant_type", lambda c: c.quantization_bit != 4, "quantization_bit is not 4"),
     ("bnb_4bit_use_double_quant", lambda c: c.quantization_bit != 4, "quantization_bit is not 4"),
+    (
+        "gradient_checkpointing_kwargs",
+        lambda c: not c.gradient_checkpointing and c.tuning != "prefix",
+        "gradient_checkpointing is false",
+    ),
+    ("torch_compile_backend", lambda c: not c.torch_compile, "torch_compile is false"),
+    ("torch_compile_mode", lambda c: not c.torch_compile, "torch_compile is false"),
     ("lora", lambda c: c.tuning != "lora", "tuning is not lora"),
     ("prefix", lambda c: c.tuning != "prefix", "tuning is not prefix"),
     ("freeze", lambda c: c.tuning != "full", "the whole base model is frozen unless tuning is full"),

@@ -8,17 +8,23 @@ from schemas import schema
 
 _ALL = {"all-linear": "all"}
 """PEFT's name for what is `all` here."""
+_OPTIM = {"adamw_hf": "adamw_torch", "adamw_bnb_8bit": "adamw_8bit", "paged_adamw": "paged_adamw_32bit"}
+"""Other names that TrainingArguments has for an optimizer."""
 
 
 def normal(values: dict[str, Any]) -> dict[str, Any]:
     """The values of a configuration in our names, in the form that the schema describes.
 
     Texts with commas become lists, 4.0 and 1e3 become 4 and 1000 where the schema wants integers, `none` reports to
-    nothing, and `warmup_steps` below 1 is a ratio, as in TrainingArguments.
+    nothing, `attn_implementation: null` is `auto`, and `warmup_steps` below 1 is a ratio, as in TrainingArguments.
     """
     made = _object(values, schema("train_config"))
     if made.get("report_to") == ["none"]:
         made["report_to"] = []
+    if made.get("attn_implementation", "") is None:
+        made["attn_implementation"] = "auto"
+    if isinstance(optim := made.get("optim"), str):
+        made["optim"] = _OPTIM.get(optim, optim)
     if 0 < _number(made.get("warmup_steps")) < 1 and "warmup_ratio" not in made:
         made["warmup_ratio"] = made.pop("warmup_steps")
     lora = made.get("lora")

@@ -25,6 +25,8 @@ attention_mask          int64[B, T], 0 = padding; absent in packed batches
 cu_seq_lens_q, ..._k    int32[N + 1], where each of N sequences begins, in flat batches
 max_length_q, ..._k     int: the longest sequence, in flat batches
 num_tokens              int: tokens of the rows, both sides of a pair, without padding
+num_trained             int: those of them that are trained
+num_squares             int: the sum of the squared lengths of the sequences
 dataset                 list[str]: of each sequence
 rejected_...            the same for the other side of pairs
 kl_..., desirable       KTO: the same for mismatched pairs; bool[B]
@@ -54,12 +56,19 @@ class Collator:
         if self.images:
             pixels, rows = self.images.load(rows)
         own = [side for side in self.sides if side != "kl_"]  # which is another row's
-        batch["num_tokens"] = sum(len(row[f"{side}input_ids"]) for row in rows for side in own)
+        lengths = [
+            n
+            for row in rows
+            for side in own
+            for n in (row["seq_lens"] if self.packed else [len(row[f"{side}input_ids"])])
+        ]
+        batch |= {"num_tokens": int(sum(lengths)), "num_squares": sum(int(n) ** 2 for n in lengths)}
         for side in self.sides:
             batch |= {side + name: value for name, value in self._side(rows, side).items()}
             if self.images:
                 more = self.images.types(batch[f"{side}input_ids"])
                 batch |= {side + name: value for name, value in more.items()}
+        batch["num_trained"] = sum(int((batch[f"{side}loss_weights"] > 0).sum()) for side in own)
         if "desirable" in rows[0]:
             batch["desirable"] = torch.tensor([row["desirable"] for row in rows])
         return batch | pixels
@@ -70,7 +79,7 @@ class Collator:
         for side in self.sides:
             batch[f"{side}labels"].fill_(-100)
             batch[f"{side}loss_weights"].zero_()
-        return batch | {"num_tokens": 0, "dataset": []}
+        return batch | dict.fromkeys(COUNTS, 0) | {"dataset": []}
 
     def _side(self, rows: Sequence[Row], side: str) -> Batch:
         ids = [row[f"{side}input_ids"] for row in rows]
@@ -101,6 +110,8 @@ class Collator:
         return batch
 
 
+COUNTS = ("num_tokens", "num_trained", "num_squares")
+"""What a batch says of itself, to be added up over passes and processes."""
 MAX_LENGTHS = ("max_length_q", "max_length_k")
 
 

@@ -10,8 +10,8 @@ from schemas.errors import UsageError
 from trainer.config.config import TrainConfig
 
 
-def optimizer(model: Any, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW whose groups say under `rate` how many times the learning rate of the step is theirs."""
+def groups(model: Any, config: TrainConfig) -> list[dict[str, Any]]:
+    """The groups of an optimizer; they say under `rate` how many times the learning rate of the step is theirs."""
     from peft.optimizers import create_loraplus_optimizer
 
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters() if parameter.requires_grad):
@@ -22,5 +22,4 @@ def optimizer(model: Any, config: TrainConfig) -> torch.optim.AdamW:
         model, torch.optim.AdamW, lr=lr, loraplus_lr_ratio=ratio, loraplus_weight_decay=config.weight_decay,
         loraplus_lr_embedding=config.lora.loraplus_lr_embedding,
     )  # fmt: skip
-    groups = [group | {"rate": group["lr"] / lr, "lr": lr} for group in made.param_groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon)
+    return [group | {"rate": group["lr"] / lr, "lr": lr} for group in made.param_groups if group["params"]]

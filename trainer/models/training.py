@@ -10,18 +10,25 @@ from torch import nn
 from schemas.errors import UsageError
 from trainer.config.config import TrainConfig
 from trainer.device import Device
-from trainer.models import reading
+from trainer.models import kernels, reading
 from trainer.models.folder import ModelFolder
 from trainer.models.original import families
 from trainer.models.tune import tune
 
 
-def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.dtype, where: str) -> nn.Module:
-    """Load a model, with adapters added or parameters frozen and gradient checkpointing as configured."""
+def load(
+    source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.dtype, where: str,
+    attention: str | None = None, *, liger: bool = False,
+) -> nn.Module:  # fmt: skip
+    """Load a model, with adapters added or parameters frozen and gradient checkpointing as configured.
+
+    `attention` is what computes it, in the names of Transformers; None leaves it to the model. `liger`: with
+    its kernels.
+    """
     torch.manual_seed(config.seed)  # new weights: adapters and prefixes
     settings: dict[str, Any] = {"dtype": dtype}
-    if config.attn_implementation:
-        settings["attn_implementation"] = config.attn_implementation
+    if attention:
+        settings["attn_implementation"] = attention
     if config.quantization_bit:
         settings |= _bits(config, config.quantization_bit, dtype, device)
     with reading.explained(str(source.folder), "cannot be loaded", UsageError):
@@ -32,13 +39,16 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
             model = reading.complete(source.auto_class, source.folder, **settings)
     if config.quantization_bit == 4:
         _keep_unpacked(model)
+    if liger:
+        kernels.replace(model)
     model.config.use_cache = False
     model.name_or_path = str(source.folder.absolute())  # PEFT writes it into the adapter's configuration
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             what = f"{type(model).__name__} does not support it"
             raise UsageError(f"{where}#/gradient_checkpointing", what, "Set it to false.")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        more = {k: v for k, v in config.gradient_checkpointing_kwargs.items() if k != "use_reentrant"}
+        model.gradient_checkpointing_enable({"use_reentrant": False}, **more)
     return tune(model, config, where, source.module_names)
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from schemas.errors import UsageError
 from trainer.models.wrappers import evaluating, transformers_model, unwrapped
+from trainer.objectives import head
 from trainer.objectives.objective import Batch
 
 _OURS = ("labels", "loss_weights", "position_ids", "desirable", "reference_log_probs")
@@ -37,7 +38,7 @@ def token_losses(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tens
     With `smoothing` it is that part of the mean of -log p over the vocabulary, and the rest of the token's own.
 
     Logits are computed only for positions that some row of the batch needs, if the model has `logits_to_keep`, and are
-    converted to float32 a chunk at a time.
+    converted to float32 a chunk at a time; with a head in chunks (`head.py`) they are also computed then.
     """
     labels, trained = batch["labels"], trained_tokens(batch)
     needed = trained.any(0).nonzero().squeeze(1)  # columns of targets; each is predicted one position before
@@ -48,20 +49,23 @@ def token_losses(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tens
         inputs["position_ids"] = batch["position_ids"]
     if keeps := "logits_to_keep" in inspect.signature(transformers_model(model).forward).parameters:
         inputs["logits_to_keep"] = needed - 1
-    # Without use_cache=False a cache is made, and with one Transformers does not look for packs.
-    logits = model(**inputs, use_cache=False).logits
+    later = head.of(model)
+    with head.left_out(later):
+        # Without use_cache=False a cache is made, and with one Transformers does not look for packs.
+        logits = model(**inputs, use_cache=False).logits
     if not keeps:
         logits = logits[:, needed - 1]
     chosen = trained[:, needed]
     scored = logits.flatten(0, 1) if chosen.all() else logits[chosen]  # all of one row, as in a pack: no copy
     parts = zip(torch.split(scored, _CHUNK), torch.split(labels[:, needed][chosen], _CHUNK), strict=True)
-    found = [checkpoint(_cross_entropy, *part, smoothing, use_reentrant=False) for part in parts]
+    found = [checkpoint(_cross_entropy, *part, smoothing, later, use_reentrant=False) for part in parts]
     losses = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
     losses[trained] = torch.cat(found)  # row by row, as `chosen`
     return losses
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+def _cross_entropy(scored: Tensor, targets: Tensor, smoothing: float, later: nn.Module | None) -> Tensor:
+    logits = scored if later is None else later(scored)
     return functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
 
 

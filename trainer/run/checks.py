@@ -88,21 +88,10 @@ def _held_out(realized: Realized) -> bool:
     return realized["rows"] in (realized["val_rows"], realized.get("test_rows")) and realized["rows"] > 0
 
 
-def check_libraries(source: ModelFolder, config: TrainConfig, where: str) -> None:
-    """Raise for what a library would refuse later: a tracker, a kind of attention, settings of a scheduler."""
+def check_libraries(config: TrainConfig) -> None:
+    """Raise for what a library would refuse later: a tracker, settings of a scheduler."""
     log.check_trackers(config.report_to)
     learning_rate(config, max(config.max_steps, 2))
-    if config.attn_implementation:
-        import torch
-
-        try:
-            with torch.device("meta"):
-                source.made(attn_implementation=config.attn_implementation)
-        except (ImportError, ValueError, OSError) as error:
-            what = f"{config.attn_implementation!r} cannot be used: {str(error).strip().splitlines()[0]}"
-            raise UsageError(
-                f"{where}#/attn_implementation", what, "Leave it out, or install what it needs."
-            ) from error
 
 
 def _too_long(
@@ -169,6 +158,9 @@ def check_model(
         what = f"its weights are stored by {stored}, and adapters of such layers were never tried"
         hint = "Use the model whose weights are not quantized, with quantization_bit: 4 if memory is short."
         raise UsageError(f"{source.folder / 'config.json'}#/quantization_config", what, hint)
+    if config.logits_in_chunks is True and zero.stage(deepspeed) == 3:
+        what = "ZeRO-3 takes the head's weights away before they are computed with again"
+        raise UsageError(f"{where}#/logits_in_chunks", what, "Use zero_stage: 2, or leave it out.")
     if config.quantization_bit and zero.stage(deepspeed) == 3:
         what = "weights of 4 or 8 bits cannot be split between processes"
         raise UsageError(f"{where}#/quantization_bit", what, "Use zero_stage: 2, or leave quantization_bit out.")

@@ -9,8 +9,7 @@ import torch
 from schemas import checkpoint as files
 from schemas import own
 from trainer.config import zero
-from trainer.config.config import TrainConfig
-from trainer.models import initial
+from trainer.models import initial, kernels, optimizers
 from trainer.models.training import load
 from trainer.models.tune import count
 from trainer.models.wrappers import transformers_model
@@ -33,10 +32,15 @@ def wrap(plan: RunPlan) -> Any:
         from trainer.models import router
 
         router.balance(transformers_model(model), plan.config.router_aux_loss_coef / plan.accumulation, plan.where)
+    if plan.kernels.compiled:
+        kernels.compile_layers(model, plan.config)
     if zero.stage(settings) < 3:  # the default takes a gigabyte even for a small adapter
         settings["zero_optimization"].setdefault("reduce_bucket_size", min(5 * 10**8, count(model)[1]))
     wrapped, *_ = deepspeed.initialize(
-        model=model, optimizer=_optimizer(model, plan.config), config=settings, dist_init_required=False
+        model=model,
+        optimizer=optimizers.make(model, plan.config, plan.optimizer),
+        config=settings,
+        dist_init_required=False,
     )
     return wrapped
 
@@ -69,28 +73,12 @@ def _load(plan: RunPlan, settings: dict[str, Any]) -> torch.nn.Module:
         known.HfDeepSpeedConfig(settings) if zero.stage(settings) == 3 else None
     )  # Transformers finds it while it exists
     try:
-        return load(plan.source, plan.config, plan.device, dtype, plan.where)
+        return load(
+            plan.source, plan.config, plan.device, dtype, plan.where, plan.attention.asked, liger=plan.kernels.liger
+        )
     finally:
         known.unset_hf_deepspeed_config()
         del in_pieces
-
-
-def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; biases and norms get no weight decay, as in Transformers."""
-    if config.lora.loraplus_lr_ratio is not None and config.tuning == "lora":
-        from trainer.models import loraplus
-
-        return loraplus.optimizer(model, config)
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    flat = {name for name, p in trained if len(getattr(p, "ds_shape", p.shape)) < 2}
-    groups = [
-        {"params": [p for name, p in trained if name not in flat], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in trained if name in flat], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon,
-    )  # fmt: skip
 
 
 def restore(wrapped: Any, plan: RunPlan) -> None:

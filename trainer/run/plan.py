@@ -21,10 +21,12 @@ from trainer.config import zero
 from trainer.config.config import Loaded, TrainConfig
 from trainer.data import media, stream
 from trainer.device import Device
-from trainer.models import demo, experts, folder, tune
+from trainer.models import demo, experts, folder, kernels, optimizers, tune
+from trainer.models.kernels import Kernels
 from trainer.objectives.objective import Objective
-from trainer.run import checkpoints, checks, shuffle
+from trainer.run import attention, checkpoints, checks, shuffle
 from trainer.run import resume as resumes
+from trainer.run.attention import Attention
 from trainer.run.checkpoints import Checkpoint
 from trainer.run.schedule import in_steps
 
@@ -50,6 +52,10 @@ class RunPlan:
     steps: int
     bf16: bool
     fp16: bool
+    attention: Attention
+    kernels: Kernels
+    optimizer: str
+    """Its name in the configuration; never auto."""
     deepspeed: dict[str, Any]
     """As given; `zero.complete` fills in the rest."""
     checkpoint: Checkpoint | None
@@ -83,10 +89,7 @@ class RunPlan:
     @property
     def flat(self) -> bool:
         """Whether a pass has one row of packs: FlashAttention tells the sequences of several rows apart by none."""
-        from transformers.utils.generic import is_flash_attention_requested
-
-        name = self.config.attn_implementation
-        return self.set.is_packed and name is not None and is_flash_attention_requested(None, name)
+        return self.set.is_packed and self.attention.is_flash
 
     @property
     def objective_in_words(self) -> str:
@@ -136,19 +139,27 @@ def make(
     remarks += checks.check_expected(opened, [s for s in (train, val, test) if s], source, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
     checks.check_model(opened, source, config, deepspeed, loaded.where)
-    checks.check_libraries(source, config, loaded.where)
+    checks.check_libraries(config)
     bf16, fp16 = _precision(config, device, loaded.where)
+    packed, stage = opened.is_packed, zero.stage(deepspeed)
+    layers = kernels.choose(config, source, device, stage, loaded.where)
+    optimizer = optimizers.check(config, device, stage, loaded.where)
+    chosen = attention.choose(
+        source, config.attn_implementation, device, loaded.where, half=bf16 or fp16, packed=packed
+    )
     checkpoint = resumes.find(config, resume, remarks, damaged)
-    grouped = config.group_by_length and not opened.is_packed
+    grouped = config.group_by_length and not packed
     accumulation = config.gradient_accumulation_steps
     together = shuffle.together(train, config.shuffle_shards, checkpoint, remarks)
     facts = {
         "set": content_digest(opened.manifest), "seed": config.seed, "grouped": grouped, "shuffle_shards": together,
-        "tuning": config.tuning, "zero_stage": zero.stage(deepspeed), "objective": objective.name,
-        "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32",
+        "tuning": config.tuning, "zero_stage": stage, "objective": objective.name,
+        "precision": "bf16" if bf16 else "fp16" if fp16 else "fp32", "optimizer": optimizers.states(optimizer),
     }  # fmt: skip
     if checkpoint:
         resumes.check(checkpoint, facts | {"base_digest": source.digest}, config, remarks)
+        resumes.attention(checkpoint, chosen.name, remarks)
+        optimizers.check_moved(optimizer, checkpoint.run["world"], device.world, loaded.where)
         accumulation = resumes.accumulation(checkpoint, config, device, remarks)
     micro = config.per_device_train_batch_size
     rows = micro * accumulation * device.world
@@ -166,7 +177,8 @@ def make(
     return RunPlan(
         config=config, where=loaded.where, set=opened, objective=objective, train=train, val=val,
         test=test, source=source, device=device, order=order,
-        micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, deepspeed=deepspeed,
+        micro=micro, accumulation=accumulation, steps=steps, bf16=bf16, fp16=fp16, attention=chosen, kernels=layers,
+        optimizer=optimizer, deepspeed=deepspeed,
         checkpoint=checkpoint, facts=facts, starts=starts,
         run=checkpoint.run["run"] if checkpoint else uuid.uuid4().hex,
         replaces=checkpoint.run["replaces"] if checkpoint else starts, remarks=tuple(remarks),

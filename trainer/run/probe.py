@@ -1,4 +1,4 @@
-"""The probe at the start: on the loaded model, the losses of a batch of packs must equal those of its sequences alone.
+"""The probes at the start: on the loaded model, the losses of a batch of packs must equal those of its sequences alone.
 
 If a model ignores that positions restart, later sequences see earlier ones and nothing fails: only the loss differs.
 This is measured, since attention changes with models, their versions and remote code.
@@ -10,11 +10,16 @@ import dataclasses
 import itertools
 from typing import Any
 
+import numpy as np
 import torch
 
 from schemas.errors import UsageError
+from trainer.config import zero
 from trainer.data import stream
 from trainer.data.collate import Collator, tensors
+from trainer.models.wrappers import evaluating
+from trainer.objectives import head
+from trainer.objectives.log_probs import one_side, token_losses
 from trainer.run.plan import RunPlan
 
 PACKS = 16
@@ -44,16 +49,58 @@ def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
     wrapped.train()
     apart_flat = torch.cat(apart)
     difference = float((packed - apart_flat).abs().sum() / apart_flat.abs().sum().clamp(min=1e-9))
-    dtype = torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
-    if difference > TOLERANCE[dtype]:
+    if difference > TOLERANCE[_dtype(plan)]:
         name = type(wrapped.module).__name__
         raise UsageError(
             plan.set.where,
             f"it is packed, and {name} lets a sequence of a pack see those before it: the losses of a pack's tokens "
             f"differ by {difference:.2%} from those of its sequences alone",
-            "Compile the set without --pack, or try another attn_implementation.",
+            f"Compile the set without --pack, or try another attn_implementation than {plan.attention.name}.",
         )
     return difference
+
+
+LARGE = 4 * 2**30
+"""Bytes of the logits of a pass and their gradient from which on `logits_in_chunks: auto` computes them in chunks."""
+
+
+def check_head(wrapped: Any, plan: RunPlan, collate: Collator) -> str | None:
+    """Have logits computed in chunks if that is asked for, or worth it; return what to say of it.
+
+    It is right for a model whose logits are those of its head alone, which is measured on the first row. UsageError if
+    it is asked for and is not right. All processes call it.
+    """
+    asked, size = plan.config.logits_in_chunks, logits_bytes(plan)
+    if asked is False or (asked == "auto" and size < LARGE):
+        return None
+    if zero.stage(plan.deepspeed) == 3:
+        return f"note: logits take {size / 2**30:.1f} GiB, as with ZeRO-3 they cannot be computed in chunks"
+    batch = tensors(collate([plan.train.row(0)]), plan.device.torch)
+    found = []
+    with evaluating(wrapped):
+        for wanted in (False, True):
+            head.in_chunks(wrapped, wanted=wanted)
+            found.append(token_losses(wrapped, one_side(batch)))
+    plain, chunked = found
+    difference = float((plain - chunked).abs().sum() / plain.abs().sum().clamp(min=1e-9))
+    if difference <= TOLERANCE[_dtype(plan)]:
+        return f"logits are computed in chunks, {size / 2**30:.1f} GiB less at once (difference {difference:.1e})"
+    head.in_chunks(wrapped, wanted=False)
+    what = f"{type(wrapped.module).__name__} changes logits after its head, so that they cannot be computed in chunks"
+    if asked is True:
+        raise UsageError(f"{plan.where}#/logits_in_chunks", what, "Leave it out.")
+    return f"note: {what}: {size / 2**30:.1f} GiB are needed for them"
+
+
+def logits_bytes(plan: RunPlan) -> int:
+    """Bytes of the logits of a pass and of their gradient, if all positions of the longest row are trained."""
+    longest = int(plan.train.lengths(np.arange(min(len(plan.train), 1024))).max())
+    size = 2 if plan.bf16 or plan.fp16 else 4
+    return 2 * size * plan.micro * longest * int(getattr(plan.source.text_config, "vocab_size", 0))
+
+
+def _dtype(plan: RunPlan) -> torch.dtype:
+    return torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
 
 
 def _losses(wrapped: Any, plan: RunPlan, collate: Collator, rows: list[stream.Row]) -> torch.Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from schemas import yaml
 from trainer.config import zero
 from trainer.models import tune
+from trainer.run import attention
 from trainer.run.plan import RunPlan
 from trainer.run.schedule import warmup
 
@@ -29,6 +30,9 @@ def facts(plan: RunPlan) -> dict[str, Any]:
         "config": plan.config.as_dict(),
         "objective": {"name": plan.objective.name} | plan.objective_settings,
         "device": {"kind": plan.device.kind, "name": plan.device.name, "processes": plan.device.world},
+        "attention": attention.record(plan.attention),
+        "kernels": plan.kernels.record(),
+        "optimizer": plan.optimizer,
         "precision": "bf16" if plan.bf16 else "fp16" if plan.fp16 else "fp32",
         "zero_stage": zero.stage(plan.deepspeed),
         "rows": len(plan.train),
@@ -63,6 +67,9 @@ def text(plan: RunPlan) -> str:
         f"model      {plan.source.folder}: {f['trained_parameters']:,} of {f['parameters']:,} parameters are trained",
         f"objective  {plan.objective_in_words}",
         f"device     {f['device']['processes']} x {f['device']['name']}, {f['precision']}, ZeRO-{f['zero_stage']}",
+        f"attention  {plan.attention.in_words}",
+        f"kernels    {plan.kernels.in_words}",
+        f"optimizer  {plan.optimizer}",
         f"rows       {f['rows']:,} for training, {f['val_rows']:,} for validation",
         f"order      {plan.order_in_words}",
         f"steps      {f['steps']:,} of {f['step_rows']} rows, {f['epochs']:.2f} epochs of {f['steps_per_epoch']:,}",
@@ -112,6 +119,12 @@ def lints(plan: RunPlan) -> Iterator[str]:
         yield f"every row will be trained {epochs:.0f} times"
     if c.tuning == "full" and c.learning_rate > 1e-4:
         yield f"learning_rate {c.learning_rate:g} is high for full fine-tuning (1e-5 to 5e-5 is usual)"
+    longest = int(plan.train.lengths(np.arange(min(len(plan.train), 1024))).max())
+    if (mask := attention.mask_bytes(plan, longest)) >= attention.NOTED:
+        yield (
+            f"attention by {plan.attention.name} makes a mask of {mask / GIB:.1f} GiB in each pass "
+            f"({plan.micro} x {longest:,} x {longest:,}); FlashAttention makes none"
+        )
     samples = [one["name"] for one in plan.set.manifest["datasets"] if one["sample"]]
     if samples:
         yield f"{', '.join(samples)}: embedded samples, only for trying things out"

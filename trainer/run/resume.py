@@ -22,18 +22,20 @@ if TYPE_CHECKING:
 
 _FREE = frozenset({
     "model_name_or_path", "model_revision", "hub", "trust_remote_code", "output_dir", "overwrite_output_dir",
-    "media_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "fp16",
-    "zero_stage", "deepspeed", "use_cpu", "ddp_timeout", "group_by_length", "store_cache_gib", "dataloader_num_workers",
-    "logging_steps", "report_to", "run_name", "plot_loss", "save_strategy", "save_steps", "save_total_limit",
-    "eval_strategy", "eval_steps", "per_device_eval_batch_size", "predict_with_generate", "generation_max_new_tokens",
-    "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "early_stopping_patience",
-    "early_stopping_threshold", "expect", "max_steps", "num_train_epochs",
+    "media_dir", "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16",
+    "fp16", "zero_stage", "deepspeed", "use_cpu", "ddp_timeout", "group_by_length", "store_cache_gib",
+    "dataloader_num_workers", "logging_steps", "report_to", "run_name", "plot_loss", "save_strategy", "save_steps",
+    "save_total_limit", "attn_implementation", "use_liger_kernel", "logits_in_chunks", "optim", "peak_tflops",
+    "torch_compile", "torch_compile_backend", "torch_compile_mode", "gradient_checkpointing_kwargs",
+    "eval_strategy", "eval_steps", "per_device_eval_batch_size", "predict_with_generate",
+    "generation_max_new_tokens", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+    "early_stopping_patience", "early_stopping_threshold", "expect", "max_steps", "num_train_epochs",
 })  # fmt: skip
 """Keys that a resumed run may change: they decide no loss, or `facts` and the learning rate are compared instead."""
 _SAID = frozenset({
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_ratio", "warmup_steps", "weight_decay",
-    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lora.lora_dropout", "attn_implementation", "beta",
-    "desirable_weight", "undesirable_weight", "dpo_label_smoothing", "simpo_gamma", "rpo_alpha",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lora.lora_dropout", "beta", "desirable_weight",
+    "undesirable_weight", "dpo_label_smoothing", "simpo_gamma", "rpo_alpha",
 })  # fmt: skip
 """Keys that a resumed run may change, and a remark says so. Any other key must be as it was."""
 
@@ -119,6 +121,13 @@ def accumulation(checkpoint: Checkpoint, config: TrainConfig, device: Device, re
     if passes != config.gradient_accumulation_steps:
         remarks.append(f"gradient_accumulation_steps is {passes}, so that steps keep their {rows} rows")
     return passes
+
+
+def attention(checkpoint: Checkpoint, now: str, remarks: list[str]) -> None:
+    """Add a remark if attention is computed by something else now."""
+    before = checkpoint.run.get("attention", {}).get("name", now)  # earlier versions did not write it
+    if before != now:
+        remarks.append(f"attention is computed by {now} from here on; until step {checkpoint.step} it was {before}")
 
 
 def rate(checkpoint: Checkpoint, config: TrainConfig, steps: int, remarks: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from schemas.errors import IntegrityError
-from trainer.data.collate import tensors
+from trainer.data.collate import COUNTS, tensors
 from trainer.data.loader import StepBatches
 from trainer.run.plan import RunPlan
 from trainer.run.stop import Stop
@@ -28,6 +28,10 @@ class StepResult:
     """The divisor of the loss."""
     tokens: int
     """The tokens of sequences, of both sides of pairs, without padding."""
+    trained: int
+    """Those of them that are trained."""
+    squares: float
+    """The sum of the squared lengths of sequences, which attention depends on."""
     logs: dict[str, float]
     stop: bool
     """Whether some process was asked to end."""
@@ -46,14 +50,14 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
         settings |= objective.shared(wrapped, batches)
     for group in wrapped.optimizer.param_groups:
         group["lr"] = learning_rate * group.get("rate", 1.0)  # LoRA+ has rates of its own
-    sums = torch.zeros(4, device=device)
+    sums = torch.zeros(2 + len(COUNTS) + 1, device=device)
     logs: dict[str, torch.Tensor] = {}
     losses = []
     for i, (batch, made) in enumerate(zip(batches, step.batches, strict=True)):
         torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # for dropout
         parts = objective.loss(wrapped, batch, **settings)
         losses.append(parts.loss_sum.detach())
-        counts = torch.tensor([float(made["num_tokens"]), float(stop.asked)], device=device)
+        counts = torch.tensor([*(float(made[name]) for name in COUNTS), float(stop.asked)], device=device)
         sums += torch.cat([losses[-1].float().view(1), parts.weight_sum.view(1), counts])
         for name, value in parts.logs.items():
             logs[name] = logs.get(name, torch.zeros(2, device=device)) + value
@@ -71,8 +75,9 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
         if not plan.fp16:
             raise IntegrityError(_where(plan, step.number), f"the gradient's norm is {norm}", _of(plan, step))
         norm = None  # DeepSpeed has skipped the step, and lowers its loss scale
-    loss, tokens = float(sums[0] / divisor), int(sums[2])
-    return StepResult(loss, norm, float(divisor), tokens, means(logs), stop=bool(sums[3]))
+    tokens, trained, squares, stopped = sums[2:].tolist()
+    loss = float(sums[0] / divisor)
+    return StepResult(loss, norm, float(divisor), int(tokens), int(trained), squares, means(logs), stop=bool(stopped))
 
 
 def means(logs: dict[str, torch.Tensor]) -> dict[str, float]:
