@@ -20,6 +20,8 @@ def load(source: ModelFolder, config: TrainConfig, device: Device, dtype: torch.
     """Load a model, with adapters added or parameters frozen and gradient checkpointing as configured."""
     torch.manual_seed(config.seed)  # new weights: adapters and prefixes
     settings: dict[str, Any] = {"dtype": dtype}
+    if not reading.in_parts():
+        settings |= device.device_map
     if config.attn_implementation:
         settings["attn_implementation"] = config.attn_implementation
     if config.quantization_bit:
