@@ -117,7 +117,7 @@ def test_steps_that_wait_take_as_much_memory_as_they_may(
     run = make()
     sizes = [size(one) for one in loader_of(data, run, 0).steps(0, STEPS)]
     largest = BOTH * PATCH * 4
-    monkeypatch.setattr(loader, "ROOM", 2 * largest)
+    monkeypatch.setattr(loader, "SPACE", 2 * largest)
     steps = loader_of(data, run).steps(0, STEPS)
     for number in range(STEPS - THREADS * loader.AHEAD + 1):
         held = next(steps)
@@ -136,7 +136,7 @@ def test_the_next_step_is_made_whatever_it_takes_and_nothing_changes(
     run = make()
     expected = list(loader_of(data, run, 0).steps(0, STEPS))
     before = pixels()
-    monkeypatch.setattr(loader, "ROOM", 0)
+    monkeypatch.setattr(loader, "SPACE", 0)
     for held in loader_of(data, run).steps(0, STEPS):
         number = held.number
         for one, other in zip(held.batches, expected[number].batches, strict=True):

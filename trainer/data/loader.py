@@ -15,8 +15,8 @@ from trainer.data.order import following, micro_batches, places_of
 from trainer.data.stream import Row, SplitRows
 
 AHEAD = 2
-"""Steps that each thread prepares in advance, as far as there is room."""
-ROOM = 2 * 2**30
+"""Steps that each thread prepares in advance, as far as there is space for them."""
+SPACE = 2 * 2**30
 """Bytes of the batches that wait in a process: with so many, only the next step is still prepared."""
 
 
@@ -32,7 +32,7 @@ class StepBatches:
     batches: list[Batch]
 
 
-class _Room:
+class _Space:
     """The memory of steps that wait. Threads ask for it before each batch, so that each goes beyond by one at most."""
 
     def __init__(self, first: int) -> None:
@@ -42,7 +42,7 @@ class _Room:
     def wait(self, number: int) -> None:
         """Wait until a batch of a step may be made. The next step never waits, as the device would wait for it."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or number == self._next or self._taken < ROOM)
+            self._changed.wait_for(lambda: self._closed or number == self._next or self._taken < SPACE)
             if self._closed:
                 raise CancelledError
 
@@ -84,19 +84,19 @@ class Loader:
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
         """Yield steps `start` to `stop`; an error in a step is raised when its turn comes."""
-        room = _Room(start)
+        space = _Space(start)
         waiting: deque[Future[StepBatches]] = deque()
         pool = ThreadPoolExecutor(self.threads or 1, thread_name_prefix="batches")
         try:
             for number in range(start, stop):
                 while len(waiting) < self.threads * AHEAD and number + len(waiting) < stop:
                     ahead = number + len(waiting)
-                    waiting.append(pool.submit(self._make, ahead, self._rows(ahead), room))
-                step = waiting.popleft().result() if waiting else self._make(number, self._rows(number), room)
-                room.leave(step)
+                    waiting.append(pool.submit(self._make, ahead, self._rows(ahead), space))
+                step = waiting.popleft().result() if waiting else self._make(number, self._rows(number), space)
+                space.leave(step)
                 yield step
         finally:
-            room.close()
+            space.close()
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _rows(self, number: int) -> Ints:
@@ -104,16 +104,16 @@ class Loader:
         step_rows = self.order.step_rows
         return self.order.step(number, places_of(self.rank, self.world, step_rows, pairs=self.pair is not None))
 
-    def _make(self, number: int, rows: Ints, room: _Room) -> StepBatches:
+    def _make(self, number: int, rows: Ints, space: _Space) -> StepBatches:
         lanes = self.order.windows is not None
         mine = micro_batches(rows, self.rank, self.world, self.micro, self.accumulation, lanes=lanes)
         batches = []
         for part in mine:
-            room.wait(number)
+            space.wait(number)
             read = [self._row(rows, int(row)) for row in part]
             batch = self.collate(read) if read else self.collate.nothing(self._row(rows, int(rows[0])))
             batches.append(self.pin(batch) if self.pin else batch)
-            room.take(batches[-1])
+            space.take(batches[-1])
         return StepBatches(number, rows, mine, batches)
 
     def _row(self, rows: Ints, number: int) -> Row:
