@@ -46,7 +46,7 @@ DISTRIBUTIONS = {"PIL": "pillow", "botocore": "boto3", "yaml": "pyyaml"}
 UNUSED = {
     "accelerate",  # transformers imports it
 }
-ASKED_FOR_WHEN_NEEDED = {"bitsandbytes", "liger_kernel", "swanlab", "wandb"}
+ASKED_FOR_WHEN_NEEDED = {"bitsandbytes", "liger-kernel", "swanlab", "wandb"}
 """Imported only if a setting of the training configuration asks for it, and in no extra."""
 THE_CALLERS = {"datasets"}
 """What a caller of the Python API converts to, and has; in no extra."""

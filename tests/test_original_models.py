@@ -19,7 +19,7 @@ from schemas.errors import InputError, UsageError
 from tests.support.shared import shared
 from trainer.commands import libraries
 from trainer.models.original import families
-from trainer.models.original.weights import original_names
+from trainer.models.original.weights import original_names, read
 from trainer.models.pretrained import load_tokenizer
 
 NAMES = ("baichuan", "chatglm2", "chatglm3", "cogagent", "glm-4-9b", "glm-4v-9b", "internlm2", "qwen")
@@ -78,6 +78,19 @@ def test_tensors_under_their_original_names_are_those_of_the_folder(name: str) -
     found, wanted = original_names(family, model.config, model.state_dict()), tensors_of(folder)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_that_needs_no_values_reads_the_shapes_alone(name: str) -> None:
+    """As all but the first with ZeRO-3, where rows that change places would be copied in each."""
+    folder, _, _ = golden(name)
+    family = families.family_of(folder)
+    assert family is not None
+    whole, shapes = (
+        read(folder, family, families.configuration(folder, family), shapes_alone=x) for x in (False, True)
+    )
+    assert {key: tensor.shape for key, tensor in shapes.items()} == {key: one.shape for key, one in whole.items()}
+    assert all(tensor.is_meta for tensor in shapes.values())
 
 
 @pytest.mark.parametrize("name", NAMES)

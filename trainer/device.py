@@ -52,6 +52,24 @@ class Device:
         module = _module(self.kind)
         return int(module.max_memory_allocated(self.local_rank)) if module else _peak_of_process()
 
+    @property
+    def device_map(self) -> dict[str, Any]:
+        """The setting with which Transformers reads weights straight to the accelerator; none on cpu."""
+        return {} if self.kind == "cpu" else {"device_map": {"": self.torch}}
+
+    def pinned(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Tensors in locked memory, from which the accelerator copies them while it works; on cpu as they are.
+
+        A thread begins with device 0, and must be told its own.
+        """
+        module = _module(self.kind)
+        if module is None:
+            return values
+        import torch
+
+        module.set_device(self.local_rank)
+        return {name: one.pin_memory() if isinstance(one, torch.Tensor) else one for name, one in values.items()}
+
 
 def profiler(kind: str) -> Any:
     """A profiler of this process and its accelerator, not yet started."""

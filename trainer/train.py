@@ -78,7 +78,7 @@ class _Run:
         )
         loader = Loader(
             plan.train, plan.order, collate, plan.device.rank, plan.device.world, plan.micro, plan.accumulation,
-            config.dataloader_num_workers, plan.objective.pair,
+            config.dataloader_num_workers, plan.objective.pair, plan.device.pinned,
         )  # fmt: skip
         self.evaluator = Evaluator.make(plan, plan.val, collate, self.beat) if plan.val else None
         tested = Evaluator.make(plan, plan.test, collate, self.beat) if plan.test else None

@@ -143,9 +143,19 @@ def _pad(values: Sequence[npt.NDArray[Any]], length: int, fill: int, dtype: Any)
 
 
 def tensors(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch's tensors, on the device, and the numbers that the model takes beside them."""
-    moved = {key: value.to(device) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    """The batch's tensors, on the device, and the numbers that the model takes beside them.
+
+    Pinned ones are copied while the process goes on. Others are not: torch_npu keeps only pinned memory until a copy
+    is done.
+    """
+    found = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    moved = {key: value.to(device, non_blocking=value.is_pinned()) for key, value in found.items()}
     return moved | {key: batch[key] for key in MAX_LENGTHS if key in batch}
+
+
+def size_of(batch: Batch) -> int:
+    """The bytes of a batch's tensors."""
+    return sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
 
 
 def pad_id(manifest: Manifest) -> int:

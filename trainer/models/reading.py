@@ -38,3 +38,11 @@ def complete(kind: Any, folder: Path, **settings: Any) -> Any:
         what = f"the weights of {missing[0]} are missing{more}"
         raise IntegrityError(str(folder), what, "Download it again. Is config.json the one of these weights?")
     return model
+
+
+def in_parts() -> bool:
+    """Whether Transformers gives each process its part of every weight as it is read, as with ZeRO-3."""
+    import transformers.integrations.deepspeed as integration
+
+    known: Any = integration  # untyped
+    return bool(known.is_deepspeed_zero3_enabled())

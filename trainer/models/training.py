@@ -27,6 +27,8 @@ def load(
     """
     torch.manual_seed(config.seed)  # new weights: adapters and prefixes
     settings: dict[str, Any] = {"dtype": dtype}
+    if not reading.in_parts():
+        settings |= device.device_map
     if attention:
         settings["attn_implementation"] = attention
     if config.quantization_bit:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -50,19 +52,21 @@ def loss(
     return Parts(losses.sum(), counted.sum(), losses.detach(), counted, logs)
 
 
-def kl_estimate(model: nn.Module, batches: Sequence[Batch], reference: nn.Module | None = None) -> Tensor:
+def kl_estimate(model: nn.Module, batches: Iterable[Batch], reference: nn.Module | None = None) -> Tensor:
     """KTO's reference point, float32 scalar, without grad: max(0, mean log-ratio of the mismatched pairs).
 
     The mean is over the rows of `batches` and of all ranks, which must call it together, with equally many batches.
-    Given all batches of a step, the loss does not depend on how the step is cut into them.
+    Given all batches of a step, the loss does not depend on how the step is cut into them. One of them is held at a
+    time.
     """
-    total = torch.zeros(2, device=batches[0]["input_ids"].device)
-    for batch in batches:
+
+    def one(batch: Batch) -> Tensor:
         pairs = one_side(batch, "kl_")
         (base,) = reference_log_probs(model, [pairs], reference)
         with evaluating(model):
-            ratio = row_log_probs(model, pairs) - base
-        total += log(ratio, weights(pairs))
+            return log(row_log_probs(model, pairs) - base, weights(pairs))
+
+    total = functools.reduce(operator.add, map(one, batches))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
     return (total[0] / total[1].clamp(min=1)).clamp(min=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,8 +47,8 @@ class Objective:
     """Whether the loss compares the model with a reference: the model before training."""
     pair: Callable[[Row, Row], Row] | None = None
     """Add to a row what it needs of the row after it in the step."""
-    shared: Callable[[nn.Module, Sequence[Batch]], dict[str, Any]] | None = None
-    """Settings computed from all batches of a step before its first forward pass; collective over ranks."""
+    shared: Callable[[nn.Module, Iterable[Batch]], dict[str, Any]] | None = None
+    """Settings computed from all batches of a step, one by one, before its first pass; collective over ranks."""
 
     def defaults(self) -> dict[str, Any]:
         """The settings where a configuration has none: those of `loss`."""

@@ -15,6 +15,7 @@ import contextlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from trainer.models import initial
 from trainer.run import unpickle
 
 TAG = "state"
+AT_ONCE = 4
+"""Files of a checkpoint that a process brings to the disk, and reads for their digests, at the same time."""
 _OF_RANK = re.compile(r"(?:pp_rank_|/rank)(\d+)")
 """What names of DeepSpeed's files have if a process other than the first wrote them."""
 
@@ -127,7 +130,6 @@ def save(
             own.make(partial, RUN, run)
         torch.distributed.barrier()
         _write(wrapped, partial, model_files, first)
-        torch.distributed.barrier()
         mine = _digests(partial)
     except (OSError, RuntimeError) as error:  # for a full disk torch's archive writer raises a RuntimeError
         raise _unwritten(output, path, partial, error) from error
@@ -145,14 +147,20 @@ def save(
 
 
 def _digests(path: Path) -> dict[str, files.Entry]:
-    """The digests of the files that this process has written, when they are on disk."""
-    rank, world, found = torch.distributed.get_rank(), torch.distributed.get_world_size(), {}
-    for name in files.files(path):
-        of = _OF_RANK.search(name)
-        if (int(of[1]) % world if of else 0) == rank:
-            flush(path / name)
-            found[name] = files.digest(path / name)
-    return found
+    """The digests of the files that this process has written, when they are on disk.
+
+    Others may still be writing theirs: the first process writes the model last.
+    """
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    owners = {name: int(of[1]) % world if (of := _OF_RANK.search(name)) else 0 for name in files.files(path)}
+    mine = [name for name, owner in owners.items() if owner == rank]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(mine, pool.map(_digest, [path / name for name in mine]), strict=True))
+
+
+def _digest(path: Path) -> files.Entry:
+    flush(path)
+    return files.digest(path)
 
 
 def _publish(partial: Path, path: Path, sealed: bytes) -> None:

@@ -40,22 +40,22 @@ class StepResult:
 def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, stop: Stop) -> StepResult:
     """Train one step; IntegrityError if nothing is trained in it, or its loss or gradient is NaN or infinite."""
     objective, device, world = plan.objective, plan.device.torch, plan.device.world
-    batches = [tensors(batch, device) for batch in step.batches]
-    divisor = torch.stack([objective.weights(batch).sum() for batch in batches]).sum()
+    divisor = torch.stack([objective.weights(batch).sum() for batch in step.batches]).sum().to(device)
     torch.distributed.all_reduce(divisor)
     if not divisor > 0:
         raise IntegrityError(_where(plan, step.number), "nothing is trained in this step", _of(plan, step))
     settings = plan.objective_settings
     if objective.shared:
-        settings |= objective.shared(wrapped, batches)
+        settings |= objective.shared(wrapped, (tensors(batch, device) for batch in step.batches))
     for group in wrapped.optimizer.param_groups:
         group["lr"] = learning_rate * group.get("rate", 1.0)  # LoRA+ has rates of its own
     sums = torch.zeros(2 + len(COUNTS) + 1, device=device)
     logs: dict[str, torch.Tensor] = {}
     losses = []
-    for i, (batch, made) in enumerate(zip(batches, step.batches, strict=True)):
+    for i, made in enumerate(step.batches):
         torch.manual_seed(_seed(plan.config.seed, step.number, i, plan.device.rank))  # for dropout
-        parts = objective.loss(wrapped, batch, **settings)
+        # The batch has no name here: nothing holds it when the next one comes to the device.
+        parts = objective.loss(wrapped, tensors(made, device), **settings)
         losses.append(parts.loss_sum.detach())
         counts = torch.tensor([*(float(made[name]) for name in COUNTS), float(stop.asked)], device=device)
         sums += torch.cat([losses[-1].float().view(1), parts.weight_sum.view(1), counts])
@@ -63,7 +63,7 @@ def run(wrapped: Any, plan: RunPlan, step: StepBatches, learning_rate: float, st
             logs[name] = logs.get(name, torch.zeros(2, device=device)) + value
         # DeepSpeed takes the mean over passes and processes; the loss is the sum, divided once.
         wrapped.backward(parts.loss_sum / divisor * (world * plan.accumulation))
-        if i == len(batches) - 1:
+        if i == len(step.batches) - 1:
             torch.distributed.all_reduce(sums)
             _check_loss(plan, step, float(sums[0]), losses)
         wrapped.step()

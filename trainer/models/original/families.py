@@ -7,7 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from schemas.errors import InputError
+from trainer.models import reading
 from trainer.models.original import baichuan, chatglm, cogagent, internlm2, qwen
 from trainer.models.original.family import Family
 from trainer.models.original.weights import ignored, original_names, read
@@ -58,7 +61,7 @@ def save_original(model: Any, base: Path, folder: Path) -> None:
 def load(folder: Path, family: Family, **settings: Any) -> Any:
     """The native model of a folder, with settings of Transformers' `from_pretrained`; nothing in the folder is run."""
     config = configuration(folder, family)
-    tensors = read(folder, family, config)
+    tensors = read(folder, family, config, shapes_alone=reading.in_parts() and torch.distributed.get_rank() > 0)
     model, found = family.native_class().from_pretrained(
         None, config=config, state_dict=tensors, output_loading_info=True, **settings
     )

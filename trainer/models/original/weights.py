@@ -15,11 +15,15 @@ from trainer.models.original.family import Family, Part
 from trainer.models.safetensors import weight_map
 
 
-def read(folder: Path, family: Family, config: Any) -> dict[str, torch.Tensor]:
-    """The state dict of the native model. Tensors are views of the mapped files as far as no row changes its place."""
+def read(folder: Path, family: Family, config: Any, *, shapes_alone: bool = False) -> dict[str, torch.Tensor]:
+    """The state dict of the native model. Tensors are views of the mapped files as far as no row changes its place.
+
+    With ZeRO-3 only the first process reads values: others need the shapes alone.
+    """
     parts = [(_pattern(part.original), part) for part in family.parts(config)]
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in _tensors(folder):
+    for name, values in _tensors(folder):
+        tensor = values.to("meta") if shapes_alone else values
         if any(fnmatch(name, pattern) for pattern in family.ignored):
             continue
         match, part = _part(parts, name)
