@@ -114,12 +114,14 @@ def find(*, use_cpu: bool) -> Device:
 
 
 def _import_npu() -> None:
+    hint = "Source CANN's set_env.sh (cli doctor finds it, and says what else is missing), or set use_cpu: true."
     try:
         importlib.import_module("torch_npu")
     except (Exception, SystemExit) as error:  # noqa: BLE001  # torch_npu 2.13 raises Exception, earlier ones exit
         what = f"is installed but cannot be loaded: {str(error) or type(error).__name__}"
-        hint = "Source CANN's set_env.sh (cli doctor finds it, and says what else is missing), or set use_cpu: true."
         raise UsageError("torch_npu", what, hint) from error
+    if not os.environ.get("ASCEND_HOME_PATH"):  # torch_npu only warns; the import of DeepSpeed ends with a KeyError
+        raise UsageError("ASCEND_HOME_PATH", "is not set, and DeepSpeed needs it", hint)
 
 
 def _module(kind: str) -> Any:

@@ -59,9 +59,9 @@ def mirror(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of the CPU over the memory of one on the device."""
     storage = tensor.untyped_storage()
     if not tensor.numel():
-        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype)
+        return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=_CPU)
     memory = torch._C._construct_storage_from_data_pointer(storage.data_ptr(), _CPU, storage.nbytes())
-    seen = torch.empty(0, dtype=tensor.dtype)
+    seen = torch.empty(0, dtype=tensor.dtype, device=_CPU)  # by name: DeepSpeed changes the default
     return seen.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
@@ -132,7 +132,7 @@ def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = 
 
 
 def _resize(tensor: torch.Tensor, size: Any, *, memory_format: Any = None) -> torch.Tensor:
-    grown = torch.empty(size, dtype=tensor.dtype)
+    grown = torch.empty(size, dtype=tensor.dtype, device=_CPU)
     if grown.numel() * grown.element_size() <= tensor.untyped_storage().nbytes():
         return _place(tensor, tensor.untyped_storage(), grown)
     grown.flatten()[: tensor.numel()] = mirror(tensor).flatten()
