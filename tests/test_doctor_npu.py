@@ -107,7 +107,8 @@ def test_cann_that_is_ready_is_shown_with_its_version(look: Look, device: Path) 
     assert (found.status, found.found) == ("ok", f"in {home} 8.5.0")
 
 
-def test_a_missing_torch_npu_is_the_command_for_the_torch_that_is_here(look: Look, device: Path) -> None:
+@pytest.mark.usefixtures("device")
+def test_a_missing_torch_npu_is_the_command_for_the_torch_that_is_here(look: Look) -> None:
     found = look()["torch_npu"]
     assert (found.status, found.hint) == ("missing", f"pip install 'torch-npu=={npu.TORCH}.*'")
     assert not found.needed  # cli train takes the CPU
@@ -127,8 +128,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return install
 
 
+@pytest.mark.usefixtures("device")
 def test_a_torch_npu_of_another_torch_is_the_pair_that_works(
-    look: Look, device: Path, installed: Callable[..., dict[str, str]]
+    look: Look, installed: Callable[..., dict[str, str]]
 ) -> None:
     found = look(**installed("2.1.0", FAKE_NPU_ERROR="undefined symbol: _ZN2at4_ops"))
     pair = found["torch_npu"]
@@ -139,9 +141,8 @@ def test_a_torch_npu_of_another_torch_is_the_pair_that_works(
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_ready_shows_its_devices(
-    look: Look, device: Path, installed: Callable[..., dict[str, str]]
-) -> None:
+@pytest.mark.usefixtures("device")
+def test_a_machine_that_is_ready_shows_its_devices(look: Look, installed: Callable[..., dict[str, str]]) -> None:
     found = look(**installed(FAKE_NPU_COUNT="2"))
     assert {name: one.status for name, one in found.items() if name not in ("hccl ports", "hccn.conf")} == {
         "npu driver": "ok", "cann": "ok", "torch_npu": "ok", "npu": "ok", "bf16": "ok",
@@ -207,7 +208,8 @@ def test_a_port_that_is_in_use_is_named_with_others_that_are_free(
     assert found.hint.startswith("export HCCL_IF_BASE_PORT=") and found.hint != f"export HCCL_IF_BASE_PORT={base}"
 
 
-def test_ports_that_the_user_chose_are_not_judged_and_nonsense_is(look: Look, device: Path) -> None:
+@pytest.mark.usefixtures("device")
+def test_ports_that_the_user_chose_are_not_judged_and_nonsense_is(look: Look) -> None:
     assert look(HCCL_HOST_SOCKET_PORT_RANGE="auto")["hccl ports"].status == "ok"
     found = look(HCCL_IF_BASE_PORT="70000")["hccl ports"]
     assert (found.status, found.found) == ("broken", "HCCL_IF_BASE_PORT=70000, expected 1024 to 65520")

@@ -80,11 +80,11 @@ _GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = {"cuda": "nccl", "npu": "hccl", "cpu": "gloo"}
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 _HCCL = {"HCCL_CONNECT_TIMEOUT": (120, 7200), "HCCL_EXEC_TIMEOUT": (68, 17340)}
-"""Seconds, at least and at most, that all Ascend devices take: Huawei's CANN 9.0, "Environment Variables", envref_07_0077
-and envref_07_0078. Devices after the first generation take more for HCCL_EXEC_TIMEOUT. HCCL refuses other values.
+"""Seconds, at least and at most, that all Ascend devices take; HCCL refuses others. Huawei, CANN 9.0, "Environment
+Variables", envref_07_0077 and envref_07_0078: devices after the first generation take more for HCCL_EXEC_TIMEOUT.
 """
 _LATER = 60
-"""Seconds by which the group waits longer than HCCL, whose message says more (Ascend/pytorch, HCCL_ASYNC_ERROR_HANDLING)."""
+"""Seconds by which the group waits longer than HCCL, which says more (Ascend/pytorch, HCCL_ASYNC_ERROR_HANDLING)."""
 
 
 def find(*, use_cpu: bool) -> Device:
@@ -117,7 +117,7 @@ def _import_npu() -> None:
     hint = "Source CANN's set_env.sh (cli doctor finds it, and says what else is missing), or set use_cpu: true."
     try:
         importlib.import_module("torch_npu")
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # torch_npu 2.13 raises Exception, earlier ones exit
+    except (Exception, SystemExit) as error:  # torch_npu 2.13 raises Exception, earlier ones exit
         what = f"is installed but cannot be loaded: {str(error) or type(error).__name__}"
         raise UsageError("torch_npu", what, hint) from error
     if not os.environ.get("ASCEND_HOME_PATH"):  # torch_npu only warns; the import of DeepSpeed ends with a KeyError
@@ -138,9 +138,10 @@ def _hccl(timeout: int) -> dict[str, int]:
 def remarks(device: Device, timeout: int) -> list[str]:
     """What a user should know of a limit that HCCL does not take as it is."""
     name = "HCCL_EXEC_TIMEOUT"
-    if device.kind != "npu" or os.environ.get(name) or _hccl(timeout)[name] >= timeout:
+    given, most = os.environ.get(name), _HCCL[name][1]
+    if device.kind != "npu" or timeout <= most or (given and given != str(most)):  # it is `most` inside process_group
         return []
-    return [f"ddp_timeout: HCCL gives up after {_HCCL[name][1]:,} seconds, the most that every Ascend device takes; "
+    return [f"ddp_timeout: HCCL gives up after {most:,} seconds, the most that every Ascend device takes; "
             f"export {name} to wait longer"]  # fmt: skip
 
 

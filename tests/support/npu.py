@@ -28,7 +28,8 @@ def environment(folder: Path, wanted: str = TORCH, **more: str) -> dict[str, str
     if not (site / "torch_npu").exists():
         (site / "torch_npu").symlink_to(_PACKAGE, target_is_directory=True)
     given = {
-        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "ASCEND_HOME_PATH": str(cann), "ASCEND_OPP_PATH": str(cann / "opp"), "FAKE_NPU_COUNT": "1",
     }  # fmt: skip
     return outside() | given | more

@@ -1,9 +1,9 @@
 """What an Ascend NPU needs, from the driver up, with the next command for each thing that lacks.
 
 Facts are Huawei's (hiascend.com/document): CANN 8.5 and 9.0, "Environment Variables", envref_07_0003 (set_env.sh),
-_0074 (HCCL_IF_BASE_PORT) and _0143 (HCCL_HOST_SOCKET_PORT_RANGE); "Installing the NPU Driver, Firmware, and CANN" (MindSDK
-7.3); "Default Content Mounted by Ascend Docker Runtime" (MindCluster 7.3); "Configuring the NIC IP Address of a Device"
-(Ascend Deployer). What torch_npu checks itself, and which torch it belongs to: Ascend/pytorch, torch_npu/_init/registry
+_0074 (HCCL_IF_BASE_PORT) and _0143 (HCCL_HOST_SOCKET_PORT_RANGE); MindSDK 7.3, "Installing the NPU Driver, Firmware,
+and CANN"; MindCluster 7.3, "Default Content Mounted by Ascend Docker Runtime"; Ascend Deployer, "Configuring the NIC
+IP Address of a Device". What torch_npu checks itself, and which torch it belongs to: Ascend/pytorch, torch_npu/_init
 and COMPATIBILITY.md. /etc/hccn.conf: MindSpore, "Distributed Parallel Training (Ascend)".
 """
 
@@ -151,8 +151,8 @@ def _devices(sound: bool) -> Iterator[MachineFinding]:
         )  # fmt: skip
         yield MachineFinding(
             "npu", "broken", f"torch_npu is installed and cannot be imported: {error}",
-            f"{first} Without CANN, torch itself imports only with TORCH_DEVICE_BACKEND_AUTOLOAD=0 set; to train on the "
-            "CPU, uninstall torch_npu.",
+            f"{first} Without CANN, torch itself imports only with TORCH_DEVICE_BACKEND_AUTOLOAD=0 set; to train on "
+            "the CPU, uninstall torch_npu.",
             needed=True,
         )  # fmt: skip
         return
@@ -224,7 +224,9 @@ def _addresses(root: Path) -> MachineFinding:
     count = len(re.findall(r"^address_\d+=", _text(root / "etc/hccn.conf"), re.MULTILINE))
     if count:
         return MachineFinding("hccn.conf", "ok", f"{count} devices have an address for other nodes")
-    hint = "Only for several nodes, as root, for each device: hccn_tool -i 0 -ip -s address ADDRESS netmask 255.255.255.0"
+    hint = (
+        "Only for several nodes, as root, for each device: hccn_tool -i 0 -ip -s address ADDRESS netmask 255.255.255.0"
+    )
     return MachineFinding("hccn.conf", "note", "no address of a device in /etc/hccn.conf", hint)
 
 

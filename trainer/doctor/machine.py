@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import platform
 import shutil
@@ -181,5 +180,3 @@ def _package(name: str) -> MachineFinding:
     if f"No module named '{name}'" in error or (name == "pyarrow S3" and "cannot import name" in error):
         return MachineFinding(name, "missing", "not installed", hint, needed=needed)
     return MachineFinding(name, "broken" if needed else "note", f"cannot be imported: {error}", needed=needed)
-
-

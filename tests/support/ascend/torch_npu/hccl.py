@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map
+
 from torch_npu import kernels
 
 _RANGES = {"HCCL_CONNECT_TIMEOUT": range(120, 7201), "HCCL_EXEC_TIMEOUT": range(2**31)}
@@ -21,8 +22,12 @@ class ProcessGroupHCCL(dist.ProcessGroup):
         for name, allowed in _RANGES.items():
             if name in os.environ and int(os.environ[name]) not in allowed:
                 raise RuntimeError(f"EI0001: {name}={os.environ[name]} is invalid")
-        self.timeout = timeout
-        self._gloo = dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+        self.timeout = timeout  # what a test reads
+        kind = dist.ProcessGroup.BackendType.GLOO
+        self._gloo = dist.ProcessGroup(store, rank, size)
+        self._gloo._set_default_backend(kind)
+        gloo = dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+        self._gloo._register_backend(torch.device("cpu"), kind, gloo)
 
     def getBackendName(self) -> str:  # noqa: N802  # the name in torch
         return "hccl"
@@ -42,7 +47,9 @@ class ProcessGroupHCCL(dist.ProcessGroup):
         return getattr(self._gloo, name)(*tree_map(down, args))
 
     def barrier(self, opts: Any = None) -> Any:
-        return self._gloo.barrier(dist.BarrierOptions())
+        given = dist.BarrierOptions()
+        given.device = torch.device("cpu")
+        return self._gloo.barrier(given)
 
 
 def _delegated(name: str) -> Any:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+
 from torch_npu import kernels
 
 _index = 0
@@ -163,9 +164,10 @@ class Event:
         return True
 
 
-class Stream:
-    def __init__(self, device: Any = None, priority: int = 0) -> None:
-        self.device = kernels.DEVICE
+class Stream(torch.Stream):
+    def __new__(cls, device: Any = None, priority: int = 0) -> Stream:
+        kind = torch._C._autograd.DeviceType.PrivateUse1.value
+        return super().__new__(cls, stream_id=0, device_index=0, device_type=kind)
 
     def synchronize(self) -> None: ...
 
