@@ -119,8 +119,9 @@ def test_a_torch_npu_without_cann_is_one_message(
         raise error
 
     monkeypatch.setattr(device.importlib, "import_module", fail)
-    with pytest.raises(UsageError, match=rf"{said}(.|\n)*Source CANN's set_env\.sh \(cli doctor finds it"):
-        device.find(use_cpu=False)
+    for use_cpu in (False, True):  # Transformers imports it on the CPU too
+        with pytest.raises(UsageError, match=rf"{said}(.|\n)*Source CANN's set_env\.sh: cli doctor finds it"):
+            device.find(use_cpu=use_cpu)
 
 
 def test_a_cann_that_is_unknown_to_deepspeed_is_one_message(npu: Give, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,12 +94,12 @@ def find(*, use_cpu: bool) -> Device:
     somewhere else.
     """
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # else `import torch` itself fails without CANN
-    kind = "cpu" if use_cpu else "npu" if importlib.util.find_spec("torch_npu") else None
-    if kind == "npu":
-        _import_npu()
+    npu = importlib.util.find_spec("torch_npu") is not None
+    if npu:  # on the CPU too: Transformers imports it as it finds it
+        _import_npu(use_cpu=use_cpu)
     import torch
 
-    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "cpu" if use_cpu else "npu" if npu else "cuda" if torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = kind  # otherwise DeepSpeed guesses, and warns if it finds none
     rank, world, local = launched()
     module = _module(kind)
@@ -113,14 +113,14 @@ def find(*, use_cpu: bool) -> Device:
     return Device(kind, name, rank, world, local, _BACKENDS[kind])
 
 
-def _import_npu() -> None:
-    hint = "Source CANN's set_env.sh (cli doctor finds it, and says what else is missing), or set use_cpu: true."
+def _import_npu(*, use_cpu: bool) -> None:
+    hint = "Source CANN's set_env.sh: cli doctor finds it, and says what else is missing. Or uninstall torch_npu."
     try:
         importlib.import_module("torch_npu")
     except (Exception, SystemExit) as error:  # torch_npu 2.13 raises Exception, earlier ones exit
         what = f"is installed but cannot be loaded: {str(error) or type(error).__name__}"
         raise UsageError("torch_npu", what, hint) from error
-    if not os.environ.get("ASCEND_HOME_PATH"):  # torch_npu only warns; the import of DeepSpeed ends with a KeyError
+    if not use_cpu and not os.environ.get("ASCEND_HOME_PATH"):  # torch_npu only warns, DeepSpeed raises a KeyError
         raise UsageError("ASCEND_HOME_PATH", "is not set, and DeepSpeed needs it", hint)
 
 

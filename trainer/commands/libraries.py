@@ -26,7 +26,7 @@ def load(command: str, *names: str, extra: str = "train") -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # torch_npu raises any of them without CANN
+        except (Exception, SystemExit) as error:  # torch_npu raises any of them without CANN
             what = f"{name} cannot be imported: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
             raise UsageError(command, what, "cli doctor says what is broken.") from error
 
