@@ -17,8 +17,6 @@ import socket
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
 from schemas import install
 from trainer.doctor.finding import MachineFinding, ask, size
 
@@ -143,7 +141,6 @@ def _base(name: str) -> str:
 
 
 def _devices(sound: bool) -> Iterator[MachineFinding]:
-    facts: Any
     facts, error = ask(_NPU, facts=True)
     if facts is None:
         first = "Compare the versions of CANN and torch_npu: Ascend/pytorch, COMPATIBILITY.md." if sound else (
