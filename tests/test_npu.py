@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.support import npu
@@ -58,7 +59,7 @@ def on_npu(folder: Path, run: Path, *ranks: dict[str, str], **more: str) -> Sequ
 
 
 def test_a_run_on_an_npu_trains_as_on_the_cpu(folder: Path) -> None:
-    """Through DeepSpeed's accelerator for NPUs: losses, norms and weights are the same to the last bit."""
+    """Through DeepSpeed's accelerator for NPUs. On a device, AdamW goes over many tensors at once, and rounds otherwise."""
     cpu, run = configs(
         folder, "alone", tuning="full", lora=None, zero_stage=2, bf16=False, save_strategy="steps", save_steps=4
     )
@@ -67,9 +68,10 @@ def test_a_run_on_an_npu_trains_as_on_the_cpu(folder: Path) -> None:
     assert code == 0, said
     assert "steps 1 to 4 of 2 rows on 1 x Ascend910B3" in said
     assert "Warning" not in said
-    assert losses(run) == losses(cpu)
+    assert losses(run) == pytest.approx(losses(cpu), rel=1e-6)
     found, expected = (load_file(one.with_suffix("") / "checkpoint-4" / "model.safetensors") for one in (run, cpu))
-    assert found.keys() == expected.keys() and all(found[name].equal(expected[name]) for name in expected)
+    for name in expected.keys() | found.keys():
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_two_nodes_with_an_npu_each_train_as_one_process_with_all_rows(folder: Path) -> None:

@@ -84,7 +84,9 @@ _HCCL = {"HCCL_CONNECT_TIMEOUT": (120, 7200), "HCCL_EXEC_TIMEOUT": (68, 17340)}
 Variables", envref_07_0077 and envref_07_0078: devices after the first generation take more for HCCL_EXEC_TIMEOUT.
 """
 _LATER = 60
-"""Seconds by which the group waits longer than HCCL, which says more (Ascend/pytorch, HCCL_ASYNC_ERROR_HANDLING)."""
+"""Seconds by which the group waits longer than HCCL, which says more. torch_npu (csrc/distributed/ProcessGroupHCCL.cpp)
+does not tell HCCL the group's limit, warns of one that is not longer, and waits 30 seconds longer on the device.
+"""
 
 
 def find(*, use_cpu: bool) -> Device:

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
+
 from schemas import install
 from trainer.doctor.finding import MachineFinding, ask, size
 
