@@ -59,7 +59,7 @@ def on_npu(folder: Path, run: Path, *ranks: dict[str, str], **more: str) -> Sequ
 
 
 def test_a_run_on_an_npu_trains_as_on_the_cpu(folder: Path) -> None:
-    """Through DeepSpeed's accelerator for NPUs. On a device, AdamW goes over many tensors at once, and rounds otherwise."""
+    """Through DeepSpeed's accelerator for NPUs. There AdamW goes over many tensors at once, and rounds otherwise."""
     cpu, run = configs(
         folder, "alone", tuning="full", lora=None, zero_stage=2, bf16=False, save_strategy="steps", save_steps=4
     )
@@ -71,7 +71,7 @@ def test_a_run_on_an_npu_trains_as_on_the_cpu(folder: Path) -> None:
     assert losses(run) == pytest.approx(losses(cpu), rel=1e-6)
     found, expected = (load_file(one.with_suffix("") / "checkpoint-4" / "model.safetensors") for one in (run, cpu))
     for name in expected.keys() | found.keys():
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)  # a step is up to 1e-3
 
 
 def test_two_nodes_with_an_npu_each_train_as_one_process_with_all_rows(folder: Path) -> None:
