@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.machinery
+import json
 import os
 import socket
+import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from schemas.errors import UsageError
+from tests.support import npu as fake
 from tests.support.command import GROUP
 from trainer import device
 
@@ -52,6 +56,7 @@ def npu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], types.ModuleType]:
         package.__spec__ = importlib.machinery.ModuleSpec("torch_npu", None)
         monkeypatch.setitem(sys.modules, "torch_npu", package)
         monkeypatch.setattr(torch, "npu", found, raising=False)
+        monkeypatch.setenv("ASCEND_HOME_PATH", "/cann")
         return found
 
     return install
@@ -95,15 +100,35 @@ def test_no_visible_npu_names_the_variable(npu: Give) -> None:
         device.find(use_cpu=False)
 
 
-def test_a_torch_npu_without_cann_is_one_message(npu: Give, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `import torch_npu` says there: tried with its wheel on a machine without CANN."""
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("libhccl.so: cannot open shared object file"), r"libhccl\.so"),  # tried with the wheel of 2.13
+        (Exception("ASCEND_HOME_PATH : /a does not exist."), "does not exist"),  # its check of CANN
+        (SystemExit(), "SystemExit"),  # earlier versions print their message, and end with exit code 0
+    ],
+    ids=("import", "check", "exit"),
+)
+def test_a_torch_npu_without_cann_is_one_message(
+    npu: Give, monkeypatch: pytest.MonkeyPatch, error: BaseException, said: str
+) -> None:
+    """What `import torch_npu` says there."""
     npu(1)
 
     def fail(_name: str) -> types.ModuleType:
-        raise ImportError("libhccl.so: cannot open shared object file: No such file or directory")
+        raise error
 
     monkeypatch.setattr(device.importlib, "import_module", fail)
-    with pytest.raises(UsageError, match=r"libhccl\.so.*\n.*source .*set_env\.sh"):
+    for use_cpu in (False, True):  # Transformers imports it on the CPU too
+        with pytest.raises(UsageError, match=rf"{said}(.|\n)*Source CANN's set_env\.sh: cli doctor finds it"):
+            device.find(use_cpu=use_cpu)
+
+
+def test_a_cann_that_is_unknown_to_deepspeed_is_one_message(npu: Give, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch_npu only warns; DeepSpeed 0.19 ends its import with a KeyError."""
+    npu(1)
+    monkeypatch.delenv("ASCEND_HOME_PATH")
+    with pytest.raises(UsageError, match=r"ASCEND_HOME_PATH: is not set, and DeepSpeed needs it"):
         device.find(use_cpu=False)
 
 
@@ -146,3 +171,54 @@ def test_a_run_of_one_process_opens_no_port(monkeypatch: pytest.MonkeyPatch) -> 
         torch.distributed.all_reduce(one)
         assert (one.item(), torch.distributed.get_world_size()) == (1, 1)
     assert "RANK" not in os.environ
+
+
+# -- collectives: their limit, for HCCL --
+
+
+def test_hccl_gets_the_limit_of_a_collective_and_the_group_a_minute_more(tmp_path: Path) -> None:
+    """A group of one on the NPU of tests/support, in a process of its own."""
+    code = """
+import json, os, torch
+from trainer import device
+found = device.find(use_cpu=False)
+hccl = lambda: [os.environ.get(name) for name in ("HCCL_CONNECT_TIMEOUT", "HCCL_EXEC_TIMEOUT")]
+with device.process_group(found, 18000):
+    group = torch.distributed.group.WORLD
+    one = torch.ones(2, device=found.torch)
+    torch.distributed.all_reduce(one)
+    try:
+        torch.distributed.all_reduce(torch.ones(2))
+    except RuntimeError as error:
+        refused = str(error)
+    print(json.dumps([found.kind, found.name, found.memory(), found.has_bf16, one.tolist(), hccl(),
+                      group.timeout.total_seconds(), refused, device.remarks(found, 18000)]))
+print(json.dumps(hccl()))
+"""
+    given = fake.environment(tmp_path, FAKE_NPU_MEMORY=str(32 << 30), HCCL_CONNECT_TIMEOUT="600")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=300)
+    assert done.returncode == 0, done.stderr
+    kind, name, memory, bf16, one, hccl, limit, refused, remarks = json.loads(done.stdout.splitlines()[-2])
+    assert (kind, name, memory, bf16, one) == ("npu", "Ascend910B3", 32 << 30, True, [1, 1])
+    assert hccl == ["600", "17340"]  # the user's own, and the most that every device takes
+    assert limit == 18060
+    assert refused == "No backend type associated with device type cpu"
+    assert remarks[0].startswith("ddp_timeout: HCCL gives up after 17,340 seconds")
+    assert json.loads(done.stdout.splitlines()[-1]) == ["600", None]
+
+
+@pytest.mark.parametrize(
+    ("timeout", "limits"), [(1, ("120", "68")), (1800, ("1800", "1800")), (180000000, ("7200", "17340"))]
+)
+def test_limits_of_hccl_are_in_its_ranges(timeout: int, limits: tuple[str, str]) -> None:
+    """CANN 9.0: HCCL_CONNECT_TIMEOUT 120 to 7200, HCCL_EXEC_TIMEOUT to 17340 on the first devices, in steps of 68."""
+    assert tuple(map(str, device._hccl(timeout).values())) == limits
+
+
+def test_a_remark_says_where_hccl_waits_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = device.Device("npu", "card", 0, 1, 0, "hccl")
+    assert device.remarks(one, 17340) == []
+    assert len(device.remarks(one, 17341)) == 1
+    monkeypatch.setenv("HCCL_EXEC_TIMEOUT", "0")
+    assert device.remarks(one, 17341) == []
+    assert device.remarks(device.Device("cuda", "card", 0, 1, 0, "nccl"), 17341) == []

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 
 from tests.support.command import runner
-from trainer import doctor
+from trainer.doctor import finding, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMINE = """
 import sys
-from trainer import doctor
-doctor.PACKAGES = {name: entry for name, entry in doctor.PACKAGES.items() if name in sys.argv[1:] or len(sys.argv) < 2}
-print(doctor.as_json(doctor.examine()))
+from trainer.doctor import machine
+asked = sys.argv[1:] or machine.PACKAGES
+machine.PACKAGES = {name: entry for name, entry in machine.PACKAGES.items() if name in asked}
+print(machine.as_json(machine.examine()))
 """
 
 
@@ -66,7 +67,8 @@ def test_broken_packages_are_named_and_the_others_still_looked_at(tmp_path: Path
     report = examined(Path(sys.executable), tmp_path, only=[*broken, "sacrebleu"])
     npu = named(report, "npu")
     assert npu["status"] == "broken" and "libhccl.so" in npu["found"]
-    assert "set_env.sh" in npu["hint"] and "CANN" in npu["hint"] and "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in npu["hint"]
+    assert "Begin with what is missing above" in npu["hint"] and "TORCH_DEVICE_BACKEND_AUTOLOAD=0" in npu["hint"]
+    assert named(report, "npu driver")["status"] == named(report, "cann")["status"] == "missing"
     assert not report["ready"]  # an NPU that was meant to be used is not
     assert "ended the process with -11" in named(report, "ray")["found"]
     assert "missing_part_of_it" in named(report, "flash_attn")["found"]
@@ -77,10 +79,10 @@ def test_broken_packages_are_named_and_the_others_still_looked_at(tmp_path: Path
 
 
 def test_an_import_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "TIMEOUT", 1)
-    monkeypatch.setitem(doctor.PACKAGES, "slow", ("import time; time.sleep(60)", False, ""))
-    finding = doctor._package("slow")
-    assert finding.status == "note" and "more than 1 seconds" in finding.found
+    monkeypatch.setattr(finding, "TIMEOUT", 1)
+    monkeypatch.setitem(machine.PACKAGES, "slow", ("import time; time.sleep(60)", False, ""))
+    slow = machine._package("slow")
+    assert slow.status == "note" and "more than 1 seconds" in slow.found
 
 
 def test_a_line_says_every_few_seconds_that_imports_go_on(tmp_path: Path) -> None:
@@ -98,22 +100,22 @@ def test_a_line_says_every_few_seconds_that_imports_go_on(tmp_path: Path) -> Non
 
 def test_the_terminal_gets_a_line_each_and_a_verdict() -> None:
     found = [
-        doctor.MachineFinding("torch", "ok", "2.13.0", needed=True),
-        doctor.MachineFinding("peft", "missing", "not installed", "pip install it", needed=True),
-        doctor.MachineFinding("ray", "missing", "not installed"),
+        finding.MachineFinding("torch", "ok", "2.13.0", needed=True),
+        finding.MachineFinding("peft", "missing", "not installed", "pip install it", needed=True),
+        finding.MachineFinding("ray", "missing", "not installed"),
     ]
-    lines = list(doctor.lines(found))
+    lines = list(machine.lines(found))
     assert lines[0].split() == ["ok", "torch", "2.13.0"]
     assert lines[2].strip() == "pip install it"
     assert lines[-1] == "This machine cannot train yet: peft is missing."
-    assert list(doctor.lines(found[::2]))[-1] == "This machine can train."
+    assert list(machine.lines(found[::2]))[-1] == "This machine can train."
 
 
 def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from cli import main
 
-    monkeypatch.setattr(doctor, "examine", lambda: [doctor.MachineFinding("torch", "ok", "2", needed=True)])
+    monkeypatch.setattr(machine, "examine", lambda: [finding.MachineFinding("torch", "ok", "2", needed=True)])
     printed = runner().invoke(main, ["doctor", "--json"], catch_exceptions=False)
     assert printed.exit_code == 0
     assert json.loads(printed.stdout)["ready"] is True

@@ -17,7 +17,7 @@ import torch
 
 from schemas import disk
 from tests.support.trained import config, losses, outside, records, save_model, small_set, train
-from trainer.run import attention, checkpoints, evaluate, log, output, step
+from trainer.run import attention, checkpoints, evaluate, log, memory, output, step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of libraries about their own future
@@ -100,6 +100,14 @@ def test_a_step_that_runs_out_of_memory_is_one_message(data: Path, make: Make, m
     assert "out of memory while training on cpu" in said
     assert "Lower per_device_train_batch_size and raise gradient_accumulation_steps as much" in said
     assert "Use tuning: lora" in said
+
+
+def test_what_cann_says_of_memory_is_known() -> None:
+    """As users posted it: vllm-project/vllm-ascend#3141, and without the code of the error."""
+    said = "call aclnnMoeDistributeDispatchV2 failed, error code is 207001\n[Error]: Failed to apply for memory."
+    for text in (said, "EL0004: [PID: 1] Failed to allocate memory.", "NPU out of memory. Tried to allocate 52.00 MiB"):
+        assert memory._SAID.search(text)
+    assert not memory._SAID.search("call aclnnAdd failed, error code is 507011")
 
 
 # -- trackers and the plot --

@@ -6,7 +6,7 @@ model -> models  what is trained  --+   losses         steps, checkpoints    exp
 
 train.py     a run, from its plan to its last checkpoint: start reading here
 device.py    cuda, npu or cpu, alone or as one of several processes: the only file that knows devices
-doctor.py    what a machine has and lacks for training
+doctor/      what a machine has and lacks for training
 progress.py  a line now and then while nothing else is printed
 config/      what a run is asked to do
 data/        rows of a set to batches

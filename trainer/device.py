@@ -119,6 +119,14 @@ def launched() -> tuple[int, int, int]:
 _GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _BACKENDS = {"cuda": "nccl", "npu": "hccl", "cpu": "gloo"}
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+_HCCL = {"HCCL_CONNECT_TIMEOUT": (120, 7200), "HCCL_EXEC_TIMEOUT": (68, 17340)}
+"""Seconds, at least and at most, that all Ascend devices take; HCCL refuses others. Huawei, CANN 9.0, "Environment
+Variables", envref_07_0077 and envref_07_0078: devices after the first generation take more for HCCL_EXEC_TIMEOUT.
+"""
+_LATER = 60
+"""Seconds by which the group waits longer than HCCL, which says more. torch_npu (csrc/distributed/ProcessGroupHCCL.cpp)
+does not tell HCCL the group's limit, warns of one that is not longer, and waits 30 seconds longer on the device.
+"""
 
 
 def find(*, use_cpu: bool) -> Device:
@@ -128,12 +136,12 @@ def find(*, use_cpu: bool) -> Device:
     somewhere else.
     """
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")  # else `import torch` itself fails without CANN
-    kind = "cpu" if use_cpu else "npu" if importlib.util.find_spec("torch_npu") else None
-    if kind == "npu":
-        _import_npu()
+    npu = importlib.util.find_spec("torch_npu") is not None
+    if npu:  # on the CPU too: Transformers imports it as it finds it
+        _import_npu(use_cpu=use_cpu)
     import torch
 
-    kind = kind or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "cpu" if use_cpu else "npu" if npu else "cuda" if torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = kind  # otherwise DeepSpeed guesses, and warns if it finds none
     rank, world, local = launched()
     module = _module(kind)
@@ -147,14 +155,15 @@ def find(*, use_cpu: bool) -> Device:
     return Device(kind, name, rank, world, local, _BACKENDS[kind])
 
 
-def _import_npu() -> None:
+def _import_npu(*, use_cpu: bool) -> None:
+    hint = "Source CANN's set_env.sh: cli doctor finds it, and says what else is missing. Or uninstall torch_npu."
     try:
         importlib.import_module("torch_npu")
-    except (ImportError, RuntimeError, OSError) as error:
-        raise UsageError(
-            "torch_npu", f"is installed but cannot be loaded: {error}",
-            "Install CANN and run: source /usr/local/Ascend/ascend-toolkit/set_env.sh; or set use_cpu: true.",
-        ) from error  # fmt: skip
+    except (Exception, SystemExit) as error:  # torch_npu 2.13 raises Exception, earlier ones exit
+        what = f"is installed but cannot be loaded: {str(error) or type(error).__name__}"
+        raise UsageError("torch_npu", what, hint) from error
+    if not use_cpu and not os.environ.get("ASCEND_HOME_PATH"):  # torch_npu only warns, DeepSpeed raises a KeyError
+        raise UsageError("ASCEND_HOME_PATH", "is not set, and DeepSpeed needs it", hint)
 
 
 def _module(kind: str) -> Any:
@@ -164,11 +173,26 @@ def _module(kind: str) -> Any:
     return None if kind == "cpu" else getattr(torch, kind)
 
 
+def _hccl(timeout: int) -> dict[str, int]:
+    return {name: min(max(timeout, least), most) for name, (least, most) in _HCCL.items()}
+
+
+def remarks(device: Device, timeout: int) -> list[str]:
+    """What a user should know of a limit that HCCL does not take as it is."""
+    name = "HCCL_EXEC_TIMEOUT"
+    given, most = os.environ.get(name), _HCCL[name][1]
+    if device.kind != "npu" or timeout <= most or (given and given != str(most)):  # it is `most` inside process_group
+        return []
+    return [f"ddp_timeout: HCCL gives up after {most:,} seconds, the most that every Ascend device takes; "
+            f"export {name} to wait longer"]  # fmt: skip
+
+
 @contextlib.contextmanager
 def process_group(device: Device, timeout: int) -> Iterator[None]:
     """Join the other processes, through DeepSpeed, while the block runs; a process alone is a group of one.
 
     Collectives that take longer than `timeout` seconds end the run. An existing group is used unchanged.
+    NCCL and Gloo take the limit from the group; HCCL takes its own from the environment, where a user may have set it.
     """
     import torch.distributed
     from torch.distributed import HashStore  # type: ignore[attr-defined]  # exists, but is not exported
@@ -176,9 +200,12 @@ def process_group(device: Device, timeout: int) -> Iterator[None]:
     if torch.distributed.is_initialized():
         yield
         return
-    before = {name: os.environ.get(name) for name in _GROUP}
+    before = {name: os.environ.get(name) for name in (*_GROUP, *_HCCL)}
     os.environ |= {"RANK": str(device.rank), "WORLD_SIZE": str(device.world), "LOCAL_RANK": str(device.local_rank)}
     limit = timedelta(seconds=timeout)
+    if device.kind == "npu":
+        os.environ.update({name: str(value) for name, value in _hccl(timeout).items() if not before[name]})
+        limit += timedelta(seconds=_LATER)
     if device.world == 1 and not (before["MASTER_ADDR"] and before["MASTER_PORT"]):
         # Alone there is nobody to find. A store on a port that was free a moment ago fails once in thousands of runs.
         torch.distributed.init_process_group(device.backend, store=HashStore(), rank=0, world_size=1, timeout=limit)

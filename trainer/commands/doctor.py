@@ -19,8 +19,8 @@ def doctor_command(as_json: bool) -> None:
       cli doctor
       cli doctor --json
     """
-    from trainer import doctor
+    from trainer.doctor import machine
 
-    findings = doctor.examine()
-    for line in [doctor.as_json(findings)] if as_json else doctor.lines(findings):
+    findings = machine.examine()
+    for line in [machine.as_json(findings)] if as_json else machine.lines(findings):
         click.echo(line)

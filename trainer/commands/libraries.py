@@ -26,14 +26,15 @@ def load(command: str, *names: str, extra: str = "train") -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except (ImportError, RuntimeError, OSError) as error:  # torch raises RuntimeError for a broken device extension
-            what = f"{name} cannot be imported: {str(error).strip().splitlines()[0]}"
+        except (Exception, SystemExit) as error:  # torch_npu raises any of them without CANN
+            what = f"{name} cannot be imported: {(str(error).strip().splitlines() or [type(error).__name__])[0]}"
             raise UsageError(command, what, "cli doctor says what is broken.") from error
 
 
 def _hush() -> None:
-    """Hide the libraries' warnings about their own future, and what they say of a CPU; before they are imported."""
+    """Hide the libraries' warnings about their own future, and what they say of a device; before they are imported."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # trainer.device has chosen it
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every layer that casts its input
     logging.getLogger("DeepSpeed").addFilter(_is_news)
     logging.getLogger("transformers.configuration_utils").addFilter(_is_of_another_model)

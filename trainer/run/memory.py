@@ -13,8 +13,12 @@ from trainer.config import zero
 from trainer.progress import Heartbeat
 from trainer.run.plan import RunPlan
 
-_SAID = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
-"""What CUDA, Ascend NPUs and the CPU's allocator say."""
+_SAID = re.compile(
+    r"out of memory|can't allocate memory|failed to allocate memory|EL0004|error code is 2070(01|18)\b", re.IGNORECASE
+)
+"""What CUDA, torch_npu and the CPU's allocator say, and CANN below torch_npu: for its operators and for HCCL, by EL0004
+(CANN 9.0, "Troubleshooting", atlaserrorcode_15_0267) or by the numbers of two aclErrors.
+"""
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from trainer.config import zero
 from trainer.config.config import Loaded, TrainConfig
 from trainer.data import media, stream
 from trainer.device import Device
+from trainer.device import remarks as limits
 from trainer.models import demo, experts, folder, kernels, optimizers, tune
 from trainer.models.kernels import Kernels
 from trainer.objectives.objective import Objective
@@ -136,6 +137,7 @@ def make(
     media_dir, said = media.find_folder(opened, config.media_dir, f"{loaded.where}#/media_dir")
     config, remarks = replace(config, media_dir=media_dir), remarks + said
     stream.check_files(opened.manifest, source.folder, (*TOKENIZER_FILES, *PROCESSOR_FILES))
+    remarks += limits(device, config.ddp_timeout)
     remarks += checks.check_expected(opened, [s for s in (train, val, test) if s], source, config, loaded.where)
     deepspeed = zero.read(config, loaded.where)
     checks.check_model(opened, source, config, deepspeed, loaded.where)
