@@ -9,6 +9,8 @@ training.py     a model for training, from safetensors
 original/       models that came with code of their own, as native classes
 tune.py         LoRA, a prefix, or parameters but for frozen ones
 parts.py        the vision tower, the projector and the language model, each of which can be frozen
+kernels.py      Liger's kernels and torch.compile
+optimizers.py   AdamW of torch or bitsandbytes
 initial.py      adapters that begin with a part of the weights (PiSSA, OLoRA)
 loraplus.py     the groups of the optimizer for LoRA+
 noise.py        NEFTune

@@ -20,6 +20,7 @@ side lacks (the pixels, which belong to the prompt) is taken from the row itself
     dpo.py            preference: dpo, hinge
     ipo.py, orpo.py, simpo.py, cpo.py       preference
     kto.py            kto
+    head.py           the head a chunk of positions at a time
     log_probs.py      log-probabilities of tokens and rows, by the model and by its reference
 
 An objective returns sums. Loss = sum of `loss_sum` / sum of `weight_sum` over all ranks and accumulated batches of a

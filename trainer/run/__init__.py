@@ -5,7 +5,10 @@ checks.py       what set, model and configuration must be for each other
 shuffle.py      how many shards are shuffled together
 report.py       what `--dry-run` prints, and likely mistakes
 sanity.py       the first sequence, token by token
-probe.py        a pack's loss against its examples' losses
+attention.py    what computes attention, and why
+throughput.py   tokens, arithmetic and memory, for the log
+profile.py      the profiler of torch over some steps
+probe.py        a pack's loss against its examples' losses, and logits in chunks against whole ones
 deepspeed.py    the model in DeepSpeed
 reference.py    the reference of a model that training changes: scored before the first step
 step.py         one step: sum of weighted losses over sum of weights
