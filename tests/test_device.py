@@ -222,3 +222,26 @@ def test_a_remark_says_where_hccl_waits_less(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HCCL_EXEC_TIMEOUT", "0")
     assert device.remarks(one, 17341) == []
     assert device.remarks(device.Device("cuda", "card", 0, 1, 0, "nccl"), 17341) == []
+
+
+def test_a_seed_and_memory_are_the_devices_own(tmp_path: Path) -> None:
+    """The trainer seeds with torch.manual_seed alone; the device of tests/support has a generator of its own."""
+    code = """
+import json, torch
+from trainer import device
+found = device.find(use_cpu=False)
+def dropped():
+    return torch.nn.functional.dropout(torch.ones(64, device=found.torch)).tolist()
+torch.manual_seed(5)
+one, other = dropped(), dropped()
+torch.manual_seed(5)
+held = torch.empty(1 << 20, dtype=torch.uint8, device=found.torch)
+del held
+print(json.dumps([one == dropped(), one == other, torch.npu.max_memory_allocated(), torch.npu.memory_allocated()]))
+"""
+    given = fake.environment(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=given, timeout=300)
+    assert done.returncode == 0, done.stderr
+    again, other, most, now = json.loads(done.stdout)
+    assert (again, other) == (True, False)
+    assert 1 << 20 <= most < (1 << 20) + 4096 and now == 0

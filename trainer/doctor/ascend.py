@@ -82,12 +82,12 @@ def set_env(root: Path, environ: Mapping[str, str]) -> Path | None:
 def _driver(devices: int, driver: bool, needed: bool) -> MachineFinding:
     name = "npu driver"
     if devices and driver:
-        return MachineFinding(name, "ok", f"{devices} of /dev/davinci*, and the driver", needed=needed)
+        return MachineFinding(name, "ok", f"{devices} in /dev, and the driver", needed=needed)
     if driver:
         hint = f"npu-smi info says why. {_CONTAINER}"
         return MachineFinding(name, "missing", "the driver, and no /dev/davinci*", hint, needed)
     if devices:
-        found = f"{devices} of /dev/davinci*, and no driver (npu-smi, /usr/local/Ascend/driver)"
+        found = f"{devices} in /dev, and no driver (npu-smi, /usr/local/Ascend/driver)"
         return MachineFinding(name, "missing", found, f"{_CONTAINER} Else: {_DRIVER}", needed)
     return MachineFinding(name, "missing", "no /dev/davinci*, no npu-smi", f"{_DRIVER} {_CONTAINER}", needed)
 

@@ -4,9 +4,10 @@ It has the names that torch_npu 2.13 has (github.com/Ascend/pytorch, torch_npu/_
 DeepSpeed (accelerator/npu_accelerator.py), Transformers (utils/import_utils.py, integrations/npu_flash_attention.py),
 Accelerate (utils/imports.py, utils/modeling.py) and the trainer call. It is registered as torch_npu registers itself.
 
-npu.py      torch.npu: devices, seeds, memory, streams
-kernels.py  memory of the device, and operations on it
-hccl.py     the process group `hccl`
+npu.py        torch.npu: devices, seeds, memory, streams
+kernels.py    memory of the device, and operations on it
+hccl.py       the process group `hccl`
+attention.py  the kernel of Transformers' FlashAttention for NPUs, by its formula
 
 What it cannot show: kernels of Ascend and their precision, HCCL, CANN, speed.
 
@@ -17,7 +18,6 @@ FAKE_NPU_ERROR (what the import says instead, as torch_npu does without CANN).
 from __future__ import annotations
 
 import os
-from typing import Any
 
 if os.environ.get("FAKE_NPU_ERROR"):
     raise ImportError(os.environ["FAKE_NPU_ERROR"])
@@ -30,6 +30,7 @@ from torch.utils.checkpoint import DefaultDeviceType
 torch.utils.rename_privateuse1_backend("npu")
 
 from torch_npu import hccl, kernels, npu  # noqa: E402  # `npu` must be a name of torch before tensors are made there
+from torch_npu.attention import npu_fusion_attention as npu_fusion_attention  # noqa: E402
 
 __version__ = torch.__version__.split("+")[0]
 
@@ -40,8 +41,3 @@ torch._C._acc.register_python_privateuseone_device_guard(backend_registration._D
 kernels.register()
 torch.distributed.Backend.register_backend("hccl", hccl.ProcessGroupHCCL, devices=["npu"])
 DefaultDeviceType.set_device_type("npu")
-
-
-def npu_fusion_attention(*_: Any, **__: Any) -> Any:
-    """Transformers imports it with its FlashAttention for NPUs."""
-    raise NotImplementedError("npu_fusion_attention is a kernel of Ascend")

@@ -52,6 +52,7 @@ def register() -> None:
     aten = torch.library.Library("aten", "IMPL")
     # As torch_npu does: `model.to("npu")` moves parameters, and optimizers over them stay right.
     aten.impl("_has_compatible_shallow_copy_type", lambda *_: True, "PrivateUse1")
+    aten.impl("_pin_memory", lambda tensor, device=None: tensor.clone(), "CPU")  # no memory is locked
     _libraries.extend([library, aten])
 
 
