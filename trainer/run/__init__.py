@@ -20,6 +20,8 @@ resume.py       where a run goes on, and whether it is still the same run
 output.py       the output folder: locked, and what a replaced run leaves in it
 best.py         the best evaluation, and when to stop early
 stop.py         SIGTERM
+estimate.py     the memory of a run, from numbers alone
+sizes.py        what that estimate needs to know of a plan
 memory.py       running out of memory, as one message
 peers.py        the end of another process of the run, as a message
 readme.py       what a checkpoint is, for people

@@ -34,10 +34,10 @@ def explained(plan: RunPlan, beat: Heartbeat) -> Iterator[None]:
         of = f" ({size / 2**30:.0f} GiB)" if size else ""
         what = f"out of memory while {beat.what} on {plan.device.name}{of}"
         said = (str(error).strip().splitlines() or ["no message"])[0]
-        raise UsageError(plan.where, f"{what}: {said}", f"{'; '.join(_ways(plan, beat.what))}.") from error
+        raise UsageError(plan.where, f"{what}: {said}", f"{'; '.join(ways(plan, beat.what))}.") from error
 
 
-def _ways(plan: RunPlan, doing: str) -> Iterator[str]:
+def ways(plan: RunPlan, doing: str = "training") -> Iterator[str]:
     """Yield what would need less, the least harmful first."""
     c = plan.config
     if doing.startswith(("evaluating", "generating")):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from schemas import yaml
 from trainer.config import zero
-from trainer.models import tune
-from trainer.run import attention
+from trainer.run import attention, sizes
+from trainer.run.memory import ways
 from trainer.run.plan import RunPlan
 from trainer.run.schedule import warmup
 
@@ -23,7 +22,8 @@ SAMPLE_STEPS = 200
 def facts(plan: RunPlan) -> dict[str, Any]:
     """What a run would do, as JSON values."""
     steps, tokens, positions = padding(plan)
-    total, trained = count_parameters(plan)
+    counts = sizes.count(plan)
+    memory = sizes.memory(plan, counts)
     split = plan.set.manifest["splits"]["train"]
     epochs = plan.steps / plan.order.steps_per_epoch
     return {
@@ -47,18 +47,18 @@ def facts(plan: RunPlan) -> dict[str, Any]:
         "trained_tokens": round(split["trained_tokens"] * epochs),
         "padding": {"steps": steps, "tokens": tokens, "positions": positions, "efficiency": tokens / positions},
         "packing": plan.set.manifest.get("packing"),
-        "parameters": total,
-        "trained_parameters": trained,
-        "memory": memory(plan, total, trained),
+        "parameters": counts.all,
+        "trained_parameters": counts.trained,
+        "memory": memory,
         "remarks": list(plan.remarks),
-        "lints": list(lints(plan)),
+        "lints": [*lints(plan), *too_much(plan, memory["all"])],
     }
 
 
 def text(plan: RunPlan) -> str:
     """What a run would do, for people."""
     f = facts(plan)
-    memory = "  ".join(f"{name} {size / GIB:.2f}" for name, size in f["memory"].items())
+    memory = "  ".join(f"{name} {size / GIB:.2f}" for name, size in f["memory"].items() if size)
     held = plan.device.memory()
     of = f" of {held / GIB:.0f}" if held else ""
     lines = [
@@ -130,37 +130,9 @@ def lints(plan: RunPlan) -> Iterator[str]:
         yield f"{', '.join(samples)}: embedded samples, only for trying things out"
 
 
-def memory(plan: RunPlan, parameters: int, trained: int) -> dict[str, int]:
-    """Bytes on each device, roughly: weights, gradients, optimizer, activations of one pass, and the sum.
-
-    AdamW takes 16 bytes for a trained weight: in mixed precision 2 for the weight, 2 for the gradient, 12 for the fp32
-    copy and the moments, and as many in fp32 (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1). ZeRO divides by
-    the number of processes: the optimizer from stage 1, the gradients from 2, the weights from 3. Activations take
-    34 x tokens x hidden bytes a layer in half precision (Korthikanti et al. 2022, arXiv 2205.05198, without attention
-    scores), 2 x if recomputed, plus the logits.
-    """
-    half, world, stage = plan.bf16 or plan.fp16, plan.device.world, zero.stage(plan.deepspeed)
-    size = 2 if half else 4
-    bits = plan.config.quantization_bit
-    frozen = (parameters - trained) * (bits / 8 if bits else size)
-    weights = (frozen + trained * size) / (world if stage == 3 else 1)
-    optimizer = trained * (12 if half else 8) / (world if stage >= 1 else 1)
-    gradients = trained * size / (world if stage >= 2 else 1)
-    text = plan.source.text_config
-    lengths = plan.train.lengths(np.arange(min(len(plan.train), 1024)))
-    tokens = plan.micro * int(lengths.max())
-    layers, hidden = getattr(text, "num_hidden_layers", 0), getattr(text, "hidden_size", 0)
-    factor = (2 if plan.config.gradient_checkpointing else 34) * size // 2
-    activations = factor * tokens * hidden * layers + 2 * size * tokens * getattr(text, "vocab_size", 0)
-    parts = {"weights": weights, "gradients": gradients, "optimizer": optimizer, "activations": activations}
-    return {name: int(value) for name, value in parts.items()} | {"all": int(sum(parts.values()))}
-
-
-def count_parameters(plan: RunPlan) -> tuple[int, int]:
-    """(parameters, trained parameters) of the model, without loading its weights."""
-    import torch
-
-    lora = replace(plan.config.lora, init_lora_weights=True)
-    bare = replace(plan.config, quantization_bit=None, lora=lora)
-    with torch.device("meta"):
-        return tune.count(tune.tune(plan.source.made(), bare, plan.where, plan.source.module_names))
+def too_much(plan: RunPlan, estimated: int) -> Iterator[str]:
+    """Yield what to lower, if the estimate is more than the device has."""
+    held = plan.device.memory()
+    if held is not None and estimated > held:
+        what = f"about {estimated / GIB:.1f} GiB are needed, and {plan.device.name} has {held / GIB:.1f}"
+        yield f"{what}. {'; '.join(ways(plan))}."
