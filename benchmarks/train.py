@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,11 @@ LAYOUTS = ("packed", "padded")
 WARM = 2
 """Steps that are not timed."""
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
-SEED, LEARNING_RATE = 42, 1e-3
+SEED, LEARNING_RATE, ACCUMULATION = 42, 1e-3, 2
+COLUMNS = (
+    "tokens/s", "against plain", "tokens/s of cpu", "against plain", "start to finish, s", "cpu, s", "memory, MB",
+    "loss, at most apart",
+)  # fmt: skip
 SIZES = {
     "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -49,11 +54,17 @@ NOT_THE_SAME = 1e-3
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a contender: the loss and the seconds of each step, and the whole command."""
+    """One run of a contender."""
 
     losses: list[float]
-    seconds: list[float]
+    """Of each step."""
     whole: Measured
+    """The whole command; its marks are the ends of steps."""
+
+    def timed(self) -> tuple[float, float]:
+        """The seconds of the timed steps, waiting for rows and logging included; and those of a processor."""
+        first, last = self.whole.marks[WARM - 1], self.whole.marks[-1]
+        return last[0] - first[0], last[1] - first[1]
 
 
 @dataclass(frozen=True)
@@ -63,112 +74,104 @@ class Job:
     folder: Path
     model: Path
     set: Path
-    layout: str
+    rows: Path
+    pad: int
+    micro: int
     tokens: list[int]
-    """Tokens of each step, without padding."""
-    task: dict[str, Any]
+    """Of each step, without padding."""
+
+    @property
+    def steps(self) -> int:
+        """The number of steps."""
+        return len(self.tokens)
 
     @classmethod
     def make(cls, folder: Path, model: Path, layout: str, given: argparse.Namespace) -> Job:
         """Compile a set, and write the rows of its first steps."""
         import trainer
 
-        files = map(str, corpus.write(folder / "corpus", given.rows))
+        files = corpus.write(folder / "corpus", given.rows)[:2]  # those of ReAct have loss weights, which others ignore
         limit = ["--pack", given.length] if layout == "packed" else ["--max-length", given.length]
         out = folder / layout
         meter.run(
             "cli", "compile", *files, "--tokenizer", model, *limit, "-o", out, "--cache", folder / "cache",
             "--workers", 1, "--overlength", "cut", "--max-rejects", "100%",
         )  # fmt: skip
-        micro, accumulation = (1, 2) if layout == "packed" else (2, 2)
-        data = trainer.dataset(out, batch_size=micro, accumulation=accumulation, seed=SEED)
+        micro = 1 if layout == "packed" else 2
+        data = trainer.dataset(out, batch_size=micro, accumulation=ACCUMULATION, seed=SEED)
         if (most := data.order.steps_per_epoch - 1) < given.steps:
             sys.exit(f"{out}: its rows are enough for {most} steps of {given.steps}; give more --rows")
         rows, tokens = [], []
         for step in range(given.steps):
             found = [data.rows.row(int(number)) for number in data.order.step(step)]
-            data.inputs(found)  # refuses loss weights, which the others would not see
+            data.inputs(found)  # refuses loss weights
             columns = ("input_ids", "labels", *(["seq_lens"] if layout == "packed" else []))
             rows += [{name: row[name].tolist() for name in columns} for row in found]
             tokens.append(sum(len(row["input_ids"]) for row in found))
         path = folder / f"{layout}.json"
         path.write_text(json.dumps(rows))
-        task = {
-            "model": str(model), "rows": str(path), "micro": micro, "accumulation": accumulation,
-            "steps": given.steps, "learning_rate": LEARNING_RATE, "seed": SEED, "pad": data.collate.pad,
-            "lora": LORA | {"target_modules": "all-linear"},
-        }  # fmt: skip
-        return cls(folder, model, out, layout, tokens, task)
+        return cls(folder, model, out, path, data.collate.pad, micro, tokens)
 
     def run(self, name: str) -> Run:
         """Run one contender."""
         out = self.folder / "out"
         shutil.rmtree(out, ignore_errors=True)
-        return self._ours(out) if name == "cli" else self._theirs(name, out)
+        out.mkdir()
+        log = out / "log.jsonl"
+        path = self.folder / ("run.yaml" if name == "cli" else "task.json")
+        path.write_text(json.dumps(self._config(out) if name == "cli" else self._task(out, log)))
+        command = ("cli", "train", self.set) if name == "cli" else ("benchmarks.train_contenders", name)
+        whole = meter.run(*command, path, lines_of=log)
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        if name == "cli" and [record["tokens"] for record in records] != list(itertools.accumulate(self.tokens)):
+            raise AssertionError("cli train has trained other rows than the others got")
+        return Run([record["loss"] for record in records], whole)
 
-    def _ours(self, out: Path) -> Run:
-        config = {
+    def _config(self, out: Path) -> dict[str, Any]:
+        return {
             "model_name_or_path": str(self.model), "output_dir": str(out), "use_cpu": True, "lora": LORA,
-            "max_steps": self.task["steps"], "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant",
-            "per_device_train_batch_size": self.task["micro"], "seed": SEED, "group_by_length": False,
-            "gradient_accumulation_steps": self.task["accumulation"], "logging_steps": 1, "save_strategy": "no",
-            "plot_loss": False,
+            "max_steps": self.steps, "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": self.micro, "gradient_accumulation_steps": ACCUMULATION, "seed": SEED,
+            "group_by_length": False, "logging_steps": 1, "save_strategy": "no", "plot_loss": False,
         }  # fmt: skip
-        path = self.folder / "run.yaml"
-        path.write_text(json.dumps(config))
-        whole = meter.run("cli", "train", self.set, path)
-        records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        ends = [0, *(record["tokens"] for record in records)]
-        tokens = [end - start for start, end in itertools.pairwise(ends)]
-        if tokens != self.tokens:
-            raise AssertionError(f"cli train had steps of {tokens} tokens, the others {self.tokens}")
-        speeds = [record["tokens_per_second"] for record in records]
-        seconds = [count / speed for count, speed in zip(tokens, speeds, strict=True)]
-        return Run([record["loss"] for record in records], seconds, whole)
 
-    def _theirs(self, name: str, out: Path) -> Run:
-        path, result = self.folder / "task.json", self.folder / "result.json"
-        path.write_text(json.dumps(self.task | {"out": str(out), "result": str(result)}))
-        whole = meter.run("benchmarks.train_contenders", name, path)
-        found = json.loads(result.read_text())
-        return Run(found["losses"], found["seconds"], whole)
+    def _task(self, out: Path, log: Path) -> dict[str, Any]:
+        return {
+            "model": str(self.model), "rows": str(self.rows), "pad": self.pad, "out": str(out), "log": str(log),
+            "micro": self.micro, "accumulation": ACCUMULATION, "steps": self.steps, "seed": SEED,
+            "learning_rate": LEARNING_RATE, "lora": LORA | {"target_modules": "all-linear"},
+        }  # fmt: skip
 
 
 def compare(job: Job, names: list[str], rounds: int) -> None:
     """Run the contenders by turns, and print the table."""
     found: dict[str, list[Run]] = {name: [] for name in names}
+    tokens, kind = sum(job.tokens[WARM:]), job.set.name
     for number in range(rounds):
         for name in names:
-            run = job.run(name)
-            found[name].append(run)
-            said = f"{speed(job, run):,.0f} tokens/s, {run.whole.seconds:.1f} s in all"
-            print(f"{job.layout}, round {number + 1}: {NAMES[name]}: {said}", file=sys.stderr, flush=True)
-    task, timed = job.task, sum(job.tokens[WARM:])
-    rows = f"{task['accumulation']} x {task['micro']} {'packs' if job.layout == 'packed' else 'rows'}"
-    print(f"\n{job.layout}: {task['steps']} steps of {rows}, {timed:,} tokens in {task['steps'] - WARM} timed steps\n")
-    print("| | tokens/s | against plain | start to finish, s | against plain | memory, MB | loss, at most apart |")
-    print("|---|---|---|---|---|---|---|")
-    base = found["plain"]
+            found[name].append(run := job.run(name))
+            said = f"{tokens / run.timed()[0]:,.0f} tokens/s, {run.whole.seconds:.1f} s in all"
+            print(f"{kind}, round {number + 1}: {NAMES[name]}: {said}", file=sys.stderr, flush=True)
+    a_step = f"{ACCUMULATION} x {job.micro} {'rows' if job.micro > 1 else 'packs'}"
+    print(
+        f"\n{kind}: {job.steps} steps of {a_step}; {tokens:,} tokens in the {job.steps - WARM} after the first {WARM}\n"
+    )
+    print(f"| {' | '.join(('', *COLUMNS))} |\n|{'---|' * (len(COLUMNS) + 1)}", flush=True)
     for name, runs in found.items():
-        pairs = list(zip(runs, base, strict=True))
-        rate = statistics.median(speed(job, run) for run in runs)
-        faster = statistics.median(speed(job, run) / speed(job, other) for run, other in pairs)
-        seconds = statistics.median(run.whole.seconds for run in runs)
-        longer = statistics.median(run.whole.seconds / other.whole.seconds for run, other in pairs)
-        peak = max(run.whole.peak for run in runs) / 1e6
-        apart = max(
-            abs(a - b) for run, other in pairs for a, b in zip(run.losses, other.losses, strict=True)
-        )  # fmt: skip
-        said = f"{apart:.1e}" + (" (not the same loss)" if apart > NOT_THE_SAME else "")
-        print(
-            f"| {NAMES[name]} | {rate:,.0f} | {faster:.2f} x | {seconds:.1f} | {longer:.2f} x | {peak:,.0f} | {said} |",
-            flush=True,
-        )
+        print(f"| {' | '.join((NAMES[name], *cells(runs, found['plain'], tokens)))} |", flush=True)
 
 
-def speed(job: Job, run: Run) -> float:
-    """Tokens a second of the timed steps, waiting for rows included."""
-    return sum(job.tokens[WARM:]) / sum(run.seconds[WARM:])
+def cells(runs: list[Run], plain: list[Run], tokens: int) -> Iterator[str]:
+    """The figures of a contender: medians, and those of the ratios in each round."""
+    pairs = list(zip(runs, plain, strict=True))
+    for which in (0, 1):
+        yield f"{statistics.median(tokens / run.timed()[which] for run in runs):,.0f}"
+        yield f"{statistics.median(other.timed()[which] / run.timed()[which] for run, other in pairs):.2f} x"
+    yield f"{statistics.median(run.whole.seconds for run in runs):.1f}"
+    yield f"{statistics.median(run.whole.main for run in runs):.1f}"
+    yield f"{max(run.whole.peak for run in runs) / 1e6:,.0f}"
+    apart = max(abs(a - b) for run, other in pairs for a, b in zip(run.losses, other.losses, strict=True))
+    yield f"{apart:.1e}" + (" (not the same loss)" if apart > NOT_THE_SAME else "")
 
 
 def contenders() -> list[str]:

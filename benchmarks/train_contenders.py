@@ -2,15 +2,14 @@
 
     python -m benchmarks.train_contenders plain|trainer|trl TASK.json
 
-A task names the model, the rows in their order of training, and the settings; the losses and the seconds of each step
-are written into its file `result`. Nothing of this project is used here.
+A task names the model, the rows in their order of training, and the settings; the loss of each step is a line of its
+file `log`, as in that of `cli train`. Nothing of this project is used here.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,17 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Train as a task says, and write its result."""
+    """Train as a task says."""
     name, path = sys.argv[1:]
     task = json.loads(Path(path).read_text())
-    rows = json.loads(Path(task["rows"]).read_text())
-    losses, seconds = CONTENDERS[name](task, rows)
-    Path(task["result"]).write_text(json.dumps({"losses": losses, "seconds": seconds}))
+    CONTENDERS[name](task, json.loads(Path(task["rows"]).read_text()))
 
 
-def plain(task: Task, rows: list[Row]) -> tuple[list[float], list[float]]:
+def plain(task: Task, rows: list[Row]) -> None:
     """The loop that one writes with torch, PEFT and Transformers."""
     model = adapted(task)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=task["learning_rate"], weight_decay=0.0)
-    losses, seconds, began = [], [], time.perf_counter()
     micro = task["micro"]
     for first in range(0, len(rows), micro * task["accumulation"]):
         step = rows[first : first + micro * task["accumulation"]]
@@ -50,11 +46,14 @@ def plain(task: Task, rows: list[Row]) -> tuple[list[float], list[float]]:
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(total)
-        seconds.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        log(task, total)
     model.save_pretrained(task["out"])
-    return losses, seconds
+
+
+def log(task: Task, loss: float) -> None:
+    """Add the line of a step."""
+    with Path(task["log"]).open("a") as file:
+        file.write(json.dumps({"loss": loss}) + "\n")
 
 
 def adapted(task: Task) -> Any:
@@ -81,7 +80,7 @@ def positions(pack: Row) -> list[int]:
     return [place for length in pack["seq_lens"] for place in range(length)]
 
 
-def trainer(task: Task, rows: list[Row]) -> tuple[list[float], list[float]]:
+def trainer(task: Task, rows: list[Row]) -> None:
     """Transformers' Trainer: packs tell where sequences begin by position_ids, rows are padded by its collator."""
     model = adapted(task)
     packed = "seq_lens" in rows[0]
@@ -93,15 +92,15 @@ def trainer(task: Task, rows: list[Row]) -> tuple[list[float], list[float]]:
     if not packed:
         tokenizer = transformers.AutoTokenizer.from_pretrained(task["model"], padding_side="right")
         collate = transformers.DataCollatorForSeq2Seq(tokenizer)
-    clock = Clock()
     made: Any = transformers.Trainer(
         model, transformers.TrainingArguments(**arguments(task)), data_collator=collate, train_dataset=data,
-        callbacks=[clock],
+        callbacks=[Logged(task)],
     )  # fmt: skip
-    return finished(made, task, clock)
+    made.train()
+    made.save_model(task["out"])
 
 
-def trl(task: Task, rows: list[Row]) -> tuple[list[float], list[float]]:
+def trl(task: Task, rows: list[Row]) -> None:
     """TRL's SFTTrainer: packs are those that its own packing makes, with `seq_lengths`; the collator is its own."""
     import datasets
     from trl import SFTConfig, SFTTrainer
@@ -111,11 +110,11 @@ def trl(task: Task, rows: list[Row]) -> tuple[list[float], list[float]]:
     data = datasets.Dataset.from_list([{name: row[ours] for name, ours in names.items()} for row in rows])
     settings = SFTConfig(**arguments(task), max_length=None, padding_free=packed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(task["model"])
-    clock = Clock()
     made: Any = SFTTrainer(
-        adapted(task), args=settings, train_dataset=data, processing_class=tokenizer, callbacks=[clock]
+        adapted(task), args=settings, train_dataset=data, processing_class=tokenizer, callbacks=[Logged(task)]
     )
-    return finished(made, task, clock)
+    made.train()
+    made.save_model(task["out"])
 
 
 def arguments(task: Task) -> dict[str, Any]:
@@ -129,28 +128,16 @@ def arguments(task: Task) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Clock(transformers.TrainerCallback):
-    """The seconds from the end of one step to the end of the next."""
+class Logged(transformers.TrainerCallback):
+    """The losses, as they are logged."""
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+    def __init__(self, task: Task) -> None:
+        self.task = task
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start."""
-        self._last = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Take the time of a step."""
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
-        self._last = now
-
-
-def finished(made: Any, task: Task, clock: Clock) -> tuple[list[float], list[float]]:
-    """Train to the end and save the adapter, as `cli train` does."""
-    made.train()
-    made.save_model(task["out"])
-    return [entry["loss"] for entry in made.state.log_history if "loss" in entry], clock.seconds
+    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+        """Add the line of a step; the last line is of the whole run, and has no loss of a step."""
+        if "loss" in logs:
+            log(self.task, logs["loss"])
 
 
 CONTENDERS = {"plain": plain, "trainer": trainer, "trl": trl}
