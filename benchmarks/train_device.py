@@ -21,6 +21,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import corpus, meter
 
@@ -127,16 +128,22 @@ class Measuring:
             line(name, "left out: deepspeed is not installed")
             return
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as made:
-            steps, why = self._trained(Path(made), attention, out)
+            records, why = self._trained(Path(made), attention, out)
         if why:
             line(name, why)
             return
-        timed = steps[WARM:]
-        speed = sum(tokens for tokens, _ in timed) / sum(tokens / speed for tokens, speed in timed)
-        line(name, f"{speed:,.0f}", "", "", "", "", f"{time.monotonic() - began:.0f}")
+        last, ends = records[-1], [record["tokens"] for record in records[WARM - 1 :]]
+        counts = [end - start for start, end in itertools.pairwise(ends)]
+        seconds = sum(n / one["tokens_per_second"] for n, one in zip(counts, records[WARM:], strict=True))
+        memory = last.get("memory_peak") if self.device == "cuda" else None
+        share = last.get("share_of_peak")
+        line(
+            name, f"{sum(counts) / seconds:,.0f}", shown(share, ".1%"), shown(memory and memory / 1e9, ".1f"), "", "",
+            f"{time.monotonic() - began:.0f}",
+        )  # fmt: skip
 
-    def _trained(self, folder: Path, attention: str, out: Path | None) -> tuple[list[tuple[int, float]], str]:
-        """The tokens and the tokens a second of each step, or why there are none."""
+    def _trained(self, folder: Path, attention: str, out: Path | None) -> tuple[list[dict[str, Any]], str]:
+        """What `cli train` logs of each step, or why there is nothing."""
         limit = self.scale.limits["whole"]
         task = {"model": self.scale.models["small"], "device": self.device, "save": str(folder / "model")}
         _, why = self.process("benchmarks.train_one", json.dumps(task), limit=limit)
@@ -157,10 +164,8 @@ class Measuring:
             _, why = self.process("cli", "train", out, path, limit=limit)
         if why:
             return [], why
-        records = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
-        ends = [0, *(record["tokens"] for record in records)]
-        tokens = [end - start for start, end in itertools.pairwise(ends)]
-        return list(zip(tokens, (record["tokens_per_second"] for record in records), strict=True)), ""
+        lines = (folder / "run" / "log.jsonl").read_text().splitlines()
+        return [json.loads(one) for one in lines], ""
 
 
 def measure(device: str, minutes: float, out: Path | None) -> None:

@@ -25,7 +25,6 @@ from trainer.config.config import Lora, TrainConfig
 from trainer.data.collate import Collator, tensors
 from trainer.models.tune import count, tune
 from trainer.objectives.cross_entropy import loss as loss_of
-from trainer.run import throughput
 
 MODELS = {
     "0.5B": {
@@ -85,7 +84,7 @@ def measured(task: dict[str, Any]) -> dict[str, Any]:
     config = TrainConfig("random", "", lora=LORA, gradient_checkpointing=task["checkpointing"])
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    tuned = tune(model, config, "", {}).to(torch.bfloat16).train()  # PEFT's adapters are fp32; DeepSpeed casts them
+    tuned = cast(tune(model, config, "", {}), torch.bfloat16).train()  # PEFT's adapters are fp32
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
     first = loss_of(tuned, batches[0]).losses.float().flatten().cpu()
     empty(device)
@@ -125,11 +124,18 @@ def in_fp32(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """The losses of a batch with these weights in fp32; None where there is no memory for it."""
     try:
         with torch.no_grad():
-            found: torch.Tensor | None = loss_of(model.float(), batch).losses.flatten().cpu()
+            found: torch.Tensor | None = loss_of(cast(model, torch.float32), batch).losses.flatten().cpu()
     except torch.OutOfMemoryError:
         found = None
-    model.to(torch.bfloat16)  # they were bf16 numbers, so that nothing is lost
+    cast(model, torch.bfloat16)  # they were bf16 numbers, so that nothing is lost
     return found
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """The model with parameters of this type, as DeepSpeed casts them: buffers, of which positions are made, stay."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def step(model: Any, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -143,13 +149,18 @@ def step(model: Any, batch: dict[str, torch.Tensor], optimizer: torch.optim.Opti
 
 def share(model: Any, rows: list[dict[str, Any]], speed: float, device: torch.device) -> float | None:
     """The share of the device's peak in bf16; None where that is not known."""
-    if device.type != "cuda" or (most := throughput.peak_of(torch.cuda.get_device_name(device), half=True)) is None:
+    if device.type != "cuda":
         return None
-    total, some = count(model)
-    length = sum(rows[0]["seq_lens"])
+    from trainer.run import throughput
+
+    if (most := throughput.peak_of(torch.cuda.get_device_name(device))) is None:
+        return None
+    text = model.config
+    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     squares = sum(n * n for row in rows for n in row["seq_lens"]) / len(rows)
-    flops = throughput.step_flops(total, some, length, squares)
-    return flops * speed / length / most
+    attention = throughput.attention_flops(text.num_hidden_layers, width, squares)
+    length = sum(rows[0]["seq_lens"])
+    return throughput.step_flops(*throughput.multiplying(model, text), length, attention) * speed / length / most
 
 
 def wait(device: torch.device) -> None:
