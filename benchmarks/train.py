@@ -150,7 +150,8 @@ def compare(job: Job, names: list[str], rounds: int) -> None:
     for number in range(rounds):
         for name in names:
             found[name].append(run := job.run(name))
-            said = f"{tokens / run.timed()[0]:,.0f} tokens/s, {run.whole.seconds:.1f} s in all"
+            each = "{:,.0f} tokens/s, {:,.0f} of cpu".format(*(tokens / seconds for seconds in run.timed()))
+            said = f"{each}; {run.whole.seconds:.1f} s in all, {run.whole.main:.1f} of cpu"
             print(f"{kind}, round {number + 1}: {NAMES[name]}: {said}", file=sys.stderr, flush=True)
     a_step = f"{ACCUMULATION} x {job.micro} {'rows' if job.micro > 1 else 'packs'}"
     print(
