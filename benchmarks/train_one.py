@@ -86,7 +86,7 @@ def measured(task: dict[str, Any]) -> dict[str, Any]:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     tuned = cast(tune(model, config, "", {}), torch.bfloat16).train()  # PEFT's adapters are fp32
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
-    first = loss_of(tuned, batches[0]).losses.float().flatten().cpu()
+    first = of_tokens(tuned, batches[0])
     empty(device)
     made_in, began = time.perf_counter() - began, time.perf_counter()
     for batch in batches:
@@ -124,11 +124,17 @@ def in_fp32(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """The losses of a batch with these weights in fp32; None where there is no memory for it."""
     try:
         with torch.no_grad():
-            found: torch.Tensor | None = loss_of(cast(model, torch.float32), batch).losses.flatten().cpu()
+            found: torch.Tensor | None = of_tokens(cast(model, torch.float32), batch)
     except torch.OutOfMemoryError:
         found = None
     cast(model, torch.bfloat16)  # they were bf16 numbers, so that nothing is lost
     return found
+
+
+def of_tokens(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The losses of the trained tokens."""
+    parts = loss_of(model, batch)
+    return parts.losses[parts.weights > 0].cpu()
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
