@@ -25,6 +25,7 @@ from trainer.config.config import Lora, TrainConfig
 from trainer.data.collate import Collator, tensors
 from trainer.models.tune import count, tune
 from trainer.objectives.cross_entropy import loss as loss_of
+from trainer.run import throughput
 
 MODELS = {
     "0.5B": {
@@ -155,11 +156,8 @@ def step(model: Any, batch: dict[str, torch.Tensor], optimizer: torch.optim.Opti
 
 def share(model: Any, rows: list[dict[str, Any]], speed: float, device: torch.device) -> float | None:
     """The share of the device's peak in bf16; None where that is not known."""
-    if device.type != "cuda":
-        return None
-    from trainer.run import throughput
-
-    if (most := throughput.peak_of(torch.cuda.get_device_name(device))) is None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if (most := throughput.peak_of(name)) is None:
         return None
     text = model.config
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
