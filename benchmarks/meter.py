@@ -26,10 +26,15 @@ class Measured:
     seconds: float
     peak: int
     main: float = 0.0
+    marks: tuple[tuple[float, float], ...] = ()
+    """When each line of a file was there: seconds since the start, and those of a processor that it had taken."""
 
 
-def run(*arguments: object) -> Measured:
-    """Run `python -m ...` in the project's folder; CalledProcessError with its messages if it fails."""
+def run(*arguments: object, lines_of: Path | None = None) -> Measured:
+    """Run `python -m ...` in the project's folder; CalledProcessError with its messages if it fails.
+
+    `lines_of` is a file that the process writes line by line.
+    """
     command = [sys.executable, "-m", *map(str, arguments)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     start = time.perf_counter()
@@ -37,7 +42,8 @@ def run(*arguments: object) -> Measured:
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         peak, spent = [0], [0.0]
-        watcher = threading.Thread(target=_watch, args=(process, peak, spent))
+        marks: list[tuple[float, float]] = []
+        watcher = threading.Thread(target=_watch, args=(process, peak, spent, marks, lines_of))
         watcher.start()
         _, stderr = process.communicate()
         seconds = time.perf_counter() - start
@@ -46,15 +52,25 @@ def run(*arguments: object) -> Measured:
         raise subprocess.CalledProcessError(
             process.returncode, command, stderr=stderr.decode("utf-8", "replace")[-2000:]
         )
-    return Measured(seconds, peak[0], spent[0])
+    return Measured(seconds, peak[0], spent[0], tuple(marks))
 
 
-def _watch(process: subprocess.Popen[bytes], peak: list[int], spent: list[float]) -> None:
-    looked = 0.0
+def _watch(
+    process: subprocess.Popen[bytes],
+    peak: list[int],
+    spent: list[float],
+    marks: list[tuple[float, float]],
+    lines_of: Path | None,
+) -> None:
+    looked, start = 0.0, time.perf_counter()
     while process.poll() is None:
         with suppress(OSError):
             fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
             spent[0] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        if lines_of:
+            with suppress(OSError):
+                new = lines_of.read_bytes().count(b"\n") - len(marks)
+                marks += [(time.perf_counter() - start, spent[0])] * new
         if time.monotonic() - looked > EVERY:
             looked = time.monotonic()
             peak[0] = max(peak[0], sum(map(_bytes_of, _family(process.pid))))
