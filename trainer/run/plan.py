@@ -31,6 +31,9 @@ from trainer.run.attention import Attention
 from trainer.run.checkpoints import Checkpoint
 from trainer.run.schedule import in_steps
 
+LOOKED_AT = 1024
+"""Rows, at the beginning of the split, among which the longest one is looked for."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -97,6 +100,11 @@ class RunPlan:
         """The objective and its settings but zeros, those that the configuration leaves out too."""
         settings = ", ".join(f"{name} {value:g}" for name, value in self.objective_settings.items() if value)
         return f"{self.objective.name}: {settings}" if settings else self.objective.name
+
+    @property
+    def longest_row(self) -> int:
+        """The tokens of the longest of the first rows, of both sides of a pair."""
+        return int(self.train.lengths(np.arange(min(len(self.train), LOOKED_AT))).max())
 
     @property
     def first_row(self) -> int:

@@ -10,7 +10,6 @@ import dataclasses
 import itertools
 from typing import Any
 
-import numpy as np
 import torch
 
 from schemas.errors import UsageError
@@ -94,9 +93,8 @@ def check_head(wrapped: Any, plan: RunPlan, collate: Collator) -> str | None:
 
 def logits_bytes(plan: RunPlan) -> int:
     """Bytes of the logits of a pass and of their gradient, if all positions of the longest row are trained."""
-    longest = int(plan.train.lengths(np.arange(min(len(plan.train), 1024))).max())
     size = 2 if plan.bf16 or plan.fp16 else 4
-    return 2 * size * plan.micro * longest * int(getattr(plan.source.text_config, "vocab_size", 0))
+    return 2 * size * plan.micro * plan.longest_row * int(getattr(plan.source.text_config, "vocab_size", 0))
 
 
 def _dtype(plan: RunPlan) -> torch.dtype:

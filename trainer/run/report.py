@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from schemas import yaml
 from trainer.config import zero
 from trainer.run import attention, sizes
@@ -119,7 +117,7 @@ def lints(plan: RunPlan) -> Iterator[str]:
         yield f"every row will be trained {epochs:.0f} times"
     if c.tuning == "full" and c.learning_rate > 1e-4:
         yield f"learning_rate {c.learning_rate:g} is high for full fine-tuning (1e-5 to 5e-5 is usual)"
-    longest = int(plan.train.lengths(np.arange(min(len(plan.train), 1024))).max())
+    longest = plan.longest_row
     if (mask := attention.mask_bytes(plan, longest)) >= attention.NOTED:
         yield (
             f"attention by {plan.attention.name} makes a mask of {mask / GIB:.1f} GiB in each pass "

@@ -13,10 +13,7 @@ from trainer.config import zero
 from trainer.models import tune
 from trainer.models.wrappers import transformers_model
 from trainer.run import attention, estimate, probe
-from trainer.run.plan import RunPlan
-
-SAMPLE_ROWS = 1024
-"""Rows, at the beginning of the split, among which the longest one is looked for."""
+from trainer.run.plan import LOOKED_AT, RunPlan
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def _sides(plan: RunPlan) -> tuple[str, ...]:
 
 def _largest(plan: RunPlan) -> tuple[int, int]:
     """(tokens, trained tokens) of the longest row and of the one with most trained tokens, among the first rows."""
-    count = min(len(plan.train), SAMPLE_ROWS)
+    count = min(len(plan.train), LOOKED_AT)
     tokens = int(plan.train.lengths(np.arange(count)).max())
     last, inside = plan.train.find(count - 1)
     trained = [plan.train.batch(number).column("num_trained").to_numpy() for number in range(last + 1)]
