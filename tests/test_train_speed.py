@@ -115,6 +115,23 @@ def test_on_a_card_the_fastest_attention_that_can_be_had_is_chosen(
     assert why in chosen.why
 
 
+@pytest.mark.parametrize(
+    ("asked", "settings", "why"),
+    [
+        ("flash_attention_4", {}, "flash-attn-4 is not installed"),
+        ("flash_attention_2", {"head_dim": 512}, "the model's heads have 512 numbers, and it takes 256 at most"),
+    ],
+)
+def test_a_kernel_is_refused_where_transformers_would_fetch_or_try_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, settings: dict[str, Any], why: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(import_utils, "is_flash_attn_2_available", lambda: True)
+    source = folder.find(TrainConfig(str(save_model(tmp_path / "model", "qwen3", **settings)), "out"))
+    with pytest.raises(UsageError, match=why):
+        attention.choose(source, asked, CARD, "run.yaml", half=True, packed=True)
+
+
 def test_a_large_mask_is_named(packs: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "NOTED", 2 * 64 * 64)
     said = train(packs, make(), "--dry-run").stdout

@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from trainer.run.plan import RunPlan
 
 AUTO = "auto"
-FLASH = {"flash_attention_2": ("flash-attn", 8), "flash_attention_3": ("flash-attn-3", 9)}
-"""Name -> its package, and the first major compute capability of CUDA devices that it is for (3 is for Hopper only)."""
+FLASH = {
+    "flash_attention_2": ("flash-attn", 8, 99),
+    "flash_attention_3": ("flash-attn-3", 9, 9),
+    "flash_attention_4": ("flash-attn-4", 9, 99),
+}
+"""Name -> its package, and the first and last major compute capability of CUDA devices that it is for."""
+_HEAD = 256
+"""Numbers that a head may have at most, by the README of flash-attn."""
 NOTED = 2**28
 """Bytes of a mask from which on a note says how large it is: that of 16,384 x 16,384 positions."""
 
@@ -74,7 +80,7 @@ def choose(source: ModelFolder, asked: str, device: Device, where: str, *, half:
 
 def _candidates(device: Device, *, packed: bool) -> Iterator[str]:
     if device.kind == "cuda":
-        yield from reversed(FLASH)
+        yield from ("flash_attention_3", "flash_attention_2")
         if packed:
             yield "flex_attention"
     if device.kind == "npu":
@@ -101,9 +107,9 @@ def lacks(name: str, device: Device, *, half: bool) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "torch compiles it, and triton is not installed"
     if device.kind == "cuda" and name in FLASH:
-        package, first = FLASH[name]
+        package, first, last = FLASH[name]
         found = torch.cuda.get_device_capability(device.local_rank)[0]
-        if found < first or (name == "flash_attention_3" and found > first):
+        if not first <= found <= last:
             return f"{device.name} has compute capability {found}, and it is for {first}"
         # With the package `kernels` Transformers would download one from the hub, which only its own name asks for.
         if not _is_installed(name):
@@ -114,12 +120,17 @@ def lacks(name: str, device: Device, *, half: bool) -> str | None:
 def _is_installed(name: str) -> bool:
     from transformers.utils import import_utils as libraries
 
-    of = libraries.is_flash_attn_2_available if name == "flash_attention_2" else libraries.is_flash_attn_3_available
-    return bool(of())
+    found = getattr(libraries, f"is_flash_attn_{name[-1]}_available", None)  # an earlier version knows fewer
+    return found is not None and bool(found())
 
 
 def _refused(source: ModelFolder, name: str) -> str | None:
-    """Why Transformers refuses a kind of attention for a model; None if it takes it."""
+    """Why a model cannot have a kind of attention, most often by Transformers; None if it can."""
+    text = source.text_config
+    heads = getattr(text, "num_attention_heads", None)
+    size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    if name in FLASH and size > _HEAD:
+        return f"the model's heads have {size} numbers, and it takes {_HEAD} at most"
     try:
         with torch.device("meta"):
             source.made(attn_implementation=name)

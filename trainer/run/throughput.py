@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 import registry
+from trainer.device import Device
 from trainer.run.plan import RunPlan
 
 _EXPERTS = re.compile(r"\.experts\.")
@@ -83,7 +84,7 @@ class Throughput:
     width: int
     peak: float | None
     """Operations a second of all devices together; None = unknown."""
-    device: Any
+    device: Device
     tokens: int = 0
     trained_tokens: int = 0
     seconds: float = 0.0
