@@ -50,7 +50,7 @@ CALLS = {
     "report": "report shards -o report.html",
     "safetensors": "safetensors old new",
     "stats": "stats shards",
-    "train": "train shards run.yaml --resume yes",
+    "train": "train shards run.yaml --set output_dir=other",
     "train --dry-run": "train shards run.yaml --dry-run --resume yes",
     "verify": "verify shards",
     "why": "why more more.jsonl:1",
