@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,9 +80,10 @@ class ModelFolder:
             return self._made({})
 
     def _made(self, settings: dict[str, Any]) -> Any:
+        config = copy.deepcopy(self.config) if settings else self.config  # Transformers writes settings into it
         if self.family is not None:
-            return self.auto_class._from_config(self.config, **settings)
-        return self.auto_class.from_config(self.config, **settings, trust_remote_code=self.record["trust_remote_code"])
+            return self.auto_class._from_config(config, **settings)
+        return self.auto_class.from_config(config, **settings, trust_remote_code=self.record["trust_remote_code"])
 
     @property
     def module_names(self) -> Mapping[str, tuple[str, ...]]:
