@@ -17,7 +17,7 @@ from trainer.data.loader import Loader
 from trainer.data.vision import find as eyes
 from trainer.models.tune import count
 from trainer.progress import Heartbeat
-from trainer.run import attention, checkpoints, deepspeed, log, memory, output, peers, probe, sanity, step
+from trainer.run import checkpoints, deepspeed, log, memory, output, peers, probe, sanity, step
 from trainer.run.best import History
 from trainer.run.evaluate import Evaluator
 from trainer.run.log import Log
@@ -282,7 +282,7 @@ def _run_record(plan: RunPlan, done: int, tokens: int) -> dict[str, Any]:
         "resumes": plan.starts,
         "replaces": plan.replaces,
         "config": plan.config.as_dict(),
-        "attention": attention.record(plan.attention),
+        "attention": plan.attention.record(),
         "kernels": plan.kernels.record(),
         "base_model": str(plan.source.folder.absolute()),
         "base_digest": plan.source.digest,

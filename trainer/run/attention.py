@@ -16,6 +16,7 @@ import torch
 from schemas.errors import UsageError
 from trainer.device import Device
 from trainer.models.folder import ModelFolder
+from trainer.run.estimate import ModelShape
 
 if TYPE_CHECKING:
     from trainer.run.plan import RunPlan
@@ -54,6 +55,10 @@ class Attention:
     def in_words(self) -> str:
         """Its name and the reason."""
         return f"{self.name}: {self.why}"
+
+    def record(self) -> dict[str, Any]:
+        """The contents of run.json about it."""
+        return {"name": self.name, "why": self.why}
 
 
 def choose(source: ModelFolder, asked: str, device: Device, where: str, *, half: bool, packed: bool) -> Attention:
@@ -126,9 +131,7 @@ def _is_installed(name: str) -> bool:
 
 def _refused(source: ModelFolder, name: str) -> str | None:
     """Why a model cannot have a kind of attention, most often by Transformers; None if it can."""
-    text = source.text_config
-    heads = getattr(text, "num_attention_heads", None)
-    size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    size = ModelShape.of(source.text_config).head_dim
     if name in FLASH and size > _HEAD:
         return f"the model's heads have {size} numbers, and it takes {_HEAD} at most"
     try:
@@ -143,8 +146,3 @@ def mask_bytes(plan: RunPlan, positions: int) -> int:
     """Bytes of the mask of a pass with rows of so many positions; 0 where none is made."""
     needs = plan.attention.name in ("sdpa", "eager") and (plan.set.is_packed or plan.micro > 1)
     return plan.micro * positions * positions if needs else 0
-
-
-def record(attention: Attention) -> dict[str, Any]:
-    """The contents of run.json about it."""
-    return {"name": attention.name, "why": attention.why}

@@ -68,13 +68,18 @@ def _load(plan: RunPlan, settings: dict[str, Any]) -> torch.nn.Module:
     import transformers.integrations.deepspeed as integration
 
     known: Any = integration  # untyped
-    dtype = torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
     in_pieces = (
         known.HfDeepSpeedConfig(settings) if zero.stage(settings) == 3 else None
     )  # Transformers finds it while it exists
     try:
         return load(
-            plan.source, plan.config, plan.device, dtype, plan.where, plan.attention.asked, liger=plan.kernels.liger
+            plan.source,
+            plan.config,
+            plan.device,
+            plan.dtype,
+            plan.where,
+            plan.attention.asked,
+            liger=plan.kernels.liger,
         )
     finally:
         known.unset_hf_deepspeed_config()

@@ -102,6 +102,11 @@ class RunPlan:
         return f"{self.objective.name}: {settings}" if settings else self.objective.name
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else torch.float32
+
+    @property
     def longest_row(self) -> int:
         """The tokens of the longest of the first rows, of both sides of a pair."""
         return int(self.train.lengths(np.arange(min(len(self.train), LOOKED_AT))).max())

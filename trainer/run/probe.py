@@ -48,7 +48,7 @@ def check_packs(wrapped: Any, plan: RunPlan, collate: Collator) -> float | None:
     wrapped.train()
     apart_flat = torch.cat(apart)
     difference = float((packed - apart_flat).abs().sum() / apart_flat.abs().sum().clamp(min=1e-9))
-    if difference > TOLERANCE[_dtype(plan)]:
+    if difference > TOLERANCE[plan.dtype]:
         name = type(wrapped.module).__name__
         raise UsageError(
             plan.set.where,
@@ -69,9 +69,9 @@ def check_head(wrapped: Any, plan: RunPlan, collate: Collator) -> str | None:
     It is right for a model whose logits are those of its head alone, which is measured on the first row. UsageError if
     it is asked for and is not right. All processes call it.
     """
-    asked, size = plan.config.logits_in_chunks, logits_bytes(plan)
-    if asked is False or (asked == "auto" and size < LARGE):
+    if not wants_chunks(plan):
         return None
+    size = logits_bytes(plan)
     if zero.stage(plan.deepspeed) == 3:
         return f"note: logits take {size / 2**30:.1f} GiB, as with ZeRO-3 they cannot be computed in chunks"
     batch = tensors(collate([plan.train.row(0)]), plan.device.torch)
@@ -82,23 +82,26 @@ def check_head(wrapped: Any, plan: RunPlan, collate: Collator) -> str | None:
             found.append(token_losses(wrapped, one_side(batch)))
     plain, chunked = found
     difference = float((plain - chunked).abs().sum() / plain.abs().sum().clamp(min=1e-9))
-    if difference <= TOLERANCE[_dtype(plan)]:
+    if difference <= TOLERANCE[plan.dtype]:
         return f"logits are computed in chunks, {size / 2**30:.1f} GiB less at once (difference {difference:.1e})"
     head.in_chunks(wrapped, wanted=False)
     what = f"{type(wrapped.module).__name__} changes logits after its head, so that they cannot be computed in chunks"
-    if asked is True:
+    if plan.config.logits_in_chunks is True:
         raise UsageError(f"{plan.where}#/logits_in_chunks", what, "Leave it out.")
     return f"note: {what}: {size / 2**30:.1f} GiB are needed for them"
 
 
+def wants_chunks(plan: RunPlan) -> bool:
+    """Whether logits in chunks are asked for, or worth it."""
+    asked = plan.config.logits_in_chunks
+    return logits_bytes(plan) >= LARGE if asked == "auto" else bool(asked)
+
+
 def logits_bytes(plan: RunPlan) -> int:
     """Bytes of the logits of a pass and of their gradient, if all positions of the longest row are trained."""
-    size = 2 if plan.bf16 or plan.fp16 else 4
-    return 2 * size * plan.micro * plan.longest_row * int(getattr(plan.source.text_config, "vocab_size", 0))
-
-
-def _dtype(plan: RunPlan) -> torch.dtype:
-    return torch.bfloat16 if plan.bf16 else torch.float16 if plan.fp16 else torch.float32
+    return (
+        2 * plan.dtype.itemsize * plan.micro * plan.longest_row * int(getattr(plan.source.text_config, "vocab_size", 0))
+    )
 
 
 def _losses(wrapped: Any, plan: RunPlan, collate: Collator, rows: list[stream.Row]) -> torch.Tensor:

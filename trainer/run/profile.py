@@ -25,7 +25,7 @@ def profiled(steps: Iterator[Step], count: int, plan: RunPlan, say: Callable[[st
                 profiler.start()
             yield one
             done += number >= first
-            if done == count and number >= first:
+            if done == count:
                 break
     finally:
         if done:

@@ -28,7 +28,7 @@ def facts(plan: RunPlan) -> dict[str, Any]:
         "config": plan.config.as_dict(),
         "objective": {"name": plan.objective.name} | plan.objective_settings,
         "device": {"kind": plan.device.kind, "name": plan.device.name, "processes": plan.device.world},
-        "attention": attention.record(plan.attention),
+        "attention": plan.attention.record(),
         "kernels": plan.kernels.record(),
         "optimizer": plan.optimizer,
         "precision": "bf16" if plan.bf16 else "fp16" if plan.fp16 else "fp32",

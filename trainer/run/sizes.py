@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -58,7 +57,7 @@ def use(plan: RunPlan, counts: Counts) -> estimate.Use:
         parameters=counts.all, trained=counts.trained,
         tokens=rows * tokens, trained_tokens=rows * trained,
         longest=rows * tokens if plan.flat else tokens // len(_sides(plan)),
-        weight_bytes=2 if plan.bf16 or plan.fp16 else 4, tuning=c.tuning,
+        weight_bytes=plan.dtype.itemsize, tuning=c.tuning,
         dropout=c.tuning == "lora" and c.lora.lora_dropout > 0,
         quantized=counts.linear if bits else 0,
         bits=16 if not bits else estimate.BITS_TWICE if c.bnb_4bit_use_double_quant else estimate.BITS[bits],
@@ -76,10 +75,7 @@ def use(plan: RunPlan, counts: Counts) -> estimate.Use:
 
 def _whole_logits(plan: RunPlan) -> bool:
     """Whether the logits of a pass are not computed in chunks (trainer/run/probe.py)."""
-    asked = plan.config.logits_in_chunks
-    if zero.stage(plan.deepspeed) == 3 or asked is False:
-        return True
-    return asked == "auto" and probe.logits_bytes(plan) < probe.LARGE
+    return zero.stage(plan.deepspeed) == 3 or not probe.wants_chunks(plan)
 
 
 def _sides(plan: RunPlan) -> tuple[str, ...]:
@@ -90,11 +86,10 @@ def _sides(plan: RunPlan) -> tuple[str, ...]:
 def _largest(plan: RunPlan) -> tuple[int, int]:
     """(tokens, trained tokens) of the longest row and of the one with most trained tokens, among the first rows."""
     count = min(len(plan.train), LOOKED_AT)
-    tokens = int(plan.train.lengths(np.arange(count)).max())
     last, inside = plan.train.find(count - 1)
     trained = [plan.train.batch(number).column("num_trained").to_numpy() for number in range(last + 1)]
     trained[-1] = trained[-1][: inside + 1]
-    return tokens, max(int(one.max()) for one in trained)
+    return plan.longest_row, max(int(one.max()) for one in trained)
 
 
 def _bucket(plan: RunPlan, counts: Counts) -> int:

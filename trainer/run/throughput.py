@@ -11,6 +11,7 @@ from torch import nn
 
 import registry
 from trainer.device import Device
+from trainer.run.estimate import ModelShape
 from trainer.run.plan import RunPlan
 
 _EXPERTS = re.compile(r"\.experts\.")
@@ -95,15 +96,13 @@ class Throughput:
     @classmethod
     def of(cls, plan: RunPlan, model: nn.Module) -> Throughput:
         """The meter of a run with this model."""
-        text = plan.source.text_config
-        heads, hidden = getattr(text, "num_attention_heads", 0), getattr(text, "hidden_size", 0)
-        head = getattr(text, "head_dim", None) or (hidden // heads if heads else 0)
+        shape = ModelShape.of(plan.source.text_config)
         given = plan.config.peak_tflops
         half = plan.bf16 or plan.fp16
         peak = given * 1e12 if given else peak_of(plan.device.name) if half else None
         world = plan.device.world
         return cls(
-            *multiplying(model, plan.source.config), getattr(text, "num_hidden_layers", 0), heads * head,
+            *multiplying(model, plan.source.config), shape.layers, shape.queries,
             None if peak is None else peak * world, plan.device,
         )  # fmt: skip
 
