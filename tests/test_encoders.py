@@ -14,6 +14,7 @@ import xxhash
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as HFTokenizer
 
 import registry
 from compiler.conversation import Conversation, Message, Role
@@ -26,7 +27,7 @@ from compiler.encode.weigh import EVEN
 from compiler.proof.encoders import Choice, Trial, choose, judge, refuse, try_fast
 from compiler.tokenizer import encoders
 from compiler.tokenizer.files import TokenizerFiles
-from compiler.tokenizer.tokenizer import Tokenizer
+from compiler.tokenizer.tokenizer import Tokenizer, begin_fast
 from tests.support.conversations import texts
 from tests.support.encoders import long_files, use_wrong
 from tests.support.sets import manifest
@@ -204,7 +205,7 @@ def test_what_the_cache_keeps_of_a_tokenizer_says_what_its_files_say(
 ) -> None:
     def loaded(cache: Path | None) -> Tokenizer:
         monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
-        return Tokenizer.load(registry.DEMO_TOKENIZER, cache, ahead=True)
+        return Tokenizer.load(registry.DEMO_TOKENIZER, cache, ahead=encoders.REFERENCE)
 
     def facts(tokenizer: Tokenizer) -> dict[str, Any]:
         tables = {name: getattr(tokenizer, name) for name in ("is_control", "byte_lengths")}
@@ -220,6 +221,51 @@ def test_what_the_cache_keeps_of_a_tokenizer_says_what_its_files_say(
         )
         assert encoders.same(one, other) and encoders.same(one, third)
     assert plain.official.to_str() == first.official.to_str() == kept.official.to_str()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("written", ["as it is", "as texts", "as pairs"])
+def test_a_tokenizer_built_of_its_parsed_file_is_the_one_that_tokenizers_loads(name: str, written: str) -> None:
+    spec = tools(name, TOKENIZERS[name])[0].files.spec()
+    merges = spec["model"]["merges"]
+    if written != "as it is":
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        spec["model"]["merges"] = pairs if written == "as pairs" else [" ".join(pair) for pair in pairs]
+    loaded = HFTokenizer.from_str(json.dumps(spec))
+    loaded.no_truncation()
+    loaded.no_padding()
+    assert encoders.official_of(spec).to_str() == loaded.to_str()
+
+
+def test_merges_of_parts_with_a_space_stay_pairs() -> None:
+    vocab = {"a": 0, "b": 1, " ": 2, " b": 3, "a b": 4, "ab": 5}
+    merges = [[" ", "b"], ["a", " b"], ["a", "b"]]
+    spec = {"model": {"type": "BPE", "vocab": vocab, "merges": merges}, "added_tokens": []}
+    specs = encoders.Specs.of(spec, [])
+    assert encoders.ReferenceEncoder(specs).encode(["a b", "ab"], fresh=True)[0].tolist() == [4, 5]
+    fast = encoders.load_fast(specs)
+    assert isinstance(fast, encoders.FastEncoder)
+    assert fast.encode(["a b", "ab"], fresh=True)[0].tolist() == [4, 5]
+
+
+def test_a_fast_encoder_that_was_loaded_ahead_is_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
+    begin_fast(str(registry.DEMO_TOKENIZER), str(tmp_path))
+    tokenizer = Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
+    tokenizer.wait()
+    assert "fast" in vars(tokenizer) and "reference" not in vars(tokenizer)
+    assert same_ids(tokenizer, ["Hi <|im_end|> \n 你好", " a", ""])
+
+
+def test_no_encoder_is_loaded_ahead_where_the_cache_knows_the_tokenizer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
+        begin_fast(str(registry.DEMO_TOKENIZER), str(tmp_path))
+    tokenizer = Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
+    tokenizer.wait()
+    assert "fast" not in vars(tokenizer)
 
 
 def test_texts_that_are_equal_have_the_ids_of_each(tmp_path: Path) -> None:

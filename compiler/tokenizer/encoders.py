@@ -25,6 +25,7 @@ import numpy.typing as npt
 import orjson
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.models import BPE, Model
 
 from compiler.tokenizer.vocabulary import without_prefix
 
@@ -62,7 +63,7 @@ class Specs:
         official = {name: part for name, part in spec.items() if name != "model"}
         official |= dict.fromkeys(("truncation", "padding"))  # of texts in a batch, and possibly of any length
         fresh = official | {"added_tokens": text_tokens, "post_processor": None}
-        return cls(orjson.dumps(spec["model"]), official, fresh, without_prefix(fresh))
+        return cls(orjson.dumps(_short(spec["model"])), official, fresh, without_prefix(fresh))
 
     def json(self, spec: dict[str, Any]) -> str:
         """One of the specs with the model, as JSON."""
@@ -78,17 +79,9 @@ class ReferenceEncoder:
 
     def __init__(self, specs: Specs, official: HFTokenizer | None = None) -> None:
         """`official` is given where it was built already."""
-        self.official = official or HFTokenizer.from_str(specs.json(specs.official))
-        self._fresh = self._plain(specs.fresh)
-        self._continued = self._plain(specs.continued) if specs.continued else self._fresh
-
-    def _plain(self, spec: dict[str, Any]) -> HFTokenizer:
-        """Build an encoder of texts around the official one's model, since building a model takes most of the time."""
-        empty = {"type": "BPE", "vocab": {}, "merges": []}
-        plain = HFTokenizer.from_str(orjson.dumps(spec | {"added_tokens": [], "model": empty}).decode())
-        plain.model = self.official.model
-        plain.add_tokens([_added_token(token) for token in spec["added_tokens"]])
-        return plain
+        self.official = official or official_of(specs.official | {"model": orjson.loads(specs.model)})
+        self._fresh = _around(self.official.model, specs.fresh)
+        self._continued = _around(self.official.model, specs.continued) if specs.continued else self._fresh
 
     def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
         """Encode the texts, those that several rows have once: system prompts with their tools are long."""
@@ -108,18 +101,65 @@ class ReferenceEncoder:
         return normalizer.normalize_str(text) if normalizer else text
 
 
-def published(text: str) -> HFTokenizer | None:
-    """The official tokenizer of a `tokenizer.json`; None where that is none, which `ReferenceEncoder` says better.
-
-    It takes a quarter of a second, in which other threads run.
-    """
+def official_or_none(spec: dict[str, Any]) -> HFTokenizer | None:
+    """The tokenizer of a parsed `tokenizer.json`; None where it is none, which `ReferenceEncoder` says in its turn."""
     try:
-        official = HFTokenizer.from_str(text)
-    except BaseException:  # noqa: BLE001  # tokenizers raises bare Exception, and panics of Rust are not even that
+        return official_of(spec)
+    except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         return None
+
+
+def official_of(spec: dict[str, Any]) -> HFTokenizer:
+    """The tokenizer of a parsed `tokenizer.json`.
+
+    A common model of merges is built from what was parsed: `tokenizers` would parse the JSON again, which takes as long
+    as building it.
+    """
+    official = _of_merges(spec["model"], spec) or HFTokenizer.from_str(orjson.dumps(spec).decode())
     official.no_truncation()
     official.no_padding()
     return official
+
+
+def _of_merges(model: dict[str, Any], spec: dict[str, Any]) -> HFTokenizer | None:
+    """The tokenizer of a model with merges; None where it is another one, or wrong, which `from_str` says better."""
+    if model.get("type") != "BPE" or not model.keys() <= {"type", "vocab", "merges", *_OF_BPE}:
+        return None
+    try:
+        merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+        built = BPE(model["vocab"], merges, **{name: model.get(name) for name in _OF_BPE if name in model})
+        return _around(built, spec)
+    except Exception:  # noqa: BLE001  # tokenizers raises bare Exception
+        return None
+
+
+_OF_BPE = (
+    "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
+    "ignore_merges",
+)  # fmt: skip
+
+
+def _around(model: Model, spec: dict[str, Any]) -> HFTokenizer:
+    """Build a tokenizer around a model, since building a model takes most of the time."""
+    empty = {"type": "BPE", "vocab": {}, "merges": []}
+    found = HFTokenizer.from_str(orjson.dumps(spec | {"added_tokens": [], "model": empty}).decode())
+    found.model = model
+    found.add_tokens([_added_token(token) for token in spec["added_tokens"]])
+    return found
+
+
+def _short(model: dict[str, Any]) -> dict[str, Any]:
+    """The model with merges as texts, "a b" for ["a", "b"], of which the fast encoder is built faster."""
+    merges = model.get("merges")
+    if not isinstance(merges, list) or not all(type(pair) is list and len(pair) == 2 for pair in merges):
+        return model
+    try:
+        texts = list(map(" ".join, merges))
+    except TypeError:  # something in it is no text, which whoever builds it will say
+        return model
+    return model if sum(text.count(" ") for text in texts) > len(texts) else model | {"merges": texts}
 
 
 class FastEncoder:

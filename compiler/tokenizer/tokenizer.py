@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,16 +41,35 @@ class Tokenizer(Vocabulary):
     """A vocabulary with the encoders of its texts, each loaded when it is first used."""
 
     def __init__(
-        self, files: TokenizerFiles, spec: dict[str, Any] | None = None, outline: dict[str, Any] | None = None
+        self,
+        files: TokenizerFiles,
+        spec: dict[str, Any] | None = None,
+        outline: dict[str, Any] | None = None,
+        ahead: str = "",
     ) -> None:
-        """Without a parsed `tokenizer.json` its outline is given, and the file is parsed when an encoder is used."""
+        """Without a parsed `tokenizer.json` its outline is given, and the file is parsed when an encoder is used.
+
+        `ahead` is the encoder to begin with.
+        """
         super().__init__(files, outline_of(files.spec() if spec is None else spec) if outline is None else outline)
         self.files = files
-        self._ahead: Future[HFTokenizer | None] | None = None
-        """The official tokenizer, which another thread builds."""
+        self._official: HFTokenizer | None = None
+        """What was built of the parsed file for the reference encoder."""
+        self._ahead: Thread | None = None
+        """A thread that loads the fast encoder."""
         self._samples: list[Sample] = []
         if spec is not None:
             self._take(spec)
+            if ahead == REFERENCE:
+                self._official = encoders.official_or_none(spec)
+            elif ahead == FAST:
+                self._ahead = Thread(target=self._load_ahead, args=[self._specs])
+                self._ahead.start()
+
+    def _load_ahead(self, specs: Specs) -> None:
+        """Load the fast encoder, which needs Python's lock only for a moment."""
+        with suppress(BaseException):  # a panic of Rust is no Exception; it is loaded again where it is used
+            self.__dict__["fast"] = encoders.load_fast(specs)
 
     def _take(self, spec: dict[str, Any]) -> None:
         """Keep what encoding needs of a parsed `tokenizer.json`, which is large and is not kept itself."""
@@ -72,51 +91,58 @@ class Tokenizer(Vocabulary):
 
     @classmethod
     def load(
-        cls, folder: Path, cache: Path | None = None, *, ahead: bool = False, others_encode: bool = False
+        cls, folder: Path, cache: Path | None = None, *, ahead: str = "", others_encode: bool = False
     ) -> Tokenizer:
         """Load the tokenizer of a folder. Its encoders are loaded when they are used.
 
         The outline of a tokenizer is kept in the cache, so that its file need not be parsed where nothing is encoded.
-        `ahead`: this process will encode, so another thread begins to load the reference encoder of a tokenizer that
-        the cache does not know. `others_encode`: other processes will, so that what encoding needs is not made here.
-        Nothing but the time depends on these.
+        `ahead` names the encoder that this process will use if the cache does not know the tokenizer, so that it was
+        never used with this cache. `others_encode`: other processes will encode, and what encoding needs is not made
+        here; the outline is kept once these have begun (`keep`). Nothing but the time depends on these.
         """
         files = TokenizerFiles.find(folder)
         if files.identity not in _LOADED:
-            key = "" if cache is None else objects.key_of("tokenizer", files.digest)
-            kept = None if cache is None else objects.load_record(cache, key)
-            begun = _begin(files) if ahead and kept is None else None
+            kept = None if cache is None else objects.load_record(cache, _key(files))
             try:
                 if kept is not None:
                     tokenizer = cls(files, outline=kept["outline"])
                 elif others_encode:
                     tokenizer = cls(files, outline=outline_of(files.spec()))
                 else:
-                    tokenizer = cls(files, files.spec())
+                    tokenizer = cls(files, files.spec(), ahead=ahead)
             except Problem:
                 raise
             except Exception as error:  # the file may hold anything
                 raise _broken(files, error) from error
-            tokenizer._ahead = begun
-            if cache is not None and kept is None:
-                with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
-                    objects.store_record(cache, key, {"outline": tokenizer.outline})
+            if not others_encode:
+                tokenizer.keep(cache)
             trim_memory()
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[files.identity] = tokenizer
         return _LOADED[files.identity]
 
+    def keep(self, cache: Path | None) -> None:
+        """Keep the outline in the cache."""
+        if cache is not None and not objects.has(cache, _key(self.files)):
+            with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
+                objects.store_record(cache, _key(self.files), {"outline": self.outline})
+
     def wait(self) -> None:
-        """Wait for what another thread loads. Templates run under a limit of memory, at which Rust ends the process."""
-        if self._ahead is not None:
-            wait([self._ahead])
+        """Wait for what another thread loads.
+
+        Templates run under a limit of memory, at which Rust ends the process, and a process with two threads is not
+        copied.
+        """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.join()
 
     @cached_property
     def reference(self) -> ReferenceEncoder:
         """The reference encoder."""
-        ahead, self._ahead = self._ahead, None
+        official, self._official = self._official, None
         try:
-            found = ReferenceEncoder(self._specs, ahead.result() if ahead else None)
+            found = ReferenceEncoder(self._specs, official)
         except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
             if isinstance(error, KeyboardInterrupt | SystemExit | Problem):
                 raise
@@ -127,7 +153,9 @@ class Tokenizer(Vocabulary):
     @cached_property
     def fast(self) -> FastEncoder | str:
         """The fast encoder, or why there is none. Whether it is right is not asked here."""
-        found = encoders.load_fast(self._specs)
+        self.wait()
+        found: FastEncoder | str | None = self.__dict__.get("fast")
+        found = found or encoders.load_fast(self._specs)
         trim_memory()
         return found
 
@@ -135,10 +163,10 @@ class Tokenizer(Vocabulary):
         """Load the fast encoder where there is one."""
         _ = self.fast
 
-    def drop_fast(self) -> None:
-        """Let go of the fast encoder, and of what was loaded ahead, since other processes encode."""
+    def drop_encoders(self) -> None:
+        """Let go of the fast encoder, and of what was built ahead, since other processes encode."""
         self.__dict__.pop("fast", None)
-        self._ahead = None
+        self._official = None
         trim_memory()
 
     # -- encoding --
@@ -215,20 +243,23 @@ class Tokenizer(Vocabulary):
         return self.official.decode(list(ids), skip_special_tokens=False)
 
 
+def begin_fast(folder: str, cache: str) -> None:
+    """Load a tokenizer ("" = none), and begin to load its fast encoder if the cache does not know it.
+
+    A process is asked for this first: no import of this module takes long. What is wrong with it is for others to say.
+    """
+    with suppress(Problem, OSError):
+        if folder:
+            Tokenizer.load(Path(folder), Path(cache), ahead=FAST)
+
+
 def _broken(files: TokenizerFiles, error: BaseException) -> InputError:
     said = str(error)[:200] if isinstance(error, ValueError) else f"{type(error).__name__}: {str(error)[:200]}"
     return InputError(str(files.folder / "tokenizer.json"), f"not a tokenizer: {said}")
 
 
-def _begin(files: TokenizerFiles) -> Future[HFTokenizer | None] | None:
-    """Begin to build the official tokenizer; None where there is no `tokenizer.json` to build it from."""
-    text = files.tokenizer.get("tokenizer.json")
-    if text is None:
-        return None
-    thread = ThreadPoolExecutor(1)
-    begun = thread.submit(lambda: encoders.published(text.decode(errors="replace")))
-    thread.shutdown(wait=False)
-    return begun
+def _key(files: TokenizerFiles) -> str:
+    return objects.key_of("tokenizer", files.digest)
 
 
 def trim_memory() -> None:

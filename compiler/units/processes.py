@@ -145,13 +145,14 @@ _EARLY: list[Original] = []
 
 
 @contextmanager
-def started_early(module: str, function: str, *args: object) -> Iterator[None]:
-    """Start an original before its modules are imported here; it calls a function of one of them.
+def started_early(*functions: str, args: tuple[object, ...]) -> Iterator[None]:
+    """Start an original before its modules are imported here; it calls functions, each "MODULE:NAME", one by one.
 
     It ends with the context if nobody has taken it.
     """
     original = Original.fresh()
-    original.send(_called, module, function, args)
+    for function in functions:
+        original.send(_called, function, args)
     _EARLY.append(original)
     try:
         yield
@@ -163,8 +164,9 @@ def started_early(module: str, function: str, *args: object) -> Iterator[None]:
             original.close()
 
 
-def _called(module: str, function: str, args: tuple[object, ...]) -> None:
-    getattr(importlib.import_module(module), function)(*args)
+def _called(function: str, args: tuple[object, ...]) -> None:
+    module, _, name = function.partition(":")
+    getattr(importlib.import_module(module), name)(*args)
 
 
 def _started(main: str) -> tuple[socket.socket, int]:

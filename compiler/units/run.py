@@ -126,7 +126,8 @@ def _settle_all(run: UnitRun, plan: UnitPlan, engines: Engines, encoder: str) ->
     proofs = _Proofs(run, engine)
     encoder = encoder or proofs.choose(many=len(first) > FEW_UNITS)
     if engine is not engines.in_process:
-        run.tokenizer.drop_fast()  # others encode
+        run.tokenizer.drop_encoders()  # others encode
+        run.tokenizer.keep(run.options.cache)
     given = (replace(task, encoder=encoder) for task in chain(first, tasks))
     try:
         for task, outcome in engine.run(settle, given):
