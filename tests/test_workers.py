@@ -12,8 +12,10 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ import registry
 from benchmarks.corpus import write
 from compiler.encode.columns import trained_runs
 from compiler.read import cut, named, open_source, read
+from compiler.read import lines as lines_of_files
 from compiler.sets.link import with_labels
 from compiler.units import processes
 from compiler.units.processes import Original, Worker
@@ -34,6 +37,7 @@ from tests.support.encoders import long_files
 from tests.support.sets import manifest
 
 Run = Callable[..., Result]
+_CUT = "from tests.support.workers import shorter; shorter()"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -45,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def compiled(files: list[Path], out: Path, *arguments: object, copies: bool = True) -> dict[str, Any]:
     """Compile with an empty cache of its own; return the summary."""
-    main = f"from compiler.units import processes; processes.CAN_FORK = {copies}; import cli; cli.main()"
+    main = f"from compiler.units import processes; processes.CAN_FORK = {copies}; import cli; {_CUT}; cli.main()"
     given = [*files, "--cache", f"{out}-cache", "-o", out, "--val-size", "0.1", *arguments, "--json"]
     done = subprocess.run(
         [sys.executable, "-c", main, "compile", *map(str, given)], cwd=files[0].parent,
@@ -124,6 +128,13 @@ def by_the_rule(data: bytes, target: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in units if not data[a:b].isspace()]
 
 
+class Elsewhere:
+    """Calls a function when its result is asked for."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.result = partial(function, *args)
+
+
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(
     st.lists(st.one_of(st.just(b""), st.binary(max_size=12).map(lambda some: some.replace(b"\n", b"."))), min_size=1),
@@ -141,10 +152,54 @@ def test_files_of_lines_are_cut_by_the_rule(lines: list[bytes], target: int, end
         assert [unit.line for unit in found] == [data.count(b"\n", 0, unit.offset) + 1 for unit in found]
         assert [replace(named(unit), data=None) for unit in later] == found
         assert {unit.digest for unit in later} == {""}
+        with patch.object(lines_of_files, "STRETCH", 2):
+            assert list(cut(open_source(path), target, digests=lambda: False, ask=lambda: Elsewhere)) == later
         for mine, its in zip(found, later, strict=True):
             assert list(read(mine)) == list(read(named(its)))
     finally:
         path.unlink()
+
+
+def test_a_file_that_changes_while_others_cut_it_is_cut_to_its_end_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    lines = [b"%d\n" % number for number in range(4000)]
+    path.write_bytes(b"".join(lines))
+    with patch.object(lines_of_files, "STRETCH", 2):
+        units = cut(open_source(path), 100, digests=lambda: False, ask=lambda: Elsewhere)
+        first = next(units)
+        path.write_bytes(b"".join([*lines, *lines]))
+        ranges = [(one.offset, one.offset + one.length) for one in (first, *units)]
+        assert ranges == by_the_rule(path.read_bytes(), 100)
+        units = cut(open_source(path), 100, digests=lambda: False, ask=lambda: Elsewhere)
+        next(units)
+        path.write_bytes(b"".join(lines))
+        with pytest.raises(InputError, match="changed since it was cut into units"):
+            list(units)
+
+
+def test_a_row_without_an_end_is_one_message_wherever_it_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines_of_files, "MAX_ROW", 1 << 17)
+    monkeypatch.setattr(lines_of_files, "STRETCH", 2)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"x\n" * 5000 + b"y" * (1 << 20))
+    told = []
+    for ask in (lambda: None, lambda: Elsewhere):
+        with pytest.raises(InputError, match="more than 0 MiB") as error:
+            list(cut(open_source(path), 1000, digests=lambda: False, ask=ask))
+        told.append(str(error.value))
+    assert told[0].split("byte")[0] == told[1].split("byte")[0]
+
+
+def test_workers_cut_large_files(tmp_path: Path) -> None:
+    files = write(tmp_path / "corpus", 9000)
+    small = compiled(files, tmp_path / "small", "--workers", "2")
+    with patch.dict(os.environ, {"STRETCH": "1", "CUT": str(tmp_path / "cut")}):
+        mine = compiled(files, tmp_path / "mine", "--workers", "2")
+    assert (tmp_path / "cut").read_text().count("\n") >= 4
+    assert mine["content_digest"] == small["content_digest"]
+    assert mine["units_compiled"] == small["units_compiled"]
 
 
 def test_a_unit_that_changed_after_it_was_cut_is_noticed_by_whoever_names_it(tmp_path: Path) -> None:

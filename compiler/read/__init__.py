@@ -37,6 +37,7 @@ from itertools import count, islice
 from types import ModuleType
 
 from compiler.read import text
+from compiler.read.lines import Ask
 from compiler.read.model import (
     COLUMNAR,
     MAX_DEPTH,
@@ -56,6 +57,7 @@ from schemas.stores import StorePath
 
 __all__ = [
     "MAX_DEPTH",
+    "Ask",
     "FileKind",
     "Row",
     "SourceFile",
@@ -74,21 +76,28 @@ __all__ = [
 ]
 
 
-def cut(source: SourceFile, target_bytes: int = 1 << 20, digests: Callable[[], bool] = lambda: True) -> Iterator[Unit]:
+def cut(
+    source: SourceFile,
+    target_bytes: int = 1 << 20,
+    digests: Callable[[], bool] = lambda: True,
+    ask: Callable[[], Ask | None] = lambda: None,
+) -> Iterator[Unit]:
     """Yield the units of a file, in order; each has about `target_bytes` (text) or one row group (columns).
 
     A row is never split: a row longer than the target makes a longer unit. Memory is bounded by a few
     `target_bytes` (or by the longest row) for text, compressed or not. InputError if there is no row.
 
     `digests()` says of each unit of text whether it gets its digest, which takes most of the time of cutting lines;
-    `named` gives it one later.
+    `named` gives it one later. `ask()` is what calls functions in other processes, where there are some by now: large
+    files of lines are cut there.
     """
     if target_bytes < 1:
         raise ValueError(f"target_bytes must be at least 1, got {target_bytes}")
     found = False
     in_store = isinstance(source.path, StorePath)
     stamp = stamp_of(source.path) if in_store else None
-    for unit in _columns().cut(source) if source.kind in COLUMNAR else text.cut(source, target_bytes, digests):
+    is_table = source.kind in COLUMNAR
+    for unit in _columns().cut(source) if is_table else text.cut(source, target_bytes, digests, ask):
         found = True
         yield unit
     if not found:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from compiler.read.elements import Elements
-from compiler.read.lines import closes, cut_lines
+from compiler.read.lines import Ask, closes, cut_lines
 from compiler.read.model import (
     COUNTED,
     MAX_ROW,
@@ -45,11 +45,13 @@ MAX_FIELD = 1 << 25
 csv.field_size_limit(MAX_FIELD)  # for the whole process: the module has no other setting
 
 
-def cut(source: SourceFile, target_bytes: int, digests: Callable[[], bool]) -> Iterator[Unit]:
+def cut(
+    source: SourceFile, target_bytes: int, digests: Callable[[], bool], ask: Callable[[], Ask | None]
+) -> Iterator[Unit]:
     """Yield units of consecutive spans of about `target_bytes`. `digests()` says of each whether it gets its digest."""
     with open_stream(source) as stream:
         if source.kind in (FileKind.JSONL, FileKind.TXT):
-            yield from cut_lines(source, stream, target_bytes, digests)
+            yield from cut_lines(source, stream, target_bytes, digests, ask)
             return
         window = _Window(stream, source.start, str(source.path), MAX_ROW + 2 * target_bytes)
         blocks = window.blocks(max(1, target_bytes // 4))

@@ -15,6 +15,7 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import Any, TypeVar
 
 from compiler.proof.encoders import Trial
+from compiler.read import Ask
 from compiler.units import processes
 from compiler.units.asked import load_fast, load_tools, trial
 from compiler.units.processes import ENDING, STOPPING, Original, Worker
@@ -35,6 +36,9 @@ class InProcess:
         os.environ["TOKENIZERS_PARALLELISM"] = "true"
         for item in items:
             yield item, function(item)
+
+    ask: Ask | None = None
+    """There is only this process."""
 
     def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
         """Call the function at once."""
@@ -187,6 +191,16 @@ class Workers:
 
     def _listen(self, seconds: float | None = None) -> None:
         self._found.extend(self._pool.listen(seconds))
+
+    @property
+    def ask(self) -> Ask | None:
+        """What calls a function in a worker, after what that has to do already."""
+        return self._ask
+
+    def _ask(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
+        answer = Awaited[R](self._listen)
+        self._pool.send(self._working(), answer, function, *args)
+        return answer
 
     def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
         """Call the function in a checker."""

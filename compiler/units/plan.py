@@ -16,7 +16,7 @@ from compiler import formats
 from compiler.datasets.dataset import Dataset
 from compiler.datasets.files import File
 from compiler.options import Request
-from compiler.read import Unit, as_session, cut, first_rows, open_source, size_of
+from compiler.read import Ask, Unit, as_session, cut, first_rows, open_source, size_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset, UnitRecord
 from compiler.units.progress import Done, Watcher
@@ -45,6 +45,8 @@ class UnitPlan:
     sample: UnitSample | None = None
     """Chooses the units of a dry run; None = all."""
     done: Done = field(default_factory=Done)
+    ask: Ask | None = None
+    """Calls a function in another process, where there is one by now."""
 
     def __post_init__(self) -> None:
         """Begin with no unit."""
@@ -152,6 +154,6 @@ class UnitPlan:
                 self.watcher.say(note)
             self._said.add(note)
         if left is None:
-            yield from ((unit, None) for unit in cut(source, digests=lambda: self._looks_up))
+            yield from ((unit, None) for unit in cut(source, digests=lambda: self._looks_up, ask=lambda: self.ask))
         else:
             yield from first_rows(cut(source), left)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compiler.proof.encoders import Trial
+from compiler.read import Ask
 from compiler.units.connect import connected
 from compiler.units.local import Pool
 from compiler.units.machines import Terms, check, check_recipe, marked, portable, terms_of
@@ -43,6 +44,9 @@ STOPPING = 10.0
 
 class Cluster:
     """A Ray cluster. The address "" means $RAY_ADDRESS, or else a cluster on this machine for this run."""
+
+    ask: Ask | None = None
+    """What is short takes longer to send to another machine."""
 
     def __init__(self, address: str, workers: int, setup: Setup, cache: Path, say: Callable[[str], None]) -> None:
         """`workers` are tasks in flight at most; 0 = twice the CPUs of the cluster, so that none waits for us."""

@@ -128,6 +128,7 @@ def _settle_all(run: UnitRun, plan: UnitPlan, engines: Engines, encoder: str) ->
     if engine is not engines.in_process:
         run.tokenizer.drop_encoders()  # others encode
         run.tokenizer.keep(run.options.cache)
+    plan.ask = engine.ask
     given = (replace(task, encoder=encoder) for task in chain(first, tasks))
     try:
         for task, outcome in engine.run(settle, given):

@@ -11,7 +11,7 @@ import registry
 from compiler.cache import objects
 from compiler.options import DatasetOptions, UnitOptions
 from compiler.proof.encoders import IDS_DIFFER, Trial
-from compiler.read import Unit
+from compiler.read import Ask, Unit
 from compiler.rows.shingles import minhash_version
 from compiler.tokenizer.encoders import REFERENCE
 from compiler.tokenizer.tokenizer import Sample
@@ -132,6 +132,10 @@ class Engine(Protocol):
 
         `ahead` is how many a worker has: the one that it is at, and those that wait.
         """
+
+    @property
+    def ask(self) -> Ask | None:
+        """What calls a function where items are done; None where this process may as well call it."""
 
     def aside(self, function: Callable[..., R], *args: Any) -> Awaited[R]:
         """Call a function beside all that."""
