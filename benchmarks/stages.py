@@ -21,7 +21,8 @@ from compiler.read import read
 from compiler.tokenizer.encoders import FAST
 from compiler.units.progress import Watcher
 from compiler.units.task import Task
-from compiler.units.unit import _UnitCompiler, _without_collections
+from compiler.units.unit import _UnitCompiler
+from schemas.memory import without_collections
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ def tasks_of(tokenizer: Path, files: list[str], folder: Path) -> list[Task]:
 def measure(tasks: list[Task]) -> tuple[Counter[str], int]:
     """CPU seconds by stage, and the number of rows."""
     spent: Counter[str] = Counter()
-    with _without_collections():
+    with without_collections():
         return spent, sum(_stages(task, spent) for task in tasks)
 
 

@@ -15,6 +15,7 @@ stores.py      object stores
 kept.py        their small files, in memory while a run lasts
 disk.py        durable writes, locks, digests of files, names that files give
 lease.py       locks for file systems that have none
+memory.py      when Python looks for garbage, and what goes back to the system
 limits.py      a limit of time and memory for templates and patterns
 checks.py      what a batch must be before it is used
 own.py         folders with the mark of the command that made them

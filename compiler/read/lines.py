@@ -33,14 +33,14 @@ _CRCS = 1 << 33
 _NEWLINE = 10
 
 
-class Answer(Protocol):
+class Called(Protocol):
     """What a function that is called elsewhere will return."""
 
     def result(self) -> Any:
         """Wait for it."""
 
 
-Ask = Callable[..., Answer]
+Ask = Callable[..., Called]
 """Calls a function with arguments in another process that sees the files."""
 
 
@@ -129,7 +129,7 @@ def _cut_elsewhere(
         stream.seek(at)
         return (_found(data, end, newlines) for end, data, newlines in _pieces(source, stream, at, target, targets))
 
-    asked: deque[Answer] = deque()
+    asked: deque[Called] = deque()
     left = iter(begins)
     for begin in begins:
         asked += [ask(cut_stretch, source, more, more + begins.step, target) for more in _some(left, asked)]
@@ -144,7 +144,7 @@ def _cut_elsewhere(
     yield from cut_here(_TARGETS)  # what was added to the file meanwhile
 
 
-def _some(left: Iterator[int], asked: deque[Answer]) -> Iterator[int]:
+def _some(left: Iterator[int], asked: deque[Called]) -> Iterator[int]:
     """The stretches to ask for next, so that enough are under way."""
     return (begin for _, begin in zip(range(_STRETCHES + 1 - len(asked)), left, strict=False))
 

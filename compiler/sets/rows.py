@@ -20,9 +20,9 @@ from compiler.cache.objects import Object
 from compiler.encode.shapes import Owner
 from compiler.sets.mix import Examples
 from compiler.sets.words import Extents, ObjectFile, SpilledRows, WordFiles, WordLists, copy_lists
-from compiler.tokenizer.tokenizer import trim_memory
 from compiler.units.compiled import CompiledDataset
 from schemas.arrow import SHINGLES, WORD_LISTS
+from schemas.memory import trim_memory
 from schemas.order import Ints
 
 _SPANS = ("spans", "rejected_spans")

@@ -101,16 +101,6 @@ class ReferenceEncoder:
         return normalizer.normalize_str(text) if normalizer else text
 
 
-def official_or_none(spec: dict[str, Any]) -> HFTokenizer | None:
-    """The tokenizer of a parsed `tokenizer.json`; None where it is none, which `ReferenceEncoder` says in its turn."""
-    try:
-        return official_of(spec)
-    except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        return None
-
-
 def official_of(spec: dict[str, Any]) -> HFTokenizer:
     """The tokenizer of a parsed `tokenizer.json`.
 

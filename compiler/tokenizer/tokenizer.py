@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from compiler.tokenizer.encoders import FAST, REFERENCE, FastEncoder, Ids, Refer
 from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.vocabulary import Vocabulary, byte_lengths_of, outline_of
 from schemas.errors import InputError, Problem
+from schemas.memory import trim_memory, without_collections
 
 _LOADED: dict[str, Tokenizer] = {}
 """The last tokenizer that was loaded in this process, by the identity of its files: a large one takes a second."""
@@ -53,28 +54,37 @@ class Tokenizer(Vocabulary):
         """
         super().__init__(files, outline_of(files.spec() if spec is None else spec) if outline is None else outline)
         self.files = files
-        self._official: HFTokenizer | None = None
-        """What was built of the parsed file for the reference encoder."""
         self._ahead: Thread | None = None
         """A thread that loads the fast encoder."""
         self._samples: list[Sample] = []
-        if spec is not None:
-            self._take(spec)
-            if ahead == REFERENCE:
-                self._official = encoders.official_or_none(spec)
-            elif ahead == FAST:
-                self._ahead = Thread(target=self._load_ahead, args=[self._specs])
-                self._ahead.start()
+        if spec is None:
+            return
+        self._take(spec, model=ahead != REFERENCE)
+        if ahead == REFERENCE:
+            self._build_reference(spec)
+        elif ahead == FAST:
+            self._ahead = Thread(target=self._load_ahead, args=[self._specs])
+            self._ahead.start()
+
+    def _build_reference(self, spec: dict[str, Any]) -> None:
+        """Build the reference encoder of what was parsed. What is wrong is said where it is used, and built again."""
+        specs = replace(Specs.of(spec | {"model": {}}, self.text_tokens), model=b"")
+        try:
+            self.__dict__["reference"] = ReferenceEncoder(specs, encoders.official_of(spec))
+        except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
 
     def _load_ahead(self, specs: Specs) -> None:
         """Load the fast encoder, which needs Python's lock only for a moment."""
         with suppress(BaseException):  # a panic of Rust is no Exception; it is loaded again where it is used
             self.__dict__["fast"] = encoders.load_fast(specs)
 
-    def _take(self, spec: dict[str, Any]) -> None:
+    def _take(self, spec: dict[str, Any], *, model: bool = True) -> None:
         """Keep what encoding needs of a parsed `tokenizer.json`, which is large and is not kept itself."""
-        self.__dict__["_specs"] = Specs.of(spec, self.text_tokens)
         self.__dict__["byte_lengths"] = byte_lengths_of(spec, len(self.is_control))
+        if model:
+            self.__dict__["_specs"] = Specs.of(spec, self.text_tokens)
 
     @cached_property
     def _specs(self) -> Specs:
@@ -104,12 +114,13 @@ class Tokenizer(Vocabulary):
         if files.identity not in _LOADED:
             kept = None if cache is None else objects.load_record(cache, _key(files))
             try:
-                if kept is not None:
-                    tokenizer = cls(files, outline=kept["outline"])
-                elif others_encode:
-                    tokenizer = cls(files, outline=outline_of(files.spec()))
-                else:
-                    tokenizer = cls(files, files.spec(), ahead=ahead)
+                with without_collections():
+                    if kept is not None:
+                        tokenizer = cls(files, outline=kept["outline"])
+                    elif others_encode:
+                        tokenizer = cls(files, outline=outline_of(files.spec()))
+                    else:
+                        tokenizer = cls(files, files.spec(), ahead=ahead)
             except Problem:
                 raise
             except Exception as error:  # the file may hold anything
@@ -140,9 +151,8 @@ class Tokenizer(Vocabulary):
     @cached_property
     def reference(self) -> ReferenceEncoder:
         """The reference encoder."""
-        official, self._official = self._official, None
         try:
-            found = ReferenceEncoder(self._specs, official)
+            found = ReferenceEncoder(self._specs)
         except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
             if isinstance(error, KeyboardInterrupt | SystemExit | Problem):
                 raise
@@ -164,9 +174,9 @@ class Tokenizer(Vocabulary):
         _ = self.fast
 
     def drop_encoders(self) -> None:
-        """Let go of the fast encoder, and of what was built ahead, since other processes encode."""
-        self.__dict__.pop("fast", None)
-        self._official = None
+        """Let go of the encoders, since other processes encode."""
+        for name in ("fast", "reference"):
+            self.__dict__.pop(name, None)
         trim_memory()
 
     # -- encoding --
@@ -260,9 +270,3 @@ def _broken(files: TokenizerFiles, error: BaseException) -> InputError:
 
 def _key(files: TokenizerFiles) -> str:
     return objects.key_of("tokenizer", files.digest)
-
-
-def trim_memory() -> None:
-    """Return freed memory to the system: what a tokenizer is built from, say, takes as much as the tokenizer."""
-    with suppress(OSError, AttributeError):  # of glibc alone
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -41,6 +39,7 @@ from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.task import Outcome, Setup, Task, Trouble
 from schemas.arrow import OBJECT, OBJECT_NEAR
 from schemas.errors import IntegrityError, Reason, Reject, RowError
+from schemas.memory import without_collections
 
 BATCH = 512
 """Rows encoded in one call: enough for the tokenizer, small enough to bound memory."""
@@ -77,7 +76,7 @@ def run_unit(task: Task) -> Outcome:
     """Compile the unit into the cache, unless the outcome says why that must be done in another way."""
     compiler = _UnitCompiler(task)
     try:
-        with _without_collections():
+        with without_collections():
             compiler.run()
     except SkeletonMismatch:
         return Outcome(Trouble.SKELETON)
@@ -90,18 +89,6 @@ def examples_of(task: Task) -> Iterator[Example]:
     """Yield the examples of the unit, in the order of its object, which does not hold their conversations."""
     for kept in _UnitCompiler(task).examples():
         yield from kept
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """Look for no cyclic garbage meanwhile; rows make little of it, and looking takes a fifth of their time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass(slots=True)
