@@ -800,6 +800,19 @@ def test_units_are_about_as_long_as_asked_for_and_never_split_a_row(tmp_path: Pa
         assert lengths[-1] > 50_000 or name == "a.csv"
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_row_that_is_put_in_front_moves_few_units_although_rows_end_alike(name: str, tmp_path: Path) -> None:
+    rows = [{"n": n, "text": "x" * (n * 37 % 501), "source": "the same name of a source, " * 4} for n in range(3000)]
+    digests = []
+    for some in (rows, [{"first": 1}, *rows]):
+        lines = list(map(json.dumps, some))
+        text = "[" + ",\n".join(lines) + "]" if name == "a.json" else "\n".join(lines)
+        digests.append({unit.digest for unit in units(write(tmp_path / name, text.encode()), 20_000)})
+    before, after = digests
+    assert len(before) > 40
+    assert len(before - after) <= 6
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_cutting_a_large_file_takes_little_memory(name: str, suffix: str, tmp_path: Path) -> None:

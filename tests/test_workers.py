@@ -119,7 +119,7 @@ def by_the_rule(data: bytes, target: int) -> list[tuple[int, int]]:
     units, begin = [], 0
     for start, end in lines_of(data):
         chance = (end - start) * (1 << 33) // target
-        chosen = (end - begin) * 4 >= target and zlib.crc32(data[max(start, end - 64) : end]) < chance
+        chosen = (end - begin) * 4 >= target and zlib.crc32(data[max(start, end - 64) : end], end - start) < chance
         if chosen or end - begin >= 2 * target:
             units.append((begin, end))
             begin = end
