@@ -56,6 +56,7 @@ from schemas.places import spell
 from schemas.stores import StorePath
 
 __all__ = [
+    "COLUMNAR",
     "MAX_DEPTH",
     "Ask",
     "FileKind",

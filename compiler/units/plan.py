@@ -16,7 +16,7 @@ from compiler import formats
 from compiler.datasets.dataset import Dataset
 from compiler.datasets.files import File
 from compiler.options import Request
-from compiler.read import Ask, Unit, as_session, cut, first_rows, open_source, size_of
+from compiler.read import COLUMNAR, Ask, Unit, as_session, cut, first_rows, open_source, size_of
 from compiler.tokenizer.tokenizer import Tokenizer
 from compiler.units.compiled import CompiledDataset, UnitRecord
 from compiler.units.progress import Done, Watcher
@@ -25,6 +25,8 @@ from compiler.units.settle import look_up, media_as_they_were
 from compiler.units.task import Outcome, Setup, Task, object_key, recipe_of
 from schemas.errors import IntegrityError
 
+USUAL = 3 << 18
+"""Bytes of a usual unit of text."""
 LOOKED_UP = 64
 """Units that this process looks up itself, where it has found little to compile by then."""
 
@@ -57,15 +59,15 @@ class UnitPlan:
         """The number of the first unit with these bytes."""
         self._twins: list[tuple[Task, int]] = []
         """Units with the bytes of an earlier one, and that one's number."""
-        self.missing = 0
-        """How many units were looked up here and not found."""
+        self.missing = 0.0
+        """How many usual units were looked up here and not found."""
         self._looks_up = True
         self._said: set[str] = set()
 
     def to_settle(self, few: int) -> Iterator[Task]:
         """Cut the files; yield a task for each unit to settle, of equal ones only for the first.
 
-        The first ones are looked up here, until more than `few` are missing.
+        The first ones are looked up here, until more than `few` usual ones are missing.
         """
         for task in self.units():
             if self._has_twin(task):
@@ -75,11 +77,16 @@ class UnitPlan:
                 if kept is not None:
                     self.came_of(task, Outcome(object=kept, is_cached=True, digest=task.unit.digest, key=task.key))
                 else:
-                    self.missing += 1
+                    self.missing += self.work_of(task)
                     yield task
                 self._looks_up = self.sample is not None or (self.missing <= few and task.number + 1 < LOOKED_UP)
                 continue
             yield task
+
+    def work_of(self, task: Task) -> float:
+        """As how many usual units it counts. Of images and tables the bytes say little."""
+        unit = task.unit
+        return 1.0 if self.setup.vision or unit.kind in COLUMNAR else unit.length / USUAL
 
     def _has_twin(self, task: Task) -> bool:
         unit = task.unit

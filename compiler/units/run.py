@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from compiler.datasets.dataset import Dataset
@@ -28,14 +28,14 @@ from compiler.units.plan import UnitPlan
 from compiler.units.progress import Watcher
 from compiler.units.sample import UnitSample
 from compiler.units.settle import settle
-from compiler.units.task import Awaited, Engine, Setup, Trouble
+from compiler.units.task import Awaited, Engine, Setup, Task, Trouble
 from schemas.errors import Problem
 from schemas.stores import path_of
 
 FEW_UNITS = 4
-"""With this many units or fewer to compile, a fast encoder takes longer to load than it gains."""
+"""With this many usual units or fewer to compile, a fast encoder takes longer to load than it gains."""
 IN_PROCESS_UNITS, LARGE_VOCABULARY = 16, 50_000
-"""With this many units or fewer to compile, workers that load a large vocabulary take longer to start than they gain:
+"""With this many or fewer, workers that load a large vocabulary take longer to start than they gain:
 about two seconds, when a unit of text takes a fifth of one. Units with images take longer."""
 COMPARED = 100
 """Texts that are compared with the reference at once."""
@@ -87,7 +87,7 @@ class UnitRun:
 
     @property
     def few(self) -> int:
-        """So many units, or fewer, are compiled in this process."""
+        """So many usual units, or fewer, are compiled in this process."""
         small = self.setup.vision or len(self.tokenizer.is_control) < LARGE_VOCABULARY
         return FEW_UNITS if small else IN_PROCESS_UNITS
 
@@ -118,13 +118,18 @@ def compile_units(run: UnitRun, engines: Engines) -> UnitPlan:
 def _settle_all(run: UnitRun, plan: UnitPlan, engines: Engines, encoder: str) -> tuple[str, Trouble | None]:
     """Settle the units; return their encoder and the trouble there was. `encoder` "" = not chosen yet."""
     tasks, few = plan.to_settle(run.few), run.few
-    first = list(islice(tasks, few + 1))
+    first, work = list[Task](), 0.0
+    for task in tasks:
+        first.append(task)
+        work += plan.work_of(task)
+        if work > few:
+            break
     if not first:
         return encoder, None
-    engine = engines.started(encodes=plan.missing > 0) if len(first) > few else engines.current
+    engine = engines.started(encodes=plan.missing > 0) if work > few else engines.current
     certificate = engine.aside(certified, run.setup, str(run.options.cache)) if run.certify else Awaited.known(None)
     proofs = _Proofs(run, engine)
-    encoder = encoder or proofs.choose(many=len(first) > FEW_UNITS)
+    encoder = encoder or proofs.choose(many=work > FEW_UNITS)
     if engine is not engines.in_process:
         run.tokenizer.drop_encoders()  # others encode
         run.tokenizer.keep(run.options.cache)
