@@ -108,7 +108,7 @@ class Tokenizer(Vocabulary):
         The outline of a tokenizer is kept in the cache, so that its file need not be parsed where nothing is encoded.
         `ahead` names the encoder that this process will use if the cache does not know the tokenizer, so that it was
         never used with this cache. `others_encode`: other processes will encode, and what encoding needs is not made
-        here; the outline is kept once these have begun (`keep`). Nothing but the time depends on these.
+        here; the outline is kept later (`keep`), since these ask for it too. Nothing but the time depends on these.
         """
         files = TokenizerFiles.find(folder)
         if files.identity not in _LOADED:
@@ -125,7 +125,7 @@ class Tokenizer(Vocabulary):
                 raise
             except Exception as error:  # the file may hold anything
                 raise _broken(files, error) from error
-            if not others_encode:
+            if kept is None and not others_encode:
                 tokenizer.keep(cache)
             trim_memory()
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
@@ -133,8 +133,8 @@ class Tokenizer(Vocabulary):
         return _LOADED[files.identity]
 
     def keep(self, cache: Path | None) -> None:
-        """Keep the outline in the cache."""
-        if cache is not None and not objects.has(cache, _key(self.files)):
+        """Keep the outline in the cache, unless it is there."""
+        if cache is not None and objects.load_record(cache, _key(self.files)) is None:
             with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
                 objects.store_record(cache, _key(self.files), {"outline": self.outline})
 

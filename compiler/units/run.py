@@ -104,6 +104,7 @@ def compile_units(run: UnitRun, engines: Engines) -> UnitPlan:
         plan = run.plan()
         encoder, trouble = _settle_all(run, plan, engines, encoder)
         if trouble is None:
+            run.tokenizer.keep(run.options.cache)  # others have looked by now, and begun to load their encoder
             return plan
         if trouble is Trouble.IDS:
             run.watcher.say(f"{trouble}; what it encoded is encoded again with {REFERENCE}")
@@ -132,7 +133,6 @@ def _settle_all(run: UnitRun, plan: UnitPlan, engines: Engines, encoder: str) ->
     encoder = encoder or proofs.choose(many=work > FEW_UNITS)
     if engine is not engines.in_process:
         run.tokenizer.drop_encoders()  # others encode
-        run.tokenizer.keep(run.options.cache)
     plan.ask = engine.ask
     given = (replace(task, encoder=encoder) for task in chain(first, tasks))
     try:
