@@ -19,6 +19,7 @@ The rules that hold for every kind:
     source.py    names, contents that contradict the name, compression
     text.py      .jsonl .json .csv .tsv .txt
     lines.py     the units of .jsonl and .txt
+    records.py   the records of .csv and .tsv
     elements.py  where the elements of a JSON array are
     value.py     one JSON value, and everything that can be wrong with it
     together.py  the values of many rows at once
