@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import registry
 from benchmarks.corpus import write
-from compiler.encode.columns import trained_runs
+from compiler.encode.batch import trained_runs
 from compiler.read import cut, named, open_source, read
 from compiler.sets.link import with_labels
 from compiler.units import processes
