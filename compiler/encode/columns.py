@@ -94,6 +94,8 @@ def _sequences(
     """The token columns of one side of the examples, null where there is none; the numbers of tokens that the model
     sees, and of trained ones."""
     present = np.array([side is not None for side in sides])
+    if not present.any():
+        return _no_sequences(prefix, len(sides))
     batch = joined([side for side in sides if side is not None])
     mask = None if present.all() else pa.array(~present)
     offsets = _offsets(_spread(np.diff(batch.edges), present))
@@ -108,6 +110,15 @@ def _sequences(
     lengths, trained = np.array(batch.lengths, np.int64), np.array(batch.num_trained, np.int64)
     named = {f"{prefix}{name}": column for name, column in columns.items()}
     return named, _spread(lengths, present), _spread(trained, present)
+
+
+def _no_sequences(prefix: str, count: int) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The same of examples that all lack this side: the other reply of rows that are no pairs."""
+    offsets, mask = np.zeros(count + 1, np.int32), pa.array(np.ones(count, np.bool_))
+    ids, weights = (pa.ListArray.from_arrays(offsets, np.empty(0, of), mask=mask) for of in (np.int32, np.float32))
+    columns = {"input_ids": ids, "trained": ids, "loss_weights": weights, "spans": ids}
+    none = np.zeros(count, np.int64)
+    return {f"{prefix}{name}": column for name, column in columns.items()}, none, none
 
 
 def _spread(values: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:

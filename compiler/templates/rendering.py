@@ -124,13 +124,13 @@ class Rendering(Markup):
         if self._spelling is None:
             return True
         begin, search, search_json = self._spelling
+        values = [conversation.tools] if conversation.tools is not None else []
         for message in conversation.messages:
-            if begin in message.content and search(message.content):
+            content = message.content
+            if begin in content and search(content):
                 return True
             if message.reasoning and search(message.reasoning):
                 return True
-        values = [conversation.tools] if conversation.tools is not None else []
-        for message in conversation.messages:
             if message.calls or message.name is not None or message.call_id is not None:
                 calls = [(call.name, call.id, call.arguments) for call in message.calls]
                 values.append((message.name, message.call_id, calls))
