@@ -32,7 +32,7 @@ Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """(ids int32[T], lengths int64[N]) of N texts, one after the other."""
 
 REFERENCE, FAST = "tokenizers", "fastokens"
-LONG = 512
+LONG = 1024
 """The fewest characters of a text that is looked for among others: to look takes time too."""
 REFUSALS = (ValueError, RuntimeError, NotImplementedError)
 """What the fast encoder raises for a tokenizer that it cannot do."""
@@ -149,8 +149,7 @@ def _repeated(texts: Sequence[str]) -> dict[int, int]:
     """The texts that are the same as earlier ones, by number, where encoding them but once saves a good part."""
     first: dict[str, int] = {}
     again = {n: same for n, text in enumerate(texts) if len(text) >= LONG and (same := first.setdefault(text, n)) < n}
-    saved = sum(len(texts[n]) for n in again)
-    return again if 8 * saved > sum(map(len, texts)) else {}
+    return again if again and 8 * sum(len(texts[n]) for n in again) > sum(map(len, texts)) else {}
 
 
 def _with_repeated(ids: npt.NDArray[np.int32], edges: npt.NDArray[np.int64], again: dict[int, int], count: int) -> Ids:
