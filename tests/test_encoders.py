@@ -276,6 +276,12 @@ def test_texts_that_are_equal_have_the_ids_of_each(tmp_path: Path) -> None:
     assert ids.tolist() == [i for one in alone for i in one] and lengths.tolist() == [len(one) for one in alone]
 
 
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.sampled_from(["", "Hi", " 你好" * 9, "Answer. " * 200, "One of the tools " * 90, "你好！" * 400])))
+def test_the_fast_encoder_gives_texts_that_stand_there_again_the_same_ids(some: list[str]) -> None:
+    assert same_ids(tools("demo", "auto")[0], some)
+
+
 @pytest.mark.parametrize("change", ["damaged", "of another version"])
 def test_what_the_cache_keeps_of_a_tokenizer_is_not_used_when_it_is(
     change: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 import registry
 from benchmarks.corpus import write
-from compiler.encode.columns import trained_runs
+from compiler.encode.batch import Batch, trained_runs
 from compiler.read import cut, named, open_source, read
 from compiler.read import lines as lines_of_files
 from compiler.sets.link import with_labels
@@ -294,6 +294,17 @@ def test_the_labels_of_a_shard_are_those_that_an_object_holds_as_run_lengths(row
     assert offsets.tolist() == edges.tolist()
     assert labels.tolist() == [int(token) if one else -100 for token, one in zip(ids, trained, strict=True)]
     assert all(len(runs[a:b]) and (runs[a + 1 : b] > 0).all() for a, b in zip(*_pairs(counts), strict=True))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.lists(st.booleans(), max_size=9), max_size=6))
+def test_the_trained_tokens_of_each_sequence_are_counted_of_empty_ones_too(rows: list[list[bool]]) -> None:
+    weights = np.array([one for row in rows for one in row], np.float32)
+    none = np.empty(0, np.int64)
+    edges = np.cumsum([0, *map(len, rows)])
+    batch = Batch(weights.astype(np.int32), weights, edges, [], none, none, np.zeros(len(rows) + 1, np.int64))
+    assert batch.num_trained == list(map(sum, rows))
+    assert batch.trained_runs[1].sum() == len(batch.trained_runs[0])
 
 
 def _pairs(counts: Any) -> tuple[list[int], list[int]]:

@@ -63,10 +63,17 @@ class Batch:
         return lengths
 
     @cached_property
+    def trained_runs(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Which tokens are trained, as run lengths int32[R], and how many runs each sequence has, int64[N]."""
+        return trained_runs(self.weights > 0, self.edges)
+
+    @cached_property
     def num_trained(self) -> list[int]:
         """The numbers of trained tokens, by sequence."""
-        sums = np.add.reduceat(np.append(self.weights > 0, False), self.edges[:-1], dtype=np.int64)
-        found: list[int] = np.where(np.diff(self.edges) > 0, sums, 0).tolist()
+        runs, counts = self.trained_runs
+        edges = np.concatenate([[0], np.cumsum(counts)])
+        is_trained = (np.arange(len(runs)) - np.repeat(edges[:-1], counts)) % 2
+        found: list[int] = np.diff(np.concatenate([[0], np.cumsum(runs * is_trained)])[edges]).tolist()
         return found
 
     @cached_property
@@ -97,6 +104,8 @@ class Batch:
 
     def rows(self, first: int, stop: int) -> Batch:
         """The sequences [first, stop)."""
+        if (first, stop) == (0, len(self.edges) - 1):
+            return self
         low, high = self.edges[first], self.edges[stop]
         start, end = self.part_edges[first], self.part_edges[stop]
         placed = {n - first: self.placed[n] for n in range(first, stop) if n in self.placed} if self.placed else {}
@@ -189,12 +198,16 @@ class Encoded:
 def joined(sequences: Sequence[Encoded]) -> Batch:
     """The sequences in one batch. Those that follow each other in theirs are taken from it at once."""
     taken: list[tuple[Batch, int, int]] = []
+    batch, first, stop = None, 0, 0
     for one in sequences:
-        batch, first, stop = taken[-1] if taken else (None, 0, 0)
-        if batch is one.batch and stop == one.number:
-            taken[-1] = batch, first, stop + 1
-        else:
-            taken.append((one.batch, one.number, one.number + 1))
+        if one.batch is batch and one.number == stop:
+            stop += 1
+            continue
+        if batch is not None:
+            taken.append((batch, first, stop))
+        batch, first, stop = one.batch, one.number, one.number + 1
+    if batch is not None:
+        taken.append((batch, first, stop))
     parts = [batch.rows(first, stop) for batch, first, stop in taken]
     if len(parts) == 1:
         return parts[0]
@@ -221,3 +234,20 @@ def joined(sequences: Sequence[Encoded]) -> Batch:
         np.cumsum(np.concatenate([[0], *(np.diff(part.part_edges) for part in parts)])),
         placed,
     )
+
+
+def trained_runs(
+    trained: npt.NDArray[np.bool_], edges: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Which tokens are trained, bool[T], as run lengths int32[R], and how many runs each row has, int64[N].
+
+    The runs of a row begin with one that is not trained, of length 0 where the first token is.
+    """
+    begins = np.zeros(len(trained) + 1, np.bool_)
+    np.not_equal(trained[1:], trained[:-1], out=begins[1:-1])
+    begins[edges] = True
+    places = np.flatnonzero(begins)
+    numbers = np.searchsorted(places, edges)
+    first = np.append(trained, False)[edges[:-1]] & (np.diff(edges) > 0)
+    runs = np.insert(np.diff(places), numbers[:-1][first], 0)
+    return runs.astype(np.int32), np.diff(numbers) + first

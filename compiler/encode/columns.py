@@ -52,18 +52,16 @@ def columns_of(kept: list[Example], unit: Unit, owners: dict[Owner, int], *, nea
     groups = [one.group or whole for one, whole in zip(conversations, wholes, strict=True)]
     chosen, lengths, trained = _sequences("", [example.encoded for example in kept], owners)
     rejected, more, also_trained = _sequences("rejected_", [example.rejected for example in kept], owners)
-    offsets = [example.row.offset for example in kept]
     arrays = {
         **chosen,
         **rejected,
-        "images": _media(kept, "image"),
-        "videos": _media(kept, "video"),
+        **_media(kept),
         "desirable": pa.array([one.desirable for one in conversations], pa.bool_()),
         "num_trained": pa.array((trained + also_trained).astype(np.int32)),
         "repairs": pa.array([one.repairs or None for one in conversations], pa.list_(pa.string())),
         "part": pa.array([example.part for example in kept], pa.int32()),
         "index": pa.array([example.row.index for example in kept], pa.int64()),
-        "offset": pa.array([within(offset, unit) for offset in offsets], pa.int64()),
+        "offset": pa.array([within(example.row.offset, unit) for example in kept], pa.int64()),
         "length": pa.array((lengths + more).astype(np.int32)),
         "fingerprint": _digests(prints),
         "group": _digests(groups),
@@ -96,11 +94,13 @@ def _sequences(
     """The token columns of one side of the examples, null where there is none; the numbers of tokens that the model
     sees, and of trained ones."""
     present = np.array([side is not None for side in sides])
+    if not present.any():
+        return _no_sequences(prefix, len(sides))
     batch = joined([side for side in sides if side is not None])
     mask = None if present.all() else pa.array(~present)
     offsets = _offsets(_spread(np.diff(batch.edges), present))
     spans, edges = batch.spans(owners)
-    runs, counts = trained_runs(batch.weights > 0, batch.edges)
+    runs, counts = batch.trained_runs
     columns = {
         "input_ids": pa.ListArray.from_arrays(offsets, batch.ids, mask=mask),
         "trained": pa.ListArray.from_arrays(_offsets(_spread(counts, present)), runs, mask=mask),
@@ -112,18 +112,13 @@ def _sequences(
     return named, _spread(lengths, present), _spread(trained, present)
 
 
-def trained_runs(
-    trained: npt.NDArray[np.bool_], edges: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Which tokens are trained, bool[T], as run lengths int32[R], and how many runs each row has, int64[N].
-
-    The runs of a row begin with one that is not trained, of length 0 where the first token is.
-    """
-    begins = np.union1d(np.flatnonzero(trained[1:] != trained[:-1]) + 1, edges)
-    places = np.searchsorted(begins, edges)
-    first = trained[edges[:-1]]
-    runs = np.insert(np.diff(begins), places[:-1][first], 0)
-    return runs.astype(np.int32), np.diff(places) + first
+def _no_sequences(prefix: str, count: int) -> tuple[dict[str, pa.Array], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The same of examples that all lack this side: the other reply of rows that are no pairs."""
+    offsets, mask = np.zeros(count + 1, np.int32), pa.array(np.ones(count, np.bool_))
+    ids, weights = (pa.ListArray.from_arrays(offsets, np.empty(0, of), mask=mask) for of in (np.int32, np.float32))
+    columns = {"input_ids": ids, "trained": ids, "loss_weights": weights, "spans": ids}
+    none = np.zeros(count, np.int64)
+    return {f"{prefix}{name}": column for name, column in columns.items()}, none, none
 
 
 def _spread(values: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -133,11 +128,13 @@ def _spread(values: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> np
     return found
 
 
-def _media(kept: list[Example], kind: str) -> pa.Array:
-    """The references of one kind in each example, with where they stand in the ids."""
-    if not any(example.encoded.placed for example in kept):
-        return pa.ListArray.from_arrays(pa.array([0] * (len(kept) + 1), pa.int32()), pa.array([], MEDIA.value_type))
-    return pa.array([_references(example, kind) for example in kept], MEDIA)
+def _media(kept: list[Example]) -> dict[str, pa.Array]:
+    """The references of each kind in each example, with where they stand in the ids."""
+    names = {"images": "image", "videos": "video"}
+    if any(example.encoded.placed for example in kept):
+        return {name: pa.array([_references(example, kind) for example in kept], MEDIA) for name, kind in names.items()}
+    none = pa.ListArray.from_arrays(pa.array([0] * (len(kept) + 1), pa.int32()), pa.array([], MEDIA.value_type))
+    return dict.fromkeys(names, none)
 
 
 def _references(example: Example, kind: str) -> list[dict[str, Any]]:

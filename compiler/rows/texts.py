@@ -40,9 +40,9 @@ def remarks_on(said: Sequence[Message], text: str, *, empty: bool, vision: bool,
     `react` whether the weights know ReAct text.
     """
     found: list[str] = []
-    if empty and any(not (message.content or message.media) and message.role is Role.USER for message in said):
+    if empty and any(message.role is Role.USER and not (message.content or message.media) for message in said):
         found.append(EMPTY_PROMPT)
-    if "{" in text:
+    if "{" in text and text.rfind("{{") >= 0:
         found += [PLACEHOLDER + name for name in sorted(set(_NAMED.findall(text)))[:_MOST]]
     if "<" in text:
         found += [
@@ -57,11 +57,12 @@ def remarks_on(said: Sequence[Message], text: str, *, empty: bool, vision: bool,
 
 def markers_in(text: str) -> list[str]:
     """The notes on markers of chat templates that a text carries."""
-    # A character is found many times as fast as a word, and a long word faster than a short one.
+    # A character is found many times as fast as a word, a long word faster than a short one, and a short one, or one of
+    # rare characters, twice as fast from the end.
     found = [MARKER + marker for marker in _MARKERS if marker in text] if "<" in text else []
     if "#" in text:
         found += [MARKER + marker for marker in _HEADINGS if marker in text]
-    if "[" in text and _INSTRUCTION in text:
+    if "[" in text and text.rfind(_INSTRUCTION) >= 0:
         found.append(MARKER + _INSTRUCTION)
     if "Assistant:" in text and "Human:" in text and _in_order(text, *_SPEAKERS):
         found.append(f"{MARKER}Human: / Assistant:")

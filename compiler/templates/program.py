@@ -12,9 +12,10 @@ This module decides which way a row takes.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, field
 from typing import Any
+
+import xxhash
 
 from compiler.conversation import Conversation, Segment
 from compiler.templates.rendering import Rendering
@@ -108,7 +109,7 @@ class Program:
 
 
 def _is_sampled(conversation: Conversation) -> bool:
-    return zlib.crc32(conversation.messages[-1].content.encode()) % PROVE_EVERY == 0
+    return xxhash.xxh3_64_intdigest(conversation.messages[-1].content.encode()) % PROVE_EVERY == 0
 
 
 def _shape(conversation: Conversation) -> ShapeKey | None:

@@ -123,28 +123,33 @@ class Rendering(Markup):
         """Whether a control token may be in the row: a quick test, which most rows fail."""
         if self._spelling is None:
             return True
-        search, search_json = self._spelling
-        for message in conversation.messages:
-            if search(message.content) or (message.reasoning and search(message.reasoning)):
-                return True
+        begin, search, search_json = self._spelling
         values = [conversation.tools] if conversation.tools is not None else []
         for message in conversation.messages:
+            content = message.content
+            if begin in content and search(content):
+                return True
+            if message.reasoning and search(message.reasoning):
+                return True
             if message.calls or message.name is not None or message.call_id is not None:
-                values.append([message.name, message.call_id])
-                values += [[call.name, call.id, call.arguments] for call in message.calls]
+                calls = [(call.name, call.id, call.arguments) for call in message.calls]
+                values.append((message.name, message.call_id, calls))
         try:
-            return any(search_json(orjson.dumps(value)) for value in values)
+            return bool(values) and search_json(orjson.dumps(values)) is not None
         except TypeError:  # what orjson cannot write is searched in full
             return True
 
     @cached_property
-    def _spelling(self) -> tuple[Callable[[str], object], Callable[[bytes], object]] | None:
-        """What finds control tokens in a text and in JSON; None where JSON writes one in another way."""
+    def _spelling(self) -> tuple[str, Callable[[str], object], Callable[[bytes], object]] | None:
+        """What finds control tokens in a text and in JSON, and the character that all begin with, which is found much
+        faster ("" = they have none in common); None where JSON writes one in another way."""
         tokens = [text for text in self.controls if not text.isalnum()]
         if any(orjson.dumps(text).decode() != f'"{text}"' for text in tokens):
             return None
         pattern = "|".join(map(re.escape, tokens)) or r"(?!)"
-        return re.compile(pattern).search, re.compile(pattern.encode()).search
+        begins = {text[:1] for text in tokens}
+        begin = begins.pop() if len(begins) == 1 else ""
+        return begin, re.compile(pattern).search, re.compile(pattern.encode()).search
 
 
 def _is_mark(segment: Segment) -> bool:

@@ -24,7 +24,7 @@ Field = tuple[str, int, int]
 Text = tuple[str | int, ...]
 """A text with slots: literals, and the numbers of the fields that stand between them."""
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.:/-]+")
+_is_plain_name = re.compile(r"[A-Za-z0-9_.:/-]+").fullmatch
 _FIRST_PROBE = "q\"uo'te\\ <&> {x} [y] é\n中 ABC"
 """A template that changes or escapes this text has no skeletons."""
 _PROBES = {
@@ -77,8 +77,9 @@ class Skeleton:
                 names = [message.name, message.call_id]
                 for call in message.calls:
                     names += (call.name, call.id)
-                if not all(_PLAIN_NAME.fullmatch(name) for name in names if name is not None):
-                    return False
+                for name in names:
+                    if name is not None and not _is_plain_name(name):
+                        return False
         return True
 
     def _try(self, conversation: Conversation) -> None:

@@ -33,6 +33,8 @@ Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """(ids int32[T], lengths int64[N]) of N texts, one after the other."""
 
 REFERENCE, FAST = "tokenizers", "fastokens"
+LONG = 1024
+"""The fewest characters of a text that is looked for among others: to look takes time too."""
 REFUSALS = (ValueError, RuntimeError, NotImplementedError)
 """What the fast encoder raises for a tokenizer that it cannot do."""
 
@@ -164,10 +166,37 @@ class FastEncoder:
         self._continued = fastokens.Tokenizer.from_json_str(specs.json(continued)) if continued else self._fresh
 
     def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
-        """Encode the texts."""
-        ids, offsets = (self._fresh if fresh else self._continued).encode_batch_flat(list(texts))
-        edges = np.frombuffer(offsets, np.uint64)
-        return np.frombuffer(ids, np.uint32).astype(np.int32), (edges[1:] - edges[:-1]).astype(np.int64)
+        """Encode the texts, those that several rows have once: system prompts with their tools are long."""
+        plain = self._fresh if fresh else self._continued
+        again = _repeated(texts)
+        once = [text for n, text in enumerate(texts) if n not in again] if again else list(texts)
+        found, offsets = plain.encode_batch_flat(once)
+        ids, edges = np.frombuffer(found, np.int32), np.frombuffer(offsets, np.int64)
+        return _with_repeated(ids, edges, again, len(texts)) if again else (ids, np.diff(edges))
+
+
+def _repeated(texts: Sequence[str]) -> dict[int, int]:
+    """The texts that are the same as earlier ones, by number, where encoding them but once saves a good part."""
+    first: dict[str, int] = {}
+    again = {n: same for n, text in enumerate(texts) if len(text) >= LONG and (same := first.setdefault(text, n)) < n}
+    return again if again and 8 * sum(len(texts[n]) for n in again) > sum(map(len, texts)) else {}
+
+
+def _with_repeated(ids: npt.NDArray[np.int32], edges: npt.NDArray[np.int64], again: dict[int, int], count: int) -> Ids:
+    """The ids of `count` texts, of which those of `again` were not encoded: each is the same as an earlier one."""
+    same = np.arange(count)
+    same[list(again)] = list(again.values())
+    place = np.cumsum(same == np.arange(count)) - 1  # of a text among those encoded, or of the last one before it
+    source = place[same]
+    numbers, at = list(again), 0
+    pieces = []
+    for begin, end, stop in zip(
+        edges[source[numbers]].tolist(), edges[source[numbers] + 1].tolist(), edges[place[numbers] + 1].tolist(),
+        strict=True,
+    ):  # fmt: skip
+        pieces += [ids[at:stop], ids[begin:end]]
+        at = stop
+    return np.concatenate([*pieces, ids[at:]]), np.diff(edges)[source]
 
 
 def load_fast(specs: Specs) -> FastEncoder | str:
