@@ -105,9 +105,10 @@ def compile_set(options: CompileOptions, watcher: Watcher) -> CompileResult:
         forget_columns(compiled, rows)
         mix = make_plan(requests, examples, options.mixing)
         splits = plan_splits(mix, compiled, rows, options.pack)
+        entries = [dataset_entry(i, one, examples[i], mix, options.units) for i, one in enumerate(compiled)]
+        del examples, mix  # a few hundred bytes a row, before workers hold rows too
         embedded = link_embedded(output.partial, splits, rows, options.cache)
         written = link(output.partial, splits, rows, kind, engines.linking(output.partial).run, watcher.linked)
-        entries = [dataset_entry(i, one, examples[i], mix, options.units) for i, one in enumerate(compiled)]
         manifest: Manifest = {
             "format_version": FORMAT_VERSION,
             "kind": kind,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,8 @@ def salt(seed: int, what: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.sha256(f"{seed}:{what}".encode()).digest()[:8], "little"))
 
 
-def hashes(seed: int, what: str, *columns: Ints) -> npt.NDArray[np.uint64]:
-    """A uint64 for each row of the columns, int64[N], that looks random and depends on these arguments alone."""
+def hashes(seed: int, what: str, *columns: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint64]:
+    """A uint64 for each row of the columns, [N], that looks random and depends on these arguments alone."""
     keys = np.full(len(columns[0]), salt(seed, what), dtype=np.uint64)
     for column in columns:
         keys = mix64(keys ^ column.astype(np.uint64))

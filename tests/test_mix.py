@@ -17,6 +17,7 @@ from hypothesis import given, settings
 
 from compiler.options import MixOptions, Request, parse_mix
 from compiler.sets.mix import Examples, MixPlan, make_plan
+from compiler.sets.prints import again
 from schemas.errors import UsageError
 from schemas.reader import CompiledSet
 
@@ -554,3 +555,11 @@ def test_an_option_of_shares_without_a_share_is_refused(run: Run, tmp_path: Path
     result = run("compile", tmp_path / "a.jsonl", *option, "-o", tmp_path / "out", code=2)
     assert option[0] in result.stderr
     assert "share" in result.stderr
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=30))
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+def test_a_row_repeats_one_before_it_where_both_halves_of_their_prints_are_equal(halves: list[tuple[int, int]]) -> None:
+    prints = [first.to_bytes(8) + second.to_bytes(8) for first, second in halves]
+    found = again(np.array(prints, "S16"))
+    assert found.tolist() == [one in prints[:place] for place, one in enumerate(prints)]

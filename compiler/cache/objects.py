@@ -25,7 +25,9 @@ import pyarrow as pa
 import xxhash
 
 from compiler.cache.halves import stamp_of, write
-from schemas.arrow import SHINGLES, WORD_LISTS, sha256_of
+from compiler.cache.layout import Counts, one_chunk, opened, side_by_side
+from compiler.cache.small import SmallColumns
+from schemas.arrow import OBJECT_NEAR, sha256_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,8 +36,8 @@ ROOT = Path(__file__).parents[2]
 class Object:
     """A unit's compiled rows, and what was counted while they were compiled.
 
-    Nearly all bytes of an object are its word lists (tokens, labels, weights, spans). They stay in the file, and
-    `lists` says where. A word is an int32, or a float32 in lists of weights.
+    Nearly all bytes of an object are its word lists (tokens, labels, weights, spans). They stay in the file, row after
+    row; `counts` says how many words each row has (layout.py). A word is an int32, or a float32 in lists of weights.
     """
 
     path: Path
@@ -44,21 +46,29 @@ class Object:
     digest: str
     """xxh3 of the file's bytes."""
     info: dict[str, Any]
-    small: pa.Table
-    """The other columns, in memory."""
-    lists: dict[str, tuple[int, npt.NDArray[np.int32]]]
-    """For each word list with words: its first one in the file, and where each row begins after it, int32[N + 1]."""
+    columns: SmallColumns
+    """The other columns, in memory; without `group` where that is always the fingerprint."""
+    first_word: int
+    """The word of the file with which the words of the first row begin."""
+    counts: Counts
+    """For each word list with words, how many each row has; rows hold the lists in this order."""
     lines: npt.NDArray[np.int32]
     """The runs of rows that begin on consecutive lines, int32[R, 2]: the first row and its line, within the unit."""
 
     @property
     def num_rows(self) -> int:
         """The number of rows."""
-        return self.small.num_rows
+        return self.columns.count
 
-    def edges(self, name: str) -> npt.NDArray[np.int32]:
-        """Where each row's words of a list begin, after its first one, and where the last row's end; int32[N + 1]."""
-        return self.lists[name][1] if name in self.lists else np.zeros(self.num_rows + 1, np.int32)
+    @property
+    def small(self) -> pa.Table:
+        """The other columns as a table, which is made anew each time."""
+        found = {}
+        for field in OBJECT_NEAR:
+            name = "fingerprint" if field.name == "group" and "group" not in self.columns else field.name
+            if name in self.columns:
+                found[field.name] = self.columns.column(name).cast(field.type)
+        return pa.table(found)
 
     @property
     def nbytes(self) -> int:
@@ -67,19 +77,7 @@ class Object:
 
     def without_columns(self) -> Object:
         """The object with nothing of its rows in memory but their number."""
-        return dataclasses.replace(self, small=pa.table({"none": pa.nulls(self.num_rows)}), lists={})
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For another process; the columns as an Arrow stream, which takes a tenth of the time of a pickled table."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.small.schema) as stream:
-            stream.write_table(self.small)
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return _received, (fields | {"small": sink.getvalue().to_pybytes()},)
-
-
-def _received(fields: dict[str, Any]) -> Object:
-    return Object(**fields | {"small": pa.ipc.open_stream(fields["small"]).read_all()})
+        return dataclasses.replace(self, columns=SmallColumns(self.num_rows, {}, {}), counts={})
 
 
 DECIDES_BYTES = (
@@ -88,7 +86,9 @@ DECIDES_BYTES = (
     "compiler/conversation.py",
     "compiler/options.py",
     "compiler/cache/halves.py",
+    "compiler/cache/layout.py",
     "compiler/cache/objects.py",
+    "compiler/cache/small.py",
     "compiler/units/task.py",
     "compiler/units/unit.py",
     "registry/*.py",
@@ -169,28 +169,19 @@ def _opened(path: Path, stamp: tuple[int, ...], info: dict[str, Any], data: pa.B
     """The object of a record and the bytes of its rows, whose digest is right; the bytes are not kept."""
     info = dict(info)
     digest = info.pop("rows_xxh3")
-    table = pa.ipc.open_file(data).read_all()
-    in_file = [*WORD_LISTS, *(name for name in table.schema.names if name == SHINGLES)]
-    small = table.drop_columns(in_file).take(pa.array(np.arange(table.num_rows)))  # copied, so that data is freed
-    lists = {name: _place_of(table.column(name), data) for name in in_file}
-    lists = {name: place for name, place in lists.items() if place[1][-1]}
+    table, first_word, counts = opened(pa.ipc.open_file(data).read_all(), data)
+    names = [name for name in table.schema.names if name != "group" or not table[name].equals(table["fingerprint"])]
+    columns = SmallColumns.of(table.num_rows, ((name, one_chunk(table[name])) for name in names))
     lines = np.array(info.pop("lines"), np.int32).reshape(-1, 2)  # a row each in the worst case: no lists of objects
-    return Object(path, stamp, digest, info, small, lists, lines)
-
-
-def _place_of(column: pa.ChunkedArray, file: pa.Buffer) -> tuple[int, npt.NDArray[np.int32]]:
-    if not column.num_chunks:
-        return 0, np.zeros(1, np.int32)
-    rows = column.chunk(0)  # an object is one batch
-    offsets, values = rows.offsets.to_numpy().copy(), rows.values.buffers()[1]
-    return (values.address - file.address) // 4 if values is not None and offsets[-1] else 0, offsets
+    return Object(path, stamp, digest, info, columns, first_word, counts, lines)
 
 
 def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> Object:
     """Write an object: the rows first, then the record that holds their digest, each by rename. Return it."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
+    whole = side_by_side(table)
+    with pa.ipc.new_file(sink, whole.schema) as writer:
+        writer.write_table(whole)
     rows, path = sink.getvalue(), _paths(cache_dir, key)[0]
     stamp = write(cache_dir, path, rows)
     info = info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)}

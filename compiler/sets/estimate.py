@@ -238,8 +238,9 @@ def _bytes_of(one: SampledDataset) -> Floats:
     for unit in one.loaded:
         size = np.full(unit.num_rows, float(_ROW))
         for name in WORD_LISTS:
-            words = np.diff(unit.edges(name.replace("trained", "input_ids")).astype(np.int64))  # as many labels as ids
-            size += words * (_SPAN / 2 if name.endswith("spans") else 4)
+            words = unit.counts.get(name.replace("trained", "input_ids"))  # as many labels as ids
+            if words is not None:
+                size += words * (_SPAN / 2 if name.endswith("spans") else 4.0)
         parts.append(size)
     return np.concatenate(parts)
 

@@ -4,10 +4,10 @@
    (`write_shard`), since its bytes depend on the job and the objects alone.
 2. A shard is cut into blocks, a block into batches of 512 rows or packs. The words of a block are copied from the
    objects, all its batches at once: every object is opened once a block.
-3. Meanwhile another thread writes and hashes the block before.
+3. Meanwhile another thread makes the batches of the block before, writes and hashes them.
 
-The cost is one copy of every byte and two hashes over it; memory holds two blocks for each shard that is being written,
-and the small columns of all rows.
+The cost is one copy of every byte and two hashes over it; memory holds the words of two blocks for each shard that is
+being written, and the small columns of all rows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -26,9 +27,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from compiler.cache.layout import Narrow, narrow
+from compiler.cache.small import SmallColumns, exact, repeated
 from compiler.sets.mix import MixPlan
 from compiler.sets.pack import Packs, pack, packed_columns
-from compiler.sets.rows import CompiledRows, PlacedWords, placed_in
+from compiler.sets.rows import CompiledRows, PlacedWords
 from compiler.sets.shard import ShardWriter
 from compiler.sets.words import SpilledRows, WordLists
 from compiler.units.compiled import CompiledDataset
@@ -42,14 +45,16 @@ SHARD_TOKENS = 32 << 20
 BATCH_ROWS = 512
 BLOCK_TOKENS = 8 << 20
 """Tokens that are copied at once: every object that has some of their rows is opened for them."""
+ROW_TOKENS = 32
+"""Tokens that a row counts as beside its own, in blocks: it has about as many other words."""
 
 
 @dataclass(frozen=True)
 class PlannedSplit:
-    """The examples of one split in order: numbers int64[N] among all rows, repeats int64[N], and their packs."""
+    """The examples of one split in order: numbers among all rows, [N], repeats, [N], and their packs."""
 
-    rows: Ints
-    repeats: Ints
+    rows: Narrow
+    repeats: Narrow
     packs: Packs | None = None
 
     @property
@@ -80,7 +85,8 @@ def plan_splits(
         chosen = np.flatnonzero(plan.split == number)
         if name == TEST and not len(chosen):
             continue
-        split = PlannedSplit(starts[plan.dataset[chosen]] + plan.position[chosen], plan.repeat[chosen])
+        numbers = starts[plan.dataset[chosen]] + plan.position[chosen]
+        split = PlannedSplit(narrow(numbers), narrow(plan.repeat[chosen]))
         splits[name] = split if pack_length is None else _packed(split, rows, pack_length)
     return splits
 
@@ -92,7 +98,7 @@ def _packed(split: PlannedSplit, rows: CompiledRows, length: int) -> PlannedSpli
 
 def _lengths(split: PlannedSplit, rows: CompiledRows) -> Ints:
     """The tokens of each example, int64[N]."""
-    return rows.small.column("length").to_numpy()[split.rows].astype(np.int64)
+    return rows.lengths[split.rows].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -104,19 +110,26 @@ class ShardJob:
 
     split: str
     file: Path
-    schema: pa.Schema
-    small: pa.RecordBatch
+    kind: str
+    small: SmallColumns
     """The columns that are not word lists."""
-    repeats: npt.NDArray[np.int32]
+    repeats: Narrow
+    lengths: Narrow
+    """The tokens of each example."""
     edges: Ints | None
     """Where packs begin, and the end; None where examples are not packed."""
     words: PlacedWords
     owners: tuple[pa.StringArray, pa.StringArray]
 
-    @property
-    def lengths(self) -> Ints:
-        """The tokens of each example, int64[N]."""
-        return self.small.column("length").to_numpy().astype(np.int64)
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of the shard."""
+        return shard_schema(self.kind, packed=self.edges is not None)
+
+    @cached_property
+    def of_examples(self) -> pa.Schema:
+        """The columns of its examples, if these were not packed."""
+        return shard_schema(self.kind)
 
 
 Link = Callable[[Callable[[ShardJob], ShardEntry], Iterable[ShardJob], int], Iterable[tuple[ShardJob, ShardEntry]]]
@@ -157,8 +170,8 @@ def _jobs(folder: Path, split: PlannedSplit, rows: CompiledRows, kind: str) -> I
     if not len(split.rows):
         return
     folder.mkdir(parents=True)
-    schema = shard_schema(kind, packed=split.packs is not None)
-    names = word_lists(schema)
+    schema = shard_schema(kind)
+    names, small = word_lists(schema), [name for name in schema.names if name in rows.small]
     before = np.concatenate([[0], np.cumsum(_lengths(split, rows))])
     shards = split.shards(before)
     sources = _sources(folder, [split.rows[shard] for shard in shards], rows, names)
@@ -167,11 +180,12 @@ def _jobs(folder: Path, split: PlannedSplit, rows: CompiledRows, kind: str) -> I
         yield ShardJob(
             split=folder.name,
             file=folder.absolute() / f"shard-{number:05d}.arrow",
-            schema=schema,
-            small=rows.small.take(pa.array(chosen)),
-            repeats=split.repeats[shard].astype(np.int32),
+            kind=kind,
+            small=rows.small.take(chosen, small),
+            repeats=split.repeats[shard],
+            lengths=rows.lengths[chosen],
             edges=None if split.packs is None else split.packs.within(shard).edges,
-            words=rows.placed(chosen, names) if source is None else placed_in(source, chosen, names),
+            words=rows.placed(chosen, names, source),
             owners=rows.owners,
         )
 
@@ -184,15 +198,15 @@ def write_shard(job: ShardJob) -> ShardEntry:
     """
     half = job.file.with_name(f".{job.file.name}-{uuid.uuid4().hex[:8]}")
     edges = np.arange(len(job.repeats) + 1) if job.edges is None else job.edges
-    before = np.concatenate([[0], np.cumsum(job.lengths)])
+    before = np.concatenate([[0], np.cumsum(job.lengths, dtype=np.int64)])
     file = ShardWriter(half, job.schema, job.edges is not None)
     written: list[Future[None]] = []
     with ThreadPoolExecutor(1) as writer:
-        for block in _cut(_batch_edges(edges), before, BLOCK_TOKENS):
-            batches = list(_batches(job, block, edges))
+        for block in _cut(_batch_edges(edges), before + ROW_TOKENS * np.arange(len(before)), BLOCK_TOKENS):
+            lists = job.words.lists(block)
             for one in written[-1:]:
                 one.result()  # two blocks in memory are enough; an error ends the run here
-            written.append(writer.submit(file.write, batches))
+            written.append(writer.submit(file.write, _batches(job, lists, block, edges)))
     for one in written:
         one.result()
     entry = file.close(f"{job.split}/{job.file.name}", int(before[-1]))
@@ -213,7 +227,7 @@ def _memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _sources(folder: Path, shards: list[Ints], rows: CompiledRows, names: list[str]) -> Sequence[SpilledRows | None]:
+def _sources(folder: Path, shards: list[Narrow], rows: CompiledRows, names: list[str]) -> Sequence[SpilledRows | None]:
     """Choose where each shard's words are copied from: the objects (None), or if these exceed memory, spilled files."""
     groups = min(-(-rows.nbytes // _memory()), len(shards))
     if groups < 2:
@@ -224,19 +238,19 @@ def _sources(folder: Path, shards: list[Ints], rows: CompiledRows, names: list[s
     return [spilled[group] for group in group_of]
 
 
-def _batches(job: ShardJob, block: slice, edges: Ints) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of a block.
+def _batches(job: ShardJob, lists: WordLists, block: slice, edges: Ints) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a block with these word lists.
 
     Every batch has buffers of exactly its own size. Arrow pads these with zeros; a slice of a larger one it would pad
     with the bytes that follow. So the bytes of a shard depend on its rows alone.
     """
-    lists = job.words.lists(block)
+    alike: Alike = {}
     edges = edges[(edges >= block.start) & (edges <= block.stop)]
     for first, last in pairwise(_batch_edges(edges).tolist()):
         inside = first - block.start, last - block.start
         # Labels are made a batch at a time: what is needed for them stays in the processor's cache.
         some = with_labels({name: _slice(*found, *inside) for name, found in lists.items()})
-        columns = _columns(job, slice(first, last), some)
+        columns = _columns(job, slice(first, last), some, alike)
         if job.edges is not None:
             columns = packed_columns(columns, Packs(job.edges).within(slice(first, last)))
         arrays = [columns[field.name].cast(field.type) for field in job.schema]
@@ -251,10 +265,15 @@ def with_labels(lists: WordLists) -> WordLists:
         if name.endswith("trained"):
             run = np.arange(len(words)) - np.repeat(offsets[:-1], np.diff(offsets))  # counted within its row
             ids_offsets, ids = lists[name.replace("trained", "input_ids")]
-            labels = np.where(np.repeat(run % 2 == 1, words), ids, np.int32(IGNORED))
+            labels = np.repeat(np.where(run % 2 == 1, _ANY, np.int32(IGNORED)), words)
+            np.minimum(labels, ids, out=labels)  # takes half the time of np.where
             found[name.replace("trained", "labels")] = ids_offsets, labels
             del found[name]
     return found
+
+
+_ANY = np.int32(np.iinfo(np.int32).max)
+"""No id is above it, and all are above `IGNORED`."""
 
 
 def _slice(offsets: Ints, words: npt.NDArray[np.int32], first: int, last: int) -> tuple[Ints, npt.NDArray[np.int32]]:
@@ -263,17 +282,25 @@ def _slice(offsets: Ints, words: npt.NDArray[np.int32], first: int, last: int) -
     return offsets - offsets[0], words[offsets[0] : offsets[-1]]
 
 
-def _columns(job: ShardJob, batch: slice, lists: WordLists) -> dict[str, pa.Array]:
+Alike = dict[tuple[str, int], pa.Array]
+"""By column whose rows are all equal, and number of rows."""
+
+
+def _columns(job: ShardJob, batch: slice, lists: WordLists, alike: Alike) -> dict[str, pa.Array]:
     """All columns of a batch, with the provenance of its rows."""
     count = batch.stop - batch.start
-    small = job.small.take(pa.array(np.arange(batch.start, batch.stop)))
-    columns: dict[str, pa.Array] = dict(zip(small.schema.names, small.columns, strict=True))
+    types = {field.name: field.type for field in job.of_examples}
+    columns = {name: exact(column[batch], types[name]) for name, column in job.small.others.items()}
+    for name, one in job.small.same.items():
+        if (name, count) not in alike:
+            alike[name, count] = repeated(one.cast(types[name]), count)
+        columns[name] = alike[name, count]
     for name, (offsets, words) in lists.items():
         is_spans = name.endswith("spans")
         columns[name] = _spans(offsets, words, job.owners) if is_spans else _list_array(name, offsets, words)
     lengths = np.diff(lists["input_ids"][0]).astype(np.int32)
     columns["seq_lens"] = pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), lengths)
-    columns["repeat"] = pa.array(job.repeats[batch])
+    columns["repeat"] = pa.array(job.repeats[batch].astype(np.int32))
     return columns
 
 

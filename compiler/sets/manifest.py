@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow.compute as pc
 
+from compiler.cache.layout import Narrow
 from compiler.cache.objects import library_versions, own_version
 from compiler.options import UnitOptions
 from compiler.rows.secrets import NOTE
@@ -42,7 +43,6 @@ from schemas.manifest import (
     TemplateEntry,
     TokenizerEntry,
 )
-from schemas.order import Ints
 from schemas.places import LINES
 
 
@@ -76,7 +76,7 @@ def template_entry(template: Template, certificate: dict[str, Any]) -> TemplateE
 
 
 def media_entry(
-    template: Template, rows: CompiledRows, chosen: Sequence[Ints], embedded: EmbeddedEntry | None
+    template: Template, rows: CompiledRows, chosen: Sequence[Narrow], embedded: EmbeddedEntry | None
 ) -> MediaEntry | None:
     """How this model takes images and videos, how many the chosen rows have, and those of the set's own.
 
@@ -150,7 +150,9 @@ def dataset_entry(
     left_out: Any = {"left_out": one.counts()["left_out"]} if one.dataset.options.where else {}
     if units.decontaminate:
         left_out["contaminated"] = one.contaminated()
-    rows, used = len(draw.position), len(np.unique(draw.position))
+    is_used = np.zeros(len(examples.tokens), np.bool_)
+    is_used[draw.position] = True
+    rows, used = len(draw.position), int(is_used.sum())
     mine = plan.dataset == number
     realized: Any = {
         "rows": rows,

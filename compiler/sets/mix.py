@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.options import MixOptions, Request, quoted
+from compiler.sets.prints import Places, again, taken
 from compiler.sets.validation import choose_validation, keep_together
 from schemas.arrow import SPLITS, TRAIN, VAL
 from schemas.errors import IntegrityError, UsageError
@@ -51,10 +52,10 @@ class Examples:
 
 @dataclass
 class Draw:
-    """What is drawn of one dataset: position int64[M] among its examples, repeat int64[M]."""
+    """What is drawn of one dataset: position int32[M] among its examples, repeat int32[M]."""
 
-    position: Ints
-    repeat: Ints
+    position: Places
+    repeat: Places
     target: float | None
     """What the share asked for, in the unit of the mix; None for counts and for all rows."""
     duplicates: int
@@ -66,11 +67,11 @@ class Draw:
 
 @dataclass
 class MixPlan:
-    """All examples of the set in final order: dataset, position, repeat int64[M]; split int8[M] into `SPLITS`."""
+    """All examples of the set in final order: dataset, position, repeat int32[M]; split int8[M] into `SPLITS`."""
 
-    dataset: Ints
-    position: Ints
-    repeat: Ints
+    dataset: Places
+    position: Places
+    repeat: Places
     split: npt.NDArray[np.int8]
     val_repeats: npt.NDArray[np.bool_]
     """Which rows for validation say the same as one before them there."""
@@ -115,17 +116,9 @@ def repeated(requests: Sequence[Request], examples: Sequence[Examples]) -> list[
         if mine:
             ends = np.cumsum([len(found[i]) for i in mine])
             prints = np.concatenate([examples[i].fingerprints for i in mine])
-            for i, twice in zip(mine, np.split(_again(prints), ends[:-1]), strict=True):
+            for i, twice in zip(mine, np.split(again(prints), ends[:-1]), strict=True):
                 found[i] = twice
     return found
-
-
-def _again(prints: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
-    """Which rows repeat a conversation that came before; bool[N]."""
-    _, first = np.unique(prints, return_index=True)
-    twice = np.ones(len(prints), dtype=bool)
-    twice[first] = False
-    return twice
 
 
 def _capped(name: str, positions: Ints, cap: int | None, seed: int) -> Ints:
@@ -218,7 +211,9 @@ def _check_repeats(
             )
 
 
-def _draw(request: Request, rows: Examples, positions: Ints, amount: float, options: MixOptions) -> tuple[Ints, Ints]:
+def _draw(
+    request: Request, rows: Examples, positions: Ints, amount: float, options: MixOptions
+) -> tuple[Places, Places]:
     """Draw an amount: (positions, repeats) of whole passes over the rows, then of part of one more, in seeded order."""
     unit = options.mix_unit if request.share is not None else "rows"
     measure = rows.measure(unit)[positions]
@@ -230,6 +225,8 @@ def _draw(request: Request, rows: Examples, positions: Ints, amount: float, opti
             "Lower --total or the number of rows.",
         )  # fmt: skip
     rest = amount - passes * each
+    if not rest and bool((measure > 0).all()):  # whole passes: nothing is drawn
+        return _passes(positions, passes)
     order = np.argsort(hashes(options.seed, f"draw:{request.name}:{passes}", positions), kind="stable")
     reached = np.cumsum(measure[order])
     # Stop where the sum is closest to what is left: the error is less than one row.
@@ -238,9 +235,14 @@ def _draw(request: Request, rows: Examples, positions: Ints, amount: float, opti
     if low < len(reached) and abs(float(reached[low]) - rest) < abs(before - rest):
         low += 1
     extra = np.sort(positions[order[:low]])
-    position = np.concatenate([np.tile(positions, passes), extra])
-    repeat = np.concatenate([np.repeat(np.arange(passes), len(positions)), np.full(len(extra), passes)])
-    return position.astype(np.int64), repeat.astype(np.int64)
+    position, repeat = _passes(positions, passes)
+    return np.append(position, extra.astype(np.int32)), np.append(repeat, np.full(len(extra), passes, np.int32))
+
+
+def _passes(positions: Ints, passes: int) -> tuple[Places, Places]:
+    """All rows, so many times: positions and repeats."""
+    repeat = np.repeat(np.arange(passes, dtype=np.int32), len(positions))
+    return np.tile(positions.astype(np.int32), passes), repeat
 
 
 def _check_realized(request: Request, rows: Examples, draw: Draw, options: MixOptions) -> None:
@@ -260,18 +262,18 @@ def _order(
     requests: Sequence[Request], examples: Sequence[Examples], draws: list[Draw], options: MixOptions
 ) -> MixPlan:
     """Put all draws into one order, and choose the rows for validation."""
-    dataset = np.repeat(np.arange(len(draws)), [len(draw.position) for draw in draws])
-    position = np.concatenate([draw.position for draw in draws])
-    repeat = np.concatenate([draw.repeat for draw in draws])
+    dataset = np.repeat(np.arange(len(draws), dtype=np.int32), [len(draw.position) for draw in draws])
     if not len(dataset):
         raise _no_row(examples, options)
-    prints = np.concatenate([rows.fingerprints[d.position] for rows, d in zip(examples, draws, strict=True)])
-    groups = [rows.fingerprints if rows.groups is None else rows.groups for rows in examples]
-    joined = np.concatenate([rows[d.position] for rows, d in zip(groups, draws, strict=True)])
+    position, repeat = (np.concatenate(some) for some in zip(*((d.position, d.repeat) for d in draws), strict=True))
     split = np.array([SPLITS.index(request.split) for request in requests], np.int8)[dataset]
+    prints = [rows.fingerprints for rows in examples]
     if options.val_size:
-        train = split == 0
-        split[train] = choose_validation(keep_together(prints[train], joined[train]), options.val_size, options.seed)
+        train = np.flatnonzero(split == 0)
+        groups = [rows.fingerprints if rows.groups is None else rows.groups for rows in examples]
+        same, joined = (taken(some, dataset[train], position[train]) for some in (prints, groups))
+        split[train] = choose_validation(keep_together(same, joined), options.val_size, options.seed)
+        del same, joined
     if options.shuffle:
         # Hashed with the dataset's name: adding a dataset does not reorder the others among themselves.
         keys = np.concatenate(
@@ -281,19 +283,16 @@ def _order(
             ]
         )
         order = np.argsort(keys, kind="stable")
-        dataset, position, repeat, split, prints = (
-            dataset[order],
-            position[order],
-            repeat[order],
-            split[order],
-            prints[order],
-        )
-    val = split == SPLITS.index(VAL)
-    val_repeats = np.zeros(len(val), dtype=bool)
-    val_repeats[val] = _again(prints[val])
-    in_train = np.zeros(len(val), dtype=bool)
+        del keys
+        dataset, position, repeat, split = dataset[order], position[order], repeat[order], split[order]
+    val = np.flatnonzero(split == SPLITS.index(VAL))
+    val_repeats = np.zeros(len(split), dtype=bool)
+    val_repeats[val] = again(taken(prints, dataset[val], position[val]))
+    in_train = np.zeros(len(split), dtype=bool)
     if any(request.split != TRAIN for request in requests):
-        in_train = (split > 0) & np.isin(prints, prints[split == 0])
+        train, others = np.flatnonzero(split == 0), np.flatnonzero(split > 0)
+        asked, trained = (taken(prints, dataset[some], position[some]) for some in (others, train))
+        in_train[others] = np.isin(asked, trained)
     return MixPlan(dataset, position, repeat, split, val_repeats, in_train, draws)
 
 

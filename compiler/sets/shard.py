@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,22 @@ import xxhash
 
 from schemas.manifest import BatchEntry, ShardEntry
 
+_LARGE = 1 << 16
+"""Bytes of a piece that is hashed and written where it is, rather than joined with others."""
+
 
 class _HashedFile(io.RawIOBase):
     """A file that is written and hashed batch by batch.
 
-    Arrow writes a batch in dozens of pieces. If each were hashed and written by itself, this thread would wait for
-    Python's lock each time, which the thread that copies rows holds.
+    Arrow writes a batch in dozens of pieces, most of them small. If each were hashed and written by itself, this thread
+    would wait for Python's lock each time, which the thread that copies rows holds.
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("wb")
+        self.file = path.open("wb", buffering=0)
         self.sha256 = hashlib.sha256()
         self.size = 0
-        self._pieces: list[Any] = []
+        self._pieces: list[memoryview] = []
 
     def writable(self) -> bool:
         """True; pyarrow asks."""
@@ -37,7 +42,7 @@ class _HashedFile(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Take the next bytes of the batch."""
-        self._pieces.append(data)
+        self._pieces.append(memoryview(data))
         self.size += len(data)
         return len(data)
 
@@ -47,16 +52,29 @@ class _HashedFile(io.RawIOBase):
 
     def batch(self) -> str:
         """Write what came since the last call; return its digest, xxh3."""
-        data = b"".join(self._pieces)
+        digest = xxhash.xxh3_128()
+        pieces: list[Any] = []
+        for is_large, run in groupby(self._pieces, lambda piece: len(piece) >= _LARGE):
+            some = list(run)
+            pieces += some if is_large else [b"".join(some)]
         self._pieces.clear()
-        self.file.write(data)
-        self.sha256.update(data)
-        return xxhash.xxh3_128_hexdigest(data)
+        for piece in pieces:
+            digest.update(piece)
+            self.sha256.update(piece)
+            _write_all(self.file, piece)
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Close the file."""
         self.file.close()
         super().close()
+
+
+def _write_all(file: io.FileIO, data: Any) -> None:
+    """Write all bytes; a system call may take fewer."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[file.write(view) :]
 
 
 class ShardWriter:
@@ -69,7 +87,7 @@ class ShardWriter:
         self.batches: list[BatchEntry] = []
         self.trained = 0
 
-    def write(self, batches: list[pa.RecordBatch]) -> None:
+    def write(self, batches: Iterable[pa.RecordBatch]) -> None:
         """Write the next rows."""
         for batch in batches:
             start = self.file.tell()

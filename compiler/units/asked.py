@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
+
 from compiler.proof.certificate import certificate_of
 from compiler.proof.encoders import Choice, Trial, agree, judge, try_fast
 from compiler.tokenizer.tokenizer import Sample, Tokenizer
@@ -12,6 +14,7 @@ from compiler.units.task import Setup
 from compiler.units.unit import tools_of
 from schemas.arrow import leave_pandas
 from schemas.errors import Problem
+from schemas.memory import trim_memory
 
 
 def load_tokenizer(folder: str, cache: str) -> None:
@@ -36,6 +39,12 @@ def load_fast(setup: Setup) -> None:
     """Load the fast encoder too, where there is one."""
     with suppress(Problem):
         tools_of(setup)[0].load_fast()
+
+
+def let_go() -> None:
+    """Return memory to the system that is free in this process: what units needed, shards need again in other sizes."""
+    trim_memory()
+    pa.default_memory_pool().release_unused()
 
 
 def trial(setup: Setup) -> Trial:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from compiler.proof.encoders import Trial
 from compiler.read import Ask
 from compiler.units import processes
-from compiler.units.asked import load_fast, load_tools, trial
+from compiler.units.asked import let_go, load_fast, load_tools, trial
 from compiler.units.processes import ENDING, STOPPING, Original, Worker
 from compiler.units.task import AHEAD, Awaited, Setup
 
@@ -172,11 +172,11 @@ class Workers:
         """
         workers = self._working()
         self._finish()
-        for item in items:
-            self._pool.send(workers, item, function, item)
-            self._listen(0)
+        for item in items:  # it is made while all workers have something to do
             while self._pool.least(workers) >= ahead:
                 self._listen()
+            self._pool.send(workers, item, function, item)
+            self._listen(0)
             while self._found:
                 yield self._found.popleft()
         while self._pool.most(workers):
@@ -209,7 +209,15 @@ class Workers:
         return answer
 
     def end_asides(self) -> None:
-        """End the checkers, whose encoders take much memory. They are started again where something is asked."""
+        """End the checkers, whose encoders take much memory. They are started again where something is asked.
+
+        Workers, which have encoded what there was, let go of what they do not use any more.
+        """
+        self._end_checkers()
+        for worker in self._workers:
+            self._pool.send([worker], Awaited[None](self._listen), let_go)
+
+    def _end_checkers(self) -> None:
         while self._checkers:
             self._pool.end(self._checkers.pop(), 0.0)
 
@@ -226,7 +234,7 @@ class Workers:
         end = time.monotonic() + STOPPING
         for worker in self._workers:
             self._pool.end(worker, max(0.0, end - time.monotonic()))
-        self.end_asides()
+        self._end_checkers()
         if self._original is not None:  # it waits for the end of its copies
             self._pool.end(self._original, ENDING)
         self._pool.close()
