@@ -11,6 +11,7 @@ and more where rows are shuffled over many objects.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -120,12 +121,13 @@ def _copy(
         file = files[int(files_of[low])]
         with file.open() as descriptor:
             for address, count, place, size in zip(*(column[low:high] for column in reads), strict=True):
-                if _preadv(descriptor, address, count, place) != size:
-                    raise _gone(file.path)
+                while (done := _preadv(descriptor, address, count, place)) != size:
+                    if done >= 0 or ctypes.get_errno() != errno.EINTR:
+                        raise _gone(file.path)
 
 
 _NOWHERE = np.empty(_GAP, np.uint8)
-_preadv = ctypes.CDLL(None).preadv
+_preadv = ctypes.CDLL(None, use_errno=True).preadv
 """os.preadv without an object for each buffer, which take longer than the system call."""
 _preadv.argtypes, _preadv.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64), ctypes.c_ssize_t
 
