@@ -30,6 +30,7 @@ import registry
 from benchmarks.corpus import write
 from compiler.tokenizer import encoders
 from compiler.units.machines import check, marked, terms_of
+from compiler.units.ray import PATIENCE
 from schemas.errors import InputError
 from tests.support.encoders import long_files, use_wrong
 from tests.support.sets import manifest
@@ -283,10 +284,8 @@ def test_a_node_that_joins_during_the_run_and_falls_silent_costs_seconds(
     with nodes.start(*files, "--cache", cache, "-o", tmp_path / "out", "--json") as process:
         waiting = nodes.hold(nodes.cluster.head_node)  # what is left is for the node that joins
         late = nodes.cluster.add_node(num_cpus=1)
-        done = objects_in(cache)
-        wait_until(lambda: objects_in(cache) >= done + 2, "the new node compiles nothing")
-        time.sleep(2.5)
         silent = nodes.hold(late)
+        time.sleep(PATIENCE + 2)  # it has been noticed by then
         os.kill(raylet_of(late), signal.SIGSTOP)
         began = time.monotonic()
         os.kill(waiting, signal.SIGCONT)
