@@ -30,16 +30,16 @@ class Measured:
     """When each line of a file was there: seconds since the start, and those of a processor that it had taken."""
 
 
-def run(*arguments: object, lines_of: Path | None = None) -> Measured:
+def run(*arguments: object, lines_of: Path | None = None, root: Path = ROOT) -> Measured:
     """Run `python -m ...` in the project's folder; CalledProcessError with its messages if it fails.
 
-    `lines_of` is a file that the process writes line by line.
+    `lines_of` is a file that the process writes line by line. `root` is the folder, of another version for example.
     """
     command = [sys.executable, "-m", *map(str, arguments)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     start = time.perf_counter()
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as process:
         peak, spent = [0], [0.0]
         marks: list[tuple[float, float]] = []

@@ -108,16 +108,17 @@ def by_size(folder: Path, tokenizer: Path, sizes: list[int]) -> None:
 
 
 class Ours:
-    """The real command, start-up included."""
+    """The real command, start-up included; `root` is the folder of the version."""
 
-    def __init__(self, folder: Path, tokenizer: Path) -> None:
-        self.folder, self.tokenizer = folder, tokenizer
+    def __init__(self, folder: Path, tokenizer: Path, root: Path = meter.ROOT) -> None:
+        self.folder, self.tokenizer, self.root = folder, tokenizer, root
+        folder.mkdir(exist_ok=True)
 
     def run(self, files: list[str], name: str, *, seed: int = 0, workers: int = 2) -> Measured:
         """Compile with the cache and the output of this name."""
         places = ["-o", self.folder / f"{name}-out", "--cache", self.folder / f"{name}-cache"]
         options = ["--tokenizer", self.tokenizer, "--seed", seed, "--workers", workers, "--json"]
-        return meter.run("cli", "compile", *files, *places, *options)
+        return meter.run("cli", "compile", *files, *places, *options, root=self.root)
 
     def cold(self, files: list[str], name: str, *, workers: int) -> Measured:
         """Compile with an empty cache, and delete the result."""
