@@ -434,6 +434,28 @@ def test_the_scalers_of_fp16_are_read_back(tmp_path: Path) -> None:
         assert vars(found) == vars(scaler)
 
 
+class Written:
+    """Is written as a call of getattr, as Python 3.11.2 writes a member of an enumeration."""
+
+    def __init__(self, of: object, name: str) -> None:
+        self.of, self.name = of, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.of, self.name)
+
+
+def test_a_stage_is_read_as_every_python_writes_it_and_getattr_is_called_for_nothing_else(tmp_path: Path) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    torch.save({"zero_stage": Written(ZeroStageEnum, "gradients")}, tmp_path / "state.pt")
+    with unpickle.tensors_only(tmp_path):
+        assert torch.load(tmp_path / "state.pt")["zero_stage"] is ZeroStageEnum.gradients
+    torch.save({"zero_stage": Written(LossScaler, "__init__")}, tmp_path / "state.pt")
+    with pytest.raises(IntegrityError, match="it asks for getattr"), unpickle.tensors_only(tmp_path):
+        torch.load(tmp_path / "state.pt")
+
+
 def test_no_parameter_leads_out_of_the_folder_of_a_conversion(copied: Path, data: Path) -> None:
     output = copied.with_suffix("")
     path = output / "checkpoint-4"
