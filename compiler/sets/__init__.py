@@ -11,6 +11,7 @@ estimate.py    what a compile would give, by a sample of its units
 link.py        a split as shards
 embedded.py    images that rows held, linked from the cache into the set
 shard.py       one shard: an Arrow file, hashed while it is written
+prints.py      fingerprints: which rows repeat another
 near.py        near duplicates, and the row that stays in their place
 asked.py       the options and origins of a set, for its manifest
 manifest.py    the manifest, and the balance that accounts for every row

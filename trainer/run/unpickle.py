@@ -38,7 +38,7 @@ def allowed() -> list[Any]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    def stage(of: object, name: str) -> Any:
+    def stage(of: Any, name: str) -> Any:
         """Stands for getattr, by which Python 3.11.0 to 3.11.3 write a member of an enumeration."""
         if of is not ZeroStageEnum:
             raise pickle.UnpicklingError("GLOBAL getattr")
