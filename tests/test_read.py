@@ -15,6 +15,7 @@ import pickle
 import random
 import re
 import tempfile
+import tokenize
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -781,6 +782,16 @@ def test_any_bytes_under_any_name_are_rows_or_one_message(kind: str, suffix: str
         if suffix:
             with contextlib.suppress(InputError):
                 rows_of_broken(write(Path(folder) / f"b.{kind}{suffix}", data))
+
+
+def test_no_pattern_repeats_a_group_possessively() -> None:
+    """Python 3.11.0 to 3.11.4 match `(...)*+` wrongly, so that strings of JSON had no end; Debian 12 has 3.11.2."""
+    root = Path(__file__).parents[1]
+    for path in (one for room in ("compiler", "schemas", "trainer") for one in (root / room).rglob("*.py")):
+        with path.open("rb") as file:
+            for token in tokenize.tokenize(file.readline):
+                is_pattern = token.type == tokenize.STRING and not token.string.endswith('"""')
+                assert not (is_pattern and re.search(r"\)[*+?]\+", token.string)), f"{path}:{token.start[0]}"
 
 
 # Units
