@@ -1,9 +1,9 @@
 """`python tools/try_versions.py [oldest] [3.12] ...`: try the core with other versions of what it stands on.
 
-`oldest` installs the lowest version that pyproject.toml allows of every dependency of the core, for the Python that
-runs this; a number such as `3.12` installs the newest versions for that Python. Without arguments: `oldest`, and each
-other supported Python that this machine has. Each gets an environment of its own, compiles the README's mix,
-verifies the set and runs `make quick`. torch and the other extras stay out.
+`oldest` installs the lowest version that pyproject.toml allows of every dependency of the core, for the lowest supported
+Python of this machine; a number such as `3.12` installs the newest versions for that Python. Without arguments:
+`oldest`, and each other supported Python that this machine has. Each gets an environment of its own, compiles the
+README's mix, verifies the set and runs `make quick`. torch and the other extras stay out.
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ def lowest() -> list[str]:
     return found
 
 
-def python(version: str) -> str | None:
-    """Find a Python that runs, on PATH or among those of pyenv."""
+def pythons(version: str) -> dict[tuple[int, ...], str]:
+    """The Pythons of a version that run, on PATH or among those of pyenv, by their whole version, lowest first."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = [shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")), reverse=True)]
-    for program in filter(None, found):
-        asked = [program, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if done.stdout.strip() == version:
-            return program
-    return None
+    on_path = [shutil.which(f"python{version}", path=folder) for folder in os.get_exec_path()]
+    found = {}
+    for program in filter(None, [*map(str, pyenv.glob(f"{version}.*/bin/python")), *on_path]):
+        asked = [program, "-c", "import sys, venv, ensurepip; print(*sys.version_info[:3])"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+        if ".".join(said[:2]) == version:
+            found[tuple(map(int, said))] = program
+    return dict(sorted(found.items()))
 
 
 def attempt(name: str, program: str, wheel: Path, log: IO[str]) -> None:
@@ -66,10 +67,11 @@ def attempt(name: str, program: str, wheel: Path, log: IO[str]) -> None:
 
 def report(name: str, wheel: Path) -> bool:
     """Try one set of versions and print how it went, with all output where it failed. Returns whether it worked."""
-    program = sys.executable if name == "oldest" else python(name)
-    if program is None:
+    found = list(pythons(SUPPORTED[0] if name == "oldest" else name).values())
+    if not found:
         print(f"{name}: this machine has no such Python", flush=True)
         return True
+    program = found[0] if name == "oldest" else found[-1]
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         try:
