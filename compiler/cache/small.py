@@ -74,7 +74,7 @@ def repeated(one: pa.Array, count: int) -> pa.Array:
 def exact(column: pa.Array, type_: pa.DataType) -> pa.Array:
     """A part of a column as this type, in buffers of exactly its size."""
     if pa.types.is_integer(column.type) and not column.null_count:
-        return pa.array(column.to_numpy().astype(type_.to_pandas_dtype()))
+        return pa.array(column.to_numpy().astype(str(type_)))  # both libraries call integers alike
     return column.take(pa.array(np.arange(len(column)))).cast(type_)
 
 
