@@ -1,9 +1,9 @@
 """`python tools/try_versions.py [oldest] [3.12] ...`: try the core with other versions of what it stands on.
 
 `oldest` installs the lowest version that pyproject.toml allows of every dependency of the core, for the lowest
-supported Python of this machine; a number such as `3.12` installs the newest versions for that Python. Without arguments:
-`oldest`, and each other supported Python that this machine has. Each gets an environment of its own, compiles the
-README's mix, verifies the set and runs `make quick`. torch and the other extras stay out.
+supported Python of this machine; a number such as `3.12` installs the newest versions for that Python. Without
+arguments: `oldest`, and each other supported Python that this machine has. Each gets an environment of its own,
+compiles the README's mix, verifies the set and runs `make quick`. torch and the other extras stay out.
 """
 
 from __future__ import annotations
