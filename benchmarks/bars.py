@@ -51,9 +51,9 @@ class Bars:
         times = [[run(number).seconds for run in runs] for number in range(self.rounds)]
         return [statistics.median(some) for some in zip(*times, strict=True)]
 
-    def cold(self, files: list[str], workers: int = 2) -> list[Callable[[int], Measured]]:
+    def cold(self, files: list[str]) -> list[Callable[[int], Measured]]:
         """Compiles with an empty cache, of each version."""
-        return [lambda i, one=one: one.cold(files, f"cold-{i}", workers=workers) for one in self.versions]
+        return [lambda i, one=one: one.cold(files, f"cold-{i}", workers=2) for one in self.versions]
 
     def against_map(self) -> None:
         """A compile of 50,000 rows, and of 300,000, against `datasets.map`."""

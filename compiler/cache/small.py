@@ -16,8 +16,6 @@ import pyarrow as pa
 
 from compiler.cache.layout import Narrow, narrow
 
-_NARROW = ((1 << 8, pa.uint8()), (1 << 16, pa.uint16()), (1 << 32, pa.uint32()))
-
 
 @dataclass(frozen=True)
 class SmallColumns:

@@ -69,8 +69,10 @@ def _started_early(given: dict[str, Any]) -> contextlib.AbstractContextManager[N
         return contextlib.nullcontext()
     is_folder = os.path.isdir(given["tokenizer"] or "")  # noqa: PTH112  # False for a name that no file can have
     folder = str(Path(given["tokenizer"]).absolute()) if is_folder else ""
-    steps = "compiler.tokenizer.tokenizer:begin_fast", "compiler.units.asked:load_tokenizer"
-    return processes.started_early(*steps, args=(folder, str(given["cache"].absolute())))
+    cache = str(given["cache"].absolute())
+    return processes.started_early(
+        "compiler.tokenizer.tokenizer:begin_fast", folder, cache, then="compiler.units.asked"
+    )
 
 
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:

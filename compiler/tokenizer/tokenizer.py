@@ -254,9 +254,10 @@ class Tokenizer(Vocabulary):
 
 
 def begin_fast(folder: str, cache: str) -> None:
-    """Load a tokenizer ("" = none), and begin to load its fast encoder if the cache does not know it.
+    """Load a tokenizer ("" = none), and begin to load its fast encoder if the cache does not know the tokenizer.
 
-    A process is asked for this first: no import of this module takes long. What is wrong with it is for others to say.
+    A process is asked for this before it imports the rest, since this module imports little. What is wrong with the
+    tokenizer is for others to say.
     """
     with suppress(Problem, OSError):
         if folder:

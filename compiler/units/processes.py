@@ -145,14 +145,14 @@ _EARLY: list[Original] = []
 
 
 @contextmanager
-def started_early(*functions: str, args: tuple[object, ...]) -> Iterator[None]:
-    """Start an original before its modules are imported here; it calls functions, each "MODULE:NAME", one by one.
+def started_early(function: str, *args: object, then: str) -> Iterator[None]:
+    """Start an original before its modules are imported here; it calls "MODULE:NAME", and then imports a module.
 
     It ends with the context if nobody has taken it.
     """
     original = Original.fresh()
-    for function in functions:
-        original.send(_called, function, args)
+    original.send(_called, function, args)
+    original.send(_imported, then)
     _EARLY.append(original)
     try:
         yield
@@ -167,6 +167,10 @@ def started_early(*functions: str, args: tuple[object, ...]) -> Iterator[None]:
 def _called(function: str, args: tuple[object, ...]) -> None:
     module, _, name = function.partition(":")
     getattr(importlib.import_module(module), name)(*args)
+
+
+def _imported(module: str) -> None:
+    importlib.import_module(module)
 
 
 def _started(main: str) -> tuple[socket.socket, int]:
