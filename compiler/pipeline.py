@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import registry
-from compiler.cache.objects import has
 from compiler.cache.prune import in_use
+from compiler.cache.records import has
 from compiler.conversation import Kind
 from compiler.datasets.catalogue import SELF_COGNITION
 from compiler.datasets.chosen import choose_datasets, kind_of

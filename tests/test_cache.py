@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cli
-from compiler.cache import objects, prune
+from compiler.cache import prune, records
 from compiler.commands.cache_report import parse_age, parse_size
 from schemas.errors import UsageError
 from tests.support.command import runner
@@ -132,8 +132,8 @@ def test_objects_of_another_version_are_told_apart_and_pruned_alone(
     compile_(rows("a"))
     ours = files_of(folder)
     with monkeypatch.context() as other_version:
-        other_version.setattr(objects, "code_digest", lambda: "0" * 64)
-        other_version.setattr(objects, "maker", objects.maker.__wrapped__)
+        other_version.setattr(records, "code_digest", lambda: "0" * 64)
+        other_version.setattr(records, "maker", records.maker.__wrapped__)
         assert compile_(rows("a"), rows("b"))["units_compiled"] == 2
     versions = said("list", "--cache", folder)["versions"]
     assert [(entry["usable"], entry["objects"]) for entry in versions] == [(True, 1), (False, 2)]

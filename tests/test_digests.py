@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 from cli import main
-from compiler.cache.objects import library_versions
+from compiler.cache.records import library_versions
 from compiler.proof.encoders import refuse
 from schemas.digests import manifest_digest
 from tests.support.command import runner
@@ -57,7 +57,7 @@ def test_versions_and_options_without_effect_leave_the_digest_of_the_content(
     content, own = digests()
     idle = digests("--max-rejects", "2%")
     newer = library_versions() | {"numpy": "99.0"}
-    monkeypatch.setattr("compiler.cache.objects.library_versions", lambda: newer)
+    monkeypatch.setattr("compiler.cache.records.library_versions", lambda: newer)
     monkeypatch.setattr("compiler.sets.manifest.library_versions", lambda: newer)
     updated = digests()
     assert (idle[0], updated[0]) == (content, content)

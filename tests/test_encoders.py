@@ -290,7 +290,7 @@ def test_what_the_cache_keeps_of_a_tokenizer_is_not_used_when_it_is(
     monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
     if change == "of another version":
         with monkeypatch.context() as other:
-            other.setattr("compiler.cache.objects.code_digest", lambda: "0" * 64)
+            other.setattr("compiler.cache.records.code_digest", lambda: "0" * 64)
             Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
     else:
         Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)

@@ -17,7 +17,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-from compiler.cache.objects import DECIDES_BYTES
+from compiler.cache.records import DECIDES_BYTES
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("compiler", "trainer", "registry", "schemas")

@@ -8,28 +8,22 @@ Images that rows hold themselves are files of their own, named by their digest, 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
-import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import xxhash
 
 from compiler.cache.halves import stamp_of, write
 from compiler.cache.layout import Counts, one_chunk, opened, side_by_side
+from compiler.cache.records import load_record, paths_of, store_record
 from compiler.cache.small import SmallColumns
 from schemas.arrow import OBJECT_NEAR, sha256_of
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -80,79 +74,12 @@ class Object:
         return dataclasses.replace(self, columns=SmallColumns(self.num_rows, {}, {}), counts={})
 
 
-DECIDES_BYTES = (
-    *(f"compiler/{room}/**/*.py" for room in ("read", "formats", "rows", "media")),
-    *(f"compiler/{room}/**/*.py" for room in ("templates", "tokenizer", "encode", "proof")),
-    "compiler/conversation.py",
-    "compiler/options.py",
-    "compiler/cache/halves.py",
-    "compiler/cache/layout.py",
-    "compiler/cache/objects.py",
-    "compiler/cache/small.py",
-    "compiler/units/task.py",
-    "compiler/units/unit.py",
-    "registry/*.py",
-    "schemas/*.py",
-    "schemas/*.json",
-)
-"""The source files that what is kept in the cache depends on. A change of others leaves the cache as good as it was.
-
-The data of the registry is not here: names of objects hold the digests of what they use of it.
-"""
-
-
-@cache
-def code_digest() -> str:
-    """A digest of the source that decides bytes: a version with another one never reads our objects."""
-    total = hashlib.sha256()
-    for path in sorted({path for pattern in DECIDES_BYTES for path in ROOT.glob(pattern)}):
-        total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
-    return total.hexdigest()
-
-
-@cache
-def library_versions() -> dict[str, str]:
-    """The versions of the libraries that decide bytes."""
-    names = ("tokenizers", "pyarrow", "jinja2", "numpy", "orjson", "python-calamine")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-@cache
-def maker() -> dict[str, str]:
-    """What a record was made by: digest of the code, version of the package, versions of the libraries."""
-    return {"code": code_digest()[:16], "version": own_version()} | library_versions()
-
-
-def own_version() -> str:
-    """The version of this package."""
-    try:
-        return importlib.metadata.version("finetune-data-compiler")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a folder on PYTHONPATH
-
-
-def key_of(*parts: Any) -> str:
-    """The name of the object that depends on these inputs."""
-    text = orjson.dumps([code_digest(), library_versions(), *parts], option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(text).hexdigest()[:40]
-
-
-def _paths(cache_dir: Path, key: str) -> tuple[Path, Path]:
-    folder = cache_dir / "objects" / key[:2]
-    return folder / f"{key}.arrow", folder / f"{key}.json"
-
-
-def has(cache_dir: Path, key: str) -> bool:
-    """Whether there is an object of this name; its bytes are not looked at."""
-    return _paths(cache_dir, key)[1].exists()
-
-
 def load(cache_dir: Path, key: str) -> Object | None:
     """Load an object; None if there is none or its bytes are not those of its record."""
     info = load_record(cache_dir, key)
     if info is None:
         return None
-    path = _paths(cache_dir, key)[0]
+    path = paths_of(cache_dir, key)[0]
     try:
         with path.open("rb") as file:
             data, stamp = file.read(), stamp_of(file.fileno())
@@ -182,7 +109,7 @@ def store(cache_dir: Path, key: str, table: pa.Table, info: dict[str, Any]) -> O
     whole = side_by_side(table)
     with pa.ipc.new_file(sink, whole.schema) as writer:
         writer.write_table(whole)
-    rows, path = sink.getvalue(), _paths(cache_dir, key)[0]
+    rows, path = sink.getvalue(), paths_of(cache_dir, key)[0]
     stamp = write(cache_dir, path, rows)
     info = info | {"rows_xxh3": xxhash.xxh3_128_hexdigest(rows)}
     store_record(cache_dir, key, info)
@@ -205,33 +132,9 @@ def _size(path: Path) -> int | None:
 
 def remove(cache_dir: Path, key: str) -> None:
     """Remove an object, its record first."""
-    rows, record = _paths(cache_dir, key)
+    rows, record = paths_of(cache_dir, key)
     record.unlink(missing_ok=True)
     rows.unlink(missing_ok=True)
-
-
-def load_record(cache_dir: Path, key: str) -> dict[str, Any] | None:
-    """Load a record; None if there is none or it is damaged. Its time of change is set: it was used now."""
-    path = _paths(cache_dir, key)[1]
-    record = read_record(path)
-    if record is not None:
-        record.pop("made_by", None)
-        with contextlib.suppress(OSError):  # a cache that this user may only read
-            os.utime(path)
-    return record
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Read a record with what it was made by; None if there is none or it is damaged."""
-    try:
-        checksum, data = path.read_bytes().split(b"\n", 1)
-    except (OSError, ValueError):
-        return None
-    if checksum != xxhash.xxh3_128_hexdigest(data).encode():
-        return None
-    record = orjson.loads(data)
-    # The key is inside too: a whole file under another object's name is not that object.
-    return record if record.pop("key") == path.stem else None
 
 
 def is_whole(rows: Path, digest: str) -> bool:
@@ -250,9 +153,3 @@ def is_named_by_digest(path: Path) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256_of(path.name)
     except OSError:
         return False
-
-
-def store_record(cache_dir: Path, key: str, record: dict[str, Any]) -> None:
-    """Write a record: its checksum on the first line, then the JSON."""
-    data = orjson.dumps({"key": key, "made_by": maker()} | record)
-    write(cache_dir, _paths(cache_dir, key)[1], xxhash.xxh3_128_hexdigest(data).encode() + b"\n" + data)

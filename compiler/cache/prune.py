@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.cache import halves, objects
+from compiler.cache import halves, objects, records
 from schemas import disk, lease
 from schemas.arrow import EMBEDDED
 from schemas.errors import InputError, LockedError
@@ -141,13 +141,13 @@ def _entry(path: Path) -> Entry:
     found = path.stat()
     rows = path.with_suffix(".arrow")
     size = found.st_size + (rows.stat().st_size if rows.exists() else 0)
-    record = objects.read_record(path)
+    record = records.read_record(path)
     if record is None:
         return Entry(path.stem, "damaged", size, found.st_mtime, False, {}, None, 0)
     kind = "object" if "rows_xxh3" in record else "record"
     made_by = record.get("made_by", {})
     return Entry(
-        path.stem, kind, size, found.st_mtime, made_by == objects.maker(), made_by,
+        path.stem, kind, size, found.st_mtime, made_by == records.maker(), made_by,
         record.get("dataset"), record.get("counts", {}).get("read", 0), record.get("embedded", {}),
     )  # fmt: skip
 
@@ -187,7 +187,7 @@ def verify(folder: Path, each: Callable[[list[Path]], Any] = iter) -> dict[str, 
     wrong: dict[str, str] = {}
     images: set[str] = set()
     for path in each(sorted(_records(folder))):
-        record = objects.read_record(path)
+        record = records.read_record(path)
         if record is None:
             wrong[str(path)] = "the record is damaged"
         elif "rows_xxh3" in record and not objects.is_whole(path.with_suffix(".arrow"), record["rows_xxh3"]):

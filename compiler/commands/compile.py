@@ -70,20 +70,17 @@ def _started_early(given: dict[str, Any]) -> contextlib.AbstractContextManager[N
     is_folder = os.path.isdir(given["tokenizer"] or "")  # noqa: PTH112  # False for a name that no file can have
     folder = str(Path(given["tokenizer"]).absolute()) if is_folder else ""
     cache = str(given["cache"].absolute())
-    return processes.started_early(
-        "compiler.tokenizer.tokenizer:begin_fast", folder, cache, then="compiler.units.asked"
-    )
+    early = ["compiler.tokenizer.ahead:begin_fast", "compiler.units.asked:load_tokenizer"]
+    return processes.started_early(early, folder, cache)
 
 
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
-    from compiler.tokenizer.encoders import REFERENCE
     from compiler.tokenizer.tokenizer import Tokenizer
 
     size = _size_of(options.files)
     with contextlib.suppress(Problem, OSError):  # it is loaded again in its turn, which says what is wrong
-        ahead = REFERENCE if size is not None and size < SMALL else ""
-        large = size is not None and size >= LARGE
-        Tokenizer.load(options.tokenizer, options.cache, ahead=ahead, others_encode=large)
+        small, large = size is not None and size < SMALL, size is not None and size >= LARGE
+        Tokenizer.load(options.tokenizer, options.cache, encodes=small, others_encode=large)
     from compiler.commands import report, terminal
     from compiler.pipeline import compile_part, compile_set
     from schemas.arrow import leave_pandas

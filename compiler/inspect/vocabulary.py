@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from compiler.tokenizer.convert import byte_letters
 from compiler.tokenizer.files import TokenizerFiles
+from compiler.tokenizer.spec import decoder_kinds
 from compiler.tokenizer.tokenizer import Tokenizer
-from compiler.tokenizer.vocabulary import decoder_kinds
 from registry import PROCESSOR_FILES
 from schemas.manifest import CONVERTED
 from schemas.reader import CompiledSet

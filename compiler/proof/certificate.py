@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compiler.cache import objects
+from compiler.cache import records
 from compiler.proof.documents import certify_documents
 from compiler.proof.template import certify
 from compiler.templates.load import DOCUMENT, Template
@@ -14,10 +14,10 @@ from compiler.tokenizer.tokenizer import Tokenizer
 
 def certificate_of(template: Template, tokenizer: Tokenizer, special_text: str, cache: Path) -> dict[str, Any]:
     """Take the template's certificate from the cache, or check the template and keep the certificate there."""
-    key = objects.key_of("certificate", tokenizer.digest, template.digest, special_text)
-    kept = objects.load_record(cache, key)
+    key = records.key_of("certificate", tokenizer.digest, template.digest, special_text)
+    kept = records.load_record(cache, key)
     if kept is not None:
         return kept
     certificate = certify_documents(template, tokenizer) if template.name == DOCUMENT else certify(template, tokenizer)
-    objects.store_record(cache, key, certificate)
+    records.store_record(cache, key, certificate)
     return certificate

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import registry
-from compiler.cache import objects
+from compiler.cache import records
 from compiler.tokenizer.encoders import FAST, REFERENCE, Ids, same, version_of
 from compiler.tokenizer.tokenizer import Sample, Tokenizer
 
@@ -64,7 +64,7 @@ def choose(cache: Path, tokenizer: Tokenizer, *, many: bool) -> Choice | None:
     if not many:
         return Choice(REFERENCE)
     try:
-        verdict = objects.load_record(cache, _key(tokenizer.digest, version_of(FAST)))
+        verdict = records.load_record(cache, _key(tokenizer.digest, version_of(FAST)))
     except PackageNotFoundError:
         return Choice(REFERENCE, "it is not installed")
     return None if verdict is None else _choice(str(verdict["why"]))
@@ -73,7 +73,7 @@ def choose(cache: Path, tokenizer: Tokenizer, *, many: bool) -> Choice | None:
 def judge(cache: Path, tokenizer: Tokenizer, trial: Trial) -> Choice:
     """Compare a trial of the fast encoder with the reference, and keep the verdict in the cache."""
     why_not = _why_not(trial, tokenizer)
-    objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": why_not})
+    records.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": why_not})
     return _choice(why_not)
 
 
@@ -110,18 +110,18 @@ def agree(tokenizer: Tokenizer, samples: list[Sample]) -> bool:
 
 def refuse(cache: Path, tokenizer: Tokenizer) -> None:
     """Keep in the cache that the fast encoder gave wrong ids: it is not chosen again, and no object it made is used."""
-    objects.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": IDS_DIFFER})
+    records.store_record(cache, _key(tokenizer.digest, version_of(FAST)), {"why": IDS_DIFFER})
 
 
 def is_refused(cache: Path, tokenizer_digest: str, encoder: str) -> bool:
     """Whether the encoder "NAME VERSION" gave wrong ids, in an earlier run or on another machine of this one."""
     name, version = encoder.split()
-    verdict = objects.load_record(cache, _key(tokenizer_digest, version)) if name == FAST else None
+    verdict = records.load_record(cache, _key(tokenizer_digest, version)) if name == FAST else None
     return verdict is not None and verdict["why"] != ""
 
 
 def _key(tokenizer_digest: str, version: str) -> str:
-    return objects.key_of("encoder", tokenizer_digest, version, registry.awkward_texts())
+    return records.key_of("encoder", tokenizer_digest, version, registry.awkward_texts())
 
 
 def awkward_texts() -> Iterator[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from compiler.cache.layout import Narrow
-from compiler.cache.objects import library_versions, own_version
+from compiler.cache.records import library_versions, own_version
 from compiler.options import UnitOptions
 from compiler.rows.secrets import NOTE
 from compiler.sets.mix import Examples, MixPlan

@@ -14,9 +14,7 @@ Both encode a text in one of two ways:
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -27,7 +25,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import BPE, Model
 
-from compiler.tokenizer.vocabulary import without_prefix
+from compiler.tokenizer.ahead import Tables, tables_of
+from compiler.tokenizer.spec import Forms, Specs
 
 Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 """(ids int32[T], lengths int64[N]) of N texts, one after the other."""
@@ -35,8 +34,6 @@ Ids = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]
 REFERENCE, FAST = "tokenizers", "fastokens"
 LONG = 1024
 """The fewest characters of a text that is looked for among others: to look takes time too."""
-REFUSALS = (ValueError, RuntimeError, NotImplementedError)
-"""What the fast encoder raises for a tokenizer that it cannot do."""
 
 
 class Encoder(Protocol):
@@ -46,32 +43,6 @@ class Encoder(Protocol):
         """Encode the texts, each as one of its own (`fresh`) or as one that goes on."""
 
 
-@dataclass(frozen=True)
-class Specs:
-    """What the encoders are built from: a `tokenizer.json` in the forms they need, each without its model.
-
-    The model, which they share, is by far the largest part; it is kept as JSON, which takes a tenth of the memory.
-    """
-
-    model: bytes
-    official: dict[str, Any]
-    fresh: dict[str, Any]
-    continued: dict[str, Any] | None
-    """None where continued texts are encoded as fresh ones are."""
-
-    @classmethod
-    def of(cls, spec: dict[str, Any], text_tokens: list[dict[str, Any]]) -> Specs:
-        """Split a parsed `tokenizer.json`; of its added tokens only the text ones take part in encoding texts."""
-        official = {name: part for name, part in spec.items() if name != "model"}
-        official |= dict.fromkeys(("truncation", "padding"))  # of texts in a batch, and possibly of any length
-        fresh = official | {"added_tokens": text_tokens, "post_processor": None}
-        return cls(orjson.dumps(_short(spec["model"])), official, fresh, without_prefix(fresh))
-
-    def json(self, spec: dict[str, Any]) -> str:
-        """One of the specs with the model, as JSON."""
-        return orjson.dumps(spec | {"model": orjson.Fragment(self.model)}).decode()
-
-
 class ReferenceEncoder:
     """The encoder of `tokenizers`.
 
@@ -79,11 +50,15 @@ class ReferenceEncoder:
     with it.
     """
 
-    def __init__(self, specs: Specs, official: HFTokenizer | None = None) -> None:
-        """`official` is given where it was built already."""
-        self.official = official or official_of(specs.official | {"model": orjson.loads(specs.model)})
-        self._fresh = _around(self.official.model, specs.fresh)
-        self._continued = _around(self.official.model, specs.continued) if specs.continued else self._fresh
+    def __init__(self, forms: Forms, official: HFTokenizer) -> None:
+        self.official = official
+        self._fresh = _around(official.model, forms.fresh)
+        self._continued = _around(official.model, forms.continued) if forms.continued else self._fresh
+
+    @classmethod
+    def of(cls, specs: Specs) -> ReferenceEncoder:
+        """Build it."""
+        return cls(specs.forms, official_of(specs.parsed()))
 
     def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
         """Encode the texts, those that several rows have once: system prompts with their tools are long."""
@@ -142,28 +117,11 @@ def _around(model: Model, spec: dict[str, Any]) -> HFTokenizer:
     return found
 
 
-def _short(model: dict[str, Any]) -> dict[str, Any]:
-    """The model with merges as texts, "a b" for ["a", "b"], of which the fast encoder is built faster."""
-    merges = model.get("merges")
-    if not isinstance(merges, list) or not all(type(pair) is list and len(pair) == 2 for pair in merges):
-        return model
-    try:
-        texts = list(map(" ".join, merges))
-    except TypeError:  # something in it is no text, which whoever builds it will say
-        return model
-    return model if sum(text.count(" ") for text in texts) > len(texts) else model | {"merges": texts}
-
-
 class FastEncoder:
     """The encoder of `fastokens`, with one thread: the worker processes are the parallelism."""
 
-    def __init__(self, specs: Specs) -> None:
-        os.environ["FASTOKENS_BPE_THREADS"] = "1"
-        import fastokens  # only here: not every platform has it
-
-        self._fresh = fastokens.Tokenizer.from_json_str(specs.json(specs.fresh))
-        continued = specs.continued
-        self._continued = fastokens.Tokenizer.from_json_str(specs.json(continued)) if continued else self._fresh
+    def __init__(self, tables: Tables) -> None:
+        self._fresh, self._continued = tables
 
     def encode(self, texts: Sequence[str], *, fresh: bool) -> Ids:
         """Encode the texts, those that several rows have once: system prompts with their tools are long."""
@@ -201,12 +159,8 @@ def _with_repeated(ids: npt.NDArray[np.int32], edges: npt.NDArray[np.int64], aga
 
 def load_fast(specs: Specs) -> FastEncoder | str:
     """Load the fast encoder; return why there is none where it is not installed or does not take the tokenizer."""
-    try:
-        return FastEncoder(specs)
-    except ImportError:
-        return "it is not installed"
-    except REFUSALS as error:
-        return f"it does not take this tokenizer: {str(error)[:200]}"
+    tables = tables_of(specs)
+    return tables if isinstance(tables, str) else FastEncoder(tables)
 
 
 def version_of(name: str) -> str:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer as HFTokenizer
 
-from compiler.cache import objects
-from compiler.tokenizer import encoders
-from compiler.tokenizer.encoders import FAST, REFERENCE, FastEncoder, Ids, ReferenceEncoder, Specs
+from compiler.cache import records
+from compiler.tokenizer import ahead, encoders
+from compiler.tokenizer.ahead import Begun
+from compiler.tokenizer.encoders import FAST, REFERENCE, FastEncoder, Ids, ReferenceEncoder
 from compiler.tokenizer.files import TokenizerFiles
-from compiler.tokenizer.vocabulary import Vocabulary, byte_lengths_of, outline_of
+from compiler.tokenizer.spec import Forms, Specs, outline_of
+from compiler.tokenizer.vocabulary import Vocabulary, byte_lengths_of
 from schemas.errors import InputError, Problem
 from schemas.memory import trim_memory, without_collections
 
@@ -46,39 +46,34 @@ class Tokenizer(Vocabulary):
         files: TokenizerFiles,
         spec: dict[str, Any] | None = None,
         outline: dict[str, Any] | None = None,
-        ahead: str = "",
+        *,
+        begun: Begun | None = None,
+        encodes: bool = False,
     ) -> None:
         """Without a parsed `tokenizer.json` its outline is given, and the file is parsed when an encoder is used.
 
-        `ahead` is the encoder to begin with.
+        `begun`: the fast encoder is being built. `encodes`: the reference is built at once, of what was parsed.
         """
         super().__init__(files, outline_of(files.spec() if spec is None else spec) if outline is None else outline)
         self.files = files
-        self._ahead: Thread | None = None
-        """A thread that loads the fast encoder."""
+        self._begun = begun
         self._samples: list[Sample] = []
-        if spec is None:
-            return
-        self._take(spec, model=ahead != REFERENCE)
-        if ahead == REFERENCE:
-            self._build_reference(spec)
-        elif ahead == FAST:
-            self._ahead = Thread(target=self._load_ahead, args=[self._specs])
-            self._ahead.start()
+        if begun is not None:
+            self.__dict__["_specs"] = begun.specs
+        if spec is not None:
+            self._take(spec, model=begun is None and not encodes)
+            if encodes:
+                self._build_reference(spec)
 
     def _build_reference(self, spec: dict[str, Any]) -> None:
         """Build the reference encoder of what was parsed. What is wrong is said where it is used, and built again."""
-        specs = replace(Specs.of(spec | {"model": {}}, self.text_tokens), model=b"")
         try:
-            self.__dict__["reference"] = ReferenceEncoder(specs, encoders.official_of(spec))
+            reference = ReferenceEncoder(Forms.of(spec, self.text_tokens), encoders.official_of(spec))
         except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-
-    def _load_ahead(self, specs: Specs) -> None:
-        """Load the fast encoder, which needs Python's lock only for a moment."""
-        with suppress(BaseException):  # a panic of Rust is no Exception; it is loaded again where it is used
-            self.__dict__["fast"] = encoders.load_fast(specs)
+        else:
+            self.__dict__["reference"] = reference
 
     def _take(self, spec: dict[str, Any], *, model: bool = True) -> None:
         """Keep what encoding needs of a parsed `tokenizer.json`, which is large and is not kept itself."""
@@ -101,26 +96,29 @@ class Tokenizer(Vocabulary):
 
     @classmethod
     def load(
-        cls, folder: Path, cache: Path | None = None, *, ahead: str = "", others_encode: bool = False
+        cls, folder: Path, cache: Path | None = None, *, encodes: bool = False, others_encode: bool = False
     ) -> Tokenizer:
         """Load the tokenizer of a folder. Its encoders are loaded when they are used.
 
         The outline of a tokenizer is kept in the cache, so that its file need not be parsed where nothing is encoded.
-        `ahead` names the encoder that this process will use if the cache does not know the tokenizer, so that it was
-        never used with this cache. `others_encode`: other processes will encode, and what encoding needs is not made
-        here; the outline is kept later (`keep`), since these ask for it too. Nothing but the time depends on these.
+        `encodes`: this process will use the reference if the cache does not know the tokenizer, so that it was never
+        used with this cache. `others_encode`: other processes will encode, and what encoding needs is not made here;
+        the outline is kept later (`keep`), since these ask for it too. Nothing but the time depends on these.
         """
         files = TokenizerFiles.find(folder)
         if files.identity not in _LOADED:
-            kept = None if cache is None else objects.load_record(cache, _key(files))
+            begun = ahead.taken(files)
+            kept = None if cache is None else records.load_record(cache, ahead.outline_key(files))
             try:
                 with without_collections():
-                    if kept is not None:
+                    if begun is not None:
+                        tokenizer = cls(files, begun.spec, begun=begun, encodes=True)
+                    elif kept is not None:
                         tokenizer = cls(files, outline=kept["outline"])
                     elif others_encode:
                         tokenizer = cls(files, outline=outline_of(files.spec()))
                     else:
-                        tokenizer = cls(files, files.spec(), ahead=ahead)
+                        tokenizer = cls(files, files.spec(), encodes=encodes)
             except Problem:
                 raise
             except Exception as error:  # the file may hold anything
@@ -134,9 +132,9 @@ class Tokenizer(Vocabulary):
 
     def keep(self, cache: Path | None) -> None:
         """Keep the outline in the cache, unless it is there."""
-        if cache is not None and objects.load_record(cache, _key(self.files)) is None:
+        if cache is not None and records.load_record(cache, ahead.outline_key(self.files)) is None:
             with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
-                objects.store_record(cache, _key(self.files), {"outline": self.outline})
+                records.store_record(cache, ahead.outline_key(self.files), {"outline": self.outline})
 
     def wait(self) -> None:
         """Wait for what another thread loads.
@@ -144,15 +142,16 @@ class Tokenizer(Vocabulary):
         Templates run under a limit of memory, at which Rust ends the process, and a process with two threads is not
         copied.
         """
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.join()
+        begun, self._begun = self._begun, None
+        tables = None if begun is None else begun.result()
+        if tables is not None:
+            self.__dict__["fast"] = tables if isinstance(tables, str) else FastEncoder(tables)
 
     @cached_property
     def reference(self) -> ReferenceEncoder:
         """The reference encoder."""
         try:
-            found = ReferenceEncoder(self._specs)
+            found = ReferenceEncoder.of(self._specs)
         except BaseException as error:  # tokenizers raises bare Exception, and panics of Rust are not even that
             if isinstance(error, KeyboardInterrupt | SystemExit | Problem):
                 raise
@@ -169,9 +168,13 @@ class Tokenizer(Vocabulary):
         trim_memory()
         return found
 
-    def load_fast(self) -> None:
-        """Load the fast encoder where there is one."""
-        _ = self.fast
+    def load_fast(self) -> str:
+        """Load the fast encoder, and let go of the reference; return why there is no fast one, or ""."""
+        if isinstance(self.fast, str):
+            return self.fast
+        if self.__dict__.pop("reference", None) is not None:
+            trim_memory()
+        return ""
 
     def drop_encoders(self) -> None:
         """Let go of the encoders, since other processes encode."""
@@ -253,21 +256,6 @@ class Tokenizer(Vocabulary):
         return self.official.decode(list(ids), skip_special_tokens=False)
 
 
-def begin_fast(folder: str, cache: str) -> None:
-    """Load a tokenizer ("" = none), and begin to load its fast encoder if the cache does not know the tokenizer.
-
-    A process is asked for this before it imports the rest, since this module imports little. What is wrong with the
-    tokenizer is for others to say.
-    """
-    with suppress(Problem, OSError):
-        if folder:
-            Tokenizer.load(Path(folder), Path(cache), ahead=FAST)
-
-
 def _broken(files: TokenizerFiles, error: BaseException) -> InputError:
     said = str(error)[:200] if isinstance(error, ValueError) else f"{type(error).__name__}: {str(error)[:200]}"
     return InputError(str(files.folder / "tokenizer.json"), f"not a tokenizer: {said}")
-
-
-def _key(files: TokenizerFiles) -> str:
-    return objects.key_of("tokenizer", files.digest)

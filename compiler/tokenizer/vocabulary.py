@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -13,22 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compiler.tokenizer.files import TokenizerFiles
-
-
-def outline_of(spec: dict[str, Any]) -> dict[str, Any]:
-    """A parsed `tokenizer.json` without its model, of which only what a vocabulary asks is there.
-
-    `last_of_model` is the last id of the model, and `of_model` are the added tokens that it has too.
-    """
-    vocab, added = spec["model"]["vocab"], [token["content"] for token in spec["added_tokens"]]
-    if isinstance(vocab, dict):
-        _check_ids(vocab.values())
-    last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
-    of_model = [text for text in added if text in vocab]
-    return {name: part for name, part in spec.items() if name != "model"} | {
-        "last_of_model": last,
-        "of_model": of_model,
-    }
+from compiler.tokenizer.spec import are_text, check_ids, decoder_kinds, steps_of, without_prefix
 
 
 class Vocabulary:
@@ -43,7 +27,7 @@ class Vocabulary:
         self.chat_templates = files.chat_templates()
         """The Jinja chat templates by name."""
         added = outline["added_tokens"]
-        is_text = [self._is_text(token) for token in added]
+        is_text = are_text(outline, self.chat_templates.values())
         self.text_tokens: list[dict[str, Any]] = list(compress(added, is_text))
         """The added tokens that are ordinary text."""
         self.controls: dict[str, int] = {
@@ -70,17 +54,6 @@ class Vocabulary:
         changing = self._normalizers - {"Prepend", "Replace"}
         return not changing or (changing == {"NFC"} and (text.isascii() or unicodedata.is_normalized("NFC", text)))
 
-    def _is_text(self, token: dict[str, Any]) -> bool:
-        """Whether an added token is ordinary text, as Gemma's `<table>` and runs of spaces are.
-
-        It is not special, the model's own vocabulary has it (it was there when the model was trained on text), and
-        the chat template does not write it (`<tool_call>`), unless it is white space.
-        """
-        text = token["content"]
-        if token["special"] or text not in self.outline["of_model"]:
-            return False
-        return not text.strip("▁ \n\t\r") or not any(text in source for source in self.chat_templates.values())
-
     def _eos(self) -> set[int]:
         eos = self.controls.get(self.named_tokens.get("eos_token", ""))
         return set() if eos is None else {eos}
@@ -90,18 +63,8 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
-MOST = 1 << 24
-"""The most ids of a vocabulary; the largest have a quarter of a million."""
-
-
-def _check_ids(ids: Iterable[Any]) -> None:
-    some = list(ids)
-    if some and (set(map(type, some)) != {int} or min(some) < 0 or max(some) >= MOST):
-        raise ValueError(f"an id is not a number from 0 to {MOST:,}")
-
-
 def _is_control(last: int, controls: list[int]) -> npt.NDArray[np.bool_]:
-    _check_ids(controls)
+    check_ids(controls)
     table = np.zeros(max([last, *controls]) + 1, dtype=bool)
     table[controls] = True
     return table
@@ -120,37 +83,3 @@ def byte_lengths_of(spec: dict[str, Any], size: int) -> npt.NDArray[np.int32] | 
             fallback = re.fullmatch("<0x[0-9A-F]{2}>", token)
             table[number] = 1 if fallback else len(token.replace("\u2581", " ").encode())
     return table
-
-
-# -- parts of a tokenizer.json --
-
-
-def decoder_kinds(spec: dict[str, Any]) -> set[str]:
-    """The types of a spec's decoder and of its parts."""
-    decoder = spec.get("decoder") or {}
-    return {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
-
-
-def steps_of(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, with sequences opened."""
-    if not part:
-        return []
-    parts = part.get("normalizers") or part.get("pretokenizers")
-    return [part] if parts is None else [step for one in parts for step in steps_of(one)]
-
-
-def without_prefix(spec: dict[str, Any]) -> dict[str, Any] | None:
-    """The spec without its rules for a leading space; None if it has none."""
-    pre_tokenizer = copy.deepcopy(spec.get("pre_tokenizer"))
-    found = False
-    for step in steps_of(pre_tokenizer):
-        if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
-            step["prepend_scheme"], found = "never", True
-            step.pop("add_prefix_space", None)
-        elif step.get("add_prefix_space"):
-            step["add_prefix_space"], found = False, True
-    normalizer = spec.get("normalizer")
-    kept = [step for step in steps_of(normalizer) if step["type"] != "Prepend"]
-    if len(kept) < len(steps_of(normalizer)):
-        normalizer, found = {"type": "Sequence", "normalizers": kept}, True
-    return spec | {"pre_tokenizer": pre_tokenizer, "normalizer": normalizer} if found else None

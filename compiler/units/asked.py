@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from compiler.proof.certificate import certificate_of
 from compiler.proof.encoders import Choice, Trial, agree, judge, try_fast
-from compiler.tokenizer.tokenizer import Sample
+from compiler.tokenizer.tokenizer import Sample, Tokenizer
 from compiler.units.task import Setup
 from compiler.units.unit import tools_of
 from schemas.arrow import leave_pandas
@@ -17,17 +17,26 @@ from schemas.errors import Problem
 from schemas.memory import trim_memory
 
 
-def load_tools(setup: Setup) -> None:
-    """Load the tokenizer and the template. What is wrong with them is for the first unit to say."""
+def load_tokenizer(folder: str, cache: str) -> None:
+    """Load a tokenizer ("" = none), with the reference if its fast encoder was begun."""
+    with suppress(Problem, OSError):
+        if folder:
+            Tokenizer.load(Path(folder), Path(cache))
+
+
+def load_tools(setup: Setup) -> str:
+    """Load the tokenizer and the template. What is wrong with them is for the first unit to say. Returns ""."""
     leave_pandas()
     with suppress(Problem):
         tools_of(setup)
+    return ""
 
 
-def load_fast(setup: Setup) -> None:
-    """Load the fast encoder too, where there is one."""
+def load_fast(setup: Setup) -> str:
+    """Load the fast encoder too, and let go of the reference; return why there is no fast one, or ""."""
     with suppress(Problem):
-        tools_of(setup)[0].load_fast()
+        return tools_of(setup)[0].load_fast()
+    return ""
 
 
 def let_go() -> None:

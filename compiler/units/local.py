@@ -47,7 +47,7 @@ class InProcess:
     def end_asides(self) -> None:
         """Nothing was started."""
 
-    def trial(self) -> Trial | None:
+    def trial(self) -> Awaited[Trial] | None:
         """None: no other process has loaded the fast encoder."""
         return None
 
@@ -131,25 +131,30 @@ class Workers:
             self._loaded = self._asked(self._original, load_tools)
         else:
             self._add_workers(Worker.fresh)
-            for worker in self._workers:
-                self._asked(worker, self._load)
+            self._loaded, *_ = [self._asked(worker, self._load) for worker in self._workers]
 
     def _add_workers(self, start: Callable[[], Worker]) -> None:
         for _ in range(self._count):
             self._workers.append(self._pool.add(start()))
 
-    def _asked(self, worker: Worker, load: Callable[[Setup], None]) -> Awaited[None]:
-        awaited = Awaited[None](self._listen)
-        self._pool.send([worker], awaited, load, self._setup)
-        return awaited
+    def _asked(self, worker: Worker, function: Callable[[Setup], R]) -> Awaited[R]:
+        answer = Awaited[R](self._listen)
+        self._pool.send([worker], answer, function, self._setup)
+        return answer
+
+    def _loaded_by(self, original: Original) -> Original:
+        """The original when it has done all that it was asked, so that it can be copied."""
+        self._loaded.result()
+        while self._pool.most([original]):
+            self._listen()
+        return original
 
     def _checking(self) -> list[Worker]:
         """The checkers. The original makes them before it loads what only workers need."""
         if not self._checkers:
             start: Callable[[], Worker] = Worker.fresh
             if self._original is not None:
-                self._loaded.result()
-                start = self._original.copy
+                start = self._loaded_by(self._original).copy
             for _ in range(-(-self._count // WORKERS_OF_A_CHECKER)):
                 self._checkers.append(self._pool.add(start()))
             if self._original is not None:
@@ -160,8 +165,7 @@ class Workers:
         """The workers. The original makes them once it has loaded everything."""
         if self._original is not None and not self._workers:
             self._checking()
-            self._loaded.result()
-            self._add_workers(self._original.copy)
+            self._add_workers(self._loaded_by(self._original).copy)
         return self._workers
 
     def run(self, function: Callable[[T], R], items: Iterable[T], ahead: int = AHEAD) -> Iterator[tuple[T, R]]:
@@ -221,11 +225,12 @@ class Workers:
         while self._checkers:
             self._pool.end(self._checkers.pop(), 0.0)
 
-    def trial(self) -> Trial | None:
-        """Try the fast encoder on awkward texts where it is loaded."""
+    def trial(self) -> Awaited[Trial] | None:
+        """Try the fast encoder on awkward texts where it is loaded, while workers begin."""
         workers = self._working()
-        self._finish()
-        return (self._original or workers[0]).ask(trial, self._setup)
+        if why_not := self._loaded.result():
+            return Awaited.known(Trial(why_not=why_not))
+        return self._asked(self._original or workers[0], trial)
 
     def close(self) -> None:
         """End the processes. Workers may finish what they are at; the checkers have nothing to lose."""

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-from compiler.cache import halves, objects
+from compiler.cache import halves, objects, records
 from compiler.tokenizer.encoders import REFERENCE, version_of
 from compiler.units.task import Task, recipe_of
 from schemas.errors import InputError, IntegrityError
@@ -40,16 +40,16 @@ class Terms:
 
 def terms_of(cache: str, mark: str, encoder: str, paths: tuple[str, ...] = ()) -> Terms:
     """The terms of a run that is started on this machine."""
-    libraries = dict(objects.library_versions())
+    libraries = dict(records.library_versions())
     if encoder != REFERENCE:
         libraries[encoder] = version_of(encoder)
-    return Terms(objects.code_digest(), tuple(sorted(libraries.items())), cache, mark, paths)
+    return Terms(records.code_digest(), tuple(sorted(libraries.items())), cache, mark, paths)
 
 
 @contextmanager
 def marked(cache: Path) -> Iterator[str]:
     """Put a mark into the cache for the time of a run. If the run is killed, the next one removes it."""
-    mark = halves.begin_half(cache, f"{objects.key_of('mark', uuid.uuid4().hex)}.json")
+    mark = halves.begin_half(cache, f"{records.key_of('mark', uuid.uuid4().hex)}.json")
     try:
         yield str(mark.relative_to(cache))
     finally:
@@ -73,7 +73,7 @@ def check(terms: Terms) -> None:
 def _check_code(where: str, code: str, libraries: dict[str, str]) -> None:
     """Raise unless code and libraries are those of the run; others could make other objects of the same name."""
     theirs = {"the compiler's source": code[:12]} | libraries
-    ours = {"the compiler's source": objects.code_digest()[:12]} | {name: _version(name) for name in libraries}
+    ours = {"the compiler's source": records.code_digest()[:12]} | {name: _version(name) for name in libraries}
     differ = [name for name, version in theirs.items() if ours[name] != version]
     if differ:
         wanted = ", ".join(f"{name} {theirs[name]}" for name in differ)
@@ -93,8 +93,8 @@ def _check_cache(cache: str, mark: str) -> None:
     elif not (Path(cache) / mark).exists():
         found = "this folder is another one"
     else:
-        probe = objects.key_of("probe", socket.gethostname(), os.getpid())
-        objects.store_record(Path(cache), probe, {})
+        probe = records.key_of("probe", socket.gethostname(), os.getpid())
+        records.store_record(Path(cache), probe, {})
         objects.remove(Path(cache), probe)
         return
     raise InputError(

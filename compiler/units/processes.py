@@ -23,7 +23,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -145,14 +145,14 @@ _EARLY: list[Original] = []
 
 
 @contextmanager
-def started_early(function: str, *args: object, then: str) -> Iterator[None]:
-    """Start an original before its modules are imported here; it calls "MODULE:NAME", and then imports a module.
+def started_early(functions: Iterable[str], *args: object) -> Iterator[None]:
+    """Start an original before its modules are imported here; it calls functions, "MODULE:NAME", one after the other.
 
     It ends with the context if nobody has taken it.
     """
     original = Original.fresh()
-    original.send(_called, function, args)
-    original.send(_imported, then)
+    for function in functions:
+        original.send(_called, function, args)
     _EARLY.append(original)
     try:
         yield
@@ -167,10 +167,6 @@ def started_early(function: str, *args: object, then: str) -> Iterator[None]:
 def _called(function: str, args: tuple[object, ...]) -> None:
     module, _, name = function.partition(":")
     getattr(importlib.import_module(module), name)(*args)
-
-
-def _imported(module: str) -> None:
-    importlib.import_module(module)
 
 
 def _started(main: str) -> tuple[socket.socket, int]:

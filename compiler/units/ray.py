@@ -114,7 +114,7 @@ class Cluster:
         for _ in self._pool.listen(seconds):
             pass
 
-    def trial(self) -> Trial | None:
+    def trial(self) -> Awaited[Trial] | None:
         """None: no worker runs before there are tasks."""
         return None
 

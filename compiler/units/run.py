@@ -18,7 +18,7 @@ from pathlib import Path
 
 from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request, UnitOptions, wants_near
-from compiler.proof.encoders import Choice, choose, judge, refuse, try_fast
+from compiler.proof.encoders import Choice, Trial, choose, judge, refuse, try_fast
 from compiler.templates.load import Template
 from compiler.tokenizer.encoders import FAST, REFERENCE
 from compiler.tokenizer.tokenizer import Sample, Tokenizer
@@ -155,8 +155,10 @@ class _Proofs:
 
     def __init__(self, run: UnitRun, engine: Engine) -> None:
         self._run, self._engine = run, engine
+        self._trial: Awaited[Trial] | None = None
+        """Of the fast encoder, where the cache had no verdict on it."""
         self._verdict: Awaited[Choice] | None = None
-        """Of the texts that are tried, where the cache did not have it."""
+        """On that trial."""
         self._samples: list[Sample] = []
         self._compared: deque[Awaited[bool]] = deque()
 
@@ -166,12 +168,11 @@ class _Proofs:
         choice = choose(run.options.cache, run.tokenizer, many=many)
         if choice is None:
             trial = self._engine.trial()
-            if trial is None:
-                choice = judge(run.options.cache, run.tokenizer, try_fast(run.tokenizer))
+            if trial is None or trial.is_there:
+                found = try_fast(run.tokenizer) if trial is None else trial.result()
+                choice = judge(run.options.cache, run.tokenizer, found)
             else:
-                self._verdict = self._engine.aside(judged, run.setup, str(run.options.cache), trial)
-                if trial.why_not:
-                    choice, self._verdict = self._verdict.result(), None
+                self._trial = trial
         if choice is not None:
             self._say(choice)
         return FAST if choice is None else choice.encoder
@@ -193,6 +194,9 @@ class _Proofs:
 
     def trouble(self, *, wait: bool = False) -> Trouble | None:
         """What has shown so far; `wait` until all is proven."""
+        if self._trial is not None and (wait or self._trial.is_there):
+            found, self._trial = self._trial.result(), None
+            self._verdict = self._engine.aside(judged, self._run.setup, str(self._run.options.cache), found)
         if self._verdict is not None and (wait or self._verdict.is_there):
             choice, self._verdict = self._verdict.result(), None
             self._say(choice)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
 import registry
-from compiler.cache import objects
+from compiler.cache import objects, records
 from compiler.options import DatasetOptions, UnitOptions
 from compiler.proof.encoders import IDS_DIFFER, Trial
 from compiler.read import Ask, Unit
@@ -143,8 +143,11 @@ class Engine(Protocol):
     def end_asides(self) -> None:
         """All that was asked aside is answered, and most likely no more will be asked."""
 
-    def trial(self) -> Trial | None:
-        """Try the fast encoder in a process that has loaded it; None if there is no such process."""
+    def trial(self) -> Awaited[Trial] | None:
+        """Try the fast encoder in a process that has loaded it; None if there is no such process.
+
+        The answer is there at once if the encoder could not be loaded.
+        """
 
     def close(self) -> None:
         """End what was started."""
@@ -165,7 +168,7 @@ def recipe_of(read_as: DatasetOptions, setup: Setup) -> str:
         del how["where"]
     if not setup.vision:
         del how["media"]
-    return objects.key_of(how, asked)
+    return records.key_of(how, asked)
 
 
 def object_key(unit: Unit, recipe: str) -> str:
@@ -173,4 +176,4 @@ def object_key(unit: Unit, recipe: str) -> str:
     if not unit.digest:
         return ""
     digest = unit.digest if unit.rows is None else f"{unit.digest} {unit.rows}"
-    return objects.key_of(unit.kind, digest, list(unit.header), recipe)
+    return records.key_of(unit.kind, digest, list(unit.header), recipe)

@@ -1,0 +1,90 @@
+"""The fast encoder, which is begun before the rest of the program is imported: this module imports little.
+
+`fastokens` takes most of a second to build its tables. It does so without Python's lock, so the imports, and the
+reference encoder, are there by the time it is.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+from compiler.cache import records
+from compiler.tokenizer.files import TokenizerFiles
+from compiler.tokenizer.spec import Specs, outline_of, text_tokens_of
+from schemas.memory import without_collections
+
+REFUSALS = (ValueError, RuntimeError, NotImplementedError)
+"""What `fastokens` raises for a tokenizer that it cannot do."""
+
+
+class Tables(NamedTuple):
+    """What `fastokens` builds, for texts of their own and for texts that go on."""
+
+    fresh: Any
+    continued: Any
+
+
+def tables_of(specs: Specs) -> Tables | str:
+    """Build the tables; return why there are none where it is not installed or does not take the tokenizer."""
+    os.environ["FASTOKENS_BPE_THREADS"] = "1"
+    try:
+        import fastokens  # only here: not every platform has it
+
+        fresh = fastokens.Tokenizer.from_json_str(specs.json(specs.forms.fresh))
+        continued = specs.forms.continued
+        return Tables(fresh, fastokens.Tokenizer.from_json_str(specs.json(continued)) if continued else fresh)
+    except ImportError:
+        return "it is not installed"
+    except REFUSALS as error:
+        return f"it does not take this tokenizer: {str(error)[:200]}"
+
+
+class Begun:
+    """Tables that a thread builds, with what was parsed for them."""
+
+    def __init__(self, spec: dict[str, Any], specs: Specs) -> None:
+        self.spec, self.specs = spec, specs
+        self._found: Tables | str | None = None
+        self._thread = Thread(target=self._build)
+        self._thread.start()
+
+    def _build(self) -> None:
+        with suppress(BaseException):  # a panic of Rust is no Exception; they are built again where they are used
+            self._found = tables_of(self.specs)
+
+    def result(self) -> Tables | str | None:
+        """Wait for the thread; None where it failed."""
+        self._thread.join()
+        return self._found
+
+
+_BEGUN: dict[str, Begun] = {}
+"""What was begun and not taken yet, by the identity of the tokenizer's files."""
+
+
+def begin_fast(folder: str, cache: str) -> None:
+    """Begin to build the tables of a tokenizer ("" = none), unless the cache knows it, so that others may have encoded.
+
+    What is wrong with the tokenizer is for others to say.
+    """
+    with suppress(Exception):
+        files = TokenizerFiles.find(Path(folder))
+        if folder and not records.has(Path(cache), outline_key(files)):
+            with without_collections():
+                spec = files.spec()
+                specs = Specs.of(spec, text_tokens_of(outline_of(spec), files.chat_templates().values()))
+                _BEGUN[files.identity] = Begun(spec, specs)
+
+
+def taken(files: TokenizerFiles) -> Begun | None:
+    """What was begun for these files, for the one who takes it."""
+    return _BEGUN.pop(files.identity, None)
+
+
+def outline_key(files: TokenizerFiles) -> str:
+    """Under which name the cache keeps the outline of a tokenizer."""
+    return records.key_of("tokenizer", files.digest)
