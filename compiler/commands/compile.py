@@ -75,17 +75,16 @@ def _started_early(given: dict[str, Any]) -> contextlib.AbstractContextManager[N
 
 
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:
+    from compiler.commands import report, terminal
+    from compiler.pipeline import compile_part, compile_set
     from compiler.tokenizer.tokenizer import Tokenizer
+    from schemas.arrow import leave_pandas
 
+    leave_pandas()
     size = _size_of(options.files)
     with contextlib.suppress(Problem, OSError):  # it is loaded again in its turn, which says what is wrong
         small, large = size is not None and size < SMALL, size is not None and size >= LARGE
         Tokenizer.load(options.tokenizer, options.cache, encodes=small, others_encode=large)
-    from compiler.commands import report, terminal
-    from compiler.pipeline import compile_part, compile_set
-    from schemas.arrow import leave_pandas
-
-    leave_pandas()
     if given["dry_run"]:
         from compiler.commands.dry_run import dry_run
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from compiler.cache import records
 from compiler.tokenizer.files import TokenizerFiles
 from compiler.tokenizer.spec import Specs, outline_of, text_tokens_of
+from schemas.errors import InputError
 from schemas.memory import without_collections
 
 REFUSALS = (ValueError, RuntimeError, NotImplementedError)
@@ -76,8 +77,10 @@ def begin_fast(folder: str, cache: str) -> None:
         if folder and not records.has(Path(cache), outline_key(files)):
             with without_collections():
                 spec = files.spec()
-                specs = Specs.of(spec, text_tokens_of(outline_of(spec), files.chat_templates().values()))
+                outline = outline_of(spec)
+                specs = Specs.of(spec, text_tokens_of(outline, files.chat_templates().values()))
                 _BEGUN[files.identity] = Begun(spec, specs)
+                keep_outline(Path(cache), files, outline)
 
 
 def taken(files: TokenizerFiles) -> Begun | None:
@@ -88,3 +91,10 @@ def taken(files: TokenizerFiles) -> Begun | None:
 def outline_key(files: TokenizerFiles) -> str:
     """Under which name the cache keeps the outline of a tokenizer."""
     return records.key_of("tokenizer", files.digest)
+
+
+def keep_outline(cache: Path, files: TokenizerFiles, outline: dict[str, Any]) -> None:
+    """Keep the outline of a tokenizer in the cache, unless it is there."""
+    if records.load_record(cache, outline_key(files)) is None:
+        with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
+            records.store_record(cache, outline_key(files), {"outline": outline})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -132,9 +131,8 @@ class Tokenizer(Vocabulary):
 
     def keep(self, cache: Path | None) -> None:
         """Keep the outline in the cache, unless it is there."""
-        if cache is not None and records.load_record(cache, ahead.outline_key(self.files)) is None:
-            with suppress(InputError):  # a cache that cannot be written: whoever must write there says so
-                records.store_record(cache, ahead.outline_key(self.files), {"outline": self.outline})
+        if cache is not None:
+            ahead.keep_outline(cache, self.files, self.outline)
 
     def wait(self) -> None:
         """Wait for what another thread loads.
