@@ -21,8 +21,9 @@ from pathlib import Path
 import registry
 from benchmarks import corpus, meter
 from benchmarks.meter import Measured
-from compiler.tokenizer.encoders import Encoder, FastEncoder, ReferenceEncoder, Specs
+from compiler.tokenizer.encoders import Encoder, ReferenceEncoder, load_fast
 from compiler.tokenizer.files import TokenizerFiles
+from compiler.tokenizer.spec import Specs
 from schemas.reader import CompiledSet
 
 BATCH = 512
@@ -63,12 +64,12 @@ def compare(folder: Path, tokenizer: Path, rows: int, rounds: int, without_refer
         "compile cold, 2 workers": lambda i: mine.cold(files, f"two-{i}", workers=2),
         "relink, another seed": lambda i: mine.run(files, "warm", seed=i + 1),
         "a plain copy of the set": lambda i: copied(folder / "warm-out" / "train", folder / f"copy-{i}"),
-        "fastokens alone, load included": lambda _: _alone(FastEncoder, tokenizer, texts),
+        "fastokens alone, load included": lambda _: _alone(load_fast, tokenizer, texts),
         "1,000 rows, new cache": lambda i: mine.cold(small, f"small-{i}", workers=2),
         "1,000 rows, certificate kept": lambda _: mine.again(small, "again"),
     }
     if not without_reference:
-        runs["tokenizers alone, load included"] = lambda _: _alone(ReferenceEncoder, tokenizer, texts)
+        runs["tokenizers alone, load included"] = lambda _: _alone(ReferenceEncoder.of, tokenizer, texts)
     mine.run(small, "again")
     times: dict[str, list[Measured]] = {what: [] for what in runs}
     for number in range(rounds):
@@ -156,11 +157,12 @@ def copied(source: Path, target: Path) -> Measured:
     return Measured(seconds, 0)
 
 
-def _alone(encoder: Callable[[Specs], Encoder], tokenizer: Path, texts: list[str]) -> Measured:
+def _alone(load: Callable[[Specs], Encoder | str], tokenizer: Path, texts: list[str]) -> Measured:
     """Encode the same texts with an encoder alone, in one thread."""
     specs = Specs.of(TokenizerFiles.find(tokenizer).spec(), [])
     start = time.perf_counter()
-    loaded = encoder(specs)
+    loaded = load(specs)
+    assert not isinstance(loaded, str), loaded
     for at in range(0, len(texts), BATCH):
         loaded.encode(texts[at : at + BATCH], fresh=True)
     return Measured(time.perf_counter() - start, 0)

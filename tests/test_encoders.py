@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,10 @@ from compiler.encode.tokens import encode
 from compiler.encode.weigh import EVEN
 from compiler.proof.encoders import Choice, Trial, choose, judge, refuse, try_fast
 from compiler.tokenizer import encoders
+from compiler.tokenizer.ahead import begin_fast
 from compiler.tokenizer.files import TokenizerFiles
-from compiler.tokenizer.tokenizer import Tokenizer, begin_fast
+from compiler.tokenizer.spec import Forms, Specs
+from compiler.tokenizer.tokenizer import Tokenizer
 from tests.support.conversations import texts
 from tests.support.encoders import long_files, use_wrong
 from tests.support.sets import manifest
@@ -189,7 +193,7 @@ def test_an_encoder_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_ke
 
 
 def test_an_encoder_that_does_not_take_a_tokenizer_is_not_used_and_why_is_said() -> None:
-    found = encoders.load_fast(encoders.Specs(b'{"type": "Unigram"}', {}, {}, None))
+    found = encoders.load_fast(Specs(Forms({}, {}, None), b'{"type": "Unigram"}'))
     assert isinstance(found, str) and found.startswith("it does not take this tokenizer: ")
 
 
@@ -205,7 +209,7 @@ def test_what_the_cache_keeps_of_a_tokenizer_says_what_its_files_say(
 ) -> None:
     def loaded(cache: Path | None) -> Tokenizer:
         monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
-        return Tokenizer.load(registry.DEMO_TOKENIZER, cache, ahead=encoders.REFERENCE)
+        return Tokenizer.load(registry.DEMO_TOKENIZER, cache, encodes=True)
 
     def facts(tokenizer: Tokenizer) -> dict[str, Any]:
         tables = {name: getattr(tokenizer, name) for name in ("is_control", "byte_lengths")}
@@ -241,8 +245,8 @@ def test_merges_of_parts_with_a_space_stay_pairs() -> None:
     vocab = {"a": 0, "b": 1, " ": 2, " b": 3, "a b": 4, "ab": 5}
     merges = [[" ", "b"], ["a", " b"], ["a", "b"]]
     spec = {"model": {"type": "BPE", "vocab": vocab, "merges": merges}, "added_tokens": []}
-    specs = encoders.Specs.of(spec, [])
-    assert encoders.ReferenceEncoder(specs).encode(["a b", "ab"], fresh=True)[0].tolist() == [4, 5]
+    specs = Specs.of(spec, [])
+    assert encoders.ReferenceEncoder.of(specs).encode(["a b", "ab"], fresh=True)[0].tolist() == [4, 5]
     fast = encoders.load_fast(specs)
     assert isinstance(fast, encoders.FastEncoder)
     assert fast.encode(["a b", "ab"], fresh=True)[0].tolist() == [4, 5]
@@ -253,8 +257,15 @@ def test_a_fast_encoder_that_was_loaded_ahead_is_the_same(monkeypatch: pytest.Mo
     begin_fast(str(registry.DEMO_TOKENIZER), str(tmp_path))
     tokenizer = Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
     tokenizer.wait()
-    assert "fast" in vars(tokenizer) and "reference" not in vars(tokenizer)
+    assert {"fast", "reference"} <= vars(tokenizer).keys(), "the reference was built beside it"
     assert same_ids(tokenizer, ["Hi <|im_end|> \n 你好", " a", ""])
+    assert not tokenizer.load_fast() and "reference" not in vars(tokenizer), "workers load no reference"
+
+
+def test_what_begins_the_fast_encoder_imports_little() -> None:
+    code = "import sys, compiler.tokenizer.ahead; print({'numpy', 'pyarrow', 'tokenizers'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_no_encoder_is_loaded_ahead_where_the_cache_knows_the_tokenizer(
@@ -263,7 +274,7 @@ def test_no_encoder_is_loaded_ahead_where_the_cache_knows_the_tokenizer(
     for _ in range(2):
         monkeypatch.setattr("compiler.tokenizer.tokenizer._LOADED", {})
         begin_fast(str(registry.DEMO_TOKENIZER), str(tmp_path))
-    tokenizer = Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
+        tokenizer = Tokenizer.load(registry.DEMO_TOKENIZER, tmp_path)
     tokenizer.wait()
     assert "fast" not in vars(tokenizer)
 

@@ -213,7 +213,7 @@ def test_a_file_that_is_no_tokenizer_is_one_message(tmp_path: Path, change: dict
     with pytest.raises(InputError, match="not a tokenizer") as told:
         _ = Tokenizer.load(tmp_path / "t").reference
     with pytest.raises(InputError) as again:  # as in a compile, where it is loaded ahead
-        _ = Tokenizer.load(tmp_path / "t", tmp_path / "cache", ahead="tokenizers").reference
+        _ = Tokenizer.load(tmp_path / "t", tmp_path / "cache", encodes=True).reference
     assert str(again.value) == str(told.value)
 
 

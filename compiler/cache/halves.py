@@ -36,8 +36,12 @@ def write(cache_dir: Path, path: Path, data: Any, mode: int = 0o644) -> tuple[in
     Returns its stamp.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return _write_atomically(path, data, mode)
+        try:
+            return _write_atomically(path, data, mode)
+        except FileNotFoundError:  # of the folders, which nearly always are there
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _halves_of(path).mkdir(exist_ok=True)
+            return _write_atomically(path, data, mode)
     except OSError as error:
         raise _not_written(cache_dir, error) from error
 
@@ -47,10 +51,12 @@ def _not_written(cache_dir: Path, error: OSError) -> InputError:
     return InputError(str(cache_dir), what, "Choose another folder with --cache.")
 
 
+def _halves_of(path: Path) -> Path:
+    return path.parent.parent / HALVES
+
+
 def _write_atomically(path: Path, data: Any, mode: int) -> tuple[int, ...]:
-    halves = path.parent.parent / HALVES
-    halves.mkdir(exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=halves, prefix=f"{machine()}-{path.name}-")
+    descriptor, temporary = tempfile.mkstemp(dir=_halves_of(path), prefix=f"{machine()}-{path.name}-")
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # a cache may be shared; mkstemp makes files for one user

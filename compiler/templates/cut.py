@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from itertools import takewhile
 from typing import Any
 
@@ -127,7 +128,7 @@ def place(segments: list[Segment], owners: list[tuple[int, int, int]]) -> list[S
     position, inside = 0, (0, -1)
     for segment in segments:
         end = position + len(segment.text)
-        edges = [edge for edge in cuts if position < edge < end] if segment.control < 0 else []
+        edges = cuts[bisect_right(cuts, position) : bisect_left(cuts, end)] if segment.control < 0 else []
         for left, right in zip([position, *edges], [*edges, end], strict=True):
             inside = starts.get(left, inside)
             owner = inside[1] if left < inside[0] else -1

@@ -17,6 +17,7 @@ import jinja2.ext
 import jinja2.meta
 from jinja2.nodes import Assign, Call, CallBlock, Compare, Const, Filter, Getattr, Node, Operand
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext, new_context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.errors import InputError, Reason, RowError
@@ -28,6 +29,11 @@ MOST_TEXT = 1 << 26
 """The most characters of a rendering."""
 _MOST_BITS = 1 << 16
 _OF_DICT = frozenset(dir(dict))
+_SAFE = {
+    kind: frozenset(name for name in dir(kind) if name[0] != "_") - {"format", "format_map"}
+    for kind in (str, LoopContext)
+}
+"""The attributes of texts and of loops that the sandbox allows: it need not be asked each time."""
 
 
 class Slot(Mapping[str, Any]):
@@ -104,8 +110,11 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """What `message.content` is. For a dictionary, jinja2 first has Python raise that it has no such attribute."""
-        if type(obj) is dict and attribute not in _OF_DICT:
+        kind = type(obj)
+        if kind is dict and attribute not in _OF_DICT:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if attribute in _SAFE.get(kind, ()):
+            return getattr(obj, attribute)
         return super().getattr(obj, attribute)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -146,7 +155,8 @@ class ChatTemplate:
             what = f"the chat template cannot be used: {type(error).__name__}: {str(error)[:200]}"
             raise InputError(where, what) from error
         self.source, self._where = source, where
-        self._names = dict(names)
+        self._globals = dict(self._template.globals)  # a chain of mappings, which each rendering would go through
+        self._names = self._globals | dict(names)
 
     def render(self, messages: list[dict[str, Any]], tools: list[Any] | None, *, generation_prompt: bool) -> str:
         """The rendered text; a template that refuses the conversation is a RowError with its own words."""
@@ -172,7 +182,8 @@ class ChatTemplate:
     def _written(self, **names: Any) -> str:
         """Write the text as `Template.render` does, up to a limit."""
         pieces, left = [], MOST_TEXT
-        for piece in self._template.root_render_func(self._template.new_context(names)):
+        context = new_context(_ENVIRONMENT, None, self._template.blocks, names, shared=True, globals=self._globals)
+        for piece in self._template.root_render_func(context):
             pieces.append(piece)
             left -= len(piece)
             if left < 0:
