@@ -12,6 +12,7 @@ a set of few shards keeps most of 64 workers waiting in the end, whatever the co
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import tempfile
 import time
@@ -21,7 +22,7 @@ from unittest.mock import patch
 
 from benchmarks import corpus
 from benchmarks.run import tokenizer_folder
-from benchmarks.sleepers import A_ROW, A_TOKEN, sleeping_shard, sleeping_unit
+from benchmarks.sleepers import A_ROW, A_TOKEN, load_kept, sleeping_shard, sleeping_unit
 from compiler.options import CompileOptions
 from compiler.pipeline import compile_set
 from compiler.units.progress import Watcher
@@ -62,6 +63,8 @@ def main() -> None:
         options = replace(options, files=many, workers=workers, engine=engine)
         clock, before = Clock(), resource.getrusage(resource.RUSAGE_SELF)
         with (
+            patch.dict(os.environ, {"KEPT": str(cache)}),
+            patch("compiler.units.local.load_fast", load_kept),
             patch("compiler.units.plan.look_up", lambda *_: None),
             patch("compiler.units.run.settle", sleeping_unit),
             patch("compiler.sets.link.write_shard", sleeping_shard),

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from compiler.cache import objects
 from compiler.sets.link import BATCH_ROWS, ShardJob
+from compiler.units.asked import load_fast
 from compiler.units.settle import look_up, settle
-from compiler.units.task import Outcome, Task
+from compiler.units.task import Outcome, Setup, Task
 from schemas.manifest import BatchEntry, ShardEntry
 
 A_ROW, A_TOKEN = 65e-6, 12e-9
@@ -25,14 +26,21 @@ def noted_unit(task: Task) -> Outcome:
     return settle(task)
 
 
+def load_kept(setup: Setup) -> str:
+    """Load the objects of the cache $KEPT into the process that workers are copied from: they would each take time of
+    the two processors that the coordinator has."""
+    for path in sorted(Path(os.environ["KEPT"]).glob("objects/*/*.arrow")):
+        found = look_up(Path(os.environ["KEPT"]), path.stem, setup.tokenizer_digest)
+        if found is not None:
+            _KEPT[path.stem] = found
+    return load_fast(setup)
+
+
 def sleeping_unit(task: Task) -> Outcome:
     """Sleep as long as the unit takes; return an object of as many rows as units have."""
-    if not _KEPT:
-        cache = Path(task.cache)
-        for path in sorted(cache.glob("objects/*/*.arrow")):
-            found = look_up(cache, path.stem, task.setup.tokenizer_digest)
-            if found is not None:
-                _KEPT[path.stem] = found
+    if not _KEPT:  # on Ray
+        os.environ["KEPT"] = task.cache
+        load_kept(task.setup)
     key = sorted(_KEPT)[task.number % len(_KEPT)]
     time.sleep(A_ROW * _KEPT[key].num_rows)
     return Outcome(object=_KEPT[key], digest=f"{task.number:064x}", key=key)

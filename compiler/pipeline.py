@@ -22,7 +22,7 @@ from compiler.datasets.chosen import choose_datasets, kind_of
 from compiler.datasets.dataset import Dataset
 from compiler.options import CompileOptions, Request
 from compiler.proof.certificate import certificate_of
-from compiler.read.source import Expansion
+from compiler.read.decompress import Expansion
 from compiler.rows.overlap import benchmarks_note
 from compiler.rows.persona import named_others, persona
 from compiler.sets.asked import options_entry, run_entry
@@ -162,8 +162,9 @@ def dry_run(options: CompileOptions, watcher: Watcher, units: int | None) -> Dry
             len(data) for some in (files.tokenizer, files.processor, files.converted()) for data in some.values()
         )
         found = forecast(compiled, sample, options, beside)
-        missing = sum(not has(options.cache, key) for key in set(sample.keys))
-    at_once = min(options.workers or 1, missing) if missing > run.few and plan.done.compiled <= run.few else 1
+        works = [work for key, work in sample.works.items() if not has(options.cache, key)]
+    missing, is_much = len(works), sum(works) > run.few
+    at_once = min(options.workers or 1, missing) if is_much and engines.current is engines.in_process else 1
     seconds = pace.seconds(missing, at_once, sample.seconds)
     if seconds is not None:
         seconds += found.figures.numbers.get(("set_bytes",), 0.0) / LINKED

@@ -22,7 +22,7 @@ from tests.support.peak import Peak
 from tests.support.trained import compile_set, config, losses, rows, save_model, train, write
 from trainer import device
 from trainer import train as running
-from trainer.config import config as configs
+from trainer.config import load as configs
 from trainer.models.tune import count
 from trainer.run import estimate, plan, report
 from trainer.run.estimate import ModelShape, Use

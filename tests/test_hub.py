@@ -247,7 +247,7 @@ def test_a_key_that_contradicts_the_environment_is_refused(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("key", ["hub", "model_revision"])
 def test_a_model_that_is_from_no_hub_needs_no_hub_and_no_revision(tmp_path: Path, key: str) -> None:
-    from trainer.config import config as configs
+    from trainer.config import load as configs
 
     for model in ("demo", str(tmp_path)):
         values = {"model_name_or_path": model, "output_dir": "out", key: "modelscope"}

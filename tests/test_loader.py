@@ -18,7 +18,7 @@ from schemas.errors import InputError
 from tests.support.trained import compile_set, config, losses, save_model, train, write
 from tests.support.vision import PROCESSOR, START, draw_images, make_model
 from tests.test_train_vision import SEES, TEXT
-from trainer.config import config as configs
+from trainer.config import load as configs
 from trainer.data import loader
 from trainer.data.collate import Batch, Collator, pad_id
 from trainer.data.images import images_of

@@ -7,11 +7,13 @@ import csv
 import datetime as dt
 import decimal
 import gzip
+import importlib
 import io
 import json
 import math
 import os
 import pickle
+import pkgutil
 import random
 import re
 import tempfile
@@ -32,9 +34,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import compiler
+import schemas
 from compiler.read import MAX_DEPTH, FileKind, Row, Unit, cut, open_source, read
+from compiler.read.decompress import Expansion
 from compiler.read.elements import Elements
-from compiler.read.source import Expansion
 from schemas.errors import InputError, Reason
 
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -792,6 +796,12 @@ def test_no_pattern_repeats_a_group_possessively() -> None:
             for token in tokenize.tokenize(file.readline):
                 is_pattern = token.type == tokenize.STRING and not token.string.endswith('"""')
                 assert not (is_pattern and re.search(r"\)[*+?]\+", token.string)), f"{path}:{token.start[0]}"
+    for room in (compiler, schemas):  # patterns that are put together of several strings
+        for found in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+            for name, value in vars(importlib.import_module(found.name)).items():
+                if isinstance(value, re.Pattern):
+                    text = value.pattern if isinstance(value.pattern, str) else value.pattern.decode("latin-1")
+                    assert not re.search(r"(?<!\\)\)[*+?]\+", text), f"{found.name}.{name}"
 
 
 # Units

@@ -16,9 +16,10 @@ import registry
 from schemas import check_config, schema, yaml
 from schemas.errors import Problem, UsageError
 from tests.support.documents import FILES, ZERO
-from trainer.config import config as configs
 from trainer.config import dialects, zero
-from trainer.config.config import Expect, Loaded, Lora, Prefix, TrainConfig
+from trainer.config import load as configs
+from trainer.config.config import Expect, Lora, Prefix, TrainConfig
+from trainer.config.load import Loaded
 
 OFFLOAD = Path(__file__).parent / "data" / "train" / "ds_zero_3_offload.json"
 MODEL = "model_name_or_path=m"

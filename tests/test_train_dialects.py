@@ -19,9 +19,10 @@ import registry
 from schemas.errors import Problem, UsageError
 from tests.support.documents import AGENT, FILES, SCRIPTS
 from tests.support.shared import shared
-from trainer.config import config as configs
 from trainer.config import dialects, shell
-from trainer.config.config import Loaded, Lora, Prefix
+from trainer.config import load as configs
+from trainer.config.config import Lora, Prefix
+from trainer.config.load import Loaded
 
 TOOLS = Path(__file__).parent / "data" / "train" / "tools"
 MODEL = "model_name_or_path=m"

@@ -29,7 +29,7 @@ from tests.support.trained import (
     write,
 )
 from trainer import device
-from trainer.config import config as configs
+from trainer.config import load as configs
 from trainer.data.collate import Collator, tensors
 from trainer.data.loader import Loader
 from trainer.models import training

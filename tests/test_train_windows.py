@@ -35,7 +35,7 @@ from tests.support.trained import (
     write,
 )
 from trainer import device
-from trainer.config import config as configs
+from trainer.config import load as configs
 from trainer.data.collate import Collator
 from trainer.data.loader import Loader
 from trainer.data.order import micro_batches, places_of

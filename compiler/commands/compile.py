@@ -70,8 +70,8 @@ def _started_early(given: dict[str, Any]) -> contextlib.AbstractContextManager[N
     is_folder = os.path.isdir(given["tokenizer"] or "")  # noqa: PTH112  # False for a name that no file can have
     folder = str(Path(given["tokenizer"]).absolute()) if is_folder else ""
     cache = str(given["cache"].absolute())
-    early = ["compiler.tokenizer.ahead:begin_fast", "compiler.units.asked:load_tokenizer"]
-    return processes.started_early(early, folder, cache)
+    early = ["compiler.tokenizer.ahead:begin_fast", "compiler.tokenizer.tokenizer:load_early"]
+    return processes.started_early(early, folder, cache, then="compiler.units.asked")
 
 
 def _compile(options: CompileOptions, given: dict[str, Any]) -> None:

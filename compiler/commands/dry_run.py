@@ -91,7 +91,7 @@ def _as_json(found: DryRun, out: str) -> dict[str, Any]:
         "exit_code_is_sure": forecast.sure,
         "problem": None if problem is None else str(problem),
         "units": {
-            "all": len(found.sample.keys),
+            "all": len(found.sample.sizes),
             "sampled": sum(map(len, found.sample.places)),
             "compiled": found.done.compiled,
             "not_in_cache": found.missing,
@@ -130,7 +130,7 @@ def _as_text(found: DryRun, out: str) -> RenderableType:
     numbers, sample = _Numbers(found), found.sample
     manifest, problem = found.forecast.figures.manifest, found.forecast.figures.problem
     sampled = sum(map(len, sample.places))
-    how = f"dry run: {sampled:,} of {len(sample.keys):,} units; ± is half of a 95% interval"
+    how = f"dry run: {sampled:,} of {len(sample.sizes):,} units; ± is half of a 95% interval"
     if found.forecast.exact:
         how = f"dry run: all {sampled:,} unit{'' if sampled == 1 else 's'}; the numbers are those of the compile"
     parts: list[RenderableType] = [Text(how)]
@@ -172,7 +172,7 @@ def _of_rejects(one: SampledDataset, numbers: _Numbers) -> list[str]:
 
 def _costs(found: DryRun, numbers: _Numbers, out: str) -> list[str]:
     """Lines on time and disk."""
-    still, there = found.missing, len(set(found.sample.keys)) - found.missing
+    still, there = found.missing, len(found.sample.works) - found.missing
     time = "time: not known, because every sampled unit was in the cache"
     if found.seconds is not None:
         time = f"time: about {terminal.clock(found.seconds)}"

@@ -16,7 +16,8 @@ The rules that hold for every kind:
 
     module       what it knows
     model.py     FileKind, SourceFile, Unit, Row
-    source.py    names, contents that contradict the name, compression
+    source.py    names, and contents that contradict the name
+    decompress.py  .gz and .zst
     text.py      .jsonl .json .csv .tsv .txt
     lines.py     the units of .jsonl and .txt
     records.py   the records of .csv and .tsv

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import python_calamine
 
+from compiler.read.decompress import Expansion
 from compiler.read.model import Unit, changed, check_header, digest_of_part, open_file, without_index
-from compiler.read.source import Expansion
 from schemas.errors import InputError, Reject
 
 

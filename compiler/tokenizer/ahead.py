@@ -45,10 +45,10 @@ def tables_of(specs: Specs) -> Tables | str:
 
 
 class Begun:
-    """Tables that a thread builds, with what was parsed for them."""
+    """Tables that a thread builds."""
 
-    def __init__(self, spec: dict[str, Any], specs: Specs) -> None:
-        self.spec, self.specs = spec, specs
+    def __init__(self, specs: Specs) -> None:
+        self.specs = specs
         self._found: Tables | str | None = None
         self._thread = Thread(target=self._build)
         self._thread.start()
@@ -63,8 +63,8 @@ class Begun:
         return self._found
 
 
-_BEGUN: dict[str, Begun] = {}
-"""What was begun and not taken yet, by the identity of the tokenizer's files."""
+_BEGUN: dict[str, tuple[Begun, dict[str, Any]]] = {}
+"""What was begun and not taken yet, by the identity of the tokenizer's files, and the parsed `tokenizer.json`."""
 
 
 def begin_fast(folder: str, cache: str) -> None:
@@ -79,13 +79,13 @@ def begin_fast(folder: str, cache: str) -> None:
                 spec = files.spec()
                 outline = outline_of(spec)
                 specs = Specs.of(spec, text_tokens_of(outline, files.chat_templates().values()))
-                _BEGUN[files.identity] = Begun(spec, specs)
+                _BEGUN[files.identity] = Begun(specs), spec
                 keep_outline(Path(cache), files, outline)
 
 
-def taken(files: TokenizerFiles) -> Begun | None:
-    """What was begun for these files, for the one who takes it."""
-    return _BEGUN.pop(files.identity, None)
+def taken(files: TokenizerFiles) -> tuple[Begun | None, dict[str, Any] | None]:
+    """What was begun for these files, for the one who takes it, and the parsed `tokenizer.json`."""
+    return _BEGUN.pop(files.identity, (None, None))
 
 
 def outline_key(files: TokenizerFiles) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -106,12 +107,12 @@ class Tokenizer(Vocabulary):
         """
         files = TokenizerFiles.find(folder)
         if files.identity not in _LOADED:
-            begun = ahead.taken(files)
+            begun, spec = ahead.taken(files)
             kept = None if cache is None else records.load_record(cache, ahead.outline_key(files))
             try:
                 with without_collections():
                     if begun is not None:
-                        tokenizer = cls(files, begun.spec, begun=begun, encodes=True)
+                        tokenizer = cls(files, spec, begun=begun, encodes=True)
                     elif kept is not None:
                         tokenizer = cls(files, outline=kept["outline"])
                     elif others_encode:
@@ -124,6 +125,7 @@ class Tokenizer(Vocabulary):
                 raise _broken(files, error) from error
             if kept is None and not others_encode:
                 tokenizer.keep(cache)
+            del spec  # tens of megabytes, which are gone before the next modules are imported
             trim_memory()
             _LOADED.clear()  # one is enough, and each holds tens of megabytes
             _LOADED[files.identity] = tokenizer
@@ -252,6 +254,13 @@ class Tokenizer(Vocabulary):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, control tokens included."""
         return self.official.decode(list(ids), skip_special_tokens=False)
+
+
+def load_early(folder: str, cache: str) -> None:
+    """Load a tokenizer ("" = none) whose fast encoder was begun. What is wrong with it is for others to say."""
+    with suppress(Problem, OSError):
+        if folder:
+            Tokenizer.load(Path(folder), Path(cache))
 
 
 def _broken(files: TokenizerFiles, error: BaseException) -> InputError:

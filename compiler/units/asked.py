@@ -9,19 +9,12 @@ import pyarrow as pa
 
 from compiler.proof.certificate import certificate_of
 from compiler.proof.encoders import Choice, Trial, agree, judge, try_fast
-from compiler.tokenizer.tokenizer import Sample, Tokenizer
+from compiler.tokenizer.tokenizer import Sample
 from compiler.units.task import Setup
 from compiler.units.unit import tools_of
 from schemas.arrow import leave_pandas
 from schemas.errors import Problem
 from schemas.memory import trim_memory
-
-
-def load_tokenizer(folder: str, cache: str) -> None:
-    """Load a tokenizer ("" = none), with the reference if its fast encoder was begun."""
-    with suppress(Problem, OSError):
-        if folder:
-            Tokenizer.load(Path(folder), Path(cache))
 
 
 def load_tools(setup: Setup) -> str:

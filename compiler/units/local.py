@@ -68,9 +68,9 @@ class Pool:
         self._selector.register(worker, EVENT_READ)
         return worker
 
-    def least(self, some: Sequence[Worker]) -> int:
-        """How many answers the least busy of some processes owes."""
-        return min(len(self._asked[worker]) for worker in some)
+    def least_busy(self, some: Sequence[Worker]) -> Worker:
+        """The one of some processes that owes the fewest answers."""
+        return min(some, key=lambda one: len(self._asked[one]))
 
     def most(self, some: Sequence[Worker]) -> int:
         """How many answers the busiest of some processes owes."""
@@ -78,7 +78,7 @@ class Pool:
 
     def send(self, some: Sequence[Worker], about: Any, function: Callable[..., object], *args: Any) -> None:
         """Ask the least busy of some processes. `about` is an item, or who waits for the answer."""
-        worker = min(some, key=lambda one: len(self._asked[one]))
+        worker = self.least_busy(some)
         self._asked[worker].append(about)
         worker.send(function, *args)
 
@@ -177,9 +177,9 @@ class Workers:
         workers = self._working()
         self._finish()
         for item in items:  # it is made while all workers have something to do
-            while self._pool.least(workers) >= ahead:
+            while self._pool.most([worker := self._pool.least_busy(workers)]) >= ahead:
                 self._listen()
-            self._pool.send(workers, item, function, item)
+            self._pool.send([worker], item, function, item)
             self._listen(0)
             while self._found:
                 yield self._found.popleft()

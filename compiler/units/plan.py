@@ -121,7 +121,7 @@ class UnitPlan:
 
     def units(self) -> Iterator[Task]:
         """Yield the units as tasks, and record them."""
-        for number, record, task in self._cut() if self.sample is None else self.sample.choose(self._cut):
+        for number, record, task in self._cut() if self.sample is None else self.sample.choose(self._cut, self.work_of):
             self.compiled[number].records.append(record)
             self._records[task.number] = record
             yield task

@@ -145,14 +145,15 @@ _EARLY: list[Original] = []
 
 
 @contextmanager
-def started_early(functions: Iterable[str], *args: object) -> Iterator[None]:
-    """Start an original before its modules are imported here; it calls functions, "MODULE:NAME", one after the other.
+def started_early(functions: Iterable[str], *args: object, then: str) -> Iterator[None]:
+    """Start an original before its modules are imported here; it ends with the context if nobody has taken it.
 
-    It ends with the context if nobody has taken it.
+    It calls functions, "MODULE:NAME", one after the other, and then imports a module.
     """
     original = Original.fresh()
     for function in functions:
         original.send(_called, function, args)
+    original.send(_imported, then)
     _EARLY.append(original)
     try:
         yield
@@ -167,6 +168,10 @@ def started_early(functions: Iterable[str], *args: object) -> Iterator[None]:
 def _called(function: str, args: tuple[object, ...]) -> None:
     module, _, name = function.partition(":")
     getattr(importlib.import_module(module), name)(*args)
+
+
+def _imported(module: str) -> None:
+    importlib.import_module(module)
 
 
 def _started(main: str) -> tuple[socket.socket, int]:

@@ -63,17 +63,17 @@ class UnitSample:
     seed: int
     units: int | None = None
     sizes: list[Size] = field(default_factory=list)
-    keys: list[str] = field(default_factory=list)
-    """The names of the objects of all units."""
+    works: dict[str, float] = field(default_factory=dict)
+    """Of the object of each unit, by its name, as how many usual units it counts."""
     seconds: float = 0.0
     """How long cutting all files took."""
     strata: list[Stratum] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
     """By dataset, the places of its chosen units in their order."""
 
-    def choose(self, cut: Cut) -> Iterator[tuple[int, UnitRecord, Task]]:
+    def choose(self, cut: Cut, work_of: Callable[[Task], float]) -> Iterator[tuple[int, UnitRecord, Task]]:
         """Yield the chosen units. A unit that holds its bytes is not kept: its file is cut again."""
-        began, self.sizes, self.keys, held = time.monotonic(), [], [], False
+        began, self.sizes, self.works, held = time.monotonic(), [], {}, False
         found: list[tuple[int, UnitRecord, Task]] = []
         strata: dict[tuple[int, FileKind], Stratum] = {}
         before: dict[tuple[int, str], int] = {}
@@ -86,7 +86,7 @@ class UnitSample:
             size = unit.count if unit.kind in COLUMNAR else unit.length
             count = 1 if unit.kind is FileKind.SESSION else unit.count
             self.sizes.append(Size(size, count, rows if counted else None, unit.rows is not None))
-            self.keys.append(task.key)
+            self.works[task.key] = work_of(task)
             strata.setdefault((number, unit.kind), Stratum(number, [])).places.append(len(found))
             found.append((number, record, replace(task, unit=replace(unit, data=None))))
         self.strata, self.seconds = list(strata.values()), time.monotonic() - began

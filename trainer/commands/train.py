@@ -69,7 +69,7 @@ def train(
     """
     libraries.need("train", *LIBRARIES)
     from trainer import device
-    from trainer.config import config as configs
+    from trainer.config import load as configs
 
     named = {"model_name_or_path": model, "hub": hub}
     given = [*(f"{key}={json.dumps(value)}" for key, value in named.items() if value), *overrides]

@@ -1,6 +1,8 @@
 """What a run is asked to do: our own YAML or another tool's file, checked as one configuration.
 
-config.py    TrainConfig, and how files and `--set` become one
+config.py    TrainConfig
+load.py      how files and `--set` become one
+rules.py     settings that contradict each other, or have no effect
 shell.py     the call in a shell file, which is read and never run
 dialects.py  the keys of other tools, by the tables in registry/train_configs
 derived.py   their defaults that depend on other keys

@@ -12,8 +12,8 @@ import registry
 from schemas import yaml
 from schemas.errors import UsageError
 from trainer.config import call as calls
-from trainer.config import config as configs
 from trainer.config import dialects
+from trainer.config import load as configs
 from trainer.config.call import ToolCall
 from trainer.config.shell import Asked
 

@@ -18,7 +18,8 @@ from schemas.digests import content_digest
 from schemas.errors import UsageError
 from schemas.steps import Order
 from trainer.config import zero
-from trainer.config.config import Loaded, TrainConfig
+from trainer.config.config import TrainConfig
+from trainer.config.load import Loaded
 from trainer.data import media, stream
 from trainer.device import Device
 from trainer.device import remarks as limits
