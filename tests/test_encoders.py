@@ -16,6 +16,7 @@ import xxhash
 from click.testing import Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 import registry
@@ -195,6 +196,27 @@ def test_an_encoder_that_errs_while_it_runs_is_found_out_and_nothing_of_it_is_ke
 def test_an_encoder_that_does_not_take_a_tokenizer_is_not_used_and_why_is_said() -> None:
     found = encoders.load_fast(Specs(Forms({}, {}, None), b'{"type": "Unigram"}'))
     assert isinstance(found, str) and found.startswith("it does not take this tokenizer: ")
+
+
+def test_workers_encode_with_the_reference_where_the_fast_encoder_does_not_take_the_tokenizer(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "unigram"
+    shutil.copytree(registry.DEMO_TOKENIZER, folder)
+    spec = json.loads((folder / "tokenizer.json").read_text())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made = HFTokenizer(models.Unigram([("<unk>", 0.0), *((letter, -1.0) for letter in sorted(alphabet))], 0))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    controls = [one["content"] for one in spec["added_tokens"]]
+    made.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in controls])
+    made.save(str(folder / "tokenizer.json"))
+    files, digests = long_files(tmp_path, 1000), []
+    for workers in (2, 1):
+        result = run("compile", *files, "-o", tmp_path / "out", "--tokenizer", folder, "--workers", workers)
+        assert "fastokens is not used: it does not take this tokenizer: " in result.stderr
+        digests.append(manifest(tmp_path / "out")["digest"])
+        (tmp_path / "cache").rename(tmp_path / f"cache-{workers}")
+    assert digests[0] == digests[1]
 
 
 def test_workers_load_no_reference() -> None:

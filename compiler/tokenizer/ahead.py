@@ -72,9 +72,11 @@ def begin_fast(folder: str, cache: str) -> None:
 
     What is wrong with the tokenizer is for others to say.
     """
+    if not folder:
+        return
     with suppress(Exception):
         files = TokenizerFiles.find(Path(folder))
-        if folder and not records.has(Path(cache), outline_key(files)):
+        if not records.has(Path(cache), outline_key(files)):
             with without_collections():
                 spec = files.spec()
                 outline = outline_of(spec)
@@ -84,8 +86,14 @@ def begin_fast(folder: str, cache: str) -> None:
 
 
 def taken(files: TokenizerFiles) -> tuple[Begun | None, dict[str, Any] | None]:
-    """What was begun for these files, for the one who takes it, and the parsed `tokenizer.json`."""
-    return _BEGUN.pop(files.identity, (None, None))
+    """What was begun for these files, for the one who takes it, and the parsed `tokenizer.json`.
+
+    Waits for what was begun for others, which were there a moment ago: a process with two threads is not copied.
+    """
+    found = _BEGUN.pop(files.identity, (None, None))
+    while _BEGUN:
+        _BEGUN.popitem()[1][0].result()
+    return found
 
 
 def outline_key(files: TokenizerFiles) -> str:
