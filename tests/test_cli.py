@@ -97,6 +97,25 @@ def test_help_starts_almost_as_fast_as_click_alone(command: list[str]) -> None:
     assert ours < 4 * theirs
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["formats"], 0), (["formats", "--wrong"], 2)])
+def test_the_process_ends_after_all_that_was_to_be_done(arguments: list[str], code: int) -> None:
+    program = """
+import atexit, sys, threading, time
+import cli
+atexit.register(print, "handler")
+threading.Thread(target=lambda: (time.sleep(0.5), print("thread"))).start()
+cli.run()
+"""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code and done.stdout.endswith("thread\nhandler\n")
+
+
+def test_a_command_without_stdout_does_what_it_does() -> None:
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m cli formats >&-"], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, cli; cli.main(['compile', '--help'], standalone_mode=False); print(*sys.modules, file=sys.stderr)"

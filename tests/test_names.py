@@ -56,7 +56,7 @@ class Environment:
             for path in (ROOT / package).rglob("*"):
                 if path.suffix in (".py", ".json", ".jsonl", ".jinja"):
                     files[path.relative_to(ROOT).as_posix()] = path.read_bytes()
-        self.wheel = write_wheel(folder, "finetune_data_compiler", "0.1.0", files, script="cli = cli:main")
+        self.wheel = write_wheel(folder, "finetune_data_compiler", "0.1.0", files, script="cli = cli:run")
         install(self.python, self.wheel)
 
     @property
