@@ -18,6 +18,10 @@ from typing import Any
 
 import click
 
+for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # it was closed before: libraries that print expect one
+        setattr(sys, _name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+
 _ended: list[Any] = []
 """With what `run` has ended, if it has."""
 
@@ -29,7 +33,7 @@ def _leave() -> None:
     """
     if _ended and isinstance(_ended[0], int | None) and sys.modules.keys().isdisjoint({"torch", "coverage"}):
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):  # nobody reads it any more, or it never was there
+            with suppress(OSError, ValueError):  # nobody reads it any more
                 stream.flush()
         os._exit(_ended[0] or 0)
 
@@ -106,8 +110,7 @@ class _Group(click.Group):
             try:
                 return super().invoke(ctx)
             finally:
-                if sys.stdout is not None:  # it was closed before
-                    sys.stdout.flush()  # while a reader that has gone is still an error of ours
+                sys.stdout.flush()  # while a reader that has gone is still an error of ours
         except KeyboardInterrupt:
             hint = _AFTER_INTERRUPT.get(ctx.invoked_subcommand or "")
             click.echo("\nerror: interrupted" + (f"\n  {hint}" if hint else ""), err=True)

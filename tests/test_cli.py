@@ -111,9 +111,11 @@ cli.run()
     assert done.returncode == code and done.stdout.endswith("thread\nhandler\n")
 
 
-def test_a_command_without_stdout_does_what_it_does() -> None:
-    done = subprocess.run(["sh", "-c", f"{sys.executable} -m cli formats >&-"], stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
+@pytest.mark.parametrize(("closed", "arguments", "code"), [(">&-", "formats", 0), (">&- 2>&-", "formats --wrong", 2)])
+def test_a_command_without_streams_does_what_it_does(closed: str, arguments: str, code: int) -> None:
+    command = ["sh", "-c", f"{sys.executable} -m cli {arguments} {closed}"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (code, b"")
 
 
 def test_help_imports_nothing_heavy() -> None:
