@@ -23,13 +23,13 @@ for _name in ("stdout", "stderr"):
         setattr(sys, _name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
 
 _ended: list[Any] = []
-"""With what `run` has ended, if it has."""
+"""The exit code of `run`, once it has ended."""
 
 
 def _leave() -> None:
-    """End without taking apart what the process holds, object by object: that is a twentieth of a small compile.
+    """End the process without freeing its objects one by one: that takes a twentieth of a small compile.
 
-    Not with torch, which has more to do than it says, nor where coverage is measured, which was there before us.
+    Not with torch, whose libraries may need the usual end, nor with coverage, whose handler would be called after this.
     """
     if _ended and isinstance(_ended[0], int | None) and sys.modules.keys().isdisjoint({"torch", "coverage"}):
         for stream in (sys.stdout, sys.stderr):

@@ -164,6 +164,7 @@ def dry_run(options: CompileOptions, watcher: Watcher, units: int | None) -> Dry
         found = forecast(compiled, sample, options, beside)
         works = [work for key, work in sample.works.items() if not has(options.cache, key)]
     missing, is_much = len(works), sum(works) > run.few
+    # If workers compiled the sample, its pace is theirs already.
     at_once = min(options.workers or 1, missing) if is_much and engines.current is engines.in_process else 1
     seconds = pace.seconds(missing, at_once, sample.seconds)
     if seconds is not None:

@@ -14,21 +14,21 @@ The rules that hold for every kind:
 * Bad input is a `Reject` of one row, or an `InputError` if it is unclear where the next row begins.
   `open_source`, `cut` and `read` may all raise InputError.
 
-    module       what it knows
-    model.py     FileKind, SourceFile, Unit, Row
-    source.py    names, and contents that contradict the name
+    module         what it knows
+    model.py       FileKind, SourceFile, Unit, Row
+    source.py      names, and contents that contradict the name
     decompress.py  .gz and .zst
-    text.py      .jsonl .json .csv .tsv .txt
-    lines.py     the units of .jsonl and .txt
-    records.py   the records of .csv and .tsv
-    elements.py  where the elements of a JSON array are
-    value.py     one JSON value, and everything that can be wrong with it
-    together.py  the values of many rows at once
-    literal.py   a list or object as Python prints it
-    columns.py   the units and rows of tables
-    tables.py    .parquet .arrow .feather
-    cells.py     their cells as JSON values
-    sheets.py    .xlsx
+    text.py        .jsonl .json .csv .tsv .txt
+    lines.py       the units of .jsonl and .txt
+    records.py     the records of .csv and .tsv
+    elements.py    where the elements of a JSON array are
+    value.py       one JSON value, and everything that can be wrong with it
+    together.py    the values of many rows at once
+    literal.py     a list or object as Python prints it
+    columns.py     the units and rows of tables
+    tables.py      .parquet .arrow .feather
+    cells.py       their cells as JSON values
+    sheets.py      .xlsx
 """
 
 from __future__ import annotations

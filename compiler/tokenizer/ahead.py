@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from compiler.cache import records
 from compiler.tokenizer.files import TokenizerFiles
-from compiler.tokenizer.spec import Specs, outline_of, text_tokens_of
+from compiler.tokenizer.spec import Specs, outline_of, split_added
 from schemas.errors import InputError
 from schemas.memory import without_collections
 
@@ -80,7 +80,8 @@ def begin_fast(folder: str, cache: str) -> None:
             with without_collections():
                 spec = files.spec()
                 outline = outline_of(spec)
-                specs = Specs.of(spec, text_tokens_of(outline, files.chat_templates().values()))
+                text_tokens, _ = split_added(outline, files.chat_templates().values())
+                specs = Specs.of(spec, text_tokens)
                 _BEGUN[files.identity] = Begun(specs), spec
                 keep_outline(Path(cache), files, outline)
 

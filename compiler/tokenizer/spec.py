@@ -6,9 +6,8 @@ This module imports little, since the slowest encoder is begun before the rest i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 import orjson
@@ -30,11 +29,13 @@ def outline_of(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def are_text(outline: dict[str, Any], templates: Iterable[str]) -> list[bool]:
-    """Which of the added tokens are ordinary text, as Gemma's `<table>` and runs of spaces are.
+def split_added(
+    outline: dict[str, Any], templates: Collection[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The added tokens that are ordinary text, as Gemma's `<table>` and runs of spaces are, and the control tokens.
 
-    Such a token is not special, the model's own vocabulary has it (it was there when the model was trained on text),
-    and no chat template writes it (`<tool_call>`), unless it is white space.
+    A token of text is not special, the model's own vocabulary has it (it was there when the model was trained on
+    text), and no chat template writes it (`<tool_call>`), unless it is white space.
     """
 
     def is_text(token: dict[str, Any]) -> bool:
@@ -43,12 +44,10 @@ def are_text(outline: dict[str, Any], templates: Iterable[str]) -> list[bool]:
             return False
         return not text.strip("▁ \n\t\r") or not any(text in source for source in templates)
 
-    return list(map(is_text, outline["added_tokens"]))
-
-
-def text_tokens_of(outline: dict[str, Any], templates: Iterable[str]) -> list[dict[str, Any]]:
-    """The added tokens that are ordinary text."""
-    return list(compress(outline["added_tokens"], are_text(outline, templates)))
+    text, control = list[dict[str, Any]](), list[dict[str, Any]]()
+    for token in outline["added_tokens"]:
+        (text if is_text(token) else control).append(token)
+    return text, control
 
 
 MOST = 1 << 24

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from itertools import compress
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from compiler.tokenizer.files import TokenizerFiles
-from compiler.tokenizer.spec import are_text, check_ids, decoder_kinds, steps_of, without_prefix
+from compiler.tokenizer.spec import check_ids, decoder_kinds, split_added, steps_of, without_prefix
 
 
 class Vocabulary:
@@ -27,12 +26,9 @@ class Vocabulary:
         self.chat_templates = files.chat_templates()
         """The Jinja chat templates by name."""
         added = outline["added_tokens"]
-        is_text = are_text(outline, self.chat_templates.values())
-        self.text_tokens: list[dict[str, Any]] = list(compress(added, is_text))
+        self.text_tokens, controls = split_added(outline, self.chat_templates.values())
         """The added tokens that are ordinary text."""
-        self.controls: dict[str, int] = {
-            token["content"]: token["id"] for token, text in zip(added, is_text, strict=True) if not text
-        }
+        self.controls: dict[str, int] = {token["content"]: token["id"] for token in controls}
         """The control tokens and their ids: every other added token. They are placed by id; no text becomes one."""
         self.control_pattern = _any_of(self.controls)
         """Matches any control token's text, the longest first as the official tokenizer does."""

@@ -17,12 +17,11 @@ from schemas.errors import Problem
 from schemas.memory import trim_memory
 
 
-def load_tools(setup: Setup) -> str:
-    """Load the tokenizer and the template. What is wrong with them is for the first unit to say. Returns ""."""
+def load_tools(setup: Setup) -> None:
+    """Load the tokenizer and the template. What is wrong with them is for the first unit to say."""
     leave_pandas()
     with suppress(Problem):
         tools_of(setup)
-    return ""
 
 
 def load_fast(setup: Setup) -> str:

@@ -11,6 +11,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any, TypeVar
 
@@ -70,11 +71,11 @@ class Pool:
 
     def least_busy(self, some: Sequence[Worker]) -> Worker:
         """The one of some processes that owes the fewest answers."""
-        return min(some, key=lambda one: len(self._asked[one]))
+        return min(some, key=attrgetter("owed"))
 
     def most(self, some: Sequence[Worker]) -> int:
         """How many answers the busiest of some processes owes."""
-        return max(len(self._asked[worker]) for worker in some)
+        return max(worker.owed for worker in some)
 
     def send(self, some: Sequence[Worker], about: Any, function: Callable[..., object], *args: Any) -> None:
         """Ask the least busy of some processes. `about` is an item, or who waits for the answer."""
@@ -116,12 +117,15 @@ class Workers:
 
     def __init__(self, count: int, setup: Setup, *, encodes: bool = True) -> None:
         """Nothing is started yet. `encodes`: workers load the fast encoder too."""
-        self._count, self._setup, self._load = count, setup, load_fast if encodes else load_tools
+        self._count, self._setup = count, setup
+        self._load: Callable[[Setup], str | None] = load_fast if encodes else load_tools
         self._pool = Pool()
         self._workers: list[Worker] = []
         self._checkers: list[Worker] = []
         self._found: deque[tuple[Any, Any]] = deque()
         self._original: Original | None = None
+        self._loaded: Awaited[str | None]
+        """What the original, or the first worker, was asked last to load: it says why there is no fast encoder."""
 
     def start(self) -> None:
         """Start the processes, which load what the setup needs while this one goes on."""
@@ -145,7 +149,7 @@ class Workers:
     def _loaded_by(self, original: Original) -> Original:
         """The original when it has done all that it was asked, so that it can be copied."""
         self._loaded.result()
-        while self._pool.most([original]):
+        while original.owed:
             self._listen()
         return original
 
@@ -177,7 +181,7 @@ class Workers:
         workers = self._working()
         self._finish()
         for item in items:  # it is made while all workers have something to do
-            while self._pool.most([worker := self._pool.least_busy(workers)]) >= ahead:
+            while (worker := self._pool.least_busy(workers)).owed >= ahead:
                 self._listen()
             self._pool.send([worker], item, function, item)
             self._listen(0)
